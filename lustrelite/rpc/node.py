@@ -1,0 +1,146 @@
+"""A node: what a process is to the code that runs in it, on a real machine and in the simulator alike.
+
+The seams of the system (docs/architecture.md, D1) meet here. Nothing else in lustrelite reads a clock, draws a random
+number, opens a socket or starts a thread:
+
+- time is the loop's (`now`, and `wall_ns` for timestamps),
+- randomness is `node.random`,
+- frames go through `node.network` (rpc/transport.py, or sim/net.py),
+- blocking calls go through `run_blocking`, which is the loop's executor,
+- tasks belong to the node (`spawn`), so that stopping it leaves none behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Executor
+from typing import Any, Protocol, TypeVar
+
+from lustrelite.events import EventLog
+from lustrelite.faults import Faults
+from lustrelite.ids import Nid
+from lustrelite.tunables import Tunables
+
+_T = TypeVar("_T")
+
+
+class Receiver(Protocol):
+    """The owner of a link's incoming side. All three are called on the loop, never after `link_lost`."""
+
+    def frame_received(self, link: Link, kind: int, header: Any, bulk: memoryview | None) -> None:
+        """A whole frame: `header` is unpacked msgpack, not yet checked; `bulk` passed its checksum."""
+
+    def bulk_buffer(self, link: Link, kind: int, header: Any, length: int) -> memoryview:
+        """Where `length` bytes of bulk shall go; at least that long."""
+
+    def link_lost(self, link: Link, why: str) -> None:
+        """The link is gone, once."""
+
+
+class Link(Protocol):
+    """A connection between two processes: one control connection and its bulk connections, living and dying as one."""
+
+    peer: str
+    nid: Nid  # the other side's address as we dialled it, or as it called from
+    closed: bool
+
+    def send(self, kind: int, header: bytes, bulk: bytes | bytearray | memoryview | None = None) -> None:
+        """Send a frame; nothing happens if the link is closed. Frames of one loop turn leave in one write.
+
+        Order is kept among frames without bulk; a frame with much bulk travels on a bulk connection.
+        `bulk` must not change until the frame was answered (or the link closed).
+        """
+
+    def close(self, why: str = "") -> None:
+        """Drop the link; the receiver hears `link_lost`."""
+
+
+class Listener(Protocol):
+    """An open port."""
+
+    nid: Nid
+
+    def close(self) -> None:
+        """Accept no more links (those that exist live on)."""
+
+
+class Network(Protocol):
+    """Makes links."""
+
+    async def connect(self, nid: Nid, receiver: Receiver, *, bulk_connections: int = 1) -> Link:
+        """A link to whoever listens at `nid`; LinkLost if nobody does."""
+
+    async def listen(self, nid: Nid, accept: Callable[[Link], Receiver]) -> Listener:
+        """Listen at `nid` (port 0 chooses one: see Listener.nid)."""
+
+
+class Node:
+    """One process. The simulator's SimNode replaces clock, randomness and network."""
+
+    def __init__(
+        self,
+        name: str,
+        network: Network,
+        *,
+        tunables: Tunables | None = None,
+        executor: Executor | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.name = name
+        self.network = network
+        self.tunables = tunables or Tunables()
+        self.random = random.Random(seed)
+        self.events = EventLog(name, self.now)
+        self.faults = Faults()
+        self.executor = executor
+        self.dead = False
+        self._tasks: dict[asyncio.Task[Any], None] = {}  # a dict keeps order: cancellation must be repeatable
+        self.on_crash: Callable[[str], None] | None = None  # a StoreFailed or a "crash" fault ends the process
+
+    def now(self) -> float:
+        """Seconds on the loop's clock."""
+        return asyncio.get_running_loop().time()
+
+    def wall_ns(self) -> int:
+        """Nanoseconds since the epoch, for timestamps."""
+        return time.time_ns()
+
+    def spawn(self, coro: Coroutine[Any, Any, _T], name: str) -> asyncio.Task[_T]:
+        """Run `coro` as a task of this node. An exception it does not handle is a crash."""
+        task = asyncio.get_running_loop().create_task(coro, name=f"{self.name}:{name}")
+        self._tasks[task] = None
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.pop(task, None)
+        if not task.cancelled() and task.exception() is not None and not self.dead:
+            self.crash(f"task {task.get_name()}: {task.exception()!r}", task.exception())
+
+    def run_blocking(self, function: Callable[..., _T], *args: Any) -> Awaitable[_T]:
+        """Run `function` in a worker thread (in the simulator: now, with a delay)."""
+        return asyncio.get_running_loop().run_in_executor(self.executor, function, *args)
+
+    def crash(self, why: str, error: BaseException | None = None) -> None:
+        """End this process as `kill -9` would: nothing is committed, nobody is told."""
+        if self.dead:
+            return
+        self.events.emit("node.crashed", level="error", why=why)
+        if self.on_crash is not None:
+            self.on_crash(why)
+        elif error is not None:
+            raise error
+
+    async def stop_tasks(self) -> None:
+        """Cancel every task of this node and wait for them."""
+        self.dead = True
+        current = asyncio.current_task()
+        for task in list(self._tasks):
+            if task is not current:
+                task.cancel()
+        for task in list(self._tasks):
+            if task is not current:
+                await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,63 @@
+"""Limits (fixed, checked everywhere) and tunables (settable per process with `llctl set_param`).
+
+Every queue has a limit; a full one answers EBUSY. Units stand last in the name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class limits:
+    """Hard bounds; none of them can be raised at run time."""
+
+    header_bytes_max = 1 << 20  # a directory page is the largest header
+    brw_bytes_max = 4 << 20  # bulk in one RPC
+    bulk_inline_bytes_max = 64 << 10  # more travels on the bulk connection
+    name_bytes_max = 255
+    path_bytes_max = 4096
+    symlink_bytes_max = 4095
+    xattr_bytes_max = 64 << 10
+    stripes_max = 2000
+    stripe_bytes_min = 64 << 10
+    file_bytes_max = (1 << 63) - 1
+    object_bytes_max = 16 << 40
+    links_max = 65000
+    groups_max = 64
+    mod_rpcs_max = 32  # modifying requests in flight per client and target
+    pre_versions_max = 4
+    links_per_service_max = 4096
+    requests_per_service_max = 4096
+    requests_reserved_max = 1024  # of them, for connect, ping, close, cancel, resends, recovery
+    state_history_max = 16
+    unix_path_bytes_max = 100
+
+
+@dataclass
+class Tunables:
+    """What an administrator may change. Seconds unless the name says otherwise."""
+
+    rpc_timeout_s: float = 6.0  # then resend on the same connection; at the second expiry disconnect
+    connect_timeout_s: float = 3.0
+    reconnect_pause_s: float = 0.1  # between attempts, doubled up to the maximum
+    reconnect_pause_max_s: float = 1.0
+    ping_interval_s: float = 5.0
+    uncommitted_ping_s: float = 1.5  # with replays to prune, ask this soon
+    evict_silent_s: float = 60.0  # a client that is silent this long while others talk
+    recovery_time_soft_s: float = 10.0
+    recovery_time_hard_s: float = 60.0
+    replay_timeout_s: float = 20.0  # a client's request during replay
+    commit_interval_s: float = 1.0
+    commit_dirty_max: int = 50_000  # records in a batch before it is committed at once
+    commit_wait_warn_s: float = 5.0  # a waiter held this long by hold_commits says so
+    commit_on_sharing: int = 1
+    max_mod_rpcs: int = 32
+    max_rpcs_in_flight: int = 8  # data RPCs per OST
+    max_bytes_per_rpc: int = 1 << 20
+    precreate_min: int = 64
+    precreate_max: int = 8192
+    stripe_count: int = 1
+    stripe_size: int = 1 << 20
+    bulk_connections: int = 1
+    reserved_permille: int = 2  # of the disk kept free on a target, ENOSPC before it
+    mgs_poll_s: float = 10.0

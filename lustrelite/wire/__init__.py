@@ -1,0 +1,1 @@
+"""Bytes <-> messages. No I/O, no clock."""

@@ -1,0 +1,380 @@
+"""Messages to the MDT. The client chooses FIDs, open handles and times, so that a replay makes the same thing again."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from lustrelite.ids import Fid
+from lustrelite.wire.message import CLASS_CLOSE, message
+from lustrelite.wire.session import Empty
+
+# Open.flags
+OPEN_READ = 0x1
+OPEN_WRITE = 0x2
+OPEN_CREATE = 0x4
+OPEN_EXCL = 0x8
+OPEN_TRUNC = 0x10  # needs write permission; the client punches the objects
+OPEN_APPEND = 0x20
+OPEN_DIRECTORY = 0x40
+OPEN_EXEC = 0x80
+OPEN_BY_FID = 0x100  # `fid` is the file itself; parent and name are not looked at
+OPEN_REPLAY_CREATED = 0x200  # set in the saved request: this open made the file
+
+# OpenReply.disposition (DISP_*)
+DISP_LOOKUP_NEG = 0x4
+DISP_LOOKUP_POS = 0x8
+DISP_OPEN_CREATE = 0x10
+DISP_OPEN_OPEN = 0x20
+
+# Setattr.valid
+SET_MODE = 0x1
+SET_UID = 0x2
+SET_GID = 0x4
+SET_ATIME = 0x8
+SET_MTIME = 0x10
+SET_SIZE = 0x20  # permission check and suid clearing only: the objects hold the size
+SET_FLAGS = 0x40
+SET_TIMES_EXPLICIT = 0x80  # utimes() with given times: only the owner may
+
+# Rename.flags (RENAME_* of linux/fs.h)
+RENAME_NOREPLACE = 0x1
+RENAME_EXCHANGE = 0x2
+
+# Unlink.flags
+UNLINK_RMDIR = 0x1
+
+# Setxattr.flags (XATTR_* of sys/xattr.h)
+XATTR_CREATE = 0x1
+XATTR_REPLACE = 0x2
+
+
+class Layout(NamedTuple):
+    """Where a file's data is (LOV EA, raid0): stripe i is object stripes[i] = (ost index, object id)."""
+
+    stripe_size: int  # bytes
+    generation: int
+    pool: str
+    stripes: tuple[tuple[int, int], ...]
+
+
+class StripeHint(NamedTuple):
+    """What the user asked for; -1 and 0 mean the default. Also the default of a directory."""
+
+    stripe_count: int  # -1 is all OSTs
+    stripe_size: int  # bytes, a multiple of 64 KiB
+    stripe_offset: int  # index of the first OST, -1 is any
+
+
+class Attr(NamedTuple):
+    """Attributes of an inode. Size and blocks of a striped file are the objects' business: here they are 0."""
+
+    fid: Fid
+    mode: int  # S_IFMT | permissions
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    size: int  # bytes
+    blocks: int  # of 512 bytes
+    atime: int  # ns since the epoch, as all times
+    mtime: int
+    ctime: int
+    btime: int
+    version: int  # transno of the last version-relevant change
+    flags: int
+    layout: Layout | None
+    parent: Fid  # of a directory; NO_FID else
+
+
+def _with_layout(body: Any, reply: Any) -> Any:
+    return body._replace(layout=reply.layout) if reply.layout is not None else body
+
+
+@message(op=36, reply=Attr, mutates=True, replay_form=_with_layout)
+class Create(NamedTuple):
+    """Make `name` in `parent` as object `fid`, which the client chose so that a replay makes it again.
+
+    Regular file, directory, symlink (`target`), device, fifo or socket, by S_IFMT of `mode` (umask already applied).
+    Errors: EEXIST, ENOENT, ENOTDIR, EACCES, ENOSPC, ENAMETOOLONG.  Source: mdt_reint_create(), mdt/mdt_reint.c
+    """
+
+    parent: Fid
+    name: bytes  # one component, 1..255 bytes
+    fid: Fid
+    mode: int
+    rdev: int
+    target: bytes
+    time: int
+    hint: StripeHint | None
+    layout: Layout | None  # replay: the objects the first execution chose
+
+
+class OpenReply(NamedTuple):
+    """Result of an open. The handle is the xid of the open request."""
+
+    disposition: int
+    attr: Attr
+
+
+def _open_replay(body: Any, reply: OpenReply) -> Any:
+    made = OPEN_REPLAY_CREATED if reply.disposition & DISP_OPEN_CREATE else 0
+    return body._replace(fid=reply.attr.fid, layout=reply.attr.layout, flags=body.flags | made)
+
+
+@message(op=45, reply=OpenReply, mutates=True, replay_form=_open_replay)
+class Open(NamedTuple):
+    """Open `name` in `parent` (or `fid` itself with OPEN_BY_FID), making it as `fid` with OPEN_CREATE.
+
+    The open handle is this request's xid (`handle` in a replay carries it too): unique per client for ever, known to
+    both sides even if the reply is lost. Kept for replay until its close commits.
+    Errors: those of Create and Lookup, EISDIR, ELOOP for a symlink.  Source: mdt_reint_open(), mdt/mdt_open.c
+    """
+
+    parent: Fid
+    name: bytes
+    fid: Fid
+    flags: int
+    mode: int
+    time: int
+    hint: StripeHint | None
+    layout: Layout | None
+
+
+@message(op=35, reply=Empty, mutates=True, klass=CLASS_CLOSE)
+class Close(NamedTuple):
+    """Close the open whose xid was `handle`. The last close of an unlinked file destroys it.
+
+    `mtime` and `atime` are 0 where this handle wrote or read nothing.
+    Errors: ESTALE, the handle is not known (the client was evicted).  Source: mdt_close()
+    """
+
+    handle: int
+    fid: Fid
+    atime: int
+    mtime: int
+    size: int  # the client's idea of the size, a hint (lazy size on MDS)
+    blocks: int
+
+
+@message(op=37, reply=Empty, mutates=True)
+class Link(NamedTuple):
+    """Make `name` in `parent` another name of `fid`.  Errors: EEXIST, EMLINK, EPERM for a directory."""
+
+    fid: Fid
+    parent: Fid
+    name: bytes
+    time: int
+
+
+class UnlinkReply(NamedTuple):
+    """What became of the victim: `nlink` left; `orphan` if it is still open somewhere."""
+
+    fid: Fid
+    nlink: int
+    orphan: bool
+
+
+@message(op=38, reply=UnlinkReply, mutates=True)
+class Unlink(NamedTuple):
+    """Remove `name` from `parent`; a directory only with UNLINK_RMDIR.
+
+    Its objects are written to the destroy log in the same transaction.
+    Errors: ENOENT, EISDIR, ENOTDIR, ENOTEMPTY, EACCES, EPERM (sticky).  Source: mdt_reint_unlink()
+    """
+
+    parent: Fid
+    name: bytes
+    flags: int
+    time: int
+
+
+@message(op=39, reply=UnlinkReply, mutates=True)
+class Rename(NamedTuple):
+    """Move `source_name` to `target_name`, replacing what is there as POSIX says; the reply names the victim or NO_FID.
+
+    Errors: those of Unlink, EINVAL into its own subtree, EEXIST with RENAME_NOREPLACE.  Source: mdt_reint_rename()
+    """
+
+    source: Fid
+    source_name: bytes
+    target: Fid
+    target_name: bytes
+    flags: int
+    time: int
+
+
+@message(op=40, reply=Attr, mutates=True)
+class Setattr(NamedTuple):
+    """Change the attributes in `valid`.  Errors: EPERM, EACCES, ENOENT.  Source: mdt_reint_setattr()"""
+
+    fid: Fid
+    valid: int
+    mode: int
+    uid: int
+    gid: int
+    atime: int
+    mtime: int
+    time: int  # the new ctime
+    flags: int
+    handle: int  # of an open file, whose mode then counts instead of permissions; 0 none
+
+
+@message(op=41, reply=Empty, mutates=True)
+class Setxattr(NamedTuple):
+    """Set (`value`) or remove (None) an extended attribute.  Errors: EEXIST, ENODATA, ENOTSUP, E2BIG, EPERM."""
+
+    fid: Fid
+    name: bytes
+    value: bytes | None
+    flags: int
+    time: int
+
+
+@message(op=42, reply=Empty, mutates=True)
+class SetDirStripe(NamedTuple):
+    """Set the default striping of directory `fid`, or remove it with None.  Source: lfs setstripe on a directory"""
+
+    fid: Fid
+    hint: StripeHint | None
+    time: int
+
+
+@message(op=33, reply=Attr)
+class Getattr(NamedTuple):
+    """Attributes of `fid`.  Errors: ENOENT"""
+
+    fid: Fid
+
+
+@message(op=34, reply=Attr)
+class Lookup(NamedTuple):
+    """Attributes of `name` in `parent`; "." and ".." work.  Errors: ENOENT, ENOTDIR, EACCES.  Source: IT_LOOKUP"""
+
+    parent: Fid
+    name: bytes
+
+
+class RootReply(NamedTuple):
+    """The root, and what a client must know of the MDT."""
+
+    attr: Attr
+    fsname: str
+
+
+@message(op=46, reply=RootReply)
+class GetRoot(NamedTuple):
+    """The root directory (MDS_GET_ROOT)."""
+
+
+class Dirent(NamedTuple):
+    """One name. `cookie` continues a listing after it: a hash of the name, never a counter."""
+
+    cookie: int  # 63 bits
+    name: bytes
+    fid: Fid
+    type: int  # S_IFMT bits of the mode
+    attr: Attr | None  # readdir-plus
+
+
+class DirPage(NamedTuple):
+    """Part of a directory in cookie order; names of equal hash are never parted."""
+
+    entries: tuple[Dirent, ...]
+    end: bool
+
+
+@message(op=47, reply=DirPage)
+class Readdir(NamedTuple):
+    """Names in `fid` whose cookie is greater than `cookie` (0: from the start), about `count` of them."""
+
+    fid: Fid
+    cookie: int
+    count: int
+    plus: bool
+
+
+class Bytes(NamedTuple):
+    """A string of bytes."""
+
+    value: bytes
+
+
+class Names(NamedTuple):
+    """Several strings of bytes."""
+
+    names: tuple[bytes, ...]
+
+
+@message(op=49, reply=Bytes)
+class Getxattr(NamedTuple):
+    """Value of an extended attribute.  Errors: ENODATA"""
+
+    fid: Fid
+    name: bytes
+
+
+@message(op=50, reply=Names)
+class Listxattr(NamedTuple):
+    """Names of the extended attributes that the caller may see."""
+
+    fid: Fid
+
+
+class DirStripeReply(NamedTuple):
+    """The default striping of a directory, its own or inherited."""
+
+    hint: StripeHint | None
+
+
+@message(op=51, reply=DirStripeReply)
+class GetDirStripe(NamedTuple):
+    """Default striping of directory `fid`."""
+
+    fid: Fid
+
+
+@message(op=52, reply=Bytes)
+class Readlink(NamedTuple):
+    """Target of the symlink `fid`.  Errors: EINVAL"""
+
+    fid: Fid
+
+
+@message(op=53, reply=Names)
+class FidToPath(NamedTuple):
+    """All paths of `fid` from the root, by link back-pointers."""
+
+    fid: Fid
+
+
+class StatfsReply(NamedTuple):
+    """Space and files of one target, in bytes and counts."""
+
+    bytes_total: int
+    bytes_free: int
+    bytes_available: int
+    files_total: int
+    files_free: int
+    state: int  # 0 fine, 1 degraded, 2 read-only, 4 out of space
+
+
+@message(op=54, reply=StatfsReply)
+class Statfs(NamedTuple):
+    """Space of the target."""
+
+
+@message(op=44, reply=Empty)
+class Sync(NamedTuple):
+    """Answered when everything executed so far is durable (MDS_SYNC)."""
+
+
+class SequenceReply(NamedTuple):
+    """A range of FIDs that nobody else will ever get: [seq:1] to [seq:width]."""
+
+    seq: int
+    width: int
+
+
+@message(op=700, reply=SequenceReply)
+class AllocateSequence(NamedTuple):
+    """A new FID sequence, committed before the answer (SEQ_QUERY). A lost answer only wastes a number."""

@@ -1,0 +1,131 @@
+"""Messages to an OST. Objects are named by a number that is never used twice."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lustrelite.ids import Fid
+from lustrelite.wire.message import message
+from lustrelite.wire.mdt import StatfsReply
+from lustrelite.wire.session import Empty
+
+# OstCreate.flags
+CREATE_DELORPHAN = 0x4  # destroy what was granted above `upto` but never used
+
+# ObjectSetattr.valid
+OBJECT_UID = 0x2
+OBJECT_GID = 0x4
+OBJECT_ATIME = 0x8
+OBJECT_MTIME = 0x10
+
+OBJECT_EOF = (1 << 63) - 1
+
+
+class ObjectAttr(NamedTuple):
+    """Attributes of an object, which are those of its file's part."""
+
+    size: int  # bytes
+    blocks: int  # of 512 bytes
+    atime: int
+    mtime: int
+    ctime: int
+    version: int
+
+
+class OstCreateReply(NamedTuple):
+    """`last_id` is durable: ids up to it are never granted again."""
+
+    last_id: int
+
+
+@message(op=5, reply=OstCreateReply)
+class OstCreate(NamedTuple):
+    """Grant object ids up to `upto` to the MDT; with CREATE_DELORPHAN destroy all above `upto` and say where to go on.
+
+    Answered after the commit. A lost answer only wastes numbers.
+    Errors: ESTALE an older connection's request, EROFS, ENOSPC.  Source: ofd_create_hdl(); protocol-facts 7.2
+    """
+
+    upto: int
+    flags: int
+
+
+@message(op=4, reply=ObjectAttr, mutates=True, bulk_in=True)
+class Write(NamedTuple):
+    """Write the bulk at `offset`. `owner` and `stripe` say which file the object belongs to (back-pointer).
+
+    Errors: ENOENT, ENOSPC, EFBIG, EIO.  Source: ofd_commitrw_write()
+    """
+
+    object: int
+    offset: int
+    owner: Fid
+    stripe: int
+    time: int  # new mtime and ctime
+
+
+class ReadReply(NamedTuple):
+    """`length` bytes of bulk follow; fewer than asked for at the end of the object."""
+
+    length: int
+    size: int  # of the object
+
+
+@message(op=3, reply=ReadReply, bulk_out=True)
+class Read(NamedTuple):
+    """Read up to `length` bytes at `offset`.  Errors: ENOENT"""
+
+    object: int
+    offset: int
+    length: int
+
+
+@message(op=10, reply=ObjectAttr, mutates=True)
+class Punch(NamedTuple):
+    """Free [start, end); an `end` of OBJECT_EOF truncates to `start` (or extends to it)."""
+
+    object: int
+    start: int
+    end: int
+    owner: Fid
+    stripe: int
+    time: int
+
+
+@message(op=2, reply=ObjectAttr, mutates=True)
+class ObjectSetattr(NamedTuple):
+    """Change owner or times of an object."""
+
+    object: int
+    valid: int
+    uid: int
+    gid: int
+    atime: int
+    mtime: int
+    time: int
+
+
+@message(op=1, reply=ObjectAttr)
+class ObjectGetattr(NamedTuple):
+    """Attributes of an object.  Errors: ENOENT"""
+
+    object: int
+
+
+@message(op=6, reply=Empty, mutates=True)
+class Destroy(NamedTuple):
+    """Destroy these objects; one that is not there is no error: a destroy may be repeated."""
+
+    objects: tuple[int, ...]
+
+
+@message(op=13, reply=StatfsReply)
+class OstStatfs(NamedTuple):
+    """Space of the OST."""
+
+
+@message(op=16, reply=Empty)
+class OstSync(NamedTuple):
+    """Answered when everything executed so far is durable (OST_SYNC). `object` 0 is all."""
+
+    object: int
