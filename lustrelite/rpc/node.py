@@ -26,12 +26,15 @@ from lustrelite.tunables import Tunables
 
 _T = TypeVar("_T")
 
+# In place of a bulk that did not match its checksum: compare with `is`. What bulk_buffer() gave holds garbage.
+CORRUPT = memoryview(b"")
+
 
 class Receiver(Protocol):
     """The owner of a link's incoming side. All three are called on the loop, never after `link_lost`."""
 
     def frame_received(self, link: Link, kind: int, header: Any, bulk: memoryview | None) -> None:
-        """A whole frame: `header` is unpacked msgpack, not yet checked; `bulk` passed its checksum."""
+        """A whole frame: `header` is unpacked msgpack, not yet checked; `bulk` passed its checksum or is CORRUPT."""
 
     def bulk_buffer(self, link: Link, kind: int, header: Any, length: int) -> memoryview:
         """Where `length` bytes of bulk shall go; at least that long."""

@@ -1,0 +1,1 @@
+"""What every target does: transactions, reply records, commits, client records, recovery, ownership."""

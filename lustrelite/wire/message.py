@@ -13,6 +13,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Callable
+from itertools import chain, product
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
 import msgpack
@@ -117,107 +118,140 @@ def message(
     return register
 
 
-def checker(annotation: Any) -> Callable[[Any], Any]:
+# How a body is checked. An annotation becomes a table from the exact type of a value that may stand there to what is
+# left to do with it: nothing (None) for an int, a function for a FID or a nested message. A message is then checked
+# by one look at the types of all its fields at once: they are a key of a table of its shapes (one per combination
+# of optional fields), which says which fields still need a function. Comparing types exactly keeps bool out of int.
+
+Check = Callable[[Any], Any]  # returns its argument, converted, or raises ProtocolError
+
+SHAPES_MAX = 16  # four optional fields
+_new: Any = tuple.__new__  # makes a NamedTuple without its Python-level constructor
+
+
+def checker(annotation: Any) -> Check:
     """A function that returns its argument converted to `annotation` or raises ProtocolError."""
+    accepted = _accepted(annotation)
+    wanted = " or ".join(kind.__name__ for kind in accepted)
+
+    def check(value: Any) -> Any:
+        if type(value) not in accepted:
+            raise ProtocolError(f"{wanted} expected, got {type(value).__name__}")
+        then = accepted[type(value)]
+        return value if then is None else then(value)
+
+    if len(accepted) == 1 and tuple in accepted:  # it looks at the type itself
+        return accepted[tuple] or check
+    return check
+
+
+def _accepted(annotation: Any) -> dict[type, Check | None]:
+    """The types that may stand where `annotation` is declared, each with what is left to check."""
     if annotation is Fid:
-        return _check_fid
-    if annotation is Any:
-        return lambda value: value
+        return {bytes: _check_fid}
     if isinstance(annotation, typing.NewType):
-        return checker(annotation.__supertype__)
-    if annotation is None or annotation is type(None):
-        return _check_none
-    if annotation in (int, bool, bytes, str):
-        return _scalar_checker(annotation)
-    origin = get_origin(annotation)
+        return _accepted(annotation.__supertype__)
+    if annotation is None:
+        return {type(None): None}
+    if annotation in (int, bool, bytes, str, type(None)):
+        return {annotation: None}
+    origin, args = get_origin(annotation), get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        inner = [a for a in get_args(annotation) if a is not type(None)]
-        assert len(inner) == 1, f"only X | None: {annotation}"
-        return _optional_checker(checker(inner[0]))
+        accepted: dict[type, Check | None] = {}
+        for arg in args:
+            for kind, then in _accepted(arg).items():
+                assert kind not in accepted, f"{annotation}: two alternatives look alike on the wire"
+                accepted[kind] = then
+        return accepted
+    if origin is tuple and len(args) == 2 and args[1] is Ellipsis:
+        return {tuple: _sequence_checker(args[0])}
     if origin is tuple:
-        args = get_args(annotation)
-        if len(args) == 2 and args[1] is Ellipsis:
-            return _sequence_checker(checker(args[0]), args[0] if args[0] in (int, bytes, str) else None)
-        return _fixed_checker(tuple(checker(a) for a in args))
+        return {tuple: _fields_checker(tuple, "an array", tuple(str(i) for i in range(len(args))), args)}
     if isinstance(annotation, type) and issubclass(annotation, tuple) and hasattr(annotation, "_fields"):
-        return _tuple_checker(annotation)
+        hints = typing.get_type_hints(annotation)
+        names: tuple[str, ...] = annotation._fields
+        return {tuple: _fields_checker(annotation, annotation.__name__, names, tuple(hints[name] for name in names))}
     raise TypeError(f"no wire type for {annotation!r}")
 
 
 def _check_fid(value: Any) -> Any:
-    if type(value) is not bytes or len(value) != FID_BYTES:
+    if len(value) != FID_BYTES:
         raise ProtocolError("a FID is 16 bytes")
     return value
 
 
-def _check_none(value: Any) -> Any:
-    if value is not None:
-        raise ProtocolError("nothing expected")
-    return None
+def _sequence_checker(item: Any) -> Check:
+    """For `tuple[item, ...]`."""
+    check = checker(item)
+    kinds = {kind for kind, then in _accepted(item).items() if then is None}
 
-
-def _scalar_checker(kind: type) -> Callable[[Any], Any]:
-    def check(value: Any) -> Any:
-        if type(value) is not kind:
-            raise ProtocolError(f"{kind.__name__} expected, got {type(value).__name__}")
-        return value
-
-    return check
-
-
-def _optional_checker(inner: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: None if value is None else inner(value)
-
-
-def _sequence_checker(inner: Callable[[Any], Any], scalar: type | None) -> Callable[[Any], Any]:
-    def check(value: Any) -> Any:
+    def check_sequence(value: Any) -> Any:
         if type(value) is not tuple:
-            raise ProtocolError("an array expected")
-        if scalar is not None:
-            for item in value:
-                if type(item) is not scalar:
-                    raise ProtocolError(f"{scalar.__name__} expected in an array")
+            raise ProtocolError(f"an array expected, got {type(value).__name__}")
+        if kinds and kinds.issuperset(map(type, value)):
             return value
-        return tuple([inner(item) for item in value])
+        return tuple([check(item) for item in value])
 
-    return check
+    row = get_args(item)
+    if get_origin(item) is not tuple or len(set(row)) != 1 or row[0] not in (int, bytes, str):
+        return check_sequence
+
+    # Rows of one plain type, such as stripes: all of them at once, and nothing is rebuilt.
+    rows, widths, cells = {tuple}, {len(row)}, {row[0]}
+
+    def check_rows(value: Any) -> Any:
+        if (
+            type(value) is tuple
+            and rows.issuperset(map(type, value))
+            and widths.issuperset(map(len, value))
+            and cells.issuperset(map(type, chain.from_iterable(value)))
+        ):
+            return value
+        return check_sequence(value)  # says what is wrong
+
+    return check_rows
 
 
-def _fixed_checker(inner: tuple[Callable[[Any], Any], ...]) -> Callable[[Any], Any]:
-    def check(value: Any) -> Any:
-        if type(value) is not tuple or len(value) != len(inner):
-            raise ProtocolError(f"an array of {len(inner)} expected")
-        return tuple([f(item) for f, item in zip(inner, value, strict=True)])
+def _fields_checker(cls: type, name: str, names: tuple[str, ...], annotations: tuple[Any, ...]) -> Check:
+    """For a NamedTuple, or a bare tuple of fixed length."""
+    fields = [_accepted(annotation) for annotation in annotations]
+    shapes: dict[tuple[type, ...], list[tuple[int, Check]]] = {
+        shape: [(i, then) for i, kind in enumerate(shape) if (then := fields[i][kind]) is not None]
+        for shape in product(*fields)
+    }
+    assert len(shapes) <= SHAPES_MAX, f"{name} has too many optional fields"
 
-    return check
-
-
-def _tuple_checker(cls: Any) -> Callable[[Any], Any]:
-    hints = typing.get_type_hints(cls)
-    checks = tuple(checker(hints[name]) for name in cls._fields)
-    fast = tuple(int if hints[n] is int or getattr(hints[n], "__supertype__", None) is int else None for n in cls._fields)
-    plan = [(i, f) for i, f in enumerate(checks) if fast[i] is None]
-    ints = [i for i, kind in enumerate(fast) if kind is int]
-    count, make, name = len(checks), cls._make, cls.__name__
-
-    def check(value: Any) -> Any:
-        if type(value) is not tuple or len(value) != count:
-            raise ProtocolError(f"{name}: an array of {count} expected")
-        for i in ints:
-            if type(value[i]) is not int:
-                raise ProtocolError(f"{name}.{cls._fields[i]}: int expected")
+    def check_fields(value: Any) -> Any:
+        if type(value) is not tuple:
+            raise ProtocolError(f"{name}: an array expected, got {type(value).__name__}")
+        todo = shapes.get(tuple(map(type, value)))
+        if todo is None:
+            raise ProtocolError(f"{name}: {_misfit(value, names, fields)}")
         changed = None
-        for i, f in plan:
+        for i, then in todo:
             old = value[i]
-            new = f(old)
+            new = then(old)
             if new is not old:
                 if changed is None:
                     changed = list(value)
                 changed[i] = new
-        return make(value if changed is None else changed)
+        return _new(cls, value if changed is None else changed)
 
-    return check
+    return check_fields
 
+
+def _misfit(value: tuple[Any, ...], names: tuple[str, ...], fields: list[dict[type, Check | None]]) -> str:
+    """What is wrong with the types of `value`."""
+    if len(value) != len(names):
+        return f"{len(names)} fields expected, got {len(value)}"
+    for name, accepted, item in zip(names, fields, value, strict=True):
+        if type(item) not in accepted:
+            return f"{name} may not be {type(item).__name__}"
+    raise AssertionError("it fits")
+
+
+# msgpack makes room for an array when it reads its length, 1024 levels deep: this is what bounds a liar's memory.
+ARRAY_ITEMS_MAX = 1 << 15
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
@@ -239,13 +273,13 @@ def unpack(data: bytes | bytearray | memoryview) -> Any:
             max_ext_len=0,
             max_str_len=limits.header_bytes_max,
             max_bin_len=limits.header_bytes_max,
-            max_array_len=1 << 17,
+            max_array_len=ARRAY_ITEMS_MAX,
         )
     except (ValueError, TypeError, RecursionError, OverflowError, msgpack.UnpackException) as error:
         raise ProtocolError(f"bad msgpack: {error!r}") from None
 
 
-_REQUEST_TYPES = (int, int, int, int, int, int, int, int, tuple, int, tuple, str)
+_REQUEST_TYPES = (int, int, int, int, int, int, int, int, tuple, int, tuple, str, tuple)
 _REPLY_TYPES = (int, int, int, int, int, tuple, int, int, int)
 
 
@@ -256,24 +290,29 @@ def encode_request(header: RequestHeader) -> bytes:
 
 def decode_request(raw: Any) -> tuple[RequestHeader, Spec]:
     """A request from its unpacked header; ProtocolError if anything about it is wrong."""
-    if type(raw) is not tuple or len(raw) != 13 or tuple(map(type, raw[:12])) != _REQUEST_TYPES:
+    if type(raw) is not tuple or tuple(map(type, raw)) != _REQUEST_TYPES:
         raise ProtocolError("not a request header")
-    spec = BY_OPCODE.get(raw[1])
+    xid, opcode, _, _, flags, tag, _, _, pre_versions, _, cred, _, body = raw
+    spec = BY_OPCODE.get(opcode)
     if spec is None:
-        raise ProtocolError(f"unknown opcode {raw[1]}")
-    if raw[0] < 0 or raw[4] < 0 or len(raw[8]) > limits.pre_versions_max or len(raw[10]) > limits.groups_max + 2:
+        raise ProtocolError(f"unknown opcode {opcode}")
+    if xid < 0 or flags < 0:
         raise ProtocolError("request header out of bounds")
-    if raw[5] < 0 or raw[5] > limits.mod_rpcs_max + 1:  # one CLOSE may go above the limit
-        raise ProtocolError(f"reply slot {raw[5]}")
-    for version in raw[8]:
-        if type(version) is not int:
-            raise ProtocolError("a version is an int")
-    for number in raw[10]:
+    if not 0 <= tag <= limits.mod_rpcs_max + 1:  # one CLOSE may go above the limit
+        raise ProtocolError(f"reply slot {tag}")
+    if pre_versions:
+        _check_pre_versions(pre_versions)
+    if not 2 <= len(cred) <= limits.groups_max + 2:
+        raise ProtocolError("a credential has uid, gid and a bounded number of groups")
+    for number in cred:
         if type(number) is not int or not 0 <= number < 1 << 32:
             raise ProtocolError("bad credential")
-    if len(raw[10]) < 2:
-        raise ProtocolError("a credential has uid and gid")
-    return RequestHeader(*raw[:12], spec.check(raw[12])), spec
+    return _new(RequestHeader, raw[:12] + (spec.check(body),)), spec
+
+
+def _check_pre_versions(versions: tuple[Any, ...]) -> None:
+    if len(versions) > limits.pre_versions_max or any(type(version) is not int for version in versions):
+        raise ProtocolError("bad pre-versions")
 
 
 def encode_reply(header: ReplyHeader) -> bytes:
@@ -285,4 +324,6 @@ def check_reply(raw: Any) -> Any:
     """`raw` if it has the shape of a reply; its body is checked by `Spec.check_reply` once the request is known."""
     if type(raw) is not tuple or len(raw) != 10 or tuple(map(type, raw[:9])) != _REPLY_TYPES:
         raise ProtocolError("not a reply header")
+    if raw[5]:
+        _check_pre_versions(raw[5])
     return raw

@@ -1,0 +1,73 @@
+# Every target sets up what it needs: Python 3.11 or newer, pip and make are enough.
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
+VENV := .venv
+BIN := $(VENV)/bin
+RUNS := $(VENV)/.runs
+TESTS := $(VENV)/.tests
+SEED ?= 1
+RUNS_MAX ?= 2000
+WORKERS ?= auto
+
+.PHONY: help venv demo test check lint types quick scenarios sim bench up down status clean
+
+help:
+	@echo "make demo       the main job: a real directory tree through kill -9 of MDS, OSS and a client"
+	@echo "make test       all tests"
+	@echo "make check      lint, types and the quick tests (before every commit)"
+	@echo "make scenarios  Lustre's recovery scenarios, on the simulator and on processes: one JSON line"
+	@echo "make sim        $(RUNS_MAX) random runs of the simulator (SEED=1 RUNS_MAX=2000)"
+	@echo "make bench      the benchmarks, one JSON line each"
+	@echo "make up, status, down   a cluster in .lustrelite/"
+	@echo "make clean      stop that cluster, remove it, the virtual environment and all caches"
+
+# A virtual environment without pip of its own: Debian's Python has no ensurepip, and pip can work on another one.
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "no python3 found: install Python 3.11 or newer, or say make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is too old: install Python 3.11 or newer, or say make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv --without-pip $(VENV)
+
+# Installed again when pyproject.toml changes; the sources are used in place.
+$(RUNS): $(BIN)/python pyproject.toml
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(TESTS): $(BIN)/python pyproject.toml
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(RUNS) $@
+
+venv: $(TESTS)
+
+demo: $(RUNS)
+	$(BIN)/lustrelite demo
+
+test: $(TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+check: lint types quick
+
+lint: $(TESTS)
+	$(BIN)/ruff check .
+
+types: $(TESTS)
+	$(BIN)/mypy
+
+quick: $(TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) -q -m "not processes and not slow"
+
+scenarios: $(TESTS)
+	@$(BIN)/python -m tests.scenarios_report
+
+sim: $(RUNS)
+	$(BIN)/lustrelite sim --seed $(SEED) --runs $(RUNS_MAX)
+
+bench: $(RUNS)
+	$(BIN)/python -m bench
+
+up status down: $(RUNS)
+	$(BIN)/lustrelite $@
+
+clean:
+	@if [ -x $(BIN)/lustrelite ] && [ -d .lustrelite ]; then $(BIN)/lustrelite down || true; fi
+	rm -rf .lustrelite $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,417 @@
+"""A cluster of processes under one state directory: what it consists of, and starting, stopping, killing, asking it.
+
+    STATE/cluster.json    the plan: file system name, processes, their NIDs and targets (never changes by itself)
+    STATE/targets/NAME/   one directory per target, made as mkfs.lustrelite makes it
+    STATE/run, STATE/log  what the processes write (lustrelite/process.py)
+
+Daemons are detached: sessions of their own, no terminal, nothing inherited. A process is known by its pid and the
+time the kernel says it started, so a reused pid is never taken for it, nor killed. Commands that change the cluster
+hold a lock, so two `up` at once are as harmless as two in a row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.util
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lustrelite import control
+from lustrelite import format as target_format
+from lustrelite.cli.errors import Refused
+from lustrelite.control import ControlFailed
+from lustrelite.ids import check_fsname, target_name
+from lustrelite.process import start_ticks
+from lustrelite.tunables import limits
+
+PLAN_VERSION = 1
+START_WAIT_S = 30.0
+STOP_WAIT_S = 25.0
+KILL_WAIT_S = 10.0
+POLL_S = 0.02
+ROLES = ("mgs", "mds", "oss")
+
+
+class Member(NamedTuple):
+    """One process of the plan."""
+
+    name: str
+    role: str  # mgs, mds, oss
+    nids: tuple[str, ...]
+    targets: tuple[str, ...]  # names
+    standby: bool = False
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens at now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def module_command(role: str) -> list[str]:
+    """How to start a daemon with this Python: installed, or from the source tree."""
+    if importlib.util.find_spec("lustrelite.services") is not None:
+        return [sys.executable, "-m", f"lustrelite.services.{role}"]
+    return [sys.executable, str(source_root() / "services" / f"{role}.py")]
+
+
+def source_root() -> Path:
+    """The directory that holds the package `lustrelite`."""
+    return Path(target_format.__file__).resolve().parent.parent
+
+
+def child_environment() -> dict[str, str]:
+    """Our environment, with import paths that do not depend on the working directory."""
+    env = dict(os.environ)
+    paths = [os.path.abspath(p) for p in env.get("PYTHONPATH", "").split(os.pathsep) if p]
+    if importlib.util.find_spec("lustrelite.services") is None and str(source_root()) not in paths:
+        paths.append(str(source_root()))
+    if paths:
+        env["PYTHONPATH"] = os.pathsep.join(paths)
+    env.pop("PYTHONOPTIMIZE", None)
+    return env
+
+
+class Cluster:
+    """The cluster in `state_dir`."""
+
+    def __init__(self, state_dir: str | Path) -> None:
+        self.state_dir = Path(state_dir).resolve()
+        self.plan_path = self.state_dir / "cluster.json"
+        self.run_dir = self.state_dir / "run"
+        self.log_dir = self.state_dir / "log"
+        self.fsname = ""
+        self.members: dict[str, Member] = {}
+        self.params: dict[str, str] = {}  # set in every process at its start
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+        if self.exists:
+            self._load()
+
+    @property
+    def exists(self) -> bool:
+        """Is there a cluster?"""
+        return self.plan_path.exists()
+
+    @property
+    def mgs_nids(self) -> tuple[str, ...]:
+        """Where the MGS is."""
+        return tuple(nid for member in self.members.values() if member.role == "mgs" for nid in member.nids)
+
+    def need(self) -> Cluster:
+        """Self; Refused if there is no cluster."""
+        if not self.exists:
+            raise Refused(f"no cluster in {self.state_dir}: start one with `lustrelite up`, or name its --state-dir")
+        return self
+
+    # the plan -----------------------------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        plan = json.loads(self.plan_path.read_text())
+        if plan["version"] != PLAN_VERSION:
+            raise Refused(f"{self.plan_path} has version {plan['version']}, this program knows {PLAN_VERSION}")
+        self.fsname = plan["fsname"]
+        self.params = plan["params"]
+        self.members = {
+            m["name"]: Member(m["name"], m["role"], tuple(m["nids"]), tuple(m["targets"]), m["standby"])
+            for m in plan["processes"]
+        }
+
+    def _save(self) -> None:
+        plan = {
+            "version": PLAN_VERSION,
+            "fsname": self.fsname,
+            "params": self.params,
+            "processes": [member._asdict() for member in self.members.values()],
+        }
+        fresh = self.plan_path.with_suffix(".new")
+        fresh.write_text(json.dumps(plan, indent=2) + "\n")
+        fresh.replace(self.plan_path)
+
+    def create(
+        self, *, fsname: str = "lustre", osts: int = 2, oss: int = 2, mds_failover: bool = False, tcp: bool = False,
+        params: dict[str, str] | None = None,
+    ) -> None:
+        """Plan a cluster and format its targets."""
+        check_fsname(fsname)
+        if not 1 <= oss <= osts:
+            raise Refused(f"{oss} OSS for {osts} OSTs: every OSS needs at least one")
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        os.chmod(self.state_dir, 0o700)  # who may open the sockets may do everything
+        self.run_dir.mkdir(exist_ok=True)
+        self.log_dir.mkdir(exist_ok=True)
+        ost_names = [target_name(fsname, "OST", index) for index in range(osts)]
+        rows: list[tuple[str, str, list[str], bool]] = [
+            ("mgs", "mgs", ["MGS"], False),
+            ("mds1", "mds", [target_name(fsname, "MDT", 0)], False),
+        ]
+        if mds_failover:
+            rows.append(("mds2", "mds", [target_name(fsname, "MDT", 0)], True))
+        rows += [(f"oss{i + 1}", "oss", ost_names[i::oss], False) for i in range(oss)]
+        longest = max(len(os.fsencode(self.run_dir / f"{name}.nid")) for name, *_ in rows)
+        tcp = tcp or longest > limits.unix_path_bytes_max
+        self.fsname = fsname
+        self.params = dict(params or {})
+        self.members = {}
+        for name, role, targets, standby in rows:
+            nid = f"127.0.0.1:{free_port()}@tcp" if tcp else f"{self.run_dir / name}.nid@unix"
+            self.members[name] = Member(name, role, (nid,), tuple(targets), standby)
+        for target in dict.fromkeys(t for _, _, targets, _ in rows for t in targets):
+            servers = [m for m in self.members.values() if target in m.targets]
+            kind, index = ("MGS", 0) if target == "MGS" else (target[-7:-4], int(target[-4:], 16))
+            config = target_format.TargetConfig(
+                kind,
+                "" if kind == "MGS" else fsname,
+                index,
+                secrets.token_hex(8),
+                () if kind == "MGS" else self.mgs_nids,
+                tuple(nid for m in servers for nid in m.nids) if len(servers) > 1 else (),
+            )
+            directory = self.target_dir(target)
+            if directory.exists():
+                shutil.rmtree(directory)  # an `up` that was interrupted before it wrote the plan
+            target_format.format_target(directory, config)
+        self._save()
+
+    def target_dir(self, target: str) -> Path:
+        """Where the target `target` lives."""
+        return self.state_dir / "targets" / target
+
+    def member(self, name: str) -> Member:
+        """The process called `name`; Refused if there is none."""
+        if name not in self.members:
+            names = [*self.members, *dict.fromkeys(t for m in self.members.values() for t in m.targets)]
+            raise Refused(f"no process or target {name!r} in this cluster; there are: {', '.join(names)}")
+        return self.members[name]
+
+    def member_of(self, name: str) -> tuple[Member, str | None]:
+        """The process called `name`, or (process, target) for a target's name: the process that runs it now."""
+        if name in self.members:
+            return self.members[name], None
+        servers = [m for m in self.members.values() if name in m.targets]
+        if not servers:
+            self.member(name)
+        for server in servers:
+            if any(t["name"] == name and t["state"] != "STANDBY" for t in self.state_of(server.name).get("targets", [])):
+                return server, name
+        return servers[0], name
+
+    @contextlib.contextmanager
+    def locked(self, wait_s: float = 120.0) -> Iterator[None]:
+        """Exclude other commands that change the cluster."""
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        with open(self.state_dir / "lock", "w") as file:
+            deadline = time.monotonic() + wait_s
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise Refused(f"another command has been busy with {self.state_dir} for {wait_s:g} s") from None
+                    time.sleep(POLL_S)
+            yield
+
+    # processes ----------------------------------------------------------------------------------------------------
+
+    def record(self, name: str) -> dict[str, Any]:
+        """What the living process `name` wrote of itself; empty if it does not run."""
+        try:
+            record: dict[str, Any] = json.loads((self.run_dir / f"{name}.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        pid = int(record["pid"])
+        child = self._children.get(pid)
+        if child is not None and child.poll() is not None:
+            return {}
+        return record if start_ticks(pid) and start_ticks(pid) == record.get("start_ticks") else {}
+
+    def socket_of(self, name: str) -> Path:
+        """The control socket of the process `name`."""
+        return self.run_dir / f"{name}.sock"
+
+    def call(self, name: str, cmd: str, timeout_s: float = 10.0, **fields: Any) -> Any:
+        """One control command."""
+        return control.call(self.socket_of(name), cmd, timeout_s, **fields)
+
+    def state_of(self, name: str) -> dict[str, Any]:
+        """Record and live state of a process: `state` is stopped, starting, ready, stopping or silent."""
+        record = self.record(name)
+        if not record:
+            return {"name": name, "state": "stopped"}
+        try:
+            return {**record, **self.call(name, "status", timeout_s=3.0)}
+        except ControlFailed:
+            return {**record, "state": "silent" if record.get("state") == "ready" else record.get("state", "starting")}
+
+    def spawn(self, name: str) -> subprocess.Popen[bytes] | None:
+        """Start the process `name` without waiting; None if it runs already."""
+        member = self.member(name)
+        if self.record(name):
+            return None
+        for path in (self.run_dir, self.log_dir):
+            path.mkdir(exist_ok=True)
+        command = [
+            *module_command(member.role), "--name", name, "--run-dir", str(self.run_dir), "--log-dir", str(self.log_dir),
+            "--listen", ",".join(member.nids),
+        ]  # fmt: skip
+        for target in member.targets:
+            command += ["--target", str(self.target_dir(target))]
+        if member.standby or any(m.standby and set(m.targets) & set(member.targets) for m in self.members.values()):
+            command.append("--wait")  # of a pair, whoever comes second waits
+        for param, value in self.params.items():
+            command += ["--set", f"{param}={value}"]
+        with open(self.log_dir / f"{name}.log", "ab") as log:
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.state_dir, env=child_environment(),
+                start_new_session=True, close_fds=True,
+            )  # fmt: skip
+        self._children[child.pid] = child
+        return child
+
+    def wait_ready(self, name: str, child: subprocess.Popen[bytes] | None, wait_s: float = START_WAIT_S) -> dict[str, Any]:
+        """Wait until the process serves, or is a standby; Refused with the last words of its log if it does not."""
+        deadline = time.monotonic() + wait_s
+        while True:
+            record = self.record(name)
+            if record.get("state") in ("ready", "standby"):
+                return record
+            ended = child is not None and child.poll() is not None
+            if ended or time.monotonic() > deadline:
+                what = "ended at once" if ended else f"is not ready after {wait_s:g} s"
+                raise Refused(f"{name} {what}: {self.last_words(name)} (see {self.log_dir / name}.log)")
+            time.sleep(POLL_S)
+
+    def last_words(self, name: str) -> str:
+        """The last line of the log."""
+        try:
+            with open(self.log_dir / f"{name}.log", "rb") as file:
+                file.seek(0, os.SEEK_END)
+                file.seek(max(0, file.tell() - 4096))
+                lines = file.read().decode(errors="replace").strip().splitlines()
+        except OSError:
+            return "no log"
+        return lines[-1] if lines else "nothing in the log"
+
+    def start(self, *names: str, wait_s: float = START_WAIT_S) -> list[str]:
+        """Start these processes together and wait until they serve; returns those that were not running."""
+        children = {name: self.spawn(name) for name in names}
+        for name, child in children.items():
+            self.wait_ready(name, child, wait_s)
+        return [name for name, child in children.items() if child is not None]
+
+    def stop(self, *names: str) -> list[str]:
+        """Stop these processes in good order (those that do not obey are killed); returns those that ran."""
+        pids = {}
+        for name in names:
+            record = self.record(name)
+            if record:
+                pids[name] = (int(record["pid"]), int(record["start_ticks"]))
+                self._signal(*pids[name], signal.SIGTERM)
+        deadline = time.monotonic() + STOP_WAIT_S
+        for pid, ticks in pids.values():
+            if not self._wait_gone(pid, ticks, max(0.1, deadline - time.monotonic())):
+                self._signal(pid, ticks, signal.SIGKILL)
+                self._wait_gone(pid, ticks, KILL_WAIT_S)
+        return list(pids)
+
+    def kill(self, name: str) -> int:
+        """`kill -9`; returns the pid.  Refused if it does not run."""
+        record = self.record(self.member(name).name)
+        if not record:
+            raise Refused(f"{name} is not running")
+        pid, ticks = int(record["pid"]), int(record["start_ticks"])
+        self._signal(pid, ticks, signal.SIGKILL)
+        self._wait_gone(pid, ticks, KILL_WAIT_S)
+        return pid
+
+    def _signal(self, pid: int, ticks: int, number: int) -> None:
+        if start_ticks(pid) == ticks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _wait_gone(self, pid: int, ticks: int, wait_s: float) -> bool:
+        deadline = time.monotonic() + wait_s
+        while True:
+            child = self._children.get(pid)
+            if child is not None:
+                child.poll()  # reap it, if it is ours
+            if start_ticks(pid) != ticks:
+                return True
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_S)
+
+    # the whole ----------------------------------------------------------------------------------------------------
+
+    def up(self) -> list[str]:
+        """Start what does not run; returns what was started. The MGS first, so that nobody waits for it."""
+        started = []
+        for roles in (("mgs",), ("mds", "oss")):
+            names = [m.name for m in self.members.values() if m.role in roles and not m.standby]
+            started += self.start(*names)
+        started += self.start(*[m.name for m in self.members.values() if m.standby])
+        return started
+
+    def wait_healthy(self, wait_s: float = START_WAIT_S) -> None:
+        """Wait until every process is healthy (targets up, recovery over, servers connected to each other)."""
+        deadline = time.monotonic() + wait_s
+        for name, member in self.members.items():
+            while not member.standby:
+                try:
+                    health = self.call(name, "get_param", pattern="health_check")["health_check"]
+                except ControlFailed as error:
+                    health = str(error)
+                if health.strip() == "healthy":
+                    break
+                if time.monotonic() > deadline:
+                    raise Refused(f"{name} is not healthy after {wait_s:g} s: {health}; see `lustrelite status`")
+                time.sleep(POLL_S)
+
+    def down(self) -> list[str]:
+        """Stop everything, clients' servers first and the MGS last; returns what ran."""
+        stopped = self.stop(*[m.name for m in self.members.values() if m.standby])
+        stopped += self.stop(*[m.name for m in self.members.values() if m.role == "mds" and not m.standby])
+        stopped += self.stop(*[m.name for m in self.members.values() if m.role == "oss"])
+        stopped += self.stop(*[m.name for m in self.members.values() if m.role == "mgs"])
+        return stopped
+
+    def status(self) -> dict[str, Any]:
+        """One object with everything."""
+        processes = []
+        for name, member in self.members.items():
+            live = self.state_of(name)
+            processes.append(
+                {
+                    "name": name,
+                    "role": member.role,
+                    "pid": live.get("pid"),
+                    "state": live["state"],
+                    "standby": member.standby,
+                    "nid": member.nids[0],
+                    "nids": list(member.nids),
+                    "metrics_port": live.get("metrics_port"),
+                    "control": str(self.socket_of(name)),
+                    "log": str(self.log_dir / f"{name}.log"),
+                    "targets": live.get("targets")
+                    or [{"name": t, "state": "DOWN", "directory": str(self.target_dir(t))} for t in member.targets],
+                }
+            )
+        return {
+            "state_dir": str(self.state_dir),
+            "fsname": self.fsname,
+            "mgs": list(self.mgs_nids),
+            "healthy": all(p["state"] in ("ready", "standby") for p in processes),
+            "processes": processes,
+        }

@@ -1,0 +1,181 @@
+"""lustrelite up, status, down, start, stop, kill, events: the processes of a cluster on this machine."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from lustrelite.cli.cluster import Cluster
+from lustrelite.cli.context import where
+from lustrelite.cli.errors import Refused
+
+_STATES = {"ready": "green", "standby": "cyan", "starting": "yellow", "stopping": "yellow", "stopped": "red"}
+
+
+@click.command()
+@click.option("--osts", type=click.IntRange(1, 1000), help="object storage targets [2]")
+@click.option("--oss", type=click.IntRange(1, 100), help="processes that serve them [2, or as many as OSTs]")
+@click.option("--mds-failover", is_flag=True, help="a second MDS on the same directory, ready to take over")
+@click.option("--fsname", "name", help="name of the file system [lustre]")
+@click.option("--tcp", is_flag=True, help="loopback TCP ports instead of Unix sockets")
+@click.option("--set", "assignments", multiple=True, metavar="PARAM=VALUE", help="a parameter of every process")
+def up(
+    osts: int | None, oss: int | None, mds_failover: bool, name: str | None, tcp: bool, assignments: tuple[str, ...]
+) -> None:
+    """Start the cluster, making it first if there is none. Running processes are left alone."""
+    cluster = where().cluster()
+    with cluster.locked():
+        if not cluster.exists:
+            count = osts if osts is not None else max(2, oss or 0)
+            params = dict(a.split("=", 1) if "=" in a else _refuse(a) for a in assignments)
+            cluster.create(
+                fsname=name or where().fsname or "lustre", osts=count, oss=oss or min(2, count),
+                mds_failover=mds_failover, tcp=tcp, params=params,
+            )  # fmt: skip
+        else:
+            _check_same(cluster, osts, oss, name)
+        started = cluster.up()
+        cluster.wait_healthy()
+    click.echo(f"{cluster.fsname} is up in {cluster.state_dir}" + (f" (started {', '.join(started)})" if started else ""))
+
+
+def _refuse(assignment: str) -> tuple[str, str]:
+    raise Refused(f"bad --set {assignment!r}: PARAM=VALUE expected")
+
+
+def _check_same(cluster: Cluster, osts: int | None, oss: int | None, name: str | None) -> None:
+    have_oss = [m for m in cluster.members.values() if m.role == "oss"]
+    have_osts = sum(len(m.targets) for m in have_oss)
+    asked = [("OSTs", osts, have_osts), ("OSS", oss, len(have_oss)), ("fsname", name, cluster.fsname)]
+    for what, want, have in asked:
+        if want is not None and want != have:
+            raise Refused(
+                f"the cluster in {cluster.state_dir} has {what} {have}, not {want}: "
+                "leave the option out, or choose another --state-dir"
+            )
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="one JSON object")
+def status(as_json: bool) -> None:
+    """Show every process and target. Exit status 3 if one of them is not well."""
+    found = where().cluster().need().status()
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        print_status(found, Console())
+    if not found["healthy"]:
+        raise click.exceptions.Exit(3)
+
+
+def print_status(found: dict[str, Any], console: Console) -> None:
+    """`found` (Cluster.status) as a table."""
+    table = Table(title=f"{found['fsname']} in {found['state_dir']}", title_justify="left")
+    for column in ("process", "state", "pid", "target", "state", "NID"):
+        table.add_column(column, overflow="fold" if column == "NID" else "ellipsis")
+    for process in found["processes"]:
+        colour = _STATES.get(process["state"], "red")
+        cells = [process["name"], f"[{colour}]{process['state']}[/]", str(process["pid"] or "-")]
+        for number, target in enumerate(process["targets"]):
+            row = cells if number == 0 else ["", "", ""]
+            nid = process["nid"] if number == 0 else ""
+            table.add_row(*row, target["name"], target["state"], nid)
+    console.print(table)
+
+
+@click.command()
+def down() -> None:
+    """Stop the cluster. What it stored stays in the state directory."""
+    cluster = where().cluster().need()
+    with cluster.locked():
+        stopped = cluster.down()
+    click.echo(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
+
+
+@click.command()
+@click.argument("name")
+def start(name: str) -> None:
+    """Start the process or the target NAME."""
+    cluster = where().cluster().need()
+    member, target = cluster.member_of(name)
+    with cluster.locked():
+        if target is None or not cluster.record(member.name):
+            started = cluster.start(member.name)
+            click.echo(f"started {member.name}" if started else f"{member.name} runs already")
+        else:
+            click.echo(cluster.call(member.name, "start_target", 60.0, target=target))
+
+
+@click.command()
+@click.argument("name")
+def stop(name: str) -> None:
+    """Stop the process or the target NAME in good order."""
+    cluster = where().cluster().need()
+    member, target = cluster.member_of(name)
+    with cluster.locked():
+        if target is not None:
+            click.echo(cluster.call(member.name, "stop_target", 60.0, target=target))
+        else:
+            click.echo(f"stopped {name}" if cluster.stop(member.name) else f"{name} was not running")
+
+
+@click.command()
+@click.argument("name")
+def kill(name: str) -> None:
+    """kill -9 the process NAME: what it had not committed, clients replay when it is back."""
+    cluster = where().cluster().need()
+    click.echo(f"killed {name}, process {cluster.kill(name)}")
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--follow", "-f", is_flag=True, help="go on as they come")
+@click.option("--count", "-n", default=30, show_default=True)
+@click.option("--prefix", default="", help="only events whose name starts so, as in `import.`")
+def events(name: str | None, follow: bool, count: int, prefix: str) -> None:
+    """Print what happened, as JSON lines: of the process NAME, or of all of them in order of time."""
+    cluster = where().cluster().need()
+    names = [cluster.member(name).name] if name else list(cluster.members)
+    paths = [cluster.log_dir / f"{each}.events.jsonl" for each in names]
+    lines: list[tuple[float, str]] = []
+    offsets = {}
+    for path in paths:
+        if path.exists():
+            text = path.read_bytes()
+            offsets[path] = len(text)
+            lines += _wanted(text, prefix)
+    for _, line in sorted(lines)[-count:]:
+        click.echo(line)
+    while follow:
+        time.sleep(0.2)
+        fresh: list[tuple[float, str]] = []
+        for path in paths:
+            if not path.exists():
+                continue
+            if path.stat().st_size < offsets.get(path, 0):
+                offsets[path] = 0  # it was rotated
+            with open(path, "rb") as file:
+                file.seek(offsets.get(path, 0))
+                text = file.read()
+            whole = text[: text.rfind(b"\n") + 1]
+            offsets[path] = offsets.get(path, 0) + len(whole)
+            fresh += _wanted(whole, prefix)
+        for _, line in sorted(fresh):
+            click.echo(line)
+
+
+def _wanted(text: bytes, prefix: str) -> list[tuple[float, str]]:
+    found = []
+    for line in text.decode(errors="replace").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # the line a kill cut off
+        if str(event.get("event", "")).startswith(prefix):
+            found.append((float(event.get("wall", 0)), line))
+    return found

@@ -1,0 +1,42 @@
+"""One line for every failure that a user can do something about; anything else is a bug and shows its traceback."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from lustrelite.control import ControlFailed
+from lustrelite.errors import FormatRefused, LinkLost, OpError, StoreFailed
+
+
+class Refused(click.ClickException):
+    """The command cannot be done; the text says what to do."""
+
+
+def run(command: click.Command, program: str) -> None:
+    """Run `command` as the program `program`."""
+    try:
+        command.main(prog_name=program, standalone_mode=False)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        _say(program, error.format_message(), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _say(program, "interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()  # `lustrelite ls | head`: nobody listens any more
+        sys.exit(141)
+    except (OpError, LinkLost, FormatRefused, StoreFailed, ControlFailed, ValueError) as error:
+        _say(program, str(error), 1)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        _say(program, f"{error.strerror or error}{where}", 1)
+
+
+def _say(program: str, text: str, status: int) -> None:
+    click.echo(f"{program}: {text}", err=True)
+    sys.exit(status)

@@ -1,0 +1,234 @@
+"""llctl: parameters, devices and recovery of running processes, over their side sockets (lctl's words).
+
+Without --node it speaks to every process of the cluster; where several answer under one name, the process stands in
+front: `mds1: version=...`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lustrelite import control
+from lustrelite.cli.cluster import Cluster
+from lustrelite.cli.context import DEFAULT_STATE_DIR
+from lustrelite.cli.errors import Refused, run
+from lustrelite.control import ControlFailed
+from lustrelite.errors import LinkLost
+from lustrelite.ids import parse_nid
+from lustrelite.rpc.transport import SocketNetwork
+
+
+class Processes:
+    """The control sockets that a command speaks to, by process name."""
+
+    def __init__(self, run_dir: Path, nodes: tuple[str, ...]) -> None:
+        found = {path.stem: path for path in sorted(run_dir.glob("*.sock"))}
+        for node in nodes:
+            if node not in found:
+                raise Refused(f"no process {node!r} in {run_dir}; there are: {', '.join(found) or 'none'}")
+        self.sockets = {name: path for name, path in found.items() if not nodes or name in nodes}
+        self.run_dir = run_dir
+
+    def call(self, cmd: str, **fields: Any) -> dict[str, Any]:
+        """Results by process; a process that refuses is left out, unless all do: then ControlFailed with the reason."""
+        results, refusals = {}, []
+        for name, path in self.sockets.items():
+            try:
+                results[name] = control.call(path, cmd, **fields)
+            except ControlFailed as error:
+                refusals.append(str(error))
+        if not results:
+            raise Refused(refusals[0] if refusals else f"no process runs in {self.run_dir}: see `lustrelite up`")
+        return results
+
+    def call_on(self, name: str, cmd: str, **fields: Any) -> Any:
+        """The result of one process."""
+        return control.call(self.sockets[name], cmd, **fields)
+
+    def device(self, wanted: str) -> tuple[str, str]:
+        """(process, device) of a device's name, or of its number in `dl`."""
+        rows = self.devices()
+        for number, (node, device) in enumerate(rows):
+            if wanted in (str(number), device["name"]):
+                return node, device["name"]
+        raise Refused(f"no device {wanted!r}: see `llctl dl`")
+
+    def devices(self) -> list[tuple[str, dict[str, Any]]]:
+        """Every device in the order of `dl`."""
+        return [(node, device) for node, devices in self.call("devices").items() for device in devices]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--state-dir", type=click.Path(path_type=Path), default=DEFAULT_STATE_DIR, show_default=True,
+              envvar="LUSTRELITE_STATE_DIR", help="the cluster's state directory")
+@click.option("--run-dir", type=click.Path(path_type=Path), envvar="LUSTRELITE_RUN_DIR",
+              help="where the control sockets are [STATE_DIR/run]")
+@click.option("--node", "nodes", multiple=True, metavar="NAME", help="only this process; may be repeated")
+@click.option("--device", "device", metavar="N|NAME", help="the device for abort_recovery")
+@click.pass_context
+def llctl(context: click.Context, state_dir: Path, run_dir: Path | None, nodes: tuple[str, ...], device: str | None) -> None:
+    """Look into running servers and clients, and set what can be set."""
+    directory = run_dir or Cluster(state_dir).run_dir
+    context.obj = (Processes(directory, nodes), device)
+
+
+def _processes() -> Processes:
+    found: Processes = click.get_current_context().obj[0]
+    return found
+
+
+@llctl.command("dl")
+def device_list() -> None:
+    """List devices: number, status, type, name, uuid, references."""
+    for number, (_, d) in enumerate(_processes().devices()):
+        click.echo(f"{number:3d} {d['status']} {d['type']} {d['name']} {d['uuid']} {d['refs']}")
+
+
+@llctl.command("get_param")
+@click.option("-n", "values_only", is_flag=True, help="values only")
+@click.option("-N", "names_only", is_flag=True, help="names only")
+@click.argument("patterns", nargs=-1, required=True)
+def get_param(values_only: bool, names_only: bool, patterns: tuple[str, ...]) -> None:
+    """Print parameters, as in `llctl get_param mdt.*.recovery_status`."""
+    for pattern in patterns:
+        results = _processes().call("get_param", pattern=pattern)
+        names = [name for values in results.values() for name in values]
+        for node, values in results.items():
+            for name, value in values.items():
+                shown = f"{node}: {name}" if names.count(name) > 1 else name
+                if names_only:
+                    click.echo(shown)
+                elif values_only:
+                    click.echo(value)
+                else:
+                    click.echo(f"{shown}={value}" if "\n" not in value else f"{shown}=\n{value}")
+
+
+@llctl.command("set_param")
+@click.option("-n", "quiet", is_flag=True, help="do not print what was set")
+@click.option("-P", "permanent", is_flag=True, help="for all servers and clients, also after a restart (kept by the MGS)")
+@click.option("-d", "delete", is_flag=True, help="with -P: forget the permanent value")
+@click.argument("assignments", nargs=-1, required=True, metavar="NAME=VALUE...")
+def set_param(quiet: bool, permanent: bool, delete: bool, assignments: tuple[str, ...]) -> None:
+    """Set parameters, as in `llctl set_param mdt.*.commit_on_sharing=0`."""
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals and not delete:
+            raise Refused(f"bad argument {assignment!r}: NAME=VALUE expected")
+        if permanent:
+            _processes().call("set_permanent", pattern=name, value="" if delete else value)
+            continue
+        for node, names in _processes().call("set_param", pattern=name, value=value).items():
+            for each in names if not quiet else ():
+                click.echo(f"{node}: {each}={value}")
+
+
+@llctl.command("list_param")
+@click.option("-R", "recursive", is_flag=True, help="everything below, too")
+@click.option("-F", "suffix", is_flag=True, help="a dot behind what goes on, = behind what can be set")
+@click.argument("patterns", nargs=-1, required=True)
+def list_param(recursive: bool, suffix: bool, patterns: tuple[str, ...]) -> None:
+    """List the names of parameters."""
+    names: dict[str, None] = {}
+    for pattern in patterns:
+        for rows in _processes().call("list_param", pattern=pattern, recursive=recursive).values():
+            for name, access in rows:
+                tail = "=" if "w" in access else ""
+                names[name + tail if suffix else name.rstrip(".")] = None
+    for name in sorted(names):
+        click.echo(name)
+
+
+@llctl.command("abort_recovery")
+def abort_recovery() -> None:
+    """End the recovery of the device named by --device: clients that are not back are evicted."""
+    wanted: str | None = click.get_current_context().obj[1]
+    if wanted is None:
+        raise Refused("name the device: llctl --device lustre-MDT0000 abort_recovery")
+    node, device = _processes().device(wanted)
+    click.echo(_processes().call_on(node, "abort_recovery", target=device))
+
+
+@llctl.command("list_nids")
+def list_nids() -> None:
+    """Print where the processes listen."""
+    for record in _processes().call("status").values():
+        for nid in record.get("nids", ()):
+            click.echo(nid)
+
+
+@llctl.command("ping")
+@click.argument("nid")
+def ping(nid: str) -> None:
+    """Open a link to NID and close it again."""
+    address = parse_nid(nid)
+
+    class Nobody:
+        def frame_received(self, link: Any, kind: int, header: Any, bulk: memoryview | None) -> None: ...
+        def bulk_buffer(self, link: Any, kind: int, header: Any, length: int) -> memoryview:
+            return memoryview(bytearray(length))
+        def link_lost(self, link: Any, why: str) -> None: ...
+
+    async def dial() -> str:
+        link = await SocketNetwork(random.Random(os.getpid()), name="llctl").connect(address, Nobody(), bulk_connections=0)
+        peer = link.peer
+        link.close("ping")
+        return peer
+
+    try:
+        click.echo(f"{nid}: {asyncio.run(dial())} is there")
+    except LinkLost as error:
+        raise Refused(str(error)) from None
+
+
+@llctl.command("hold_commits")
+@click.argument("target")
+def hold_commits(target: str) -> None:
+    """Let TARGET commit nothing until release_commits (for tests: what a crash loses is what was held)."""
+    _command_on(target, "hold_commits")
+
+
+@llctl.command("release_commits")
+@click.argument("target")
+def release_commits(target: str) -> None:
+    """Let TARGET commit again."""
+    _command_on(target, "release_commits")
+
+
+@llctl.command("commit")
+@click.argument("target")
+def commit(target: str) -> None:
+    """Return when everything TARGET has executed is durable."""
+    _command_on(target, "commit")
+
+
+def _command_on(target: str, cmd: str) -> None:
+    node, device = _processes().device(target)
+    click.echo(_processes().call_on(node, cmd, target=device))
+
+
+@llctl.command("clear")
+def clear() -> None:
+    """Disarm all faults."""
+    _processes().call("clear_faults")
+
+
+@llctl.command("events")
+@click.option("--prefix", default="")
+@click.option("--count", "-n", default=50, show_default=True)
+def events(prefix: str, count: int) -> None:
+    """Print the newest events that the processes remember (lctl dk)."""
+    for lines in _processes().call("events", prefix=prefix, count=count).values():
+        for line in lines:
+            click.echo(line)
+
+
+def main() -> None:
+    """Entry point of llctl."""
+    run(llctl, "llctl")

@@ -1,0 +1,147 @@
+"""What one mount holds towards the servers: its identity, an import for each target, and its open files.
+
+A mount is one client: one UUID, new for each mount, and one line of XIDs. Targets come from the MGS and may move or
+be added at any time; the MDT must be there before the mount is, OSTs may come later.
+Leaving in good order closes what is open, then disconnects from the OSTs and at last from the MDT; `stop` just goes
+away, as a killed process would, and the servers find out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import uuid
+from collections.abc import Sequence
+
+from lustrelite.client.lov import Lov
+from lustrelite.client.mdc import Mdc, MetadataImport
+from lustrelite.client.open_files import OpenFiles
+from lustrelite.client.osc import DataImport, Osc
+from lustrelite.client.tasks import Tasks
+from lustrelite.errors import OpError
+from lustrelite.ids import ROOT_FID, Fid, Nid
+from lustrelite.rpc.client_import import ClientImport, Xids
+from lustrelite.rpc.config import ConfigFollower
+from lustrelite.rpc.links import LinkPool
+from lustrelite.rpc.node import Node
+from lustrelite.wire.message import ROOT_CRED
+from lustrelite.wire.mgs import TargetInfo
+
+
+class Connections:
+    """One mounted client. `fs.FileSystem` objects are views of it, each with its own credential."""
+
+    def __init__(self, node: Node, fsname: str) -> None:
+        self.node = node
+        self.fsname = fsname
+        self.uuid = str(uuid.UUID(int=node.random.getrandbits(128), version=4))
+        self.links = LinkPool(node)
+        self.xids = Xids(node)
+        self.tasks = Tasks(node)
+        self.imports: dict[str, ClientImport] = {}  # by target name
+        self.config: ConfigFollower | None = None
+        self.lov = Lov(self.tasks)
+        self.open_files = OpenFiles()
+        self.root: Fid = ROOT_FID
+        self.closed = False
+        self._mdc: Mdc | None = None
+        self._mdt_known = asyncio.Event()
+        self._last_time = 0
+        self._incarnation = node.wall_ns()
+
+    @property
+    def mdc(self) -> Mdc:
+        """The MDT."""
+        assert self._mdc is not None, "mounted"
+        return self._mdc
+
+    def time(self) -> int:
+        """Now, for timestamps: no two are equal, so that a client's later change has the later time."""
+        self._last_time = max(self.node.wall_ns(), self._last_time + 1)
+        return self._last_time
+
+    # coming -----------------------------------------------------------------------------------------------------
+
+    async def connect(self, mgs_nids: Sequence[Nid]) -> None:
+        """Learn the configuration, connect, and return once the MDT has answered.  ENOENT: no such file system"""
+        assert self.config is None, "connect() once"
+        self.config = ConfigFollower(self.node, self.links, mgs_nids, self.fsname)
+        self.config.on_change(self._target_changed)
+        for info in (await self.config.load()).values():
+            self._target_changed(info)
+        await self._mdt_known.wait()
+        reply = await self.mdc.get_root()
+        if reply.fsname != self.fsname:
+            raise OpError(errno.ENOENT, f"the MDT serves {reply.fsname!r}, not {self.fsname!r}")
+        self.root = reply.attr.fid
+        self.node.events.emit("client.mounted", fsname=self.fsname, client=self.uuid)
+
+    def add_mdt(self, imp: MetadataImport) -> None:
+        """The MDT is reached through `imp`."""
+        assert self._mdc is None, "one MDT serves the whole tree so far"
+        self._mdc = Mdc(self.tasks, imp)
+        self._mdt_known.set()
+
+    def add_ost(self, index: int, imp: DataImport) -> None:
+        """The OST with `index` is reached through `imp`."""
+        self.lov.add(Osc(self.node, imp, index))
+
+    def _target_changed(self, info: TargetInfo) -> None:
+        if self.closed:
+            return
+        nids = [Nid(nid) for nid in info.nids]
+        known = self.imports.get(info.name)
+        if known is not None:
+            known.set_nids(nids, info.instance)
+            return
+        if info.kind not in ("MDT", "OST") or (info.kind == "MDT" and info.index != 0):
+            return
+        imp = ClientImport(
+            self.node, self.links, target_uuid=info.uuid, nids=nids, client_uuid=self.uuid,
+            incarnation=self._incarnation, xids=self.xids,
+        )  # fmt: skip
+        self.imports[info.name] = imp
+        imp.start()
+        if info.kind == "OST":
+            self.add_ost(info.index, imp)
+        else:
+            self.add_mdt(imp)
+
+    # going ------------------------------------------------------------------------------------------------------
+
+    def close_later(self, handle: int, fid: Fid) -> None:
+        """Give back an open handle that nobody took."""
+        if not self.closed:
+            self.tasks.spawn(self.mdc.close(handle, fid, 0, 0, 0, cred=ROOT_CRED), "close")
+
+    async def disconnect(self) -> None:
+        """Leave in good order; gives up on servers that do not answer in time."""
+        if self.closed:
+            return
+        try:
+            async with asyncio.timeout(self.node.tunables.rpc_timeout_s):
+                await self.tasks.outcomes([file.close() for file in self.open_files.all()], "close")
+                await self.tasks.idle()
+        except TimeoutError:
+            self.node.events.emit("client.left_open", level="warning", client=self.uuid)
+        self.closed = True
+        if self.config is not None:
+            self.config.stop()
+        for kind in ("OST", "MDT"):
+            leaving = [imp.disconnect() for name, imp in self.imports.items() if f"-{kind}" in name]
+            await self.tasks.outcomes(leaving, "disconnect")
+        self.tasks.stop()
+        self.links.close()
+        self.node.events.emit("client.unmounted", fsname=self.fsname, client=self.uuid)
+
+    def stop(self) -> None:
+        """Go without a word: nothing is closed, nobody is told."""
+        if self.closed:
+            return
+        self.closed = True
+        self.links.close()  # unplugged first, so that nothing that ends below can say goodbye
+        if self.config is not None:
+            self.config.stop()
+        for imp in self.imports.values():
+            imp.stop()
+        self.tasks.stop()

@@ -1,0 +1,267 @@
+"""An open file: reads and writes by offset or at a position, until its close has told the MDT what was done.
+
+The handle is the xid of the open request, known to both sides whatever happened to the reply. Data goes straight to
+the OSTs by the layout that came with the open; the MDT hears mtime and atime at close. A write is answered when the OST
+has committed it. Cancelling a caller never leaves a handle behind: close runs to its end.
+
+Not handled here (the lock issue's): appends and sizes against other clients at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from stat import S_ISDIR, S_ISGID, S_ISREG, S_ISUID, S_IXGRP
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from lustrelite.client.attributes import Stat
+from lustrelite.errors import OpError
+from lustrelite.ids import Fid
+from lustrelite.tunables import limits
+from lustrelite.wire.mdt import SET_MTIME, SET_SIZE, Attr, Layout
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from lustrelite.client.fs import FileSystem
+
+_READ_AT_ONCE_MAX = 64 << 20  # a read of more first asks how much there is
+
+
+class File:
+    """An open file or directory; an async context manager that closes it."""
+
+    def __init__(self, fs: FileSystem, handle: int, attr: Attr, flags: int) -> None:
+        self.fs = fs
+        self.handle = handle
+        self.fid: Fid = attr.fid
+        self.flags = flags  # os.O_*
+        self.layout: Layout | None = attr.layout
+        self.position = 0
+        self.closed = False
+        self.mtime = 0  # time of the last write here, 0 if the MDT need not hear of it
+        self.atime = 0
+        self._attr = attr
+        self._size = 0  # highest end of a write here: a hint for the MDT
+        self._position_lock = asyncio.Lock()
+        access = flags & os.O_ACCMODE
+        self.readable = access in (os.O_RDONLY, os.O_RDWR)
+        self.writable = access in (os.O_WRONLY, os.O_RDWR)
+        set_id = attr.mode & S_ISUID or (attr.mode & S_ISGID and attr.mode & S_IXGRP)
+        self._drop_set_id = bool(S_ISREG(attr.mode) and set_id and fs.cred[0])
+        self._inode = fs.connections.open_files.add(self)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # reading ----------------------------------------------------------------------------------------------------
+
+    async def pread_into(self, buffer: Buffer, offset: int) -> int:
+        """Read into `buffer` from `offset`; returns how many bytes, fewer than it holds only at the end of the file.
+
+        Data lands in `buffer` without a copy. It may not be used before this returns.  EBADF, EISDIR, EINVAL, EIO
+        """
+        try:
+            view = memoryview(buffer).cast("B")
+        except TypeError:
+            raise TypeError(f"a writable contiguous buffer is needed, not {type(buffer).__name__}") from None
+        if view.readonly:
+            raise TypeError("the buffer to read into is read-only")
+        self._check(self.readable, offset)
+        layout = await self._current_layout()
+        if layout is None or not len(view):
+            return 0
+        if offset + len(view) > limits.file_bytes_max:
+            view = view[: max(limits.file_bytes_max - offset, 0)]
+        done = await self.fs.connections.lov.read_into(layout, view, offset, cred=self.fs.cred)
+        if not self.flags & os.O_NOATIME:
+            self.atime = self.fs.connections.time()
+        return done
+
+    async def pread(self, size: int, offset: int) -> bytes:
+        """Up to `size` bytes from `offset`; fewer only at the end of the file. A negative `size` is all that is left."""
+        if not isinstance(size, int):
+            raise TypeError(f"a size is an int, not {type(size).__name__}")
+        self._check(self.readable, offset)
+        if size < 0 or size > _READ_AT_ONCE_MAX:
+            left = max((await self.fstat()).size - offset, 0)
+            size = left if size < 0 else min(size, left)
+        buffer = bytearray(size)
+        done = await self.pread_into(buffer, offset)
+        return bytes(memoryview(buffer)[:done])
+
+    async def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes from the position, which moves on; all that is left without `size`."""
+        async with self._position_lock:
+            data = await self.pread(size, self.position)
+            self.position += len(data)
+            return data
+
+    # writing ----------------------------------------------------------------------------------------------------
+
+    async def pwrite(self, data: Buffer, offset: int) -> int:
+        """Write all of `data` at `offset` (as on Linux at the end of the file if opened with O_APPEND).
+
+        `data` may not change until this returns, and never again if the caller is cancelled: it may still be sent.
+        EBADF, EFBIG, ENOSPC, EINVAL, EIO
+        """
+        return (await self._write(data, offset))[0]
+
+    async def _write(self, data: Buffer, offset: int) -> tuple[int, int]:
+        if isinstance(data, str):
+            raise TypeError("data is bytes, not str: encode it first")
+        try:
+            view = memoryview(data).cast("B")
+        except TypeError:
+            raise TypeError(f"data is contiguous bytes, not {type(data).__name__}") from None
+        self._check(self.writable, offset)
+        if not len(view):
+            return 0, offset
+        layout = await self._current_layout()
+        if layout is None:
+            raise OpError(errno.EIO, "the file has no objects to write to")
+        if self._drop_set_id:
+            # A file that others than root change must not lend them its owner's rights any longer.
+            await self._setattr_size(0)
+            self._drop_set_id = False
+        if self.flags & os.O_APPEND:
+            async with self._inode.append_lock:
+                offset = (await self.fs.connections.lov.getattr(layout, cred=self.fs.cred)).size
+                await self._put(layout, view, offset)
+        else:
+            await self._put(layout, view, offset)
+        return len(view), offset + len(view)
+
+    async def _put(self, layout: Layout, view: memoryview, offset: int) -> None:
+        connections = self.fs.connections
+        time = connections.time()
+        self.mtime = time  # also if it fails: part of it may be written
+        await connections.lov.write(layout, self.fid, view, offset, time=time, cred=self.fs.cred)
+        self._size = max(self._size, offset + len(view))
+
+    async def write(self, data: Buffer) -> int:
+        """Write all of `data` at the position, which moves on (with O_APPEND: to the end of what was written)."""
+        async with self._position_lock:
+            written, end = await self._write(data, self.position)
+            if written:
+                self.position = end
+            return written
+
+    async def truncate(self, size: int) -> None:
+        """Make the file exactly `size` bytes long.  EBADF unless open for writing, EINVAL, EFBIG"""
+        self._check(self.writable, size)
+        layout = await self._current_layout()
+        time = await self._setattr_size(SET_MTIME)
+        if layout is not None:
+            await self.fs.connections.lov.truncate(layout, self.fid, size, time=time, cred=self.fs.cred)
+        self._size = size
+
+    async def punch(self, start: int, end: int) -> None:
+        """Make a hole in [start, end); the size stays.  EBADF unless open for writing, EINVAL"""
+        self._check(self.writable, start)
+        if end < start:
+            raise OpError(errno.EINVAL, "a hole ends after its beginning")
+        layout = await self._current_layout()
+        if layout is not None:
+            connections = self.fs.connections
+            self.mtime = time = connections.time()
+            await connections.lov.punch(layout, self.fid, start, end, time=time, cred=self.fs.cred)
+
+    async def _setattr_size(self, also: int) -> int:
+        connections = self.fs.connections
+        time = connections.time()
+        await connections.mdc.setattr(
+            self.fid, SET_SIZE | also, time, mtime=time, handle=self.handle, cred=self.fs.cred
+        )
+        if also & SET_MTIME:
+            connections.open_files.forget_times(self.fid, mtime=True, atime=False)
+        return time
+
+    # the rest ---------------------------------------------------------------------------------------------------
+
+    async def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the position and return it. SEEK_SET, SEEK_CUR, SEEK_END.  EINVAL"""
+        async with self._position_lock:
+            if whence == os.SEEK_CUR:
+                offset += self.position
+            elif whence == os.SEEK_END:
+                offset += (await self.fstat()).size
+            elif whence != os.SEEK_SET:
+                raise OpError(errno.EINVAL, f"whence {whence}")
+            if not 0 <= offset <= limits.file_bytes_max:
+                raise OpError(errno.EINVAL, f"position {offset}")
+            self.position = offset
+            return offset
+
+    def tell(self) -> int:
+        """The position."""
+        return self.position
+
+    async def fstat(self) -> Stat:
+        """Attributes of the file, also when it has no name any more."""
+        self._check_open()
+        return await self.fs.stat_fid(self.fid)
+
+    async def fsync(self, data_only: bool = False) -> None:
+        """Return when the file's data is durable, and its name, layout and attributes too unless `data_only`."""
+        self._check_open()
+        if self.layout is not None:
+            await self.fs.connections.lov.sync(self.layout)
+        if not data_only:
+            await self.fs.connections.mdc.sync()
+
+    async def close(self) -> None:
+        """Give the handle back. Twice is harmless. Runs to its end even if the caller is cancelled."""
+        if self.closed:
+            return
+        self.closed = True
+        connections = self.fs.connections
+        connections.open_files.remove(self)
+        await connections.tasks.finish(self._close(), "close")
+
+    def abandon(self) -> None:
+        """Close in the background: nobody will have this file."""
+        if not self.closed:
+            self.closed = True
+            self.fs.connections.open_files.remove(self)
+            self.fs.connections.close_later(self.handle, self.fid)
+
+    async def _close(self) -> None:
+        try:
+            await self.fs.connections.mdc.close(
+                self.handle, self.fid, self.atime, self.mtime, self._size, cred=self.fs.cred
+            )
+        except OpError as error:
+            if error.errno != errno.ESTALE:  # the MDT does not know the handle: it is as good as closed
+                raise
+
+    async def _current_layout(self) -> Layout | None:
+        if self.layout is None:
+            # another opener may have given it its objects since
+            attr = await self.fs.connections.mdc.getattr(self.fid, cred=self.fs.cred)
+            self.layout = attr.layout
+        return self.layout
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise OpError(errno.EBADF, "the file is closed")
+
+    def _check(self, allowed: bool, offset: int) -> None:
+        if not isinstance(offset, int):
+            raise TypeError(f"an offset is an int, not {type(offset).__name__}")
+        self._check_open()
+        if S_ISDIR(self._attr.mode):
+            raise OpError(errno.EISDIR)
+        if not allowed:
+            raise OpError(errno.EBADF, "not opened for this")
+        if not S_ISREG(self._attr.mode):
+            raise OpError(errno.EINVAL, "not a regular file")
+        if offset < 0:
+            raise OpError(errno.EINVAL, f"offset {offset}")

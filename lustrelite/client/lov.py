@@ -1,0 +1,205 @@
+"""Files on several OSTs: one range, size or truncation of a file as operations on its objects, in parallel.
+
+A short or missing part of an object is a hole if the file reaches beyond it, and the end of the file if not. Nobody
+but all the objects together knows the file's size, so a read that finds an object short asks those objects that it has
+not seen, and only then. Without locks a range is not atomic against other clients: that is the lock layer's business.
+
+An operation on several objects waits for all of them and raises the first error in file order. An object that does not
+exist (any more) is ESTALE: its file was removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from lustrelite.client import striping
+from lustrelite.client.attributes import ObjectsAttr
+from lustrelite.client.osc import Osc
+from lustrelite.client.tasks import Tasks
+from lustrelite.errors import OpError
+from lustrelite.ids import Fid
+from lustrelite.tunables import limits
+from lustrelite.wire.mdt import Layout, StatfsReply
+from lustrelite.wire.message import Cred
+from lustrelite.wire.ost import OBJECT_EOF, ObjectAttr
+
+_T = TypeVar("_T")
+
+
+class Lov:
+    """All the OSTs of a file system."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self.oscs: dict[int, Osc] = {}  # by OST index, in the order they became known
+        self._tasks = tasks
+        self._added = asyncio.Event()
+
+    def add(self, osc: Osc) -> None:
+        """An OST became known."""
+        assert osc.index not in self.oscs
+        self.oscs[osc.index] = osc
+        self._added.set()
+        self._added = asyncio.Event()
+
+    async def _osc(self, index: int) -> Osc:
+        """The OST with `index`. A new one may be in a layout before we have heard of it, so wait a little; then EIO."""
+        found = self.oscs.get(index)
+        if found is not None:
+            return found
+        try:
+            async with asyncio.timeout(self._tasks.node.tunables.rpc_timeout_s):
+                while index not in self.oscs:
+                    await self._added.wait()
+        except TimeoutError:
+            raise OpError(errno.EIO, f"OST{index:04x} is not in the configuration") from None
+        return self.oscs[index]
+
+    async def _bytes_max(self, layout: Layout) -> int:
+        result = limits.brw_bytes_max
+        for index, _ in layout.stripes:
+            result = min(result, (self.oscs.get(index) or await self._osc(index)).bytes_max)
+        return result
+
+    async def _on(self, layout: Layout, stripe: int, operation: Coroutine[Any, Any, _T]) -> _T:
+        try:
+            return await operation
+        except OpError as error:
+            if error.errno == errno.ENOENT:
+                index, obj = layout.stripes[stripe]
+                raise OpError(errno.ESTALE, f"object {obj} on OST{index:04x} does not exist") from None
+            raise
+
+    async def read_into(self, layout: Layout, buffer: memoryview, offset: int, *, cred: Cred) -> int:
+        """Fill `buffer` from `offset` of the file; returns how much of it is file, less than asked at its end only.
+
+        Holes are filled with zeros. Beyond the returned length the buffer is undefined.
+        """
+        count, unit = len(layout.stripes), layout.stripe_size
+        extents = striping.split(offset, len(buffer), unit, count, await self._bytes_max(layout))
+        results = await self._tasks.gather([self._read(layout, extent, buffer, cred) for extent in extents], "read")
+        if all(done == extent.length for (done, _), extent in zip(results, extents, strict=True)):
+            return len(buffer)
+        sizes: dict[int, int] = {}
+        for extent, (_, size) in zip(extents, results, strict=True):
+            sizes[extent.stripe] = max(size, sizes.get(extent.stripe, 0))
+        end = offset + len(buffer)
+        reach = max(striping.reach(stripe, size, unit, count) for stripe, size in sizes.items())
+        if reach < end and len(sizes) < count:
+            others = [stripe for stripe in range(count) if stripe not in sizes]
+            attrs = await self._tasks.gather([self._getattr(layout, stripe, cred) for stripe in others], "getattr")
+            reach = max(
+                reach, *(striping.reach(s, a.size, unit, count) for s, a in zip(others, attrs, strict=True))
+            )
+        length = min(max(reach - offset, 0), len(buffer))
+        for extent, (done, _) in zip(extents, results, strict=True):
+            _zero(buffer, extent, done, length)
+        return length
+
+    async def _read(self, layout: Layout, extent: striping.Extent, buffer: memoryview, cred: Cred) -> tuple[int, int]:
+        index, obj = layout.stripes[extent.stripe]
+        osc = self.oscs[index]
+        pieces = [buffer[start : start + length] for start, length in extent.pieces]
+        return await self._on(layout, extent.stripe, osc.read(obj, extent.offset, pieces, cred=cred))
+
+    async def write(
+        self, layout: Layout, owner: Fid, data: memoryview, offset: int, *, time: int, cred: Cred
+    ) -> None:
+        """Write `data` at `offset` of the file `owner`.  ENOSPC, EFBIG, EIO; after an error any part may be written."""
+        count, unit = len(layout.stripes), layout.stripe_size
+        end = offset + len(data)
+        if not len(data):
+            return
+        if end > limits.file_bytes_max or striping.to_object(end - 1, unit, count)[1] >= limits.object_bytes_max:
+            raise OpError(errno.EFBIG)
+        extents = striping.split(offset, len(data), unit, count, await self._bytes_max(layout))
+        await self._tasks.gather(
+            [self._write(layout, owner, extent, data, time, cred) for extent in extents], "write"
+        )
+
+    async def _write(
+        self, layout: Layout, owner: Fid, extent: striping.Extent, data: memoryview, time: int, cred: Cred
+    ) -> None:
+        index, obj = layout.stripes[extent.stripe]
+        osc = self.oscs[index]
+        pieces = [data[start : start + length] for start, length in extent.pieces]
+        stripe = extent.stripe
+        await self._on(
+            layout, stripe, osc.write(obj, extent.offset, pieces, owner=owner, stripe=stripe, time=time, cred=cred)
+        )
+
+    async def getattr(self, layout: Layout, *, cred: Cred) -> ObjectsAttr:
+        """Size, blocks and times of a file from all its objects."""
+        stripes = range(len(layout.stripes))
+        attrs = await self._tasks.gather([self._getattr(layout, stripe, cred) for stripe in stripes], "getattr")
+        size = striping.file_size([attr.size for attr in attrs], layout.stripe_size)
+        newest = max(attrs, key=lambda attr: (attr.ctime, attr.mtime))
+        return ObjectsAttr(size, sum(attr.blocks for attr in attrs), newest.mtime, newest.ctime)
+
+    async def _getattr(self, layout: Layout, stripe: int, cred: Cred) -> ObjectAttr:
+        index, obj = layout.stripes[stripe]
+        osc = self.oscs.get(index) or await self._osc(index)
+        return await self._on(layout, stripe, osc.getattr(obj, cred=cred))
+
+    async def truncate(self, layout: Layout, owner: Fid, size: int, *, time: int, cred: Cred) -> None:
+        """Make the file exactly `size` bytes long.  EFBIG"""
+        count, unit = len(layout.stripes), layout.stripe_size
+        ends = striping.truncation(size, unit, count)
+        if size > limits.file_bytes_max or max(ends) > limits.object_bytes_max:
+            raise OpError(errno.EFBIG)
+        await self._tasks.gather(
+            [
+                self._punch(layout, owner, striping.Hole(stripe, end, OBJECT_EOF), time, cred)
+                for stripe, end in enumerate(ends)
+            ],
+            "truncate",
+        )
+
+    async def punch(self, layout: Layout, owner: Fid, start: int, end: int, *, time: int, cred: Cred) -> None:
+        """Make a hole in [start, end); the file's size stays."""
+        ranges = striping.holes(start, end, layout.stripe_size, len(layout.stripes))
+        await self._tasks.gather([self._punch(layout, owner, hole, time, cred) for hole in ranges], "punch")
+
+    async def _punch(self, layout: Layout, owner: Fid, hole: striping.Hole, time: int, cred: Cred) -> ObjectAttr:
+        index, obj = layout.stripes[hole.stripe]
+        osc = self.oscs.get(index) or await self._osc(index)
+        punch = osc.punch(obj, hole.start, hole.end, owner=owner, stripe=hole.stripe, time=time, cred=cred)
+        return await self._on(layout, hole.stripe, punch)
+
+    async def sync(self, layout: Layout) -> None:
+        """Return when the file's data is durable."""
+        oscs = [(self.oscs.get(index) or await self._osc(index), obj) for index, obj in layout.stripes]
+        await self._tasks.gather([osc.sync(obj) for osc, obj in oscs], "sync")
+
+    async def sync_all(self) -> None:
+        """Return when everything that was written so far is durable on every OST."""
+        await self._tasks.gather([osc.sync() for osc in self.oscs.values()], "sync")
+
+    async def statfs(self) -> list[tuple[int, StatfsReply | None]]:
+        """(index, space) of every OST, None for one that does not answer soon (lazystatfs)."""
+        oscs = [self.oscs[index] for index in sorted(self.oscs)]
+        replies = await self._tasks.outcomes([self._statfs(osc) for osc in oscs], "statfs")
+        return [(osc.index, None if isinstance(r, OpError) else r) for osc, r in zip(oscs, replies, strict=True)]
+
+    async def _statfs(self, osc: Osc) -> StatfsReply | None:
+        try:
+            async with asyncio.timeout(self._tasks.node.tunables.connect_timeout_s):
+                return await osc.statfs()
+        except TimeoutError:
+            return None
+
+
+_ZEROS = bytes(1 << 16)
+
+
+def _zero(buffer: memoryview, extent: striping.Extent, done: int, length: int) -> None:
+    """Zero what of `extent` was not read, up to `length` of the buffer."""
+    for start, size in extent.pieces:
+        first, stop = start + min(done, size), min(start + size, length)
+        done = max(done - size, 0)
+        while first < stop:
+            part = min(stop - first, len(_ZEROS))
+            buffer[first : first + part] = _ZEROS[:part]
+            first += part

@@ -1,0 +1,177 @@
+"""The client's side of one MDT: one method per operation, FIDs in and out. Thin on purpose: no state but FID sequences.
+
+The client chooses the FIDs of what it makes, from sequences that nobody else ever gets, so that a replay makes the
+same object. The next sequence is asked for long before the current one is used up, because the answer waits for a
+commit. Times are the caller's (nanoseconds). Every method raises OpError with the operation's errno.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+
+from lustrelite.client.tasks import Tasks
+from lustrelite.errors import OpError
+from lustrelite.ids import Fid, make_fid
+from lustrelite.wire import mdt
+from lustrelite.wire.mdt import Attr, DirPage, OpenReply, StatfsReply, StripeHint, UnlinkReply
+from lustrelite.wire.message import ROOT_CRED, Cred
+
+_PREFETCH_DIVISOR = 4  # the next sequence is asked for when this part of the current one is left
+
+
+class MetadataImport(Protocol):
+    """What is needed of rpc.client_import.ClientImport."""
+
+    async def call(self, body: Any, *, cred: Cred = ROOT_CRED, timeout_s: float | None = None) -> Any:
+        """Send `body`, return the reply's body."""
+
+    async def call_open(self, body: mdt.Open, *, cred: Cred = ROOT_CRED) -> tuple[int, Any]:
+        """The same for an open: (its xid, which is the handle; the reply)."""
+
+
+class Mdc:
+    """One MDT."""
+
+    def __init__(self, tasks: Tasks, imp: MetadataImport) -> None:
+        self.imp = imp
+        self._tasks = tasks
+        self._seq = 0
+        self._next_oid = 1
+        self._last_oid = 0
+        self._prefetch_at = 0
+        self._allocation: asyncio.Task[mdt.SequenceReply | OpError] | None = None
+
+    # FIDs -------------------------------------------------------------------------------------------------------
+
+    async def new_fid(self) -> Fid:
+        """A FID that was never used. Waits only when a sequence is used up faster than the next one comes."""
+        while self._next_oid > self._last_oid:
+            await self._next_sequence()
+        oid = self._next_oid
+        self._next_oid += 1
+        if oid == self._prefetch_at and self._allocation is None:
+            self._allocation = self._allocate()
+        return make_fid(self._seq, oid)
+
+    def _allocate(self) -> asyncio.Task[mdt.SequenceReply | OpError]:
+        return self._tasks.spawn(self.imp.call(mdt.AllocateSequence()), "allocate sequence")
+
+    async def _next_sequence(self) -> None:
+        task = self._allocation
+        if task is None:
+            task = self._allocation = self._allocate()
+        reply = await asyncio.shield(task)
+        if self._allocation is not task:
+            return  # another waiter was first
+        self._allocation = None
+        if isinstance(reply, OpError):
+            raise reply
+        self._seq, self._next_oid, self._last_oid = reply.seq, 1, reply.width
+        self._prefetch_at = max(reply.width - reply.width // _PREFETCH_DIVISOR, 1)
+
+    # names ------------------------------------------------------------------------------------------------------
+
+    async def get_root(self) -> mdt.RootReply:
+        """The root directory and the file system's name."""
+        return await self.imp.call(mdt.GetRoot())  # type: ignore[no-any-return]
+
+    async def lookup(self, parent: Fid, name: bytes, *, cred: Cred) -> Attr:
+        """Attributes of `name` in `parent`.  ENOENT, ENOTDIR, EACCES"""
+        return await self.imp.call(mdt.Lookup(parent, name), cred=cred)  # type: ignore[no-any-return]
+
+    async def create(
+        self, parent: Fid, name: bytes, mode: int, time: int, *, cred: Cred,
+        rdev: int = 0, target: bytes = b"", hint: StripeHint | None = None,
+    ) -> Attr:  # fmt: skip
+        """Make `name` in `parent`: what, says S_IFMT of `mode`.  EEXIST, ENOENT, ENOTDIR, EACCES, ENOSPC"""
+        fid = await self.new_fid()
+        body = mdt.Create(parent, name, fid, mode, rdev, target, time, hint, None)
+        return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
+
+    async def link(self, fid: Fid, parent: Fid, name: bytes, time: int, *, cred: Cred) -> None:
+        """Make `name` in `parent` another name of `fid`.  EEXIST, EMLINK, EPERM"""
+        await self.imp.call(mdt.Link(fid, parent, name, time), cred=cred)
+
+    async def unlink(self, parent: Fid, name: bytes, time: int, *, cred: Cred, directory: bool = False) -> UnlinkReply:
+        """Remove a name, a directory's only if `directory`.  ENOENT, EISDIR, ENOTDIR, ENOTEMPTY, EACCES, EPERM"""
+        body = mdt.Unlink(parent, name, mdt.UNLINK_RMDIR if directory else 0, time)
+        return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
+
+    async def rename(
+        self, source: Fid, source_name: bytes, target: Fid, target_name: bytes, flags: int, time: int, *, cred: Cred
+    ) -> UnlinkReply:
+        """Move a name; the reply says what it replaced.  The errors of unlink, EINVAL, EEXIST"""
+        body = mdt.Rename(source, source_name, target, target_name, flags, time)
+        return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
+
+    async def readdir(self, fid: Fid, cookie: int, count: int, *, cred: Cred, plus: bool) -> DirPage:
+        """About `count` names after `cookie`, with attributes if `plus`.  ENOTDIR, EACCES"""
+        return await self.imp.call(mdt.Readdir(fid, cookie, count, plus), cred=cred)  # type: ignore[no-any-return]
+
+    async def readlink(self, fid: Fid, *, cred: Cred) -> bytes:
+        """Target of a symlink.  EINVAL"""
+        return (await self.imp.call(mdt.Readlink(fid), cred=cred)).value  # type: ignore[no-any-return]
+
+    async def fid_to_path(self, fid: Fid, *, cred: Cred) -> tuple[bytes, ...]:
+        """All paths of `fid`.  ENOENT"""
+        return (await self.imp.call(mdt.FidToPath(fid), cred=cred)).names  # type: ignore[no-any-return]
+
+    # files ------------------------------------------------------------------------------------------------------
+
+    async def open(
+        self, parent: Fid, name: bytes, fid: Fid, flags: int, mode: int, time: int, *, cred: Cred,
+        hint: StripeHint | None = None,
+    ) -> tuple[int, OpenReply]:  # fmt: skip
+        """(handle, reply). `flags` are OPEN_*; `fid` is the file with OPEN_BY_FID, else it is chosen here if needed."""
+        if flags & mdt.OPEN_CREATE and not flags & mdt.OPEN_BY_FID:
+            fid = await self.new_fid()
+        return await self.imp.call_open(mdt.Open(parent, name, fid, flags, mode, time, hint, None), cred=cred)
+
+    async def close(self, handle: int, fid: Fid, atime: int, mtime: int, size: int, *, cred: Cred) -> None:
+        """Give an open handle back. `atime` and `mtime` are 0 where nothing was read or written.  ESTALE"""
+        await self.imp.call(mdt.Close(handle, fid, atime, mtime, size, 0), cred=cred)
+
+    async def getattr(self, fid: Fid, *, cred: Cred) -> Attr:
+        """Attributes of `fid`.  ENOENT"""
+        return await self.imp.call(mdt.Getattr(fid), cred=cred)  # type: ignore[no-any-return]
+
+    async def setattr(
+        self, fid: Fid, valid: int, time: int, *, cred: Cred, mode: int = 0, uid: int = 0, gid: int = 0,
+        atime: int = 0, mtime: int = 0, flags: int = 0, handle: int = 0,
+    ) -> Attr:  # fmt: skip
+        """Change the attributes that `valid` (SET_*) names; `time` is the new ctime.  EPERM, EACCES, ENOENT"""
+        body = mdt.Setattr(fid, valid, mode, uid, gid, atime, mtime, time, flags, handle)
+        return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
+
+    async def getxattr(self, fid: Fid, name: bytes, *, cred: Cred) -> bytes:
+        """Value of an extended attribute.  ENODATA"""
+        return (await self.imp.call(mdt.Getxattr(fid, name), cred=cred)).value  # type: ignore[no-any-return]
+
+    async def setxattr(
+        self, fid: Fid, name: bytes, value: bytes | None, flags: int, time: int, *, cred: Cred
+    ) -> None:
+        """Set an extended attribute, or remove it with None.  EEXIST, ENODATA, ENOTSUP, E2BIG, EPERM"""
+        await self.imp.call(mdt.Setxattr(fid, name, value, flags, time), cred=cred)
+
+    async def listxattr(self, fid: Fid, *, cred: Cred) -> tuple[bytes, ...]:
+        """Names of the extended attributes that the caller may see."""
+        return (await self.imp.call(mdt.Listxattr(fid), cred=cred)).names  # type: ignore[no-any-return]
+
+    async def get_dir_stripe(self, fid: Fid, *, cred: Cred) -> StripeHint | None:
+        """Default striping of a directory.  ENOTDIR"""
+        return (await self.imp.call(mdt.GetDirStripe(fid), cred=cred)).hint  # type: ignore[no-any-return]
+
+    async def set_dir_stripe(self, fid: Fid, hint: StripeHint | None, time: int, *, cred: Cred) -> None:
+        """Set the default striping of a directory, or remove it with None.  ENOTDIR, EPERM"""
+        await self.imp.call(mdt.SetDirStripe(fid, hint, time), cred=cred)
+
+    async def statfs(self) -> StatfsReply:
+        """Space and inodes of the MDT."""
+        return await self.imp.call(mdt.Statfs())  # type: ignore[no-any-return]
+
+    async def sync(self) -> None:
+        """Return when everything executed so far is durable on the MDT."""
+        await self.imp.call(mdt.Sync())
+
+

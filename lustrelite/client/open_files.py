@@ -1,0 +1,67 @@
+"""The open files of one mount, by FID: what several handles of one file share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from lustrelite.ids import Fid
+
+if TYPE_CHECKING:
+    from lustrelite.client.file import File
+
+
+class OpenInode:
+    """A file that is open at least once here."""
+
+    def __init__(self) -> None:
+        self.files: dict[int, File] = {}  # by handle
+        self.append_lock = asyncio.Lock()  # one appender at a time; other clients are the lock layer's business
+
+
+class OpenFiles:
+    """All of them."""
+
+    def __init__(self) -> None:
+        self._inodes: dict[Fid, OpenInode] = {}
+
+    def add(self, file: File) -> OpenInode:
+        """`file` was opened."""
+        inode = self._inodes.get(file.fid)
+        if inode is None:
+            inode = self._inodes[file.fid] = OpenInode()
+        assert file.handle not in inode.files, "a handle is opened once"
+        inode.files[file.handle] = file
+        return inode
+
+    def remove(self, file: File) -> None:
+        """`file` is being closed."""
+        inode = self._inodes[file.fid]
+        del inode.files[file.handle]
+        if not inode.files:
+            del self._inodes[file.fid]
+
+    def of(self, fid: Fid) -> list[File]:
+        """The open files of `fid`."""
+        inode = self._inodes.get(fid)
+        return list(inode.files.values()) if inode is not None else []
+
+    def pending_times(self, fid: Fid) -> tuple[int, int]:
+        """(mtime, atime) of what open handles of `fid` wrote and read, which the MDT will hear at close; 0 is none."""
+        inode = self._inodes.get(fid)
+        if inode is None:
+            return 0, 0
+        files = inode.files.values()
+        return max(file.mtime for file in files), max(file.atime for file in files)
+
+    def forget_times(self, fid: Fid, *, mtime: bool, atime: bool) -> None:
+        """Times of `fid` were set: what was done before counts no more."""
+        for file in self.of(fid):
+            file.mtime = 0 if mtime else file.mtime
+            file.atime = 0 if atime else file.atime
+
+    def all(self) -> Iterator[File]:
+        """Every open file, oldest inode first."""
+        for inode in list(self._inodes.values()):
+            yield from list(inode.files.values())

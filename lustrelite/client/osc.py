@@ -1,0 +1,120 @@
+"""The client's side of one OST: objects by number, a bounded number of data RPCs in flight.
+
+Data is given as pieces, because one object's share of a file's range is scattered over the caller's buffer when stripe
+units are short. One piece travels without a copy; several are joined for the RPC, inside the bound, so that the memory
+for it is bounded too. Buffers may not change, nor be used for anything else, until the call has returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+
+from lustrelite.ids import Fid
+from lustrelite.rpc.node import Node
+from lustrelite.tunables import limits
+from lustrelite.wire import ost
+from lustrelite.wire.mdt import StatfsReply
+from lustrelite.wire.message import ROOT_CRED, Cred
+from lustrelite.wire.ost import ObjectAttr
+
+
+class DataImport(Protocol):
+    """What is needed of rpc.client_import.ClientImport."""
+
+    max_bytes_per_rpc: int
+
+    async def call(self, body: Any, *, cred: Cred = ROOT_CRED, timeout_s: float | None = None) -> Any:
+        """Send `body`, return the reply's body."""
+
+    async def call_bulk(
+        self, body: Any, *, bulk: Any = None, sink: memoryview | None = None, cred: Cred = ROOT_CRED
+    ) -> tuple[Any, memoryview | None]:
+        """The same with data out of `bulk` or into the beginning of `sink`."""
+
+
+class Osc:
+    """One OST."""
+
+    def __init__(self, node: Node, imp: DataImport, index: int) -> None:
+        self.node = node
+        self.imp = imp
+        self.index = index
+        self._limit = 0
+        self._slots = asyncio.Semaphore(0)
+
+    @property
+    def bytes_max(self) -> int:
+        """The most data that one RPC may carry."""
+        return min(self.imp.max_bytes_per_rpc, limits.brw_bytes_max)
+
+    def _data_slots(self) -> asyncio.Semaphore:
+        # A changed limit starts a new semaphore; who waits on the old one is served by it.
+        if self._limit != self.node.tunables.max_rpcs_in_flight:
+            self._limit = self.node.tunables.max_rpcs_in_flight
+            self._slots = asyncio.Semaphore(max(self._limit, 1))
+        return self._slots
+
+    async def read(self, obj: int, offset: int, pieces: list[memoryview], *, cred: Cred) -> tuple[int, int]:
+        """Read into `pieces` in turn and return (bytes read, the object's size): fewer only at the object's end.
+
+        What is not read stays as it was.  ENOENT
+        """
+        length = sum(map(len, pieces))
+        assert 0 < length <= limits.brw_bytes_max
+        async with self._data_slots():
+            sink = pieces[0] if len(pieces) == 1 else memoryview(bytearray(length))
+            done = size = 0
+            while done < length:
+                rest = sink[done:]
+                reply, data = await self.imp.call_bulk(
+                    ost.Read(obj, offset + done, len(rest)), sink=rest, cred=cred
+                )
+                got: int = reply.length
+                assert got == (0 if data is None else len(data)) and got <= len(rest), "the OST counts its bytes right"
+                if data is not None and data.obj is not rest.obj:
+                    rest[:got] = data
+                size = reply.size
+                done += got
+                if not got or offset + done >= size:
+                    break
+            if len(pieces) > 1:
+                _scatter(sink[:done], pieces)
+            return done, size
+
+    async def write(
+        self, obj: int, offset: int, pieces: list[memoryview], *, owner: Fid, stripe: int, time: int, cred: Cred
+    ) -> ObjectAttr:
+        """Write `pieces` in turn at `offset`.  ENOENT, ENOSPC, EFBIG, EIO"""
+        async with self._data_slots():
+            bulk = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            assert 0 < len(bulk) <= limits.brw_bytes_max
+            reply, _ = await self.imp.call_bulk(ost.Write(obj, offset, owner, stripe, time), bulk=bulk, cred=cred)
+            return reply  # type: ignore[no-any-return]
+
+    async def punch(
+        self, obj: int, start: int, end: int, *, owner: Fid, stripe: int, time: int, cred: Cred
+    ) -> ObjectAttr:
+        """Free [start, end); up to OBJECT_EOF makes the object exactly `start` bytes long."""
+        body = ost.Punch(obj, start, end, owner, stripe, time)
+        return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
+
+    async def getattr(self, obj: int, *, cred: Cred) -> ObjectAttr:
+        """Attributes of an object.  ENOENT"""
+        return await self.imp.call(ost.ObjectGetattr(obj), cred=cred)  # type: ignore[no-any-return]
+
+    async def sync(self, obj: int = 0) -> None:
+        """Return when everything executed so far is durable; of one object, or of all with 0."""
+        await self.imp.call(ost.OstSync(obj))
+
+    async def statfs(self) -> StatfsReply:
+        """Space of the OST."""
+        return await self.imp.call(ost.OstStatfs())  # type: ignore[no-any-return]
+
+
+def _scatter(data: memoryview, pieces: list[memoryview]) -> None:
+    start = 0
+    for piece in pieces:
+        part = data[start : start + len(piece)]
+        piece[: len(part)] = part
+        start += len(piece)

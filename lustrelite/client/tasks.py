@@ -1,0 +1,101 @@
+"""The tasks of one mount: several RPCs at once, and requests that outlive their caller.
+
+A caller may be cancelled at any await (a FUSE interrupt, a timeout). What it had asked for and cannot be taken back,
+an open or a close, must then still come to its end, and what an open brought must be given back. And an OpError inside
+a task of the node would be a crash of the node, so it travels as a value here and is raised where it is waited for.
+
+Order matters for repeatable runs: tasks start in the order of their list, and the first error is that of the list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from lustrelite.errors import OpError
+from lustrelite.rpc.node import Node
+
+_T = TypeVar("_T")
+
+
+async def _outcome(coro: Coroutine[Any, Any, _T]) -> _T | OpError:
+    try:
+        return await coro
+    except OpError as error:
+        return error
+
+
+class Tasks:
+    """What runs for one mount."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._running: dict[asyncio.Task[Any], Coroutine[Any, Any, Any]] = {}
+
+    def spawn(self, coro: Coroutine[Any, Any, _T], name: str) -> asyncio.Task[_T | OpError]:
+        """Run `coro` in the background; its OpError is the task's result."""
+        task = self.node.spawn(_outcome(coro), name)
+        self._running[task] = coro
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.pop(task).close()  # one that was cancelled before its first step has not run at all
+
+    async def outcomes(self, coros: Sequence[Coroutine[Any, Any, _T]], name: str) -> list[_T | OpError]:
+        """Run all of them at once and return what each came to, in order. Cancelled together."""
+        if not coros:
+            return []
+        others = [self.spawn(coro, name) for coro in coros[1:]]
+        try:
+            results = [await _outcome(coros[0])]
+            for task in others:
+                results.append(await task)
+        except BaseException:
+            for task in others:
+                task.cancel()
+            raise
+        return results
+
+    async def gather(self, coros: Sequence[Coroutine[Any, Any, _T]], name: str) -> list[_T]:
+        """Run all of them at once and return their results in order; then raise the first OpError, if any."""
+        results: list[_T] = []
+        for result in await self.outcomes(coros, name):
+            if isinstance(result, OpError):
+                raise result
+            results.append(result)
+        return results
+
+    async def claim(self, coro: Coroutine[Any, Any, _T], name: str, unclaimed: Callable[[_T], None]) -> _T:
+        """Run `coro` to its end, whatever happens to the caller: a result it can no longer take goes to `unclaimed`."""
+        task = self.spawn(coro, name)
+        try:
+            result = await asyncio.shield(task)
+        except asyncio.CancelledError:
+
+            def give_back(ended: asyncio.Task[_T | OpError]) -> None:
+                if not ended.cancelled() and ended.exception() is None:
+                    late = ended.result()
+                    if not isinstance(late, OpError):
+                        unclaimed(late)
+
+            task.add_done_callback(give_back)
+            raise
+        if isinstance(result, OpError):
+            raise result
+        return result
+
+    async def finish(self, coro: Coroutine[Any, Any, _T], name: str) -> _T:
+        """Run `coro` to its end, whatever happens to the caller."""
+        return await self.claim(coro, name, lambda _: None)
+
+    async def idle(self) -> None:
+        """Return when nothing runs any more."""
+        while self._running:
+            await asyncio.wait(list(self._running))
+
+    def stop(self) -> None:
+        """Cancel everything."""
+        for task in list(self._running):
+            task.cancel()

@@ -1,0 +1,221 @@
+"""A server process put together: a service, its targets, their directories. The same on a real machine and simulated.
+
+    Daemon.start_target(directory):
+        own the directory (a standby waits) -> open the store -> start the target -> serve it -> register with the MGS
+
+A target is served before it is registered: the MGS only tells clients where to look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from lustrelite.format import TargetConfig, read_target
+from lustrelite.ids import Nid
+from lustrelite.mdt.mdt import Mdt
+from lustrelite.mgs.mgs import Mgs
+from lustrelite.ost.ost import Ost
+from lustrelite.rpc.client_import import Xids
+from lustrelite.rpc.config import ConfigFollower
+from lustrelite.rpc.links import LinkPool
+from lustrelite.rpc.node import Node
+from lustrelite.rpc.service import Service
+from lustrelite.store.kv import Store
+from lustrelite.store.objects import ObjectFiles
+from lustrelite.target.ownership import Owner, Ownership
+from lustrelite.target.target import Target
+from lustrelite.wire.mgs import TargetRegister
+
+OWNER_POLL_S = 0.2
+
+
+class Disk(Protocol):
+    """Where targets live: the directory tree of this machine, or the simulator's."""
+
+    def config(self, directory: str) -> TargetConfig:
+        """What the target in `directory` is."""
+
+    def own(self, directory: str, record: Owner) -> Any:
+        """Own the directory (an Ownership), or None if somebody else does."""
+
+    def store(self, directory: str, kind: str) -> Store:
+        """Open the store."""
+
+    def files(self, directory: str) -> ObjectFiles:
+        """Open the object files of an OST."""
+
+
+class RealDisk:
+    """This machine's file systems."""
+
+    def config(self, directory: str) -> TargetConfig:
+        """What the target in `directory` is."""
+        return read_target(directory)
+
+    def own(self, directory: str, record: Owner) -> Ownership | None:
+        """Own the directory, or None if somebody else does."""
+        ownership = Ownership(directory)
+        return ownership if ownership.try_acquire(record) else None
+
+    def store(self, directory: str, kind: str) -> Store:
+        """Open the store."""
+        return Store.open(directory, kind)
+
+    def files(self, directory: str) -> ObjectFiles:
+        """Open the object files of an OST."""
+        return ObjectFiles(directory)
+
+
+class Daemon:
+    """One server process: `listen`, then `start_target` for each directory."""
+
+    def __init__(self, node: Node, *, disk: Disk | None = None, mgs_nids: Sequence[Nid] = (), pid: int = 0) -> None:
+        self.node = node
+        self.disk: Disk = disk or RealDisk()
+        self.mgs_nids = tuple(mgs_nids)  # overrides what the targets were formatted with
+        self.pid = pid or os.getpid()
+        self.service = Service(node)
+        self.targets: dict[str, Target] = {}
+        self.nids: list[Nid] = []
+        self.links = LinkPool(node)
+        self.xids = Xids(node)
+        self.followers: dict[str, ConfigFollower] = {}  # by file system
+        self._owned: dict[str, Any] = {}  # by target name
+        self._configs: dict[str, TargetConfig] = {}
+
+    async def listen(self, nid: Nid) -> Nid:
+        """Accept clients at `nid`; returns the real address."""
+        real = await self.service.listen(nid)
+        self.nids.append(real)
+        return real
+
+    async def start_target(
+        self, directory: str, *, wait: bool = False, abort_recovery: bool = False,
+        on_wait: Callable[[TargetConfig], None] | None = None,
+    ) -> Target:  # fmt: skip
+        """Own, open and serve the target in `directory`.
+
+        With `wait` a directory that another process owns is waited for (a standby). Errors: FormatRefused, Owned,
+        OpError of the disk; EADDRINUSE from the MGS.
+        """
+        config = self.disk.config(directory)
+        ownership = await self._own(directory, config, wait, on_wait)
+        name = config.name
+        try:
+            target = self._open(directory, config)
+        except BaseException:
+            ownership.release()
+            raise
+        self._owned[name] = ownership
+        self._configs[name] = config
+        self.targets[name] = target
+        try:
+            self._set_params(config)
+            await target.start(abort_recovery=abort_recovery)
+            ownership.update(self._owner(target.instance))
+            self.service.add_target(target)
+            if config.kind != "MGS":
+                self.node.spawn(self._register(target, config), f"register {name}")
+        except BaseException:
+            await self.stop_target(name)
+            raise
+        return target
+
+    async def _own(
+        self, directory: str, config: TargetConfig, wait: bool, on_wait: Callable[[TargetConfig], None] | None
+    ) -> Any:
+        said = False
+        while True:
+            ownership = self.disk.own(directory, self._owner(0))
+            if ownership is not None:
+                return ownership
+            if not wait:
+                other = Ownership(directory)
+                other.acquire(self._owner(0))  # raises Owned with the owner's name; or it has just gone
+                return other
+            if not said:
+                said = True
+                self.node.events.emit("target.standby", target=config.name, directory=directory)
+                if on_wait is not None:
+                    on_wait(config)
+            await asyncio.sleep(OWNER_POLL_S)
+
+    def _owner(self, instance: int) -> Owner:
+        return Owner(self.node.name, self.pid, instance, str(self.nids[0]) if self.nids else "")
+
+    def _open(self, directory: str, config: TargetConfig) -> Target:
+        store = self.disk.store(directory, config.kind)
+        if config.kind == "MGS":
+            return Mgs(self.node, store)
+        if config.kind == "MDT":
+            return Mdt(
+                self.node, store, name=config.name, index=config.index, fsname=config.fsname, links=self.links,
+                xids=self.xids,
+            )  # fmt: skip
+        return Ost(self.node, store, self.disk.files(directory), name=config.name, index=config.index)
+
+    def _set_params(self, config: TargetConfig) -> None:
+        for name, value in config.params:
+            key = name.rpartition(".")[2]
+            current = getattr(self.node.tunables, key, None)
+            if current is None:
+                self.node.events.emit("param.unknown", level="warning", target=config.name, param=name)
+            else:
+                setattr(self.node.tunables, key, type(current)(value))
+
+    async def _register(self, target: Target, config: TargetConfig) -> None:
+        """Tell the MGS where the target runs; an MDT also learns where its OSTs are."""
+        follower = self._follower(config)
+        info = await follower.register(
+            TargetRegister(
+                config.fsname, config.kind, config.index, config.stamp, tuple(map(str, self.nids)), config.failnodes,
+                target.instance, config.params,
+            )
+        )  # fmt: skip
+        self.node.events.emit("target.registered", target=info.name, nids=list(info.nids))
+        if isinstance(target, Mdt):
+            mdt = target
+            follower.on_change(mdt.ost_changed)
+            for known in (await follower.load_when_known()).values():
+                mdt.ost_changed(known)
+
+    def _follower(self, config: TargetConfig) -> ConfigFollower:
+        follower = self.followers.get(config.fsname)
+        if follower is None:
+            mgs_nids = self.mgs_nids or tuple(map(Nid, config.mgsnodes))
+            follower = ConfigFollower(
+                self.node, self.links, mgs_nids, config.fsname, client_uuid=f"{self.node.name}-mgc_UUID", xids=self.xids
+            )
+            self.followers[config.fsname] = follower
+            follower.start()
+        return follower
+
+    async def stop_target(self, name: str) -> None:
+        """Stop one target in good order; clients keep their places on record."""
+        target = self.targets.pop(name, None)
+        if target is not None:
+            await target.stop()
+        ownership = self._owned.pop(name, None)
+        if ownership is not None:
+            ownership.release()
+
+    async def stop(self) -> None:
+        """Stop everything in good order."""
+        for name in reversed(list(self.targets)):
+            await self.stop_target(name)
+        for follower in self.followers.values():
+            follower.stop()
+        self.service.close()
+        self.links.close()
+
+    def kill(self) -> None:
+        """What `kill -9` does to the targets; links and tasks are the node's."""
+        for target in self.targets.values():
+            target.kill()
+        for ownership in self._owned.values():
+            ownership.abandon()
+        self.targets.clear()
+        self._owned.clear()

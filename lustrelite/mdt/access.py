@@ -1,0 +1,170 @@
+"""Who may do what: owner, group and others by mode bits, with root's privileges. Pure functions, no I/O.
+
+A caller is (uid, gid, supplementary groups...). Uid 0 has the capabilities of a Linux root: it passes every check
+except executing a file that nobody may execute. The rules are those of the Linux VFS (fs/namei.c, fs/attr.c), which the
+MDT of Lustre applies on its own side in mdd/mdd_permission.c: it is the only place where all clients meet.
+
+Not handled: access control lists, capabilities other than root's, mandatory locks.
+"""
+
+from __future__ import annotations
+
+import errno
+from stat import S_ISDIR, S_ISGID, S_ISREG, S_ISUID, S_ISVTX, S_IXGRP
+
+from lustrelite.errors import OpError
+from lustrelite.store.schema import Inode
+from lustrelite.wire.mdt import SET_ATIME, SET_FLAGS, SET_GID, SET_MODE, SET_MTIME, SET_SIZE, SET_TIMES_EXPLICIT, SET_UID
+from lustrelite.wire.message import Cred
+
+READ = 4
+WRITE = 2
+EXECUTE = 1  # search, on a directory
+
+PERMISSION_BITS = 0o7777
+PRIVILEGED_FLAGS = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL: only root changes these
+
+USER, TRUSTED, SECURITY, SYSTEM = b"user.", b"trusted.", b"security.", b"system."
+
+
+def in_group(cred: Cred, gid: int) -> bool:
+    """Does the caller belong to group `gid`?"""
+    return gid == cred[1] or (len(cred) > 2 and gid in cred[2:])
+
+
+def owns(inode: Inode, cred: Cred) -> bool:
+    """Is the caller the owner, or root?"""
+    return cred[0] == inode.uid or cred[0] == 0
+
+
+def permits(inode: Inode, cred: Cred, want: int) -> bool:
+    """May the caller do all of `want` (READ | WRITE | EXECUTE) with `inode`?  Source: generic_permission()"""
+    mode = inode.mode
+    if cred[0] == 0:
+        return not (want & EXECUTE and not mode & 0o111 and not S_ISDIR(mode))
+    if cred[0] == inode.uid:
+        mode >>= 6
+    elif in_group(cred, inode.gid):
+        mode >>= 3
+    return mode & want == want
+
+
+def require(inode: Inode, cred: Cred, want: int) -> None:
+    """OpError(EACCES) unless `permits`."""
+    if cred[0] != 0 or want & EXECUTE:
+        if not permits(inode, cred, want):
+            raise OpError(errno.EACCES)
+
+
+def require_removable(directory: Inode, victim: Inode, cred: Cred) -> None:
+    """May the caller take the name of `victim` out of `directory`?  EACCES; EPERM by the sticky bit.
+
+    Source: may_delete(), fs/namei.c
+    """
+    if cred[0] == 0:
+        return
+    if not permits(directory, cred, WRITE | EXECUTE):
+        raise OpError(errno.EACCES)
+    if directory.mode & S_ISVTX and cred[0] != victim.uid and cred[0] != directory.uid:
+        raise OpError(errno.EPERM)
+
+
+def new_owner(parent: Inode, mode: int, cred: Cred) -> tuple[int, int]:
+    """(mode, gid) of a file that the caller makes in `parent`: a setgid directory gives its group, and a subdirectory the bit.
+
+    Source: inode_init_owner() and mode_strip_sgid(), fs/inode.c
+    """
+    if parent.mode & S_ISGID:
+        gid = parent.gid
+        if S_ISDIR(mode):
+            return mode | S_ISGID, gid
+    else:
+        gid = cred[1]
+    if mode & S_ISGID and mode & S_IXGRP and not S_ISDIR(mode) and cred[0] != 0 and not in_group(cred, gid):
+        mode &= ~S_ISGID
+    return mode, gid
+
+
+def without_set_id(mode: int) -> int:
+    """`mode` after its file changed hands or content: no setuid bit, no setgid bit of an executable file.
+
+    Source: setattr_should_drop_suidgid(), fs/attr.c
+    """
+    if S_ISREG(mode):
+        mode &= ~S_ISUID
+        if mode & S_IXGRP:
+            mode &= ~S_ISGID
+    return mode
+
+
+def require_setattr(inode: Inode, valid: int, uid: int, gid: int, flags: int, cred: Cred, writable: bool) -> None:
+    """May the caller change these attributes?  EPERM or EACCES. `writable`: a handle open for writing vouches for it.
+
+    Source: setattr_prepare(), fs/attr.c; mdd_fix_attr(), mdd/mdd_object.c
+    """
+    if cred[0] == 0:
+        return
+    owner = cred[0] == inode.uid
+    if valid & SET_MODE and not owner:
+        raise OpError(errno.EPERM)
+    if valid & SET_UID and not (owner and uid == inode.uid):
+        raise OpError(errno.EPERM)
+    if valid & SET_GID and not (owner and (gid == inode.gid or in_group(cred, gid))):
+        raise OpError(errno.EPERM)
+    if valid & SET_FLAGS and (not owner or (flags ^ inode.flags) & PRIVILEGED_FLAGS):
+        raise OpError(errno.EPERM)
+    if valid & (SET_ATIME | SET_MTIME) and not owner:
+        if valid & SET_TIMES_EXPLICIT:
+            raise OpError(errno.EPERM)
+        if not writable and not permits(inode, cred, WRITE):
+            raise OpError(errno.EACCES)
+    if valid & SET_SIZE and not writable and not permits(inode, cred, WRITE):
+        raise OpError(errno.EACCES)
+
+
+def changed_mode(inode: Inode, valid: int, mode: int, gid: int, cred: Cred) -> int:
+    """The mode after a setattr: type kept, set-id bits dropped where the change takes their reason away.
+
+    Source: setattr_copy() and chown_common() (a chown drops them for root, too)
+    """
+    result = inode.mode
+    if valid & SET_MODE:
+        result = (result & ~PERMISSION_BITS) | (mode & PERMISSION_BITS)
+        if cred[0] != 0 and not in_group(cred, gid if valid & SET_GID else inode.gid):
+            result &= ~S_ISGID
+    elif valid & (SET_UID | SET_GID):
+        result = without_set_id(result)
+    elif valid & SET_SIZE and cred[0] != 0:
+        result = without_set_id(result)
+    return result
+
+
+def require_xattr(inode: Inode, name: bytes, cred: Cred, *, write: bool) -> None:
+    """May the caller read or write the extended attribute `name`?  ENOTSUP for a namespace that we do not keep.
+
+    Source: xattr_permission(), fs/xattr.c
+    """
+    if not name or len(name) > 255:
+        raise OpError(errno.ERANGE)
+    for namespace in (USER, TRUSTED, SECURITY):
+        if name.startswith(namespace):
+            break
+    else:
+        raise OpError(errno.ENOTSUP)
+    if len(name) == len(namespace):
+        raise OpError(errno.EINVAL)
+    if namespace == TRUSTED and cred[0] != 0:
+        raise OpError(errno.EPERM if write else errno.ENODATA)
+    if namespace == SECURITY and write and cred[0] != 0:
+        raise OpError(errno.EPERM)
+    if namespace == USER:
+        if not S_ISREG(inode.mode) and not S_ISDIR(inode.mode):
+            raise OpError(errno.EPERM if write else errno.ENODATA)
+        if write and S_ISDIR(inode.mode) and inode.mode & S_ISVTX and not owns(inode, cred):
+            raise OpError(errno.EPERM)
+        require(inode, cred, WRITE if write else READ)
+
+
+def sees_xattr(name: bytes, cred: Cred) -> bool:
+    """Does a listing show `name` to the caller? trusted.* is root's alone."""
+    return cred[0] == 0 or not name.startswith(TRUSTED)

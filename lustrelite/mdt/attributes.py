@@ -1,0 +1,188 @@
+"""Setattr, extended attributes and default striping.
+
+Version-relevant are mode, owner, group and flags, extended attributes and striping; times and the permission to truncate
+are not (protocol-facts 3.7).  Source: mdt_reint_setattr(), mdt_reint_setxattr(); the rules: mdt/access.py
+"""
+
+from __future__ import annotations
+
+import errno
+from stat import S_ISDIR, S_ISREG
+from typing import TYPE_CHECKING
+
+from lustrelite.errors import OpError
+from lustrelite.mdt import access, namespace
+from lustrelite.mdt.layout import check_hint
+from lustrelite.store.schema import XATTRS, Inode, ReplyRecord, split_xattr_key, xattr_key
+from lustrelite.target.handlers import EMPTY
+from lustrelite.tunables import limits
+from lustrelite.wire.mdt import (
+    OPEN_WRITE,
+    SET_ATIME,
+    SET_FLAGS,
+    SET_GID,
+    SET_MODE,
+    SET_MTIME,
+    SET_SIZE,
+    SET_TIMES_EXPLICIT,
+    SET_UID,
+    XATTR_CREATE,
+    XATTR_REPLACE,
+    Attr,
+    Bytes,
+    DirStripeReply,
+    GetDirStripe,
+    Getxattr,
+    Listxattr,
+    Names,
+    SetDirStripe,
+    Setattr,
+    Setxattr,
+    StripeHint,
+)
+from lustrelite.wire.session import Empty
+
+if TYPE_CHECKING:
+    from lustrelite.ids import Fid
+    from lustrelite.mdt.open import OpenFile
+    from lustrelite.rpc.export import Call
+    from lustrelite.target.transaction import Transaction
+
+VERSIONED = SET_MODE | SET_UID | SET_GID | SET_FLAGS
+KNOWN = VERSIONED | SET_ATIME | SET_MTIME | SET_SIZE | SET_TIMES_EXPLICIT
+XATTRS_BYTES_MAX = limits.xattr_bytes_max  # names of one file, so that listxattr(2) can return them
+ID_MAX = (1 << 32) - 2  # -1 is nobody
+
+
+def setattr_(txn: Transaction, req: Setattr) -> Attr:
+    """Setattr.  Errors: see wire.mdt.Setattr."""
+    fid, valid = req.fid, req.valid
+    inode = namespace.find_inode(txn, fid)
+    if valid & VERSIONED:
+        txn.check(0, namespace.version_of(inode))
+    if inode is None:
+        raise OpError(errno.ENOENT)
+    if valid & ~KNOWN or not 0 <= req.uid <= ID_MAX or not 0 <= req.gid <= ID_MAX:
+        raise OpError(errno.EINVAL)
+    writable = _open_for_writing(txn, fid, req.handle)
+    access.require_setattr(inode, valid, req.uid, req.gid, req.flags, txn.cred, writable)
+    if valid & SET_SIZE and not S_ISREG(inode.mode):
+        raise OpError(errno.EISDIR if S_ISDIR(inode.mode) else errno.EINVAL)
+    changed = _changed(txn, inode, req)
+    if changed is not inode:
+        namespace.put_inode(txn, fid, changed)
+    return namespace.attr_of(fid, changed)
+
+
+def _changed(txn: Transaction, inode: Inode, req: Setattr) -> Inode:
+    valid = req.valid
+    if not valid & ~SET_TIMES_EXPLICIT:
+        return inode
+    mtime = req.mtime if valid & SET_MTIME else inode.mtime
+    if valid & SET_SIZE and not valid & SET_MTIME:
+        mtime = max(mtime, req.time)
+    return inode._replace(
+        mode=access.changed_mode(inode, valid, req.mode, req.gid, txn.cred),
+        uid=req.uid if valid & SET_UID else inode.uid,
+        gid=req.gid if valid & SET_GID else inode.gid,
+        flags=req.flags if valid & SET_FLAGS else inode.flags,
+        atime=req.atime if valid & SET_ATIME else inode.atime,
+        mtime=mtime,
+        ctime=max(inode.ctime, req.time),
+        version=txn.transno if valid & VERSIONED else inode.version,
+    )
+
+
+def _open_for_writing(txn: Transaction, fid: Fid, handle: int) -> bool:
+    if not handle or txn.export is None:
+        return False
+    file: OpenFile | None = txn.export.opens.get(handle)
+    return file is not None and file.fid == fid and bool(file.flags & OPEN_WRITE)
+
+
+def rebuild_setattr(call: Call, req: Setattr, record: ReplyRecord) -> Attr:
+    """The attributes of today; made up if the file is gone."""
+    inode = namespace.find_inode(call.target.store, req.fid)
+    return namespace.vanished_attr(req.fid) if inode is None else namespace.attr_of(req.fid, inode)
+
+
+# ---------------------------------------------------------------- extended attributes
+
+
+def setxattr(txn: Transaction, req: Setxattr) -> Empty:
+    """Setxattr and removexattr.  Errors: see wire.mdt.Setxattr."""
+    inode = namespace.find_inode(txn, req.fid)
+    txn.check(0, namespace.version_of(inode))
+    if inode is None:
+        raise OpError(errno.ENOENT)
+    access.require_xattr(inode, req.name, txn.cred, write=True)
+    if req.flags & ~(XATTR_CREATE | XATTR_REPLACE):
+        raise OpError(errno.EINVAL)
+    key = xattr_key(req.fid, req.name)
+    old = txn.get(XATTRS, key)
+    if req.value is None:
+        if old is None:
+            raise OpError(errno.ENODATA)
+        txn.delete(XATTRS, key)
+    else:
+        if old is None and req.flags & XATTR_REPLACE:
+            raise OpError(errno.ENODATA)
+        if old is not None and req.flags & XATTR_CREATE:
+            raise OpError(errno.EEXIST)
+        if len(req.value) > limits.xattr_bytes_max:
+            raise OpError(errno.E2BIG)
+        if old is None and _names_bytes(txn, req.fid) + len(req.name) + 1 > XATTRS_BYTES_MAX:
+            raise OpError(errno.ENOSPC)
+        txn.put(XATTRS, key, req.value)
+    namespace.put_inode(txn, req.fid, inode._replace(ctime=max(inode.ctime, req.time), version=txn.transno))
+    return EMPTY
+
+
+def _names_bytes(rows: namespace.Rows, fid: Fid) -> int:
+    return sum(len(split_xattr_key(key)[1]) + 1 for key, _ in rows.scan(XATTRS, prefix=fid))
+
+
+def getxattr(call: Call, req: Getxattr) -> Bytes:
+    """Getxattr.  Errors: ENODATA, ENOTSUP, EACCES, ENOENT."""
+    store = call.target.store
+    access.require_xattr(namespace.get_inode(store, req.fid), req.name, call.cred, write=False)
+    value = store.get(XATTRS, xattr_key(req.fid, req.name))
+    if value is None:
+        raise OpError(errno.ENODATA)
+    return Bytes(value)
+
+
+def listxattr(call: Call, req: Listxattr) -> Names:
+    """Names that the caller may see.  Errors: ENOENT."""
+    store = call.target.store
+    namespace.get_inode(store, req.fid)
+    names = [split_xattr_key(key)[1] for key, _ in store.scan(XATTRS, prefix=req.fid)]
+    return Names(tuple([name for name in names if access.sees_xattr(name, call.cred)]))
+
+
+# ---------------------------------------------------------------- default striping
+
+
+def set_dir_stripe(txn: Transaction, req: SetDirStripe) -> Empty:
+    """Set the striping of files made in a directory from now on.  Errors: EINVAL, ENOTDIR, EPERM, ENOENT."""
+    inode = namespace.find_inode(txn, req.fid)
+    txn.check(0, namespace.version_of(inode))
+    if inode is None:
+        raise OpError(errno.ENOENT)
+    if not S_ISDIR(inode.mode):
+        raise OpError(errno.ENOTDIR)
+    if not access.owns(inode, txn.cred):
+        raise OpError(errno.EPERM)
+    hint: StripeHint | None = req.hint
+    if hint is not None:
+        check_hint(hint)
+        if hint == (0, 0, -1):
+            hint = None  # all defaults: as if never set
+    changed = inode._replace(hint=hint, ctime=max(inode.ctime, req.time), version=txn.transno)
+    namespace.put_inode(txn, req.fid, changed)
+    return EMPTY
+
+
+def get_dir_stripe(call: Call, req: GetDirStripe) -> DirStripeReply:
+    """The striping of files made in a directory; None is the file system's default.  Errors: ENOTDIR, ENOENT."""
+    return DirStripeReply(namespace.get_directory(call.target.store, req.fid).hint)

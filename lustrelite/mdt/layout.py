@@ -1,0 +1,220 @@
+"""Which objects a new file gets: the wish, the choice among OSTs, and the same objects again in a replay.
+
+Object ids are granted by the OSTs ahead of time (mdt/osp.py) and taken here without waiting. Each taken id raises the
+pool's `last_used` in the transaction of the layout, so a crash loses both or neither and no id is used twice. A pool
+that is empty in spite of `prepare` raises NotReady: nothing was changed, the request waits and is tried again.
+
+A replay brings its layout. Ids that it jumps over were given to a client that has not come back (or belong to a replay
+that is still to come): they are condemned in the same transaction, and pardoned if their replay does come. The destroyer
+is off until recovery is over. Source: osp_declare_create() with an explicit fid; protocol-facts 7.2; replay-dual 14b.
+
+Not handled: free-space weighting (QoS), pools of OSTs, more than one component.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import TYPE_CHECKING, NamedTuple
+
+from lustrelite.errors import OpError
+from lustrelite.recovery.import_fsm import State
+from lustrelite.store.schema import (
+    DESTROYS,
+    POOLS,
+    PoolRecord,
+    destroy_key,
+    pack_pool,
+    pack_u64,
+    pool_key,
+    split_pool_key,
+    unpack_pool,
+)
+from lustrelite.target.handlers import NotReady
+from lustrelite.tunables import limits
+from lustrelite.wire.mdt import Layout, StripeHint
+
+if TYPE_CHECKING:
+    from lustrelite.mdt.namespace import Rows
+    from lustrelite.mdt.osp import Osp
+    from lustrelite.rpc.node import Node
+    from lustrelite.target.transaction import Transaction
+
+STRIPE_BYTES_MAX = (1 << 32) - limits.stripe_bytes_min
+GAP_MAX = 100_000  # ids condemned at most at once: more is not a gap but another OST
+
+
+def check_hint(hint: StripeHint) -> None:
+    """EINVAL unless the hint could be honoured by some set of OSTs."""
+    count, size, offset = hint
+    if not -1 <= count <= limits.stripes_max or not -1 <= offset <= 0xFFFF:
+        raise OpError(errno.EINVAL)
+    if size and (size % limits.stripe_bytes_min or not 0 < size <= STRIPE_BYTES_MAX):
+        raise OpError(errno.EINVAL)
+
+
+def check_layout(layout: Layout) -> None:
+    """EINVAL unless this can be a layout that we once answered: replays come from clients."""
+    size, _, pool, stripes = layout
+    if not 0 < size <= STRIPE_BYTES_MAX or size % limits.stripe_bytes_min or pool:
+        raise OpError(errno.EINVAL)
+    if not 0 < len(stripes) <= limits.stripes_max or len({ost for ost, _ in stripes}) != len(stripes):
+        raise OpError(errno.EINVAL)
+    for ost, oid in stripes:
+        if not 0 <= ost <= 0xFFFF or not 0 < oid < 1 << 63:
+            raise OpError(errno.EINVAL)
+
+
+class Wish(NamedTuple):
+    """What a new file shall be: the request's hint, else its directory's, else the default."""
+
+    count: int  # -1 is every OST that can serve now
+    explicit: bool  # somebody asked for this count: fewer than 3/4 of it will not do
+    size: int
+    offset: int
+
+
+def wish_of(node: Node, hint: StripeHint | None, inherited: StripeHint | None) -> Wish:
+    """The wish of a request with `hint` in a directory with the default `inherited`; EINVAL."""
+    if hint is not None:
+        check_hint(hint)
+    else:
+        hint = inherited
+    tunables = node.tunables
+    if hint is None:
+        return Wish(tunables.stripe_count or 1, False, tunables.stripe_size, -1)
+    count, size, offset = hint
+    return Wish(count or tunables.stripe_count or 1, count > 0, size or tunables.stripe_size, offset)
+
+
+class Allocator:
+    """The pools of all OSTs. `ready` are those that can give an id at once, in the order of their indices."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.osps: dict[int, Osp] = {}  # by OST index, ascending
+        self.ready: list[Osp] = []
+        self.all_ready = False  # every known OST is: no prepare has to look closer
+        self.last_used: dict[int, int] = {}  # by OST index, uncommitted allocations included
+        self._turn = 0
+        self._waiters: dict[asyncio.Future[None], None] = {}
+
+    def load(self, rows: Rows) -> None:
+        """Read `last_used` of every pool from the store."""
+        for key, value in rows.scan(POOLS):
+            self.last_used[split_pool_key(key)] = unpack_pool(value).last_used
+
+    def add(self, osp: Osp) -> None:
+        """Allocate on `osp`, too."""
+        self.osps[osp.index] = osp
+        self.osps = dict(sorted(self.osps.items()))
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look again which OSTs can serve, and wake who waits for one."""
+        self.ready = [osp for osp in self.osps.values() if osp.ready]
+        self.all_ready = bool(self.ready) and len(self.ready) == len(self.osps)
+        if self._waiters:
+            for waiter in self._waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def destroys_written(self, ost: int) -> None:
+        """The destroy log of OST `ost` got longer: its destroyer shall look when that is durable (Mdt.after_commit)."""
+        osp = self.osps.get(ost)
+        if osp is not None:
+            osp.destroys_written = True
+
+    # ------------------------------------------------------------ choosing
+
+    def stripes_now(self, wish: Wish) -> int:
+        """How many stripes a file can have at once; 0: wait, an OST may come back. ENOSPC: waiting will not help.
+
+        OSTs that are down or full are passed over as long as others can do it. Source: lod_get_stripe_count(),
+        lod_stripe_count_min(): 3/4 of what was asked for; protocol-facts 7.5
+        """
+        known = len(self.osps)
+        want = known if wish.count == -1 else min(wish.count, known)
+        need = want - want // 4 if wish.explicit else 1
+        ready = len(self.ready)
+        if ready and ready >= need:
+            return min(want, ready)
+        if not known or ready + sum(1 for osp in self.osps.values() if not osp.ready and osp.hopeful) >= need:
+            return 0
+        raise OpError(errno.ENOSPC)
+
+    async def wait_for(self, wish: Wish) -> None:
+        """Return when `stripes_now` has an answer. ENOSPC if no OST came within the longest recovery of a server."""
+        deadline = self.node.now() + self.node.tunables.recovery_time_hard_s
+        while not self.stripes_now(wish):
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters[waiter] = None
+            try:
+                async with asyncio.timeout(max(0.0, deadline - self.node.now())):
+                    await waiter
+            except TimeoutError:
+                self.node.events.emit("mdt.no_objects", level="warning", wish=wish._asdict())
+                raise OpError(errno.ENOSPC, "no OST can serve") from None
+            finally:
+                self._waiters.pop(waiter, None)
+
+    def allocate(self, txn: Transaction, wish: Wish) -> Layout:
+        """Take objects for a new file; nothing may fail in the handler after this. NotReady, ENOSPC."""
+        ready = self.ready
+        if wish.count == 1 and wish.offset < 0 and ready:  # the common file
+            self._turn = turn = self._turn + 1
+            osp = ready[turn % len(ready)]
+            if osp.imp.state is State.FULL:
+                return Layout(wish.size, 0, "", ((osp.index, self._take(txn, osp)),))
+        if any(osp.imp.state is not State.FULL for osp in ready):
+            self.refresh()
+            ready = self.ready
+        count = self.stripes_now(wish)
+        if not count:
+            raise NotReady
+        first = self._first(wish, count)
+        chosen = [ready[(first + i) % len(ready)] for i in range(count)]
+        return Layout(wish.size, 0, "", tuple([(osp.index, self._take(txn, osp)) for osp in chosen]))
+
+    def _first(self, wish: Wish, count: int) -> int:
+        ready = self.ready
+        if wish.offset >= 0:
+            if wish.offset not in self.osps:
+                raise OpError(errno.EINVAL, f"there is no OST {wish.offset}")
+            for place, osp in enumerate(ready):
+                if osp.index >= wish.offset:
+                    return place
+            return 0
+        # One further after a full round, else every file would begin on the same OST.
+        self._turn += count if count % len(ready) else count + 1
+        return self._turn
+
+    def _take(self, txn: Transaction, osp: Osp) -> int:
+        oid = osp.take()
+        assert oid > self.last_used.get(osp.index, 0), (osp.index, oid)
+        self.last_used[osp.index] = oid
+        txn.put(POOLS, osp.pool_key, pack_pool(PoolRecord(oid, osp.granted)))
+        return oid
+
+    # ------------------------------------------------------------ replay
+
+    def claim(self, txn: Transaction, layout: Layout) -> None:
+        """Use the objects of a replayed `layout` again (see the module). EINVAL for one that cannot be ours."""
+        check_layout(layout)
+        for ost, oid in layout.stripes:
+            key = pool_key(ost)
+            value = txn.get(POOLS, key)
+            used, granted = (0, 0) if value is None else unpack_pool(value)
+            if oid > used:
+                condemned = pack_u64(txn.transno)
+                for lost in range(max(used + 1, oid - GAP_MAX), oid):
+                    txn.put(DESTROYS, destroy_key(ost, lost), condemned)
+                txn.put(POOLS, key, pack_pool(PoolRecord(oid, max(granted, oid))))
+                self.last_used[ost] = max(oid, self.last_used.get(ost, 0))
+            elif txn.get(DESTROYS, destroy_key(ost, oid)) is not None:
+                txn.delete(DESTROYS, destroy_key(ost, oid))
+
+
+def raise_last_used(txn: Transaction, ost: int, last_used: int) -> None:
+    """Ids up to `last_used` of OST `ost` are gone: used, or destroyed by orphan cleanup."""
+    txn.put(POOLS, pool_key(ost), pack_pool(PoolRecord(last_used, last_used)))

@@ -1,0 +1,114 @@
+"""The metadata target: a Target with a name space, open files and a connection to every OST."""
+
+from __future__ import annotations
+
+from stat import S_IFDIR
+
+from lustrelite.ids import ROOT_FID, Nid, parse_target_name
+from lustrelite.mdt import namespace
+from lustrelite.mdt.handlers import HANDLERS
+from lustrelite.mdt.layout import Allocator
+from lustrelite.mdt.open import OpenFiles, close_all, destroy_orphans
+from lustrelite.mdt.osp import Osp
+from lustrelite.rpc.client_import import Xids
+from lustrelite.rpc.export import Export
+from lustrelite.rpc.links import LinkPool
+from lustrelite.rpc.node import Node
+from lustrelite.store.kv import Store
+from lustrelite.store.schema import INODES, ORPHANS
+from lustrelite.target.target import Target
+from lustrelite.target.transaction import Transaction
+from lustrelite.wire.mgs import TargetInfo
+
+ORPHANS_AT_ONCE = 500  # destroyed in one transaction
+
+
+class Mdt(Target):
+    """An MDT. `set_ost` tells it of OSTs, before or after `start`."""
+
+    kind = "MDT"
+
+    def __init__(self, node: Node, store: Store, *, name: str, links: LinkPool, index: int = 0) -> None:
+        super().__init__(node, store, name=name, index=index)
+        self.fsname = parse_target_name(name)[0]
+        self.handlers.update(HANDLERS)
+        self.links = links
+        self.xids = Xids(node)
+        self.allocator = Allocator(node)
+        self.open_files = OpenFiles()
+        self._infos: dict[int, TargetInfo] = {}
+        self._started = False
+
+    # OSTs ---------------------------------------------------------------------------------------------------------
+
+    def set_ost(self, info: TargetInfo) -> None:
+        """The configuration knows OST `info`: connect to it, or follow it to its new addresses."""
+        assert info.kind == "OST", info
+        self._infos[info.index] = info
+        if self._started:
+            self._connect_ost(info)
+
+    def _connect_ost(self, info: TargetInfo) -> None:
+        nids = [Nid(nid) for nid in info.nids]
+        osp = self.allocator.osps.get(info.index)
+        if osp is not None:
+            osp.imp.set_nids(nids, info.instance)
+            return
+        osp = Osp(self, info.index, nids, uuid=info.uuid)
+        self.allocator.add(osp)
+        osp.start()
+
+    # life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self, *, abort_recovery: bool = False) -> None:
+        """See Target.start; then connect to the OSTs."""
+        await super().start(abort_recovery=abort_recovery)
+        self._started = True
+        for info in list(self._infos.values()):
+            self._connect_ost(info)
+
+    async def stop(self) -> None:
+        """See Target.stop. Orphans stay: their clients may reopen them elsewhere (LU-184)."""
+        self.stopping = True
+        self._started = False
+        for osp in self.allocator.osps.values():
+            await osp.leave()
+        await super().stop()
+
+    def kill(self) -> None:
+        """See Target.kill."""
+        self._started = False
+        for osp in self.allocator.osps.values():
+            osp.halt()
+        super().kill()
+
+    # hooks --------------------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Read the pools; a new file system gets its root, durable with the mount count."""
+        self.allocator.load(self.store)
+        if self.store.get(INODES, ROOT_FID) is None:
+            txn = Transaction(self, None, self.last_transno)
+            namespace.make_root(txn, S_IFDIR | 0o755, self.node.wall_ns())
+            self.store.apply(txn.writes, essential=True)
+
+    def recovery_over(self) -> None:
+        """Whoever wanted to reopen a file without a name has done so; the OSTs may be told what is not in use."""
+        orphans = [namespace.Fid(key) for key, _ in self.store.scan(ORPHANS) if not self.open_files.is_open(key)]
+        for start in range(0, len(orphans), ORPHANS_AT_ONCE):
+            self.run(destroy_orphans, orphans[start : start + ORPHANS_AT_ONCE])
+        if orphans:
+            self.node.events.emit("mdt.orphans_destroyed", target=self.name, count=len(orphans))
+        for osp in self.allocator.osps.values():
+            osp.wake()
+
+    def export_gone(self, txn: Transaction, export: Export) -> None:
+        """A client is gone: close its files."""
+        close_all(self, txn, export)
+
+    def after_commit(self) -> None:
+        """Destroys that became durable may be carried out."""
+        for osp in self.allocator.osps.values():
+            if osp.destroys_written:
+                osp.destroys_written = False
+                osp.wake_destroyer()

@@ -1,0 +1,246 @@
+"""Inodes, names and link back-pointers: the steps of which the operations on a name space are made.
+
+An inode is kept under its FID, a name under (parent, hash of the name, name), and beside every name stands a back-pointer
+(child, parent, name), so that the paths of a file can be found and a rename knows what it moves. All three change in
+one transaction, as does the parent: its times, and its nlink if the child is a directory ("." and ".." are not stored:
+nlink is 2 + subdirectories, and the parent of a directory is in its inode). A touch of a parent is no version change:
+clients may work in one directory without depending on each other (protocol-facts 3.7).
+
+Times come from the client, so that a replay makes the same; a parent's times never go back, because clients' clocks
+differ. An inode without names is an orphan while somebody has it open (mdt/open.py), else it is destroyed here.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from stat import S_IFDIR, S_IFMT, S_ISDIR
+from typing import TYPE_CHECKING, Protocol, cast
+
+from lustrelite.errors import OpError
+from lustrelite.ids import NO_FID, ROOT_FID, Fid
+from lustrelite.recovery.versions import ABSENT
+from lustrelite.store.schema import (
+    DESTROYS,
+    INODES,
+    LINKS,
+    NAMES,
+    ORPHANS,
+    XATTRS,
+    Inode,
+    destroy_key,
+    link_key,
+    name_key,
+    pack_entry,
+    pack_inode,
+    pack_u64,
+    split_link_key,
+    unpack_entry,
+    unpack_inode,
+)
+from lustrelite.tunables import limits
+from lustrelite.wire.mdt import Attr, Layout, StripeHint
+
+if TYPE_CHECKING:
+    from lustrelite.mdt.mdt import Mdt
+    from lustrelite.target.transaction import Transaction
+
+DIRECTORY_BYTES = 4096  # the size that stat() shows of a directory
+PATHS_MAX = 1000  # that fid2path lists
+_DEPTH_MAX = limits.path_bytes_max // 2  # no path is deeper
+_DOTS = (b".", b"..")
+
+
+class Rows(Protocol):
+    """Where rows are read: the store, or a transaction with its own changes."""
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """The value of `key`."""
+
+    def scan(self, table: str, after: bytes = b"", *, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Rows in key order."""
+
+
+# ---------------------------------------------------------------- looking
+
+
+def check_name(name: bytes, reserved: int = errno.EINVAL) -> None:
+    """A component of a path that may be made or removed; "." and ".." raise OpError(reserved)."""
+    if not name or b"/" in name or b"\0" in name:
+        raise OpError(errno.EINVAL)
+    if len(name) > limits.name_bytes_max:
+        raise OpError(errno.ENAMETOOLONG)
+    if name in _DOTS:
+        raise OpError(reserved)
+
+
+def find_inode(rows: Rows, fid: Fid) -> Inode | None:
+    """The inode `fid`, or None."""
+    data = rows.get(INODES, fid)
+    return None if data is None else unpack_inode(data)
+
+
+def get_inode(rows: Rows, fid: Fid) -> Inode:
+    """The inode `fid`; ENOENT."""
+    data = rows.get(INODES, fid)
+    if data is None:
+        raise OpError(errno.ENOENT)
+    return unpack_inode(data)
+
+
+def get_directory(rows: Rows, fid: Fid) -> Inode:
+    """The directory `fid`; ENOENT, ENOTDIR."""
+    data = rows.get(INODES, fid)
+    if data is None:
+        raise OpError(errno.ENOENT)
+    inode = unpack_inode(data)
+    if not S_ISDIR(inode.mode):
+        raise OpError(errno.ENOTDIR)
+    return inode
+
+
+def find_name(rows: Rows, parent: Fid, name: bytes) -> Fid | None:
+    """Whose name `name` in `parent` is, or None."""
+    entry = rows.get(NAMES, name_key(parent, name))
+    return None if entry is None else unpack_entry(entry)[0]
+
+
+def version_of(inode: Inode | None) -> int:
+    """What a version check compares: ABSENT if there is nothing."""
+    return ABSENT if inode is None else inode.version
+
+
+def is_empty(rows: Rows, directory: Fid) -> bool:
+    """Has `directory` no names?"""
+    return next(iter(rows.scan(NAMES, prefix=directory)), None) is None
+
+
+def is_below(rows: Rows, fid: Fid, ancestor: Fid) -> bool:
+    """Is directory `fid` the directory `ancestor`, or in its subtree?"""
+    for _ in range(_DEPTH_MAX):
+        if fid == ancestor:
+            return True
+        if fid in (ROOT_FID, NO_FID):
+            return False
+        inode = find_inode(rows, fid)
+        if inode is None:
+            return False
+        fid = inode.parent
+    raise OpError(errno.ELOOP)
+
+
+def attr_of(fid: Fid, inode: Inode) -> Attr:
+    """The attributes that a client sees."""
+    mode, uid, gid, nlink, rdev, flags, size, blocks, atime, mtime, ctime, btime, version, layout, _, _, parent = inode
+    return Attr(
+        fid, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, btime, version, flags, layout, parent
+    )
+
+
+def vanished_attr(fid: Fid) -> Attr:
+    """What a rebuilt reply says of an object that is gone: nlink 0 and nothing else.  Source: LU-5285"""
+    return Attr(fid, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, None, NO_FID)
+
+
+def paths_of(rows: Rows, fid: Fid) -> list[bytes]:
+    """Every path of `fid` from the root (at most PATHS_MAX), by back-pointers. An orphan has none."""
+    if fid == ROOT_FID:
+        return [b"/"]
+    paths = []
+    for key, _ in rows.scan(LINKS, prefix=fid):
+        _, parent, name = split_link_key(key)
+        parts = [name]
+        while parent != ROOT_FID and len(parts) < _DEPTH_MAX:
+            step = next(iter(rows.scan(LINKS, prefix=parent)), None)
+            if step is None:
+                break
+            _, parent, name = split_link_key(step[0])
+            parts.append(name)
+        if parent == ROOT_FID:
+            paths.append(b"/" + b"/".join(reversed(parts)))
+        if len(paths) == PATHS_MAX:
+            break
+    return paths
+
+
+# ---------------------------------------------------------------- changing
+
+
+def put_inode(txn: Transaction, fid: Fid, inode: Inode) -> None:
+    """Write `inode` as `fid`."""
+    txn.put(INODES, fid, pack_inode(inode))
+
+
+def new_inode(
+    mode: int, uid: int, gid: int, rdev: int, time: int, version: int, layout: Layout | None, hint: StripeHint | None,
+    target: bytes, parent: Fid,
+) -> Inode:  # fmt: skip
+    """An inode with its first name; `parent` counts for a directory only."""
+    if S_ISDIR(mode):
+        return Inode(
+            mode, uid, gid, 2, 0, 0, DIRECTORY_BYTES, 8, time, time, time, time, version, None, hint, b"", parent
+        )
+    return Inode(
+        mode, uid, gid, 1, rdev, 0, len(target), 0, time, time, time, time, version, layout, hint, target, NO_FID
+    )
+
+
+def touched(inode: Inode, time: int, nlink: int = 0) -> Inode:
+    """A directory whose names changed at `time`; `nlink` subdirectories came."""
+    mtime, ctime = inode.mtime, inode.ctime
+    return Inode(
+        *inode[:3], inode.nlink + nlink, *inode[4:9], max(mtime, time), max(ctime, time), *inode[11:]
+    )  # fmt: skip
+
+
+def touch_parent(txn: Transaction, fid: Fid, inode: Inode, time: int, nlink: int = 0) -> None:
+    """Write the directory `inode` as `touched`: no version change."""
+    txn.put(INODES, fid, pack_inode(touched(inode, time, nlink)))
+
+
+def add_name(txn: Transaction, parent: Fid, name: bytes, child: Fid, mode: int) -> None:
+    """Enter `name` and its back-pointer. There must be none."""
+    txn.put(NAMES, name_key(parent, name), pack_entry(child, S_IFMT(mode)))
+    txn.put(LINKS, link_key(child, parent, name), b"")
+
+
+def remove_name(txn: Transaction, parent: Fid, name: bytes, child: Fid) -> None:
+    """Take out `name` and its back-pointer."""
+    txn.delete(NAMES, name_key(parent, name))
+    txn.delete(LINKS, link_key(child, parent, name))
+
+
+def drop_link(txn: Transaction, fid: Fid, inode: Inode, time: int, *, keep: bool) -> tuple[int, bool]:
+    """`inode` lost a name: (nlink left, orphan). `keep`: it is open, or may be as long as recovery goes on.
+
+    A link count is no version change (protocol-facts 3.7: unlink sets no version).
+    """
+    nlink = 0 if S_ISDIR(inode.mode) else inode.nlink - 1
+    assert nlink >= 0, (fid, inode)
+    if nlink or keep:
+        txn.put(INODES, fid, pack_inode(inode._replace(nlink=nlink, ctime=max(inode.ctime, time))))
+        if not nlink:
+            txn.put(ORPHANS, fid, b"")
+        return nlink, not nlink
+    destroy(txn, fid, inode)
+    return 0, False
+
+
+def destroy(txn: Transaction, fid: Fid, inode: Inode) -> None:
+    """Remove the inode, its attributes and its objects: these go to the destroy log, for after the commit."""
+    txn.delete(INODES, fid)
+    for key, _ in list(txn.scan(XATTRS, prefix=fid)):
+        txn.delete(XATTRS, key)
+    if inode.layout is not None and inode.layout.stripes:
+        transno = pack_u64(txn.transno)
+        allocator = cast("Mdt", txn.target).allocator
+        for ost, oid in inode.layout.stripes:
+            txn.put(DESTROYS, destroy_key(ost, oid), transno)
+            allocator.destroys_written(ost)
+
+
+def make_root(txn: Transaction, mode: int = 0o755, time: int = 0) -> None:
+    """Make the root directory, if there is none."""
+    if txn.get(INODES, ROOT_FID) is None:
+        root = new_inode(S_IFDIR | mode, 0, 0, 0, time, txn.transno, None, None, b"", ROOT_FID)
+        put_inode(txn, ROOT_FID, root)

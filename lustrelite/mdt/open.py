@@ -1,0 +1,299 @@
+"""Open files: who has what open, what an open makes, and files that live on without a name.
+
+An open handle is the xid of its open request: both sides know it even if the reply is lost, and a replay brings it back.
+Handles are in memory only. After a restart clients replay their opens, also those committed long ago, by FID. Until
+recovery is over nobody can say that a file without a name is not open, so it is kept; then those that nobody reopened
+are destroyed. An orphan (nlink 0, in the `orphans` table) lives until its last close, or until the last client that
+has it open is evicted; its objects enter the destroy log in that transaction.
+Source: mdt/mdt_open.c, mdd/mdd_orphans.c; protocol-facts 8.2, 8.3.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable
+from stat import S_IFMT, S_IFREG, S_ISDIR, S_ISLNK, S_ISREG
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from lustrelite.errors import OpError
+from lustrelite.ids import Fid
+from lustrelite.mdt import access, namespace
+from lustrelite.mdt.access import EXECUTE, READ, WRITE
+from lustrelite.mdt.create import make_child, prepare_objects
+from lustrelite.recovery.versions import ABSENT
+from lustrelite.store.schema import NAMES, ORPHANS, Inode, ReplyRecord, name_key, unpack_entry
+from lustrelite.target.handlers import EMPTY
+from lustrelite.wire.mdt import (
+    DISP_LOOKUP_NEG,
+    DISP_LOOKUP_POS,
+    DISP_OPEN_CREATE,
+    DISP_OPEN_OPEN,
+    OPEN_APPEND,
+    OPEN_BY_FID,
+    OPEN_CREATE,
+    OPEN_DIRECTORY,
+    OPEN_EXCL,
+    OPEN_EXEC,
+    OPEN_READ,
+    OPEN_REPLAY_CREATED,
+    OPEN_TRUNC,
+    OPEN_WRITE,
+    Close,
+    Open,
+    OpenReply,
+)
+from lustrelite.wire.message import REPLAY, Cred
+from lustrelite.wire.session import Empty
+
+if TYPE_CHECKING:
+    from lustrelite.mdt.mdt import Mdt
+    from lustrelite.rpc.export import Call, Export
+    from lustrelite.target.transaction import Transaction
+
+FOUND = DISP_LOOKUP_POS | DISP_OPEN_OPEN
+CREATED = DISP_LOOKUP_NEG | DISP_OPEN_CREATE | DISP_OPEN_OPEN
+
+
+class OpenFile(NamedTuple):
+    """One open of one client."""
+
+    fid: Fid
+    flags: int
+    cred: Cred
+
+
+class OpenFiles:
+    """How often each file is open. The handles themselves are in `export.opens`."""
+
+    def __init__(self) -> None:
+        self.counts: dict[Fid, int] = {}
+
+    def add(self, export: Export, handle: int, file: OpenFile) -> None:
+        """`export` has opened `file`; a handle that is known (a replay that came twice) is kept as it is."""
+        if handle not in export.opens:
+            export.opens[handle] = file
+            self.counts[file.fid] = self.counts.get(file.fid, 0) + 1
+
+    def remove(self, export: Export, handle: int) -> None:
+        """`export` has closed `handle`."""
+        file: OpenFile = export.opens.pop(handle)
+        left = self.counts[file.fid] - 1
+        assert left >= 0, file
+        if left:
+            self.counts[file.fid] = left
+        else:
+            del self.counts[file.fid]
+
+    def is_open(self, fid: Fid) -> bool:
+        """Has anybody `fid` open?"""
+        return fid in self.counts
+
+
+# ---------------------------------------------------------------- open
+
+
+def prepare_open(call: Call, req: Open) -> Awaitable[None] | None:
+    """Wait for objects if the open may make a file."""
+    if not req.flags & OPEN_CREATE or req.flags & OPEN_BY_FID or call.header.flags & REPLAY:
+        return None
+    return prepare_objects(call, req.parent, req.name, req.hint)
+
+
+def open_file(txn: Transaction, req: Open) -> OpenReply:
+    """Open.  Errors: see wire.mdt.Open."""
+    mdt = cast("Mdt", txn.target)
+    if mdt.node.faults.any:
+        mdt.fault_sync("mdt.open", txn.call)
+    export = txn.export
+    assert export is not None
+    if txn.replay:
+        fid, inode, disposition = _replay(mdt, txn, req)
+    elif req.flags & OPEN_BY_FID:
+        fid, disposition = req.fid, FOUND
+        inode = _open_found(txn, req, fid, namespace.get_inode(txn, fid))
+    else:
+        fid, inode, disposition = _open_name(mdt, txn, req)
+    txn.data = disposition
+    if mdt.node.faults.any:
+        mdt.fault_sync("mdt.open_result", txn.call)
+    mdt.open_files.add(export, txn.xid, OpenFile(fid, req.flags, txn.cred))
+    return OpenReply(disposition, namespace.attr_of(fid, inode))
+
+
+def _open_name(mdt: Mdt, txn: Transaction, req: Open) -> tuple[Fid, Inode, int]:
+    parent = namespace.get_directory(txn, req.parent)
+    name, flags = req.name, req.flags
+    if txn.cred[0]:
+        access.require(parent, txn.cred, EXECUTE)
+    if name in (b".", b".."):
+        fid = parent.parent if name == b".." else req.parent
+    else:
+        namespace.check_name(name)
+        key = name_key(req.parent, name)
+        entry = txn.get(NAMES, key)
+        if entry is None:
+            if not flags & OPEN_CREATE:
+                raise OpError(errno.ENOENT)
+            if flags & OPEN_DIRECTORY:
+                raise OpError(errno.EINVAL)
+            return req.fid, _create(mdt, txn, req, parent), CREATED
+        fid = unpack_entry(entry)[0]
+    inode = namespace.get_inode(txn, fid)
+    if flags & OPEN_CREATE and flags & OPEN_EXCL:
+        if txn.resent and fid == req.fid:  # our own, made by the first copy (LU-15107)
+            return fid, inode, CREATED
+        raise OpError(errno.EEXIST)
+    return fid, _open_found(txn, req, fid, inode), FOUND
+
+
+def _create(mdt: Mdt, txn: Transaction, req: Open, parent: Inode) -> Inode:
+    txn.check(0, parent.version)
+    txn.check(1, ABSENT)
+    if namespace.find_inode(txn, req.fid) is not None:
+        raise OpError(errno.EEXIST)
+    if txn.cred[0]:
+        access.require(parent, txn.cred, WRITE | EXECUTE)
+    mode = (req.mode & access.PERMISSION_BITS) | S_IFREG
+    return make_child(
+        mdt, txn, req.parent, parent, req.name, req.fid, mode, req.time, hint=req.hint, layout=req.layout
+    )  # fmt: skip
+
+
+def _open_found(txn: Transaction, req: Open, fid: Fid, inode: Inode) -> Inode:
+    """Check whether the caller may open what is there; truncation takes set-id bits."""
+    flags, mode = req.flags, inode.mode
+    txn.check(1, inode.version)
+    if S_ISLNK(mode):
+        raise OpError(errno.ELOOP)
+    if S_ISDIR(mode):
+        if flags & (OPEN_WRITE | OPEN_TRUNC | OPEN_CREATE | OPEN_APPEND):
+            raise OpError(errno.EISDIR)
+    elif flags & OPEN_DIRECTORY:
+        raise OpError(errno.ENOTDIR)
+    want = 0
+    if flags & OPEN_READ:
+        want = READ
+    if flags & (OPEN_WRITE | OPEN_TRUNC):
+        want |= WRITE
+    if flags & OPEN_EXEC:
+        if not S_ISREG(mode):
+            raise OpError(errno.EACCES)
+        want |= EXECUTE
+    if want:
+        access.require(inode, txn.cred, want)
+    if flags & OPEN_TRUNC and S_ISREG(mode):
+        return _truncated(txn, fid, inode, req.time)
+    return inode
+
+
+def _truncated(txn: Transaction, fid: Fid, inode: Inode, time: int) -> Inode:
+    mode = access.without_set_id(inode.mode) if txn.cred[0] else inode.mode
+    inode = inode._replace(mode=mode, mtime=max(inode.mtime, time), ctime=max(inode.ctime, time))
+    namespace.put_inode(txn, fid, inode)
+    return inode
+
+
+def _replay(mdt: Mdt, txn: Transaction, req: Open) -> tuple[Fid, Inode, int]:
+    """The saved request names the file itself: it is opened without any check if it is there (protocol-facts 3.7)."""
+    fid, created = req.fid, req.flags & OPEN_REPLAY_CREATED
+    inode = namespace.find_inode(txn, fid)
+    if inode is None:
+        if not created:
+            raise OpError(errno.ESTALE)
+        parent = namespace.find_inode(txn, req.parent)
+        entry = txn.get(NAMES, name_key(req.parent, req.name))
+        txn.check(0, namespace.version_of(parent))
+        txn.check(1, ABSENT if entry is None else namespace.get_inode(txn, unpack_entry(entry)[0]).version)
+        if parent is None or entry is not None:
+            raise OpError(errno.ESTALE)
+        return fid, _create(mdt, txn, req, parent), CREATED
+    if req.flags & OPEN_TRUNC and not created and S_ISREG(inode.mode) and txn.transno > mdt.boot_committed:
+        inode = _truncated(txn, fid, inode, req.time)
+    return fid, inode, CREATED if created else FOUND
+
+
+def rebuild_open(call: Call, req: Open, record: ReplyRecord) -> OpenReply:
+    """The reply of an open that was executed: its handle, or after a failover the file opened anew.  ESTALE
+
+    Source: mdt_reconstruct_open(); protocol-facts 4.3
+    """
+    mdt = cast("Mdt", call.target)
+    file: OpenFile | None = call.export.opens.get(call.xid)
+    if file is not None:
+        fid = file.fid
+    elif req.flags & OPEN_BY_FID or record.data & DISP_OPEN_CREATE:
+        fid = req.fid
+    else:
+        found = namespace.find_name(mdt.store, req.parent, req.name)
+        if found is None:
+            raise OpError(errno.ESTALE)
+        fid = found
+    inode = namespace.find_inode(mdt.store, fid)
+    if inode is None:
+        raise OpError(errno.ESTALE)
+    mdt.open_files.add(call.export, call.xid, OpenFile(fid, req.flags, call.cred))
+    return OpenReply(record.data, namespace.attr_of(fid, inode))
+
+
+# ---------------------------------------------------------------- close
+
+
+def close(txn: Transaction, req: Close) -> Empty:
+    """Close.  Errors: ESTALE, there is no such handle."""
+    mdt = cast("Mdt", txn.target)
+    export = txn.export
+    assert export is not None
+    file: OpenFile | None = export.opens.get(req.handle)
+    if file is None:
+        raise OpError(errno.ESTALE)
+    if not _release(mdt, txn, file.fid) and (req.mtime or req.atime):
+        _keep_times(txn, file, req.mtime, req.atime)
+    mdt.open_files.remove(export, req.handle)
+    return EMPTY
+
+
+def close_all(mdt: Mdt, txn: Transaction, export: Export) -> None:
+    """The client is gone: close what it had open."""
+    for handle, file in list(export.opens.items()):
+        _release(mdt, txn, file.fid)
+        mdt.open_files.remove(export, handle)
+
+
+def destroy_orphans(txn: Transaction, fids: list[Fid]) -> None:
+    """Destroy those of the orphans that nobody has open."""
+    open_files = cast("Mdt", txn.target).open_files
+    for fid in fids:
+        if not open_files.is_open(fid):
+            _destroy_orphan(txn, fid)
+
+
+def _release(mdt: Mdt, txn: Transaction, fid: Fid) -> bool:
+    """One open less: destroy the file if it was the last of an orphan. In recovery others may still reopen it."""
+    if mdt.open_files.counts[fid] > 1 or mdt.recovering or txn.get(ORPHANS, fid) is None:
+        return False
+    if mdt.node.faults.any:
+        mdt.fault_sync("mdt.orphan_destroy", txn.call)
+    _destroy_orphan(txn, fid)
+    return True
+
+
+def _destroy_orphan(txn: Transaction, fid: Fid) -> None:
+    txn.delete(ORPHANS, fid)
+    inode = namespace.find_inode(txn, fid)
+    if inode is not None:
+        assert inode.nlink == 0, (fid, inode)
+        namespace.destroy(txn, fid, inode)
+
+
+def _keep_times(txn: Transaction, file: OpenFile, mtime: int, atime: int) -> None:
+    """Times of the client's reads and writes, unless the inode was changed after them (utimes() then counts)."""
+    inode = namespace.find_inode(txn, file.fid)
+    if inode is None or S_IFMT(inode.mode) not in (S_IFREG,):
+        return
+    newer: dict[str, int] = {}
+    if mtime > inode.ctime and file.flags & OPEN_WRITE:
+        newer.update(mtime=mtime, ctime=mtime)
+    if atime > max(inode.atime, inode.ctime):
+        newer.update(atime=atime)
+    if newer:
+        namespace.put_inode(txn, file.fid, inode._replace(**newer))

@@ -1,0 +1,265 @@
+"""Towards one OST the MDT is a client: it has object ids granted ahead of time, cleans up after crashes, and destroys.
+
+Ids. Those in (last_used, granted] may be taken. Granted ids are durable on the OST; `last_used` is durable with the
+layout that uses it. After every connect the two may disagree: the MDT crashed and lost allocations, or an answer of the
+OST was lost. So the pool is frozen, and OST_CREATE with DELORPHAN says: all above last_used is not in any layout, destroy
+it, and where shall I go on? New ids start above the answer and above last_used. While the MDT itself is in recovery this
+waits, because replays still claim ids. One task does it all in turn, so an answer can never belong to another question;
+an answer from before a reconnect is thrown away.
+
+Destroys. The destroy log is written with the unlink. Only records that are durable here are acted on (a crash may still
+take the unlink back), and only outside recovery (a replay may still claim an object of the log). The record goes after
+the OST's answer, which it gives after its commit. A destroy may be repeated; ids are never reused; so no order of crashes
+can destroy a live object or forget a dead one.
+
+Source: osp_precreate.c, osp_sync.c; protocol-facts 7.2, 7.3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lustrelite.errors import Deactivated, Evicted, OpError
+from lustrelite.ids import Nid, target_name, target_uuid
+from lustrelite.mdt.layout import raise_last_used
+from lustrelite.recovery.import_fsm import State
+from lustrelite.rpc.client_import import ClientImport
+from lustrelite.store.schema import DESTROYS, destroy_key, pool_key, split_destroy_key, unpack_u64
+from lustrelite.wire.ost import CREATE_DELORPHAN, Destroy, OstCreate, OstCreateReply, OstStatfs
+from lustrelite.wire.session import FEATURE_SERVER
+
+if TYPE_CHECKING:
+    from lustrelite.mdt.mdt import Mdt
+    from lustrelite.target.transaction import Transaction
+
+DESTROYS_MAX = 1000  # objects in one request
+RETRY_S = 1.0  # after the OST refused
+STATFS_S = 5.0  # between looks at its space (Lustre: qos_maxage)
+STATE_FULL = 0x4 | 0x2  # StatfsReply.state: nothing can be made there
+
+
+class Osp:
+    """The connection to OST `index`, with its pool of ids and its destroyer."""
+
+    def __init__(self, mdt: Mdt, index: int, nids: Sequence[Nid], *, uuid: str = "") -> None:
+        self.mdt = mdt
+        self.node = mdt.node
+        self.index = index
+        self.name = target_name(mdt.fsname, "OST", index)
+        self.pool_key = pool_key(index)
+        self.imp = ClientImport(
+            mdt.node, mdt.links,
+            target_uuid=uuid or target_uuid(self.name), nids=nids, client_uuid=f"{mdt.name}-mdtlov_UUID",
+            incarnation=mdt.instance, xids=mdt.xids, features=FEATURE_SERVER,
+        )  # fmt: skip
+        self.imp.on_full.append(self._connected)
+        self.next = 1  # the next id to take
+        self.granted = 0  # the last one
+        self.batch = self.node.tunables.precreate_min
+        self.synced = False  # orphans are cleaned up on this connection
+        self.full = False  # says its statfs
+        self.refusing = False  # it answered ENOSPC or EROFS to the last request for ids
+        self.destroyed = 0
+        self.destroys_written = False  # since the last commit
+        self._connection = 0  # counts on_full: answers of an older one are void
+        self._ids_wanted = asyncio.Event()
+        self._destroys_wanted = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # ------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Connect and keep the pool filled until `leave` or `halt`."""
+        self.imp.start()
+        spawn = self.node.spawn
+        self._tasks = [
+            spawn(self._keep_ids(), f"precreate {self.name}"),
+            spawn(self._keep_destroying(), f"destroy {self.name}"),
+            spawn(self._keep_looking(), f"statfs {self.name}"),
+        ]
+
+    def halt(self) -> None:
+        """End all work without a word, as a killed process does."""
+        self._end_tasks()
+        self.imp.stop()
+
+    async def leave(self) -> None:
+        """End all work and tell the OST, if it is there."""
+        self._end_tasks()
+        await self.imp.disconnect()
+
+    def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._tasks = []
+        self.synced = False
+
+    def wake(self) -> None:
+        """Something changed (recovery is over, more space): look whether there is work."""
+        self._ids_wanted.set()
+        self._destroys_wanted.set()
+
+    def wake_destroyer(self) -> None:
+        """Records of the destroy log got durable."""
+        self._destroys_wanted.set()
+
+    def _connected(self) -> None:
+        self._connection += 1
+        self.synced = False
+        self.next = self.granted + 1  # frozen
+        self.mdt.allocator.refresh()
+        self.wake()
+
+    # ------------------------------------------------------------ ids
+
+    @property
+    def ready(self) -> bool:
+        """Can give an id at once."""
+        return (
+            self.synced
+            and self.next <= self.granted
+            and not self.full
+            and not self.refusing
+            and self.imp.state is State.FULL
+        )
+
+    @property
+    def hopeful(self) -> bool:
+        """May be ready later without anybody's help."""
+        return not self.full and not self.refusing and not self.imp.inactive
+
+    @property
+    def available(self) -> int:
+        """Ids that can be taken."""
+        return self.granted - self.next + 1 if self.synced else 0
+
+    def take(self) -> int:
+        """The next id."""
+        oid = self.next
+        assert self.synced and oid <= self.granted, self.name
+        self.next = oid + 1
+        left = self.granted - oid
+        if left < self.batch // 2:
+            self._ids_wanted.set()
+            if not left:
+                self.mdt.allocator.refresh()
+        return oid
+
+    def _low(self) -> bool:
+        return self.available < self.batch // 2
+
+    async def _keep_ids(self) -> None:
+        while True:
+            await self._ids_wanted.wait()
+            self._ids_wanted.clear()
+            while not self.mdt.recovering and self.imp.state is State.FULL and (not self.synced or self._low()):
+                try:
+                    if not self.synced:
+                        await self._clean_orphans()
+                    else:
+                        await self._refill()
+                except (Evicted, Deactivated):
+                    break  # `_connected` begins anew
+                except OpError as error:
+                    self._refused(error)
+                    await asyncio.sleep(RETRY_S)
+
+    def _refused(self, error: OpError) -> None:
+        self.node.events.emit("osp.refused", level="warning", ost=self.name, why=str(error))
+        self.refusing = error.errno in (errno.ENOSPC, errno.EROFS)
+        self.mdt.allocator.refresh()
+
+    async def _clean_orphans(self) -> None:
+        connection = self._connection
+        last_used = self.mdt.allocator.last_used.get(self.index, 0)
+        await self.mdt.fault("mdt.delorphan")
+        reply: OstCreateReply = await self.imp.call(OstCreate(last_used, CREATE_DELORPHAN))
+        if connection != self._connection or self.mdt.recovering:
+            return
+        # Nothing was allocated meanwhile: an unsynced pool gives no ids.
+        assert self.mdt.allocator.last_used.get(self.index, 0) == last_used, self.name
+        start = max(reply.last_id, last_used)
+        if start > last_used:
+            # Ids in between are destroyed: were they left out silently, the replay of the next create would find a gap.
+            self.mdt.run(raise_last_used, self.index, start)
+            self.mdt.allocator.last_used[self.index] = start
+        self.next, self.granted = start + 1, start
+        self.synced = True
+        self.refusing = False
+        self.node.events.emit("osp.orphans_cleaned", ost=self.name, last_used=last_used, last_id=reply.last_id)
+        self._destroys_wanted.set()
+
+    async def _refill(self) -> None:
+        connection = self._connection
+        reply: OstCreateReply = await self.imp.call(OstCreate(self.granted + self.batch, 0))
+        if connection != self._connection:
+            return
+        if self.available < self.batch // 4:  # creates are faster than we asked: ask for more at once
+            self.batch = min(self.batch * 2, self.node.tunables.precreate_max)
+        if reply.last_id <= self.granted:
+            self.node.events.emit("osp.nothing_granted", level="warning", ost=self.name, last_id=reply.last_id)
+            await asyncio.sleep(RETRY_S)
+            return
+        self.granted = reply.last_id
+        self.refusing = False
+        self.mdt.allocator.refresh()
+
+    # ------------------------------------------------------------ destroys
+
+    async def _keep_destroying(self) -> None:
+        while True:
+            await self._destroys_wanted.wait()
+            self._destroys_wanted.clear()
+            while not self.mdt.recovering and self.imp.state is State.FULL:
+                objects = self._due()
+                if not objects:
+                    break
+                try:
+                    await self.imp.call(Destroy(tuple(objects)))
+                except (Evicted, Deactivated):
+                    break
+                except OpError as error:
+                    self.node.events.emit("osp.destroy_refused", level="warning", ost=self.name, why=str(error))
+                    await asyncio.sleep(RETRY_S)
+                    continue
+                if self.mdt.recovering:
+                    break  # cannot be: a target recovers once, at its start
+                self.mdt.run(forget_destroys, self.index, objects)
+                self.destroyed += len(objects)
+
+    def _due(self) -> list[int]:
+        last_committed = self.mdt.last_committed
+        objects = []
+        for key, value in self.mdt.store.scan(DESTROYS, prefix=self.pool_key):
+            if unpack_u64(value) <= last_committed:
+                objects.append(split_destroy_key(key)[1])
+                if len(objects) == DESTROYS_MAX:
+                    break
+        return objects
+
+    # ------------------------------------------------------------ space
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(STATFS_S)
+            if self.imp.state is not State.FULL or not self.synced:
+                continue
+            try:
+                space = await self.imp.call(OstStatfs())
+            except OpError:
+                continue
+            full = bool(space.state & STATE_FULL) or space.bytes_available <= 0
+            if full != self.full:
+                self.full = full
+                self.node.events.emit("osp.full" if full else "osp.has_space", ost=self.name)
+                self.mdt.allocator.refresh()
+                self.wake()
+
+
+def forget_destroys(txn: Transaction, ost: int, objects: Sequence[int]) -> None:
+    """The objects are gone for good."""
+    for oid in objects:
+        txn.delete(DESTROYS, destroy_key(ost, oid))

@@ -1,0 +1,160 @@
+"""The MGS: targets register, everybody reads the configuration and waits for its changes.
+
+It keeps one entry per target with a version; the version of the configuration is the highest of them. It has no client
+records: its clients lose nothing when it restarts. Source: mgs/mgs_nids.c; protocol-facts 9
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+
+from lustrelite.errors import OpError
+from lustrelite.ids import check_fsname, parse_nid, target_name, target_uuid
+from lustrelite.rpc.export import Call
+from lustrelite.rpc.node import Node
+from lustrelite.store import schema
+from lustrelite.store.kv import Store
+from lustrelite.store.schema import TargetRecord
+from lustrelite.target.handlers import EMPTY, Handler, waiting
+from lustrelite.target.target import Target
+from lustrelite.target.transaction import Transaction
+from lustrelite.wire.mgs import Config, ConfigRead, SetParam, TargetInfo, TargetRegister
+from lustrelite.wire.session import Empty
+
+_INDEX_MAX = 0xFFFF
+
+
+class Mgs(Target):
+    """The registry of one or more file systems."""
+
+    recoverable = False
+    kind = "MGS"
+
+    def __init__(self, node: Node, store: Store) -> None:
+        super().__init__(node, store, name="MGS", handlers=HANDLERS)
+        self.entries: dict[str, TargetRecord] = {}
+        self.params: dict[str, dict[str, str]] = {}  # by file system
+        self.version = 0
+        self._changed = asyncio.Event()
+
+    def load(self) -> None:
+        """Read all entries: there are few."""
+        self.version = self.get_meta("config_version", 0)
+        for key, value in self.store.scan(schema.TARGETS):
+            self.entries[key.decode()] = schema.unpack_target(value)
+        for key, value in self.store.scan(schema.PARAMS):
+            fsname, _, name = key.decode().partition("\0")
+            self.params.setdefault(fsname, {})[name] = value.decode()
+
+    def config(self, fsname: str, since: int) -> Config:
+        """What changed after version `since`."""
+        targets = tuple(
+            r.info for r in self.entries.values() if r.info.name.startswith(fsname + "-") and r.info.version > since
+        )
+        return Config(self.version, targets, tuple(sorted(self.params.get(fsname, {}).items())))
+
+    def write_entry(self, txn: Transaction, record: TargetRecord) -> None:
+        """Store an entry under the next version."""
+        self._next_version(txn)
+        record = TargetRecord(record.info._replace(version=self.version), record.stamp)
+        txn.put(schema.TARGETS, record.info.name.encode(), schema.pack_target(record))
+        self.entries[record.info.name] = record
+
+    def write_param(self, txn: Transaction, fsname: str, name: str, value: str) -> None:
+        """Store or remove a permanent parameter."""
+        self._next_version(txn)
+        key = f"{fsname}\0{name}".encode()
+        if value:
+            txn.put(schema.PARAMS, key, value.encode())
+            self.params.setdefault(fsname, {})[name] = value
+        else:
+            txn.delete(schema.PARAMS, key)
+            self.params.get(fsname, {}).pop(name, None)
+
+    def _next_version(self, txn: Transaction) -> None:
+        self.version += 1
+        txn.writes.update(self._meta_write("config_version", self.version))
+
+    def notify(self) -> None:
+        """Wake those that wait for a change."""
+        event, self._changed = self._changed, asyncio.Event()
+        event.set()
+
+    async def wait_change(self, wait_s: float) -> None:
+        """Return at the next change, or after `wait_s` seconds."""
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+
+
+def _free_index(mgs: Mgs, fsname: str, kind: str) -> int:
+    used = {r.info.index for r in mgs.entries.values() if r.info.kind == kind and r.info.name.startswith(fsname + "-")}
+    return next(i for i in range(_INDEX_MAX + 1) if i not in used)
+
+
+async def target_register(call: Call, body: TargetRegister) -> TargetInfo:
+    """A target started.  Source: mgs_target_reg(), mgs/mgs_handler.c"""
+    mgs: Mgs = call.target
+    try:
+        check_fsname(body.fsname)
+        nids = tuple(dict.fromkeys(str(parse_nid(n)) for n in (*body.nids, *body.failover_nids)))
+    except ValueError as error:
+        raise OpError(errno.EINVAL, str(error)) from None
+    if body.kind not in ("MDT", "OST") or not -1 <= body.index <= _INDEX_MAX or not body.nids or not body.stamp:
+        raise OpError(errno.EINVAL, "bad registration")
+    index = body.index
+    if index < 0:
+        mine = [r.info.index for r in mgs.entries.values() if r.stamp == body.stamp]
+        index = mine[0] if mine else _free_index(mgs, body.fsname, body.kind)
+    name = target_name(body.fsname, body.kind, index)
+    known = mgs.entries.get(name)
+    if known is not None and known.stamp != body.stamp:
+        raise OpError(errno.EADDRINUSE, f"{name} is registered by another target")
+    if known is not None and known.info.instance > body.instance:
+        raise OpError(errno.ESTALE, f"{name} runs elsewhere as a newer incarnation")
+    if known is not None:
+        # the standby's address stays known when it is not the one that serves
+        nids = tuple(dict.fromkeys((*nids, *known.info.nids))) if body.failover_nids else nids
+    info = TargetInfo(name, body.kind, index, target_uuid(name), nids, body.instance, 0)
+    if known is None or known.info._replace(version=0) != info:
+        mgs.run(mgs.write_entry, TargetRecord(info, body.stamp))
+        for key, value in body.params:
+            if known is None and mgs.params.get(body.fsname, {}).get(key) != value:
+                mgs.run(mgs.write_param, body.fsname, key, value)
+        mgs.node.events.emit("mgs.registered", target=name, nids=list(nids), instance=body.instance)
+    await mgs.committed()
+    mgs.notify()
+    return mgs.entries[name].info
+
+
+async def config_read(call: Call, body: ConfigRead) -> Config:
+    """The configuration, at once if there is something new.  Source: MGS_CONFIG_READ"""
+    mgs: Mgs = call.target
+    if not any(name.startswith(body.fsname + "-") for name in mgs.entries):
+        raise OpError(errno.ENOENT, f"no file system {body.fsname!r} here")
+    if body.since > mgs.version:  # the MGS was replaced: start over
+        return mgs.config(body.fsname, 0)
+    if body.since == mgs.version and body.wait_ms > 0:
+        await mgs.wait_change(min(body.wait_ms, 60_000) / 1000)
+    return mgs.config(body.fsname, body.since)
+
+
+async def set_param(call: Call, body: SetParam) -> Empty:
+    """Permanent parameters (lctl conf_param)."""
+    mgs: Mgs = call.target
+    if call.cred[0] != 0:
+        raise OpError(errno.EPERM, "only root sets parameters")
+    mgs.run(mgs.write_param, body.fsname, body.name, body.value)
+    await mgs.committed()
+    mgs.notify()
+    return EMPTY
+
+
+HANDLERS: dict[type, Handler] = {
+    TargetRegister: waiting(target_register),
+    ConfigRead: waiting(config_read),
+    SetParam: waiting(set_param),
+}

@@ -1,0 +1,384 @@
+"""What an OST does with each message: one table at the end.
+
+A write or punch has two halves. The first (`prepare`) takes the byte range, checks that the object is there and, if
+much is to be done, does it to the file in a worker thread. The second is the sync handler: it does the little that was
+not worth a thread, declares versions, and stages the record. Between the two nothing else runs, and the range is given
+back after the second, so overlapping requests have their transnos in the order of their data.
+
+The file is thus changed before the transaction exists. That is sound because nothing is answered before the record is
+staged, because a repeated write is the same write, and because the rest of D4 holds for the record.
+
+A replay does everything in the handler: its versions must be checked before its data may touch the file.
+
+Which version rules: protocol-facts 3.7 (setattr and punch declare the object's version, a write only sets it).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from lustrelite.errors import OpError
+from lustrelite.ids import NO_FID
+from lustrelite.recovery.versions import ABSENT
+from lustrelite.store.schema import ObjectRecord
+from lustrelite.target.handlers import EMPTY, Handler, NotReady, mutating, reading, waiting
+from lustrelite.target.target import INDEX_READ_MAX, index_read
+from lustrelite.tunables import limits
+from lustrelite.wire.mdt import StatfsReply
+from lustrelite.wire.message import REPLAY
+from lustrelite.wire.ost import (
+    CREATE_DELORPHAN,
+    OBJECT_ATIME,
+    OBJECT_EOF,
+    OBJECT_GID,
+    OBJECT_MTIME,
+    OBJECT_UID,
+    Destroy,
+    ObjectAttr,
+    ObjectGetattr,
+    ObjectSetattr,
+    OstCreate,
+    OstCreateReply,
+    OstStatfs,
+    OstSync,
+    Punch,
+    Read,
+    ReadReply,
+    Write,
+)
+from lustrelite.wire.session import FEATURE_SERVER, Empty, IndexPage, IndexRead
+
+if TYPE_CHECKING:
+    from lustrelite.ost.ost import Ost
+    from lustrelite.ost.ranges import Hold
+    from lustrelite.rpc.export import Call
+    from lustrelite.target.transaction import Transaction
+
+FILES = "files"  # a table for IndexRead only: object id -> size of its data file
+OBJECT_ID_MAX = (1 << 63) - 1
+INLINE_BYTES_MAX = limits.bulk_inline_bytes_max  # more goes to a worker thread
+PUNCH_INLINE_BYTES_MAX = 16 << 20  # freeing more blocks than this takes long
+
+
+class Prepared(NamedTuple):
+    """What `prepare` leaves for the handler of one call."""
+
+    hold: Hold
+    done: bool  # the file is changed
+
+
+def _ost(owner: Any) -> Ost:
+    return cast("Ost", owner.target)
+
+
+def _check_valid(call: Call) -> None:
+    """After every wait.  Errors: ENOTCONN, the client was evicted meanwhile: nothing may be done for it any more
+
+    (A `prepare` just ends: the target looks for itself before it goes on.)
+    """
+    if not call.still_valid:
+        raise OpError(errno.ENOTCONN, "evicted")
+
+
+def _check_server(call: Call) -> None:
+    if not call.export.features & FEATURE_SERVER:
+        raise OpError(errno.EPERM, f"{call.spec.name} is for servers")
+
+
+# ---------------------------------------------------------------- ids
+
+
+async def create(call: Call, body: OstCreate) -> OstCreateReply:
+    """Grant ids, or destroy those that were granted and never used. Answered when it is durable.
+
+    Asking for what is there already creates nothing (LU-5648). After an orphan pass ids are not used again. An MDT
+    that has used ids this OST does not know is believed: the OST lost them.
+    Source: ofd_create_hdl(), ofd_dev.c; protocol-facts 7.2
+    """
+    ost = _ost(call)
+    _check_server(call)
+    if not 0 <= body.upto <= OBJECT_ID_MAX:
+        raise OpError(errno.EINVAL, f"object id {body.upto}")
+    await ost.fault("ost.create", call)
+    async with ost.granting:
+        _check_valid(call)
+        if call.conn_cnt < call.export.conn_cnt:
+            raise OpError(errno.ESTALE, "of an older connection")
+        if not body.flags & CREATE_DELORPHAN:
+            await ost.grow(body.upto)
+        elif body.upto > ost.last_id:
+            await ost.regrow(body.upto)
+        else:
+            await ost.destroy_orphans(body.upto)
+        last_id = ost.last_id
+    await ost.committed()
+    return OstCreateReply(last_id)
+
+
+def destroy(txn: Transaction, body: Destroy) -> Empty:
+    """Destroy objects; those that are not there were destroyed before.
+
+    Answered when it is durable, for the MDT then crosses them off its log; their files go at the same time.
+    Source: ofd_destroy_hdl(), ofd_dev.c; protocol-facts 7.3
+    """
+    assert txn.call is not None
+    _check_server(txn.call)
+    _ost(txn).destroy(txn, body.objects)
+    return EMPTY
+
+
+def prepare_destroy(call: Call, body: Destroy) -> Awaitable[None] | None:
+    """The fault point."""
+    return _ost(call).fault("ost.destroy", call) if call.target.node.faults.any else None
+
+
+# ---------------------------------------------------------------- write
+
+
+def prepare_write(call: Call, body: Write) -> Awaitable[None] | None:
+    """A small write that meets nobody, and a replay, are left to the handler."""
+    ost = _ost(call)
+    end = body.offset + (len(call.bulk) if call.bulk is not None else 0)
+    if call.header.flags & REPLAY:
+        return ost.fault("ost.write", call) if ost.node.faults.any else None
+    small = end - body.offset <= INLINE_BYTES_MAX
+    if small and not ost.node.faults.any and ost.ranges.free(body.object, body.offset, end):
+        return None
+    return _write_data(ost, call, body)
+
+
+def _check_write(body: Write, bulk: memoryview | None) -> tuple[memoryview, int]:
+    """(data, end offset)."""
+    if bulk is None or body.offset < 0 or body.stripe < 0 or not 0 < len(bulk) <= limits.brw_bytes_max:
+        raise OpError(errno.EINVAL, f"write of {len(bulk or b'')} bytes at {body.offset}")
+    if body.offset + len(bulk) > limits.object_bytes_max:
+        raise OpError(errno.EFBIG)
+    return bulk, body.offset + len(bulk)
+
+
+async def _write_data(ost: Ost, call: Call, body: Write) -> None:
+    data, end = _check_write(body, call.bulk)
+    await ost.fault("ost.write", call)
+    hold = await ost.ranges.hold(body.object, body.offset, end)
+    done = False
+    try:
+        if call.still_valid and (len(data) > INLINE_BYTES_MAX or ost.node.faults.any):
+            ost.record(body.object)
+            ost.make_room(body.object, end, len(data))
+            await ost.node.run_blocking(ost.files.write, body.object, body.offset, data)
+            done = True
+            await ost.fault("ost.write_done", call)
+    finally:
+        _leave(ost, call, hold, done)
+
+
+def _leave(ost: Ost, call: Call, hold: Hold, done: bool) -> None:
+    """Leave the range to the handler, which comes at once if it comes at all: give it back after this turn."""
+    ost.prepared[call] = Prepared(hold, done)
+    asyncio.get_running_loop().call_soon(_give_back, ost, call)
+
+
+def _give_back(ost: Ost, call: Call) -> None:
+    prepared = ost.prepared.pop(call, None)
+    if prepared is not None:
+        ost.ranges.release(prepared.hold)
+
+
+def write(txn: Transaction, body: Write) -> ObjectAttr:
+    """Write data, stage the record. `owner` and `stripe` count at the first write only.
+
+    Times never go back behind a newer setattr or write: the newest ctime wins (the idea of tgt_fmd.c).
+    Errors: ENOENT, ENOSPC, EFBIG, EIO.  Source: ofd_commitrw_write(), ofd_io.c
+    """
+    ost, call = _ost(txn), txn.call
+    assert call is not None
+    data, end = _check_write(body, call.bulk)
+    if txn.replay and body.object > ost.last_id:
+        record = ost.recreate(txn, body.object)
+    else:
+        record = ost.record(body.object)
+    if not _is_done(ost, txn, call, body.object, body.offset, end):
+        ost.make_room(body.object, end, len(data))
+        ost.files.write(body.object, body.offset, data)
+    return ost.stage(txn, body.object, _written(txn, record, body), data=True)
+
+
+def _is_done(ost: Ost, txn: Transaction, call: Call, oid: int, start: int, end: int) -> bool:
+    """Whether `prepare` has changed the file. If it has not, the handler may do so now: nobody is in the way."""
+    prepared = ost.prepared.get(call)
+    if prepared is not None:
+        return prepared.done
+    if not txn.replay and not ost.ranges.free(oid, start, end):
+        raise NotReady
+    return False
+
+
+def _written(txn: Transaction, record: ObjectRecord, body: Write | Punch) -> ObjectRecord:
+    owner, stripe = (body.owner, body.stripe) if record.owner == NO_FID else (record.owner, record.stripe)
+    if body.time >= record.ctime:
+        record = record._replace(mtime=body.time, ctime=body.time)
+    return record._replace(version=txn.transno, owner=owner, stripe=stripe)
+
+
+# ---------------------------------------------------------------- punch, setattr
+
+
+def prepare_punch(call: Call, body: Punch) -> Awaitable[None] | None:
+    """One that has little to free and meets nobody, and a replay, are left to the handler."""
+    ost = _ost(call)
+    if call.header.flags & REPLAY or (ost.ranges.free(body.object, body.start, body.end) and _is_short(ost, body)):
+        return None
+    return _punch_data(ost, call, body)
+
+
+def _check_punch(body: Punch) -> None:
+    if not 0 <= body.start <= body.end or body.stripe < 0:
+        raise OpError(errno.EINVAL, f"punch of [{body.start}, {body.end})")
+    if body.end >= OBJECT_EOF and body.start > limits.object_bytes_max:
+        raise OpError(errno.EFBIG)
+
+
+def _is_short(ost: Ost, body: Punch) -> bool:
+    try:
+        return min(ost.files.size(body.object), body.end) - body.start <= PUNCH_INLINE_BYTES_MAX
+    except OpError:
+        return True  # the handler meets it again, and answers it
+
+
+async def _punch_data(ost: Ost, call: Call, body: Punch) -> None:
+    _check_punch(body)
+    hold = await ost.ranges.hold(body.object, body.start, body.end)
+    done = False
+    try:
+        if call.still_valid and not _is_short(ost, body):
+            ost.record(body.object)
+            await ost.node.run_blocking(ost.files.punch, body.object, body.start, body.end)
+            done = True
+    finally:
+        _leave(ost, call, hold, done)
+
+
+def punch(txn: Transaction, body: Punch) -> ObjectAttr:
+    """Free a range, truncate or extend.  Errors: ENOENT, EOVERFLOW.  Source: ofd_object_punch(), ofd_objects.c"""
+    ost, call = _ost(txn), txn.call
+    assert call is not None
+    _check_punch(body)
+    record = _checked(txn, ost, body.object)
+    if not _is_done(ost, txn, call, body.object, body.start, body.end):
+        ost.files.punch(body.object, body.start, body.end)
+    changed = _written(txn, record, body)
+    if record.owner == NO_FID and not ost.files.size(body.object):  # still without a file: fsck tells by the owner
+        changed = changed._replace(owner=NO_FID, stripe=0)
+    return ost.stage(txn, body.object, changed, data=True)
+
+
+def _checked(txn: Transaction, ost: Ost, oid: int) -> ObjectRecord:
+    """The record, whose version the change depends on."""
+    if txn.replay and not ost.exists(oid):
+        txn.check(0, ABSENT)
+    record = ost.record(oid)
+    txn.check(0, record.version)
+    return record
+
+
+def setattr_(txn: Transaction, body: ObjectSetattr) -> ObjectAttr:
+    """Change owner or times.  Errors: ENOENT, EOVERFLOW.  Source: ofd_attr_set(), ofd_objects.c"""
+    ost = _ost(txn)
+    record = _checked(txn, ost, body.object)
+    record = record._replace(
+        uid=body.uid if body.valid & OBJECT_UID else record.uid,
+        gid=body.gid if body.valid & OBJECT_GID else record.gid,
+        atime=body.atime if body.valid & OBJECT_ATIME else record.atime,
+        mtime=body.mtime if body.valid & OBJECT_MTIME else record.mtime,
+        ctime=max(record.ctime, body.time),
+        version=txn.transno,
+    )
+    return ost.stage(txn, body.object, record, data=False)
+
+
+def rebuild_attr(call: Call, body: Write | Punch | ObjectSetattr, record: Any) -> ObjectAttr:
+    """The answer to what was done before: the attributes of today, none if the object was destroyed since."""
+    ost = _ost(call)
+    if not ost.exists(body.object):
+        return ObjectAttr(0, 0, 0, 0, 0, record.transno)
+    return ost.attr(body.object, ost.record(body.object))
+
+
+# ---------------------------------------------------------------- read
+
+
+async def read(call: Call, body: Read) -> ReadReply:
+    """Read up to `length` bytes; fewer at the end of the object, none of an object that was never written.
+
+    Errors: ENOENT, EINVAL, EIO.  Source: ofd_preprw_read(), ofd_io.c
+    """
+    ost = _ost(call)
+    if body.offset < 0 or not 0 <= body.length <= limits.brw_bytes_max:
+        raise OpError(errno.EINVAL, f"read of {body.length} bytes at {body.offset}")
+    if ost.node.faults.any:
+        await ost.fault("ost.read", call)
+    hold = await ost.ranges.hold(body.object, body.offset, body.offset + body.length, shared=True)
+    try:
+        _check_valid(call)
+        ost.record(body.object)
+        size = ost.files.size(body.object)
+        length = max(0, min(body.length, size - body.offset))
+        buffer = bytearray(length)
+        if length > INLINE_BYTES_MAX:
+            length = await ost.node.run_blocking(ost.files.read_into, body.object, body.offset, buffer)
+            _check_valid(call)
+        elif length:
+            length = ost.files.read_into(body.object, body.offset, buffer)
+    finally:
+        ost.ranges.release(hold)
+    call.reply_bulk = memoryview(buffer)[:length]
+    return ReadReply(length, size)
+
+
+def getattr_(call: Call, body: ObjectGetattr) -> ObjectAttr:
+    """Attributes of an object."""
+    ost = _ost(call)
+    return ost.attr(body.object, ost.record(body.object))
+
+
+async def statfs(call: Call, body: OstStatfs) -> StatfsReply:
+    """Space of the OST."""
+    ost = _ost(call)
+    if ost.node.faults.any:
+        await ost.fault("ost.statfs", call)
+    return ost.statfs()
+
+
+async def sync(call: Call, body: OstSync) -> Empty:
+    """Everything that was executed until now is durable."""
+    await _ost(call).committed()
+    return EMPTY
+
+
+async def read_index(call: Call, body: IndexRead) -> IndexPage:
+    """The tables of every target, and `files`: what data files there are, which the database does not know."""
+    if body.table != FILES:
+        return index_read(call, body)
+    if call.cred[0] != 0:
+        raise OpError(errno.EPERM, "only root reads tables")
+    ost = _ost(call)
+    count = min(max(body.count, 1), INDEX_READ_MAX)
+    rows, more = await ost.node.run_blocking(ost.list_files, int.from_bytes(body.after[:8], "big"), count)
+    return IndexPage(tuple(rows), more)
+
+
+HANDLERS: dict[type, Handler] = {
+    OstCreate: waiting(create),
+    Write: mutating(write, prepare=prepare_write, rebuild=rebuild_attr, sync=True),
+    Read: waiting(read),
+    Punch: mutating(punch, prepare=prepare_punch, rebuild=rebuild_attr),
+    ObjectSetattr: mutating(setattr_, rebuild=rebuild_attr),
+    ObjectGetattr: reading(getattr_),
+    Destroy: mutating(destroy, prepare=prepare_destroy, sync=True),
+    OstStatfs: waiting(statfs),
+    OstSync: waiting(sync),
+    IndexRead: waiting(read_index),
+}

@@ -1,0 +1,325 @@
+"""The object storage target: numbered objects, each a record in the database and, once written, a file.
+
+- An object exists as long as its record does. Ids are granted to the MDT by the thousand (`grow`): that puts records
+  and moves `last_id`, in one transaction that is committed before the answer, so no id is ever granted twice. The
+  file is made by the first write; until then the object is empty.
+- Data reaches the file at once, its record (times, version, back-pointer) the running batch. Before a batch is
+  committed the files its writes named are made durable (`_commit`), so a record never promises bytes that a power
+  cut could take. The other way round is harmless: bytes without their record come again with the replay.
+- A destroyed object loses its record in the batch, and its file only when that batch is durable. A crash between the
+  two leaves a file without record; `_sweep` looks for such files once after every start.
+- Overlapping I/O goes through `ranges`, in the order of arrival (ranges.py says why).
+
+At rest an object costs no memory. What is kept per object is kept while something is under way: its ranges, its name
+in `_touched` until the next commit, its name in `_doomed` until its file is gone.
+Source: ofd_dev.c ofd_create_hdl(), ofd_objects.c, ofd_io.c; protocol-facts 7.2, 4.6
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from array import array
+from bisect import bisect_right
+from collections.abc import Coroutine, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from lustrelite.errors import OpError, StoreFailed
+from lustrelite.ids import NO_FID
+from lustrelite.ost.handlers import HANDLERS, Prepared
+from lustrelite.ost.ranges import Ranges
+from lustrelite.recovery.versions import ABSENT
+from lustrelite.rpc.export import Call
+from lustrelite.rpc.node import Node
+from lustrelite.store import schema
+from lustrelite.store.kv import Batch, Store
+from lustrelite.store.objects import ObjectFiles
+from lustrelite.store.schema import OBJECTS, ObjectRecord
+from lustrelite.target.target import Target
+from lustrelite.target.transaction import Transaction
+from lustrelite.wire.mdt import StatfsReply
+from lustrelite.wire.ost import OBJECT_EOF, ObjectAttr
+
+LAST_ID = schema.meta_key("last_id")
+
+GRANT_JUMP_MAX = 100_000  # ids in one OstCreate; more above last_id means that one side lost its memory
+ORPHANS_MAX = 20_000  # objects that one orphan pass destroys; with more the MDT's last_used is not to be trusted
+RECREATE_MAX = 20_000  # objects made again when the OST lost them: the newest
+GRANT_CHUNK = 4096  # records in one transaction
+SWEEP_CHUNK = 512
+ROOM_BYTES_MAX = 1 << 30  # written before the disk is asked again how full it is
+
+_BLANK = schema.pack_object(ObjectRecord(0, 0, 0, 0, 0, ABSENT, NO_FID, 0))
+
+
+class Ost(Target):
+    """One OST. `files` holds the data; all its calls that may take long go through the node's worker threads."""
+
+    kind = "OST"
+    commits_in_thread = True
+
+    def __init__(self, node: Node, store: Store, files: ObjectFiles, *, name: str, index: int = 0) -> None:
+        super().__init__(node, store, name=name, index=index)
+        self.handlers.update(HANDLERS)
+        self.files = files
+        self.ranges = Ranges()
+        self.granting = asyncio.Lock()  # creation and orphan passes, one at a time
+        self.prepared: dict[Call, Prepared] = {}  # between the two halves of a write or punch, for one turn
+        self._touched: dict[int, None] = {}  # data in the file, not yet durable, record staged
+        self._doomed: dict[int, None] = {}  # record deleted, file not yet unlinked
+        self._room = 0  # bytes that may be written before the disk is asked again
+        self._tasks: dict[asyncio.Task[None], None] = {}  # unlinking and sweeping
+        self._listing: array[int] | None = None  # of a `files` table that is being read
+
+    # ------------------------------------------------------------ life
+
+    def recovery_over(self) -> None:
+        """Recovery has ended: files of objects destroyed just before the crash may go."""
+        self._spawn(self._sweep(), "sweep")
+
+    def close(self) -> None:
+        """Make the data durable, then the records, and close."""
+        self._cancel_tasks()
+        self._sync(self._take_touched())
+        super().close()
+        self.files.close()
+
+    def kill(self) -> None:
+        """The running batch is lost, the data files are as they are."""
+        self._cancel_tasks()
+        super().kill()
+        self.files.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, None], what: str) -> None:
+        task = self.node.spawn(work, f"{what} {self.name}")
+        self._tasks[task] = None
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))
+
+    def _cancel_tasks(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+
+    def _say(self, what: str, level: str = "info", **fields: Any) -> None:
+        self.node.events.emit(what, level=level, target=self.name, **fields)
+
+    # ------------------------------------------------------------ commit
+
+    def store_commit(self, batch: Batch) -> None:
+        """Make the data that `batch` names durable, then the batch. StoreFailed: the process must end."""
+        self._commit(batch, self._take_touched())
+
+    async def commit_batch(self, batch: Batch) -> None:
+        """The same in a worker thread.
+
+        Objects touched after the batch was sealed may be among them: that is early, never late, because an object
+        is entered only after its data is in the file.
+        """
+        await self.node.run_blocking(self._commit, batch, self._take_touched())
+
+    def _take_touched(self) -> list[int]:
+        touched, self._touched = self._touched, {}
+        return list(touched)
+
+    def _commit(self, batch: Batch, touched: list[int]) -> None:
+        self._sync(touched)
+        self.store.commit(batch)
+
+    def _sync(self, oids: list[int]) -> None:
+        if oids:
+            try:
+                self.files.sync(oids)
+            except OpError as error:
+                raise StoreFailed(f"data of {self.name}: {error}") from error
+
+    # ------------------------------------------------------------ objects
+
+    @property
+    def last_id(self) -> int:
+        """The highest id that was ever granted."""
+        value = self.store.get(schema.META, LAST_ID)
+        return int(schema.unpack_meta(value)) if value is not None else 0
+
+    def record(self, oid: int) -> ObjectRecord:
+        """The record of object `oid`.  Errors: ENOENT, it was destroyed or never granted"""
+        value = self.store.get(OBJECTS, schema.object_key(oid)) if oid > 0 else None
+        if value is None:
+            raise OpError(errno.ENOENT, f"object {oid}")
+        return schema.unpack_object(value)
+
+    def exists(self, oid: int) -> bool:
+        """Whether object `oid` has a record."""
+        return oid > 0 and self.store.get(OBJECTS, schema.object_key(oid)) is not None
+
+    def attr(self, oid: int, record: ObjectRecord) -> ObjectAttr:
+        """The attributes of an object: its record and its file's size."""
+        size, blocks = self.files.stat(oid)
+        return ObjectAttr(size, blocks, record.atime, record.mtime, record.ctime, record.version)
+
+    def stage(self, txn: Transaction, oid: int, record: ObjectRecord, *, data: bool) -> ObjectAttr:
+        """Put the record into the batch, its version being this transaction; with `data` its file is made durable too."""
+        assert record.version == txn.transno
+        txn.put(OBJECTS, schema.object_key(oid), schema.pack_object(record))
+        if data:
+            self._touched[oid] = None
+        return self.attr(oid, record)
+
+    def make_room(self, oid: int, end: int, length: int) -> None:
+        """Before `length` bytes are written up to offset `end`.  Errors: ENOSPC, the rest of the disk is reserved
+
+        The reserve is for the database, which needs room to destroy things. Rewriting what is there is always allowed.
+        """
+        self._room -= length
+        if self._room >= 0:
+            return
+        total, _, available, _, _ = self.files.statfs()
+        left = available - total * self.node.tunables.reserved_permille // 1000
+        if left < length and end > self.files.size(oid):
+            raise OpError(errno.ENOSPC, f"{self.name} is full")
+        self._room = min(max(left, 0) // 8, ROOM_BYTES_MAX)  # others write to this disk too
+
+    def statfs(self) -> StatfsReply:
+        """Space of the disk below the reserve."""
+        total, free, available, files_total, files_free = self.files.statfs()
+        available = max(0, available - total * self.node.tunables.reserved_permille // 1000)
+        return StatfsReply(total, free, available, files_total, files_free, 0 if available else 4)
+
+    # ------------------------------------------------------------ granting ids
+
+    async def grow(self, upto: int) -> None:
+        """Make the objects (last_id, upto]. Hold `granting`; the caller waits for the commit.
+
+        Errors: EINVAL, more than GRANT_JUMP_MAX at once; ENOSPC, data could not be written to them anyway
+        """
+        if upto > self.last_id and not self.statfs().bytes_available:
+            raise OpError(errno.ENOSPC, f"{self.name} is full")
+        if upto - self.last_id > GRANT_JUMP_MAX:
+            self._say("ost.create_refused", "warning", last_id=self.last_id, upto=upto)
+            raise OpError(errno.EINVAL, f"{self.name}: ids up to {upto} wanted, last is {self.last_id}")
+        await self._make(self.last_id, upto)
+
+    async def regrow(self, upto: int) -> None:
+        """The MDT has used ids up to `upto` and this OST does not know them: make them again, empty (the newest ones)."""
+        first = max(self.last_id, upto - RECREATE_MAX)
+        self._say("ost.objects_recreated", "warning", last_id=self.last_id, upto=upto, made=upto - first)
+        await self._make(first, upto)
+
+    async def _make(self, after: int, upto: int) -> None:
+        while after < upto:
+            last = min(after + GRANT_CHUNK, upto)
+            self.run(self._make_some, after, last)
+            after = last
+            await asyncio.sleep(0)  # thousands of records: let others in between
+
+    def _make_some(self, txn: Transaction, after: int, upto: int) -> None:
+        assert upto > after >= self.last_id
+        for oid in range(after + 1, upto + 1):
+            txn.put(OBJECTS, schema.object_key(oid), _BLANK)
+        txn.put(schema.META, LAST_ID, schema.pack_meta(upto))
+
+    def recreate(self, txn: Transaction, oid: int) -> ObjectRecord:
+        """A replay names an object above last_id: the OST has lost it, and all between. Make them in this transaction.
+
+        Errors: ENOENT, too far above to be believed.  Source: ofd_preprw_write(), ofd_io.c; protocol-facts 7.2
+        """
+        assert oid > self.last_id
+        if oid - self.last_id > GRANT_JUMP_MAX:
+            raise OpError(errno.ENOENT, f"object {oid}")
+        first = max(self.last_id, oid - RECREATE_MAX)
+        self._say("ost.objects_recreated", "warning", last_id=self.last_id, upto=oid, made=oid - first)
+        for made in range(first + 1, oid + 1):
+            txn.put(OBJECTS, schema.object_key(made), _BLANK)
+        txn.put(schema.META, LAST_ID, schema.pack_meta(oid))
+        return schema.unpack_object(_BLANK)
+
+    async def destroy_orphans(self, used: int) -> None:
+        """Destroy every object in (used, last_id]. Hold `granting`; their ids stay used (SKIP_ORPHAN).
+
+        With more than ORPHANS_MAX the MDT has lost its memory rather than its clients: nothing is destroyed.
+        """
+        orphans: list[int] = []
+        for key, _ in self.store.scan(OBJECTS, schema.object_key(used)):
+            orphans.append(schema.split_object_key(key))
+            if len(orphans) > ORPHANS_MAX:
+                self._say("ost.orphans_kept", "warning", used=used, last_id=self.last_id)
+                return
+        for start in range(0, len(orphans), GRANT_CHUNK):
+            self.run(self.destroy, orphans[start : start + GRANT_CHUNK])
+            await asyncio.sleep(0)
+        self._say("ost.orphans_destroyed", used=used, last_id=self.last_id, count=len(orphans))
+
+    # ------------------------------------------------------------ destroying
+
+    def destroy(self, txn: Transaction, oids: Sequence[int]) -> int:
+        """Delete the records of those that have one, and when that is durable their files; how many there were."""
+        gone = []
+        for oid in dict.fromkeys(oids):
+            key = schema.object_key(oid) if oid > 0 else b""
+            if key and txn.get(OBJECTS, key) is not None:
+                txn.delete(OBJECTS, key)
+                gone.append(oid)
+        if gone:
+            for oid in gone:
+                self._doomed[oid] = None
+            txn.when_committed(lambda: self._unlink_later(gone))
+        return len(gone)
+
+    def _unlink_later(self, oids: list[int]) -> None:
+        self._spawn(self._unlink(oids), "unlink")
+
+    async def _unlink(self, oids: list[int]) -> None:
+        """Unlink files whose objects are durably gone, after the I/O that still has them in a thread.
+
+        Nobody starts new I/O: that looks for the record first. A failure leaves the file to the next sweep.
+        """
+        for oid in oids:
+            if self.ranges.busy(oid):
+                self.ranges.release(await self.ranges.hold(oid, 0, OBJECT_EOF))
+        try:
+            await self.node.run_blocking(self._unlink_all, oids)
+        except OpError as error:
+            self._say("ost.unlink_failed", "warning", error=str(error))
+        for oid in oids:
+            self._doomed.pop(oid, None)
+
+    def _unlink_all(self, oids: list[int]) -> None:
+        for oid in oids:
+            self.files.remove(oid)
+
+    async def _sweep(self) -> None:
+        """Unlink data files without a record: a crash came between a destroy's commit and the unlink.
+
+        Only ids that were granted: files above last_id mean that the database is older than they are, and a replay
+        or the MDT's next orphan pass makes their records again.
+        """
+        ids = self.files.ids()
+        while chunk := await self.node.run_blocking(_some, ids):
+            stray = [oid for oid in chunk if self._is_stray(oid)]
+            if stray:
+                self._say("ost.strays_unlinked", count=len(stray))
+                await self._unlink(stray)
+
+    def _is_stray(self, oid: int) -> bool:
+        return 0 < oid <= self.last_id and oid not in self._doomed and not self.exists(oid)
+
+    # ------------------------------------------------------------ fsck
+
+    def list_files(self, after: int, count: int) -> tuple[list[tuple[bytes, bytes]], bool]:
+        """(rows of at most `count` data files with ids above `after`, whether there are more). Runs in a worker thread.
+
+        The ids are listed when somebody begins and kept until somebody is through: a page may miss what is new.
+        """
+        listing = self._listing
+        if after == 0 or listing is None:
+            listing = self._listing = array("Q", sorted(self.files.ids()))
+        start = bisect_right(listing, after)
+        rows = [(schema.object_key(oid), schema.pack_u64(self.files.size(oid))) for oid in listing[start : start + count]]
+        more = start + count < len(listing)
+        if not more:
+            self._listing = None
+        return rows, more
+
+
+def _some(ids: Iterator[int]) -> list[int]:
+    """The next few, in a worker thread."""
+    return list(islice(ids, SWEEP_CHUNK))

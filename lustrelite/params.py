@@ -1,0 +1,215 @@
+"""The parameter tree: everything an operator reads and sets, under Lustre's dotted names.
+
+A parameter is a getter and perhaps a setter, both of text. Things that come and go (targets, exports, imports) are
+given by sources, asked anew at every look-up, so nothing has to be taken out of the tree when they leave.
+
+Between components stands a slash inside and a dot outside: a component may contain dots (a NID does), so a pattern's
+dot matches either, and its `*` and `?` stay within one component, as they do in `lctl get_param`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from typing import NamedTuple
+
+from lustrelite import __version__
+from lustrelite.fail_loc import FailLoc
+from lustrelite.faults import parse_fault
+from lustrelite.rpc.node import Node
+
+Getter = Callable[[], str]
+Setter = Callable[[str], Awaitable[None] | None]
+
+
+class Param(NamedTuple):
+    """One parameter; `name` has its components parted by slashes."""
+
+    name: str
+    get: Getter | None
+    set: Setter | None = None
+
+    @property
+    def dotted(self) -> str:
+        """The name as it is printed."""
+        return self.name.replace("/", ".")
+
+    @property
+    def access(self) -> str:
+        """"r", "w" or "rw"."""
+        return ("r" if self.get else "") + ("w" if self.set else "")
+
+
+Source = Callable[[], Iterable[Param]]
+
+
+def component(text: str) -> str:
+    """`text` as one component: a Unix NID has slashes."""
+    return text.replace("/", "|")
+
+
+def pattern_regex(pattern: str) -> re.Pattern[str]:
+    """What `pattern` matches: `*`, `?`, `[abc]` and `{a,b}` within components; ValueError if it is malformed."""
+    out, depth, i = [], 0, 0
+    while i < len(pattern):
+        char = pattern[i]
+        if char == "*":
+            out.append("[^/]*")
+        elif char == "?":
+            out.append("[^/]")
+        elif char in "./":
+            out.append("[./]")
+        elif char == "{":
+            depth += 1
+            out.append("(?:")
+        elif char == "}" and depth:
+            depth -= 1
+            out.append(")")
+        elif char == "," and depth:
+            out.append("|")
+        elif char == "[" and (end := pattern.find("]", i + 2)) > 0:
+            inner = pattern[i + 1 : end].replace("\\", "\\\\")
+            out.append(f"[{'^' + inner[1:] if inner[0] in '!^' else inner}]")
+            i = end
+        else:
+            out.append(re.escape(char))
+        i += 1
+    try:
+        return re.compile("".join(out) + r"\Z")
+    except re.error as error:
+        raise ValueError(f"bad pattern {pattern!r}: {error}") from None
+
+
+class ParamTree:
+    """All parameters of one process."""
+
+    def __init__(self) -> None:
+        self.fixed: dict[str, Param] = {}
+        self.sources: list[Source] = []
+
+    def add(self, name: str, get: Getter | None, set: Setter | None = None) -> None:  # noqa: A002
+        """Register a parameter that lives as long as the process."""
+        assert name not in self.fixed, name
+        assert get or set
+        self.fixed[name] = Param(name, get, set)
+
+    def add_source(self, source: Source) -> None:
+        """Register a source of parameters that come and go."""
+        self.sources.append(source)
+
+    def find(self, pattern: str = "**") -> list[Param]:
+        """The parameters that match `pattern`, by name; `**` is all."""
+        found = dict(self.fixed)
+        for source in self.sources:
+            found.update((param.name, param) for param in source())
+        if pattern == "**":
+            return [found[name] for name in sorted(found)]
+        matches = pattern_regex(pattern).match
+        return [found[name] for name in sorted(found) if matches(name)]
+
+    def get(self, pattern: str) -> dict[str, str]:
+        """Values by dotted name; KeyError if nothing matches."""
+        params = self.find(pattern)
+        if not params:
+            raise KeyError(f"no parameter matches {pattern!r}; `llctl list_param '*'` names the first level")
+        return {param.dotted: param.get() for param in params if param.get is not None}
+
+    async def set(self, pattern: str, value: str) -> list[str]:
+        """Set every settable parameter that matches and return their names; KeyError if there is none."""
+        params = self.find(pattern)
+        settable = [param for param in params if param.set is not None]
+        if not settable:
+            raise KeyError(f"{params[0].dotted} is read only" if params else f"no parameter matches {pattern!r}")
+        for param in settable:
+            assert param.set is not None
+            waiting = param.set(value)
+            if waiting is not None:
+                await waiting
+        return [param.dotted for param in settable]
+
+    def level(self, pattern: str) -> list[str]:
+        """What `list_param` prints: names that match `pattern` as far as it goes, a dot behind those that go on."""
+        depth = len(re.split(r"[./]", re.sub(r"\{[^}]*\}", "x", pattern)))
+        matches = pattern_regex(pattern).match
+        names: dict[str, None] = {}
+        for param in self.find():
+            parts = param.name.split("/")
+            for end in range(1, len(parts) + 1):
+                # A component with dots counts as one here and as several in the pattern: try every length.
+                if end <= depth and matches("/".join(parts[:end])):
+                    names[".".join(parts[:end]) + ("." if end < len(parts) else "")] = None
+                    break
+        return list(names)
+
+
+# the parameters that every process has -------------------------------------------------------------------------------
+
+# Lustre's name -> ours
+_GLOBAL = {
+    "timeout": "rpc_timeout_s",
+    "ping_interval": "ping_interval_s",
+}
+
+
+def parse_like(old: object, text: str) -> bool | int | float | str:
+    """`text` as a value of the type of `old`; ValueError says what was expected."""
+    text = text.strip()
+    if isinstance(old, bool):
+        if text not in ("0", "1"):
+            raise ValueError(f"0 or 1 expected, not {text!r}")
+        return text == "1"
+    if isinstance(old, int):
+        scale = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}.get(text[-1:].lower(), 1)
+        digits = text[:-1] if scale > 1 else text
+        if not re.fullmatch(r"-?\d+", digits):
+            raise ValueError(f"a whole number expected, not {text!r}")
+        return int(digits) * scale
+    if isinstance(old, float):
+        value = float(text)
+        if not 0 <= value < 1e9:
+            raise ValueError(f"seconds expected, not {text!r}")
+        return value
+    return text
+
+
+def number_text(value: object) -> str:
+    """A value as text: 6.0 seconds are "6"."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def add_node_params(tree: ParamTree, node: Node) -> None:
+    """Version, limits, tunables and faults."""
+    tunables = node.tunables
+
+    def tunable(name: str) -> tuple[Getter, Setter]:
+        def put(text: str) -> None:
+            setattr(tunables, name, parse_like(getattr(tunables, name), text))
+            node.events.emit("param.changed", param=name, value=number_text(getattr(tunables, name)))
+
+        return (lambda: number_text(getattr(tunables, name))), put
+
+    for field in dataclasses.fields(tunables):
+        tree.add(f"tunables/{field.name}", *tunable(field.name))
+    for theirs, ours in _GLOBAL.items():
+        tree.add(theirs, *tunable(ours))
+    tree.add("version", lambda: f"lustrelite: {__version__}")
+    tree.add("node", lambda: node.name)
+
+    fail_loc = FailLoc(node.faults)
+    tree.add("fail_loc", fail_loc.get, fail_loc.set)
+    tree.add("fail_val", fail_loc.get_value, fail_loc.set_value)
+
+    def arm(text: str) -> None:
+        if text.strip() in ("", "0", "clear"):
+            node.faults.clear()
+            return
+        where, opname, fault = parse_fault(text)
+        if opname:
+            node.faults.on_message(where, opname, fault)
+        else:
+            node.faults.arm(where, fault)
+
+    tree.add("fault", lambda: "\n".join(node.faults.log), arm)

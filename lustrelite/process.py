@@ -1,0 +1,254 @@
+"""What every daemon has around its protocol part: loop, node, signals, pid file, log, control socket, metrics.
+
+    run/NAME.pid          number of the process, while it runs
+    run/NAME.json         its record: role, NIDs, metrics port, control socket, targets (written when it listens)
+    run/NAME.sock         control socket
+    log/NAME.log          for people (also stdout and stderr)
+    log/NAME.events.jsonl one event a line
+
+SIGTERM and SIGINT stop it in good order: targets commit and are given up, clients hear nothing (they reconnect).
+A third one, `kill -9`, a failed commit or an unhandled exception end it at once; its successor recovers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from lustrelite.control import Command, ControlServer
+from lustrelite.errors import FormatRefused, LinkLost, OpError
+from lustrelite.event_file import EventFile, RotatingFile, log_line
+from lustrelite.events import Event
+from lustrelite.ids import Nid, parse_nid
+from lustrelite.metrics import Metrics, MetricsServer
+from lustrelite.params import ParamTree, add_node_params
+from lustrelite.rpc.node import Node
+from lustrelite.rpc.transport import SocketNetwork
+
+EXIT_REFUSED = 2  # the arguments or the directories are wrong: starting again does not help
+EXIT_CRASHED = 70  # a commit failed or a bug: starting again recovers
+STOP_WAIT_S = 20.0
+WORKERS = 8
+
+
+def nids(text: str) -> list[Nid]:
+    """Comma-separated NIDs (an argparse type)."""
+    try:
+        return [parse_nid(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def arguments(program: str, about: str) -> argparse.ArgumentParser:
+    """The options that every daemon has."""
+    parser = argparse.ArgumentParser(prog=program, description=about)
+    parser.add_argument("--name", required=True, help="name of this process in messages and file names")
+    parser.add_argument("--run-dir", type=Path, default=None, help="pid file, record and control socket go here")
+    parser.add_argument("--log-dir", type=Path, default=None, help="log and events go here (default: stderr only)")
+    parser.add_argument("--metrics-port", type=int, default=0, help="0 chooses one, -1 is none")
+    parser.add_argument("--metrics-host", default="127.0.0.1")
+    parser.add_argument("--allow-remote", action="store_true", help="listen on other than loopback addresses: "
+                        "callers are not authenticated, so only on a network you trust")
+    parser.add_argument("--set", action="append", default=[], metavar="PARAM=VALUE", help="set a parameter at the start")
+    return parser
+
+
+def server_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The options that every server has."""
+    parser.add_argument("--listen", type=nids, required=True, metavar="NID[,NID]", help="where to listen; port 0 chooses")
+    parser.add_argument("--target", action="append", default=[], metavar="DIR", help="a formatted target; may be repeated")
+    parser.add_argument("--wait", action="store_true", help="a standby: wait until the owner of a target is dead")
+    return parser
+
+
+def start_ticks(pid: int) -> int:
+    """When the process `pid` started, in the kernel's ticks; 0 if it does not run. With the pid it names a process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    fields = stat[stat.rindex(")") + 2 :].split()
+    return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+class Process:
+    """One daemon process. `serve` is its life: it returns after `stopping` is set."""
+
+    def __init__(self, role: str, options: argparse.Namespace) -> None:
+        self.role = role
+        self.options = options
+        self.name: str = options.name
+        self.run_dir: Path | None = options.run_dir
+        self.tree = ParamTree()
+        self.stopping = asyncio.Event()
+        self.record: dict[str, Any] = {
+            "name": self.name, "role": role, "pid": os.getpid(), "start_ticks": start_ticks(os.getpid()),
+            "state": "starting",
+        }  # fmt: skip
+        self.status: Callable[[], dict[str, Any]] = dict  # what the control command "status" adds
+        self._stops = 0
+        rng = random.Random()
+        network = SocketNetwork(rng, name=self.name, allow_remote=options.allow_remote)
+        executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="io")
+        self.node = Node(self.name, network, executor=executor, seed=rng.getrandbits(64))
+        network.events = self.node.events
+        self.node.on_crash = self._crashed
+        self._open_logs()
+        add_node_params(self.tree, self.node)
+        self.metrics = Metrics(self.node)
+        self.metrics_server = MetricsServer(self.metrics)
+        self.control: ControlServer | None = None
+        self.commands: dict[str, Command] = {
+            "ping": lambda _: "pong",
+            "status": lambda _: {**self.record, **self.status()},
+            "stop": lambda _: self.stop("control socket"),
+            "get_param": lambda request: self.tree.get(request["pattern"]),
+            "set_param": lambda request: self.tree.set(request["pattern"], str(request["value"])),
+            "list_param": self._list_params,
+            "events": self._events,
+            "counts": lambda _: dict(self.node.events.counts),
+            "clear_faults": lambda _: self.node.faults.clear(),
+        }
+
+    # files --------------------------------------------------------------------------------------------------------
+
+    def _open_logs(self) -> None:
+        directory: Path | None = self.options.log_dir
+        events = self.node.events
+        if directory is None:
+            events.sinks.append(lambda event: print(log_line(event), file=sys.stderr, flush=True))  # noqa: T201
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        log = RotatingFile(directory / f"{self.name}.log", std=True)
+        events.sinks.append(lambda event: log.write(log_line(event)))
+        events.sinks.append(EventFile(directory / f"{self.name}.events.jsonl"))
+
+    def _path(self, suffix: str) -> Path:
+        assert self.run_dir is not None
+        return self.run_dir / f"{self.name}{suffix}"
+
+    def write_record(self, **fields: Any) -> None:
+        """Say who we are to the command line, in one step."""
+        self.record.update(fields)
+        if self.run_dir is not None:
+            fresh = self._path(".json.new")
+            fresh.write_text(json.dumps(self.record, indent=2) + "\n")
+            fresh.replace(self._path(".json"))
+
+    # life ---------------------------------------------------------------------------------------------------------
+
+    async def live(self, serve: Callable[[Process], Awaitable[None]]) -> None:
+        """Start what is beside the protocol, serve, and take it down again."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._unhandled)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
+        if self.run_dir is not None:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self._path(".pid").write_text(f"{os.getpid()}\n")
+            self.write_record()
+            self.control = ControlServer(self._path(".sock"), self.commands)
+            await self.control.start()
+            self.record["control"] = str(self.control.path)
+        if self.options.metrics_port >= 0:
+            await self.metrics_server.start(self.options.metrics_host, self.options.metrics_port)
+            self.record["metrics_port"] = self.metrics_server.port
+        for assignment in self.options.set:
+            name, _, value = assignment.partition("=")
+            await self.tree.set(name, value)
+        self.write_record()
+        self.node.events.emit("process.started", role=self.role, pid=os.getpid())
+        try:
+            await serve(self)
+        finally:
+            self.metrics_server.close()
+            if self.control is not None:
+                self.control.close()
+            await self.node.stop_tasks()
+            if self.run_dir is not None:
+                for suffix in (".pid", ".json"):
+                    self._path(suffix).unlink(missing_ok=True)
+        self.node.events.emit("process.stopped")
+
+    def ready(self, **fields: Any) -> None:
+        """We serve: the record has everything now."""
+        self.write_record(state="ready", **fields)
+        self.node.events.emit("process.ready", **{key: str(value) for key, value in fields.items()})
+
+    def stop(self, why: str) -> str:
+        """Stop in good order; asked a third time, at once."""
+        self._stops += 1
+        if self._stops > 2:
+            os._exit(EXIT_CRASHED)
+        self.node.events.emit("process.stopping", why=why)
+        self.record["state"] = "stopping"
+        self.stopping.set()
+        asyncio.get_running_loop().call_later(STOP_WAIT_S, self._stop_took_too_long)
+        return "stopping"
+
+    def _stop_took_too_long(self) -> None:
+        self._crashed(f"stopping took more than {STOP_WAIT_S:g} s")
+
+    def _crashed(self, why: str) -> None:
+        # As kill -9 would: nothing is committed, nobody is told. The successor gets the clients' replays.
+        print(f"{self.name}: crashed: {why}", file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(EXIT_CRASHED)
+
+    def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        loop.default_exception_handler(context)
+        if error is not None and not isinstance(error, (ConnectionError, TimeoutError)):
+            self.node.crash(f"{context.get('message')}: {error!r}", error)
+
+    # commands -----------------------------------------------------------------------------------------------------
+
+    def _list_params(self, request: dict[str, Any]) -> list[list[str]]:
+        pattern = str(request.get("pattern") or "*")
+        if request.get("recursive"):
+            params = self.tree.find("**" if pattern == "*" else pattern)
+            return [[param.dotted, param.access] for param in params]
+        return [[name, ""] for name in self.tree.level(pattern)]
+
+    def _events(self, request: dict[str, Any]) -> list[str]:
+        """The newest `count` events whose name starts with `prefix`, as JSON lines."""
+        prefix, count = str(request.get("prefix") or ""), int(request.get("count") or 100)
+        ring: Iterable[Event] = [event for event in self.node.events.ring if event.name.startswith(prefix)]
+        return [event.line() for event in list(ring)[-count:]]
+
+
+def run(role: str, options: argparse.Namespace, serve: Callable[[Process], Awaitable[None]]) -> int:
+    """Run a daemon until it is stopped; returns the exit status."""
+    if not __debug__:
+        print("refusing to run without assertions (python -O, PYTHONOPTIMIZE): they guard the data", file=sys.stderr)  # noqa: T201
+        return EXIT_REFUSED
+
+    async def main() -> None:
+        await Process(role, options).live(serve)
+
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(main())
+    except (FormatRefused, OpError, ValueError, KeyError, LinkLost, OSError) as error:
+        print(f"{options.name}: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        return EXIT_REFUSED
+    return 0
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if os.environ.get("LUSTRELITE_LOOP") == "asyncio":
+        return None
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory

@@ -1,0 +1,93 @@
+"""What a client keeps in case the server loses it: answered, uncommitted requests, and the opens of open files.
+
+A request leaves when `last_committed` reaches its transno; an open stays, committed or not, until its close is
+committed: dropped earlier, a replayed close would find no handle; kept longer, it would leak an open file.
+Source: ptlrpc_free_committed(), ptlrpc/client.c; chapter 30.2.4; protocol-facts 8.1, 8.2.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Generic, Protocol, TypeVar
+
+
+class Replayable(Protocol):
+    """What the list must know of a request."""
+
+    xid: int
+    transno: int
+    keeps_open: bool  # an open that succeeded: stays until closed
+    closes: int  # a close: the xid of its open, else 0
+
+
+R = TypeVar("R", bound=Replayable)
+
+
+class ReplayList(Generic[R]):
+    """Uncommitted requests in transno order and committed opens that are still open."""
+
+    def __init__(self) -> None:
+        self.uncommitted: deque[R] = deque()
+        self.open: dict[int, R] = {}  # committed opens by xid
+        self.last_committed = 0
+
+    def __len__(self) -> int:
+        return len(self.uncommitted) + len(self.open)
+
+    def add(self, request: R) -> None:
+        """Keep an answered request; its transno is set."""
+        assert request.transno > 0
+        if request.transno <= self.last_committed:
+            self._committed(request)
+            return
+        queue = self.uncommitted
+        if not queue or queue[-1].transno < request.transno:
+            queue.append(request)
+            return
+        # replies of requests in flight together may pass each other; the place is near the end
+        place = len(queue)
+        while place and queue[place - 1].transno > request.transno:
+            place -= 1
+        assert place == 0 or queue[place - 1].transno != request.transno, "one transno, two requests"
+        queue.insert(place, request)
+
+    def drop_committed(self, last_committed: int) -> int:
+        """Forget replays up to `last_committed` and return how many; an open stays until its close commits."""
+        if last_committed <= self.last_committed:  # replies may pass each other: the mark never goes back
+            return 0
+        self.last_committed = last_committed
+        queue, dropped = self.uncommitted, 0
+        while queue and queue[0].transno <= last_committed:
+            self._committed(queue.popleft())
+            dropped += 1
+        return dropped
+
+    def _committed(self, request: R) -> None:
+        if request.keeps_open:
+            self.open[request.xid] = request
+        elif request.closes:
+            self.open.pop(request.closes, None)
+
+    def forget_open(self, xid: int) -> None:
+        """The open `xid` is closed for good (the server does not know the handle)."""
+        self.open.pop(xid, None)
+        for request in self.uncommitted:
+            if request.xid == xid:
+                request.keeps_open = False
+
+    def in_replay_order(self) -> list[R]:
+        """Committed opens first, then everything else by transno.  Source: chapter 30.2.6"""
+        return sorted(self.open.values(), key=lambda r: r.transno) + list(self.uncommitted)
+
+    def first_transno(self) -> int:
+        """Lowest uncommitted transno, or 0."""
+        return self.uncommitted[0].transno if self.uncommitted else 0
+
+    def __iter__(self) -> Iterator[R]:
+        return iter(self.in_replay_order())
+
+    def clear(self) -> None:
+        """Evicted: nothing can be replayed."""
+        self.uncommitted.clear()
+        self.open.clear()

@@ -1,0 +1,108 @@
+"""Following the configuration that the MGS keeps: which targets there are and where.
+
+Loaded once at mount; afterwards a request waits at the MGS for the next change and is renewed. While the MGS is down
+everything goes on with what is known.  Source: mgc/mgc_request.c; protocol-facts 9.1, 9.2
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from lustrelite.errors import OpError
+from lustrelite.ids import Nid
+from lustrelite.rpc.client_import import ClientImport, Xids
+from lustrelite.rpc.links import LinkPool
+from lustrelite.rpc.node import Node
+from lustrelite.wire.mgs import Config, ConfigRead, TargetInfo, TargetRegister
+
+
+class ConfigFollower:
+    """The configuration of one file system, kept up to date."""
+
+    def __init__(
+        self, node: Node, links: LinkPool, mgs_nids: Sequence[Nid], fsname: str, *, client_uuid: str, xids: Xids
+    ) -> None:
+        self.node = node
+        self.fsname = fsname
+        self.version = 0
+        self.targets: dict[str, TargetInfo] = {}
+        self.params: dict[str, str] = {}
+        self.mgs = ClientImport(
+            node, links, target_uuid="MGS_UUID", nids=mgs_nids, client_uuid=client_uuid, incarnation=xids.last, xids=xids
+        )
+        self._listeners: list[Callable[[TargetInfo], None]] = []
+        self._params_listeners: list[Callable[[dict[str, str]], None]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Connect to the MGS."""
+        self.mgs.start()
+
+    async def load(self) -> dict[str, TargetInfo]:
+        """Read the configuration and follow it from now on.  Errors: ENOENT no such file system."""
+        self._take(await self.mgs.call(ConfigRead(self.fsname, 0, 0)))
+        if self._task is None:
+            self._task = self.node.spawn(self._follow(), f"config {self.fsname}")
+        return self.targets
+
+    async def load_when_known(self) -> dict[str, TargetInfo]:
+        """`load`, for servers: waits until the MGS knows the file system."""
+        while True:
+            try:
+                return await self.load()
+            except OpError:
+                await asyncio.sleep(self.node.tunables.reconnect_pause_max_s)
+
+    async def register(self, body: TargetRegister) -> TargetInfo:
+        """Tell the MGS that a target runs here."""
+        info: TargetInfo = await self.mgs.call(body)
+        return info
+
+    def on_change(self, listener: Callable[[TargetInfo], None]) -> None:
+        """Call `listener` for every entry that is new or has changed."""
+        self._listeners.append(listener)
+
+    def on_params(self, listener: Callable[[dict[str, str]], None]) -> None:
+        """Call `listener` with all permanent parameters when they change."""
+        self._params_listeners.append(listener)
+
+    def stop(self) -> None:
+        """Follow no longer."""
+        if self._task is not None:
+            self._task.cancel()
+        self.mgs.stop()
+
+    def _take(self, config: Config) -> None:
+        self.version = max(self.version, config.version)
+        for info in config.targets:
+            known = self.targets.get(info.name)
+            if known is not None and known.version >= info.version:
+                continue
+            self.targets[info.name] = info
+            if known is not None:
+                self.node.events.emit(
+                    "config.changed", target=info.name, nids=list(info.nids), instance=info.instance
+                )
+            for listener in self._listeners:
+                listener(info)
+        params = dict(config.params)
+        if params != self.params:
+            self.params = params
+            for params_listener in self._params_listeners:
+                params_listener(params)
+
+    async def _follow(self) -> None:
+        wait_s = self.node.tunables.mgs_poll_s
+        while True:
+            try:
+                self._take(
+                    await self.mgs.call(
+                        ConfigRead(self.fsname, self.version, int(wait_s * 1000)),
+                        timeout_s=wait_s + self.node.tunables.rpc_timeout_s,
+                    )
+                )
+            except OpError:
+                if self.mgs.state == "CLOSED":
+                    return
+                await asyncio.sleep(self.node.tunables.reconnect_pause_max_s)

@@ -1,0 +1,202 @@
+"""The server's front door: frames in, calls to targets out. One per process, for all targets it serves.
+
+A request is served inline, in the turn of the loop in which it arrived, unless it has to wait for something. How many
+may wait is bounded, with a reserve for what others wait on: connects, pings, closes, cancels, resends and replays
+(chapter 30 of Lustre's history calls the lack of it a livelock: b=7034). Above the bound the answer is EBUSY, which
+means: not executed, send again later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import Any, Protocol
+
+from lustrelite.errors import OpError, ProtocolError
+from lustrelite.ids import Nid
+from lustrelite.rpc.export import Call, Export, ServerLink
+from lustrelite.rpc.node import Link, Listener, Node
+from lustrelite.tunables import limits
+from lustrelite.wire import frame
+from lustrelite.wire.message import CLASS_NORMAL, REPLAY, RESENT, decode_request
+from lustrelite.wire.session import Connect
+
+
+class Endpoint(Protocol):
+    """A target as the service sees it."""
+
+    name: str
+    uuid: str
+
+    def connect(self, call: Call) -> None:
+        """A Connect arrived."""
+
+    def handle(self, call: Call) -> None:
+        """A request of a known export arrived."""
+
+    def link_lost(self, export: Export) -> None:
+        """The client's link broke; the export lives on."""
+
+
+class Service:
+    """Links, exports and targets of one server process."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.targets: dict[str, Any] = {}  # by uuid
+        self.exports: dict[int, Export] = {}  # by handle
+        self.links: dict[Link, ServerLink] = {}
+        self.listeners: list[Listener] = []
+        self.waiting = 0  # calls that were not answered in the turn they came in
+        self.counts: dict[str, int] = {}
+        self.refused = 0
+
+    async def listen(self, nid: Nid) -> Nid:
+        """Accept links at `nid`; returns the address with its real port."""
+        listener = await self.node.network.listen(nid, self._accept)
+        self.listeners.append(listener)
+        return listener.nid
+
+    def close(self) -> None:
+        """Stop listening and drop every link."""
+        for listener in self.listeners:
+            listener.close()
+        for link in list(self.links):
+            link.close("server stops")
+        self.listeners.clear()
+
+    def add_target(self, target: Any) -> None:
+        """Serve `target` from now on."""
+        assert target.uuid not in self.targets
+        self.targets[target.uuid] = target
+        target.service = self
+
+    def remove_target(self, target: Any) -> None:
+        """Serve it no longer: its clients get ENODEV and look elsewhere."""
+        self.targets.pop(target.uuid, None)
+        for export in [e for e in self.exports.values() if e.target is target]:
+            self.forget(export)
+
+    def admit_export(self, export: Export, link: ServerLink) -> None:
+        """`export` is connected over `link` from now on."""
+        self.exports[export.handle] = export
+        if export.link is not None and export.link is not link:
+            export.link.exports.pop(export.handle, None)
+        export.link = link
+        link.exports[export.handle] = export
+
+    def forget(self, export: Export) -> None:
+        """The export is gone: its handle is answered ENOTCONN."""
+        self.exports.pop(export.handle, None)
+        if export.link is not None:
+            export.link.exports.pop(export.handle, None)
+            export.link = None
+
+    # receiver ---------------------------------------------------------------------------------------------------
+
+    def _accept(self, link: Link) -> Service:
+        self.links[link] = ServerLink(link)
+        return self
+
+    def bulk_buffer(self, link: Link, kind: int, header: Any, length: int) -> memoryview:
+        """Write data: a buffer of its own (the OST's direct path may want aligned ones later)."""
+        return memoryview(bytearray(length))
+
+    def link_lost(self, link: Link, why: str) -> None:
+        """Every export on the link loses its connection; each client then recovers for itself."""
+        server_link = self.links.pop(link, None)
+        if server_link is None:
+            return
+        for export in list(server_link.exports.values()):
+            export.link = None
+            export.target.link_lost(export)
+
+    def frame_received(self, link: Link, kind: int, raw: Any, bulk: memoryview | None) -> None:
+        """A request arrived. What breaks the protocol costs its sender the link and nobody else anything."""
+        server_link = self.links.get(link)
+        if server_link is None:
+            return
+        try:
+            if kind != frame.REQUEST:
+                raise ProtocolError(f"frame kind {kind} from a client")
+            header, spec = decode_request(raw)
+            if bulk is not None and not spec.bulk_in:
+                raise ProtocolError(f"{spec.name} carries no bulk")
+        except ProtocolError as error:
+            self.node.events.emit("link.protocol_error", level="warning", peer=link.peer, why=str(error))
+            link.close(str(error))
+            return
+        call = Call(server_link, header, spec, bulk, self.node.now())
+        if self.node.faults.any and self._faulty(call):
+            return
+        self._dispatch(call)
+
+    def _faulty(self, call: Call) -> bool:
+        export = self.exports.get(call.header.handle)
+        who = export.uuid if export else call.body.client if isinstance(call.body, Connect) else ""
+        fault = self.node.faults.message("request", call.spec.name, who)
+        if fault is None:
+            return False
+        if fault.action == "delay":
+            asyncio.get_running_loop().call_later(fault.delay_s, self._dispatch, call)
+            return True
+        if fault.action == "duplicate":
+            copy = Call(call.link, call.header, call.spec, call.bulk, call.arrived)
+            asyncio.get_running_loop().call_later(fault.delay_s, self._dispatch, copy)
+            return False
+        if fault.action == "error":
+            call.reply(-fault.errno, None)
+            return True
+        return fault.action == "drop"
+
+    def _dispatch(self, call: Call) -> None:
+        try:
+            self._serve(call)
+        except OpError as error:
+            call.reply(-error.errno, None)
+        except Exception as error:  # noqa: BLE001  a bug in a handler: the process must not go on with half a change
+            self.node.crash(f"{call.spec.name}: {error!r}", error)
+
+    def _serve(self, call: Call) -> None:
+        name = call.spec.name
+        self.counts[name] = self.counts.get(name, 0) + 1
+        if type(call.body) is Connect:
+            target = self.targets.get(call.body.target)
+            if target is None:
+                raise OpError(errno.ENODEV, call.body.target)
+            call.target = target
+            target.connect(call)
+            return
+        header = call.header
+        export = self.exports.get(header.handle)
+        if export is None:
+            raise OpError(errno.ENOTCONN)
+        if header.conn_cnt != export.conn_cnt:
+            if header.conn_cnt < export.conn_cnt:
+                return  # of an earlier connection: its client has given it up
+            raise OpError(errno.ENOTCONN)
+        call.export = export
+        call.target = export.target
+        export.last_request = call.arrived
+        self._check_capacity(call)
+        call.target.handle(call)
+        if not call.answered:
+            self.waiting += 1
+            call.on_reply = self._answered
+
+    def _answered(self, call: Call) -> None:
+        self.waiting -= 1
+
+    def dropped(self, call: Call) -> None:
+        """The call will never be answered (its client is gone, or another copy is served)."""
+        if call.on_reply is not None and not call.answered:
+            self.waiting -= 1
+        call.answered = True
+
+    def _check_capacity(self, call: Call) -> None:
+        room = limits.requests_per_service_max
+        if call.spec.klass == CLASS_NORMAL and not call.header.flags & (RESENT | REPLAY):
+            room -= limits.requests_reserved_max
+        if self.waiting >= room:
+            self.refused += 1
+            raise OpError(errno.EBUSY, "the server's queue is full")

@@ -1,0 +1,200 @@
+"""What a server process shows and lets be set: its targets, their clients, its own connections; under Lustre's names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from lustrelite import status_text
+from lustrelite.daemon import Daemon
+from lustrelite.params import Param, component, number_text, parse_like
+from lustrelite.recovery.import_fsm import State
+from lustrelite.rpc.client_import import ClientImport
+from lustrelite.rpc.export import Export
+from lustrelite.target.target import Target
+
+_TREES = {"MDT": "mdt", "OST": "obdfilter", "MGS": "mgs"}
+
+
+def server_imports(daemon: Daemon) -> list[tuple[str, str, ClientImport]]:
+    """(type, device name, import) of every connection that this server has to others."""
+    found: list[tuple[str, str, ClientImport]] = []
+    for target in daemon.targets.values():
+        allocator: Any = getattr(target, "allocator", None)
+        if allocator is not None:
+            for osp in allocator.osps.values():
+                found.append(("osp", f"{osp.name}-osc-{target.name.rpartition('-')[2]}", osp.imp))
+    return found
+
+
+def health(daemon: Daemon) -> str:
+    """`healthy`, or NOT HEALTHY and why: one line for each reason.  Read by resource agents."""
+    reasons = []
+    for target in daemon.targets.values():
+        if target.recovering:
+            reasons.append(f"{target.name} is in recovery")
+        if target.committer.held:
+            reasons.append(f"{target.name} holds its commits")
+        allocator: Any = getattr(target, "allocator", None)
+        if allocator is not None and not target.recovering:
+            if not allocator.osps:
+                reasons.append(f"{target.name} knows no OST yet")
+            reasons += [
+                f"{osp.name} is not ready: {osp.imp.state}"
+                for osp in allocator.osps.values()
+                if not osp.imp.inactive and not osp.ready and not osp.full
+            ]
+    return "healthy" if not reasons else "\n".join(["NOT HEALTHY", *reasons])
+
+
+def devices(daemon: Daemon) -> list[dict[str, Any]]:
+    """The rows of `llctl dl`."""
+    rows = []
+    for target in daemon.targets.values():
+        kind = _TREES[target.kind]
+        status = "ST" if target.stopping else "UP"
+        rows.append(
+            {"status": status, "type": kind, "name": target.name, "uuid": target.uuid, "refs": len(target.exports)}
+        )
+    for kind, name, imp in server_imports(daemon):
+        status = "IN" if imp.inactive else "UP"
+        rows.append({"status": status, "type": kind, "name": name, "uuid": imp.client_uuid, "refs": len(imp.sending)})
+    return rows
+
+
+def target_rows(daemon: Daemon) -> list[dict[str, Any]]:
+    """The targets as `lustrelite status` shows them."""
+    rows = []
+    for target in daemon.targets.values():
+        recovery = target.recovery.status() if target.recovery is not None else None
+        rows.append(
+            {
+                "name": target.name,
+                "state": "STOPPING" if target.stopping else "RECOVERING" if target.recovering else "UP",
+                "instance": target.instance,
+                "clients": len(target.exports),
+                "last_transno": target.last_transno,
+                "last_committed": target.last_committed,
+                "uncommitted": target.uncommitted(),
+                "recovery": recovery,
+            }
+        )
+    return rows
+
+
+def parameters(daemon: Daemon) -> Iterable[Param]:
+    """Every parameter of the server now."""
+    yield Param("health_check", lambda: health(daemon))
+    for target in daemon.targets.values():
+        yield from _of_target(target)
+    for kind, name, imp in server_imports(daemon):
+        yield from import_params(f"{kind}/{name}", name, imp)
+    for target in daemon.targets.values():
+        allocator: Any = getattr(target, "allocator", None)
+        for osp in allocator.osps.values() if allocator is not None else ():
+            yield from _of_osp(f"osp/{osp.name}-osc-{target.name.rpartition('-')[2]}", osp)
+
+
+def import_params(prefix: str, name: str, imp: ClientImport) -> Iterable[Param]:
+    """`PREFIX.import`, `.state` and the switch `.active`."""
+
+    def activate(text: str) -> None:
+        if parse_like(False, text):
+            imp.activate()
+        else:
+            imp.deactivate()
+
+    yield Param(f"{prefix}/import", lambda: status_text.import_text(imp, name))
+    yield Param(f"{prefix}/state", lambda: status_text.state_text(imp))
+    yield Param(f"{prefix}/active", lambda: str(int(not imp.inactive)), activate)
+    yield Param(f"{prefix}/uuid", lambda: imp.client_uuid)
+
+
+def _of_target(target: Target) -> Iterable[Param]:
+    prefix = f"{_TREES[target.kind]}/{target.name}"
+    tunables = target.node.tunables
+
+    def of_tunable(name: str, ours: str) -> Param:
+        def put(text: str) -> None:
+            setattr(tunables, ours, parse_like(getattr(tunables, ours), text))
+
+        return Param(f"{prefix}/{name}", lambda: number_text(getattr(tunables, ours)), put)
+
+    yield Param(f"{prefix}/uuid", lambda: target.uuid)
+    yield Param(f"{prefix}/instance", lambda: str(target.instance))
+    yield Param(f"{prefix}/num_exports", lambda: str(len(target.exports)))
+    yield Param(f"{prefix}/last_transno", lambda: str(target.last_transno))
+    yield Param(f"{prefix}/last_committed", lambda: str(target.last_committed))
+    yield Param(f"{prefix}/uncommitted", lambda: str(target.uncommitted()))
+    yield Param(f"{prefix}/commits", lambda: str(target.committer.commits))
+    if not target.recoverable:
+        return
+    yield Param(f"{prefix}/recovery_status", lambda: status_text.recovery_status(target))
+    yield Param(f"{prefix}/recovery_stale_clients", lambda: _stale(target))
+    yield of_tunable("recovery_time_soft", "recovery_time_soft_s")
+    yield of_tunable("recovery_time_hard", "recovery_time_hard_s")
+    yield Param(f"{prefix}/eviction_count", lambda: str(target.evictions))
+    yield Param(f"{prefix}/evict_client", None, lambda text: evict_client(target, text))
+    yield of_tunable("commit_on_sharing", "commit_on_sharing")
+    yield Param(f"{prefix}/reconstructed", lambda: str(target.reconstructed))
+    files = getattr(target, "last_id", None)
+    if isinstance(files, int):
+        yield Param(f"{prefix}/last_id", lambda: str(files))
+    yield from _exports(prefix, target)
+
+
+def _stale(target: Target) -> str:
+    if target.recovery is None or not target.recovering:
+        return ""
+    return "\n".join(target.recovery.status()["stale"])
+
+
+def _exports(prefix: str, target: Target) -> Iterable[Param]:
+    by_nid: dict[str, list[Export]] = {}
+    for export in target.exports.values():
+        by_nid.setdefault(component(export.nid or "unknown"), []).append(export)
+    for nid, exports in by_nid.items():
+
+        def block(show: Any, exports: list[Export] = exports) -> str:
+            return "\n".join(show(export) for export in exports)
+
+        yield Param(f"{prefix}/exports/{nid}/uuid", lambda block=block: block(lambda e: e.uuid))  # type: ignore[misc]
+        yield Param(f"{prefix}/exports/{nid}/export", lambda block=block: block(status_text.export_text))  # type: ignore[misc]
+        yield Param(
+            f"{prefix}/exports/{nid}/reply_data",
+            lambda block=block: block(status_text.reply_data_text),  # type: ignore[misc]
+        )
+        if target.kind == "MDT":
+            yield Param(
+                f"{prefix}/exports/{nid}/open_files",
+                lambda block=block: block(lambda e: f"{e.uuid}: {len(e.opens)}"),  # type: ignore[misc]
+            )
+
+
+def evict_client(target: Target, text: str) -> None:
+    """`UUID`, `uuid:UUID` or `nid:NID`.  ValueError if nobody is meant."""
+    text = text.strip()
+    if text.startswith("nid:"):
+        wanted = [export for export in target.exports.values() if export.nid == text[4:]]
+    else:
+        uuid = text.removeprefix("uuid:")
+        wanted = [export for export in target.exports.values() if export.uuid == uuid]
+    if not wanted:
+        raise ValueError(f"{target.name} has no client {text!r}: see {_TREES[target.kind]}.{target.name}.exports.*.uuid")
+    for export in wanted:
+        target.evict(export, "evicted by the administrator")
+
+
+def _of_osp(prefix: str, osp: Any) -> Iterable[Param]:
+    tunables = osp.node.tunables
+
+    def create_count(text: str) -> None:
+        osp.batch = int(parse_like(0, text))
+
+    yield Param(f"{prefix}/prealloc_last_id", lambda: str(osp.granted))
+    yield Param(f"{prefix}/prealloc_next_id", lambda: str(osp.next))
+    yield Param(f"{prefix}/prealloc_reserved", lambda: "0")
+    yield Param(f"{prefix}/prealloc_status", lambda: "0" if osp.imp.state is State.FULL and not osp.refusing else "-5")
+    yield Param(f"{prefix}/create_count", lambda: str(osp.batch), create_count)
+    yield Param(f"{prefix}/max_create_count", lambda: str(tunables.precreate_max))
+    yield Param(f"{prefix}/destroyed", lambda: str(osp.destroyed))

@@ -1,0 +1,198 @@
+"""The disks of the simulator: they survive a kill whole, and a power cut as far as they were synced.
+
+A target has a real directory, in memory where there is a tmpfs, for what the product keeps there itself (LMDB without
+fsync, the owner's lock): LMDB's commit is what makes it durable, so a kill loses the running batch and a power cut no
+more than that. The data of objects lives here, in SimObjectFiles: each file has what was made durable and a journal of
+what was done since. A power cut keeps of the journal nothing, or, given a source of chance, any of its entries: disks
+write in what order they like. Removals are journalled too: a file whose removal is lost is back.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from lustrelite.errors import OpError
+from lustrelite.store import disk
+from lustrelite.wire.ost import OBJECT_EOF
+
+BLOCK_BYTES = 4096
+CAPACITY_BYTES = 64 << 30
+FILES_MAX = 1 << 24
+MAP_BYTES = 64 << 20  # of a simulated target's database
+
+Buffer = bytes | bytearray | memoryview
+Entry = tuple[str, int, int, bytes]  # (write | punch | remove, start, end, data)
+
+
+class ObjectDisk:
+    """The data disk of one OST: what lasts when its process is gone."""
+
+    def __init__(self, capacity_bytes: int = CAPACITY_BYTES) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.files: dict[int, bytearray] = {}  # as processes see them
+        self.durable: dict[int, bytearray] = {}
+        self.journal: dict[int, list[Entry]] = {}  # since the last sync
+        self.broken = 0  # errno of every write and sync from now on
+
+    def change(self, oid: int, entry: Entry) -> None:
+        """Do it, and remember it until it is durable."""
+        _apply(self.files, oid, entry)
+        self.journal.setdefault(oid, []).append(entry)
+
+    def settle(self, oids: Iterable[int]) -> None:
+        """What was done to `oids` is durable."""
+        for oid in oids:
+            for entry in self.journal.pop(oid, ()):
+                _apply(self.durable, oid, entry)
+
+    def power_cut(self, rng: random.Random | None = None) -> int:
+        """Only what is durable is left (and what `rng` lets the disk have written anyway); how many changes are lost."""
+        lost = 0
+        for oid, entries in self.journal.items():
+            for entry in entries:
+                if rng is not None and rng.random() < 0.5:
+                    _apply(self.durable, oid, entry)
+                else:
+                    lost += 1
+        self.journal.clear()
+        self.files = {oid: bytearray(data) for oid, data in self.durable.items()}
+        return lost
+
+    def used_bytes(self) -> int:
+        """Bytes in whole blocks."""
+        return sum(-(-len(data) // BLOCK_BYTES) * BLOCK_BYTES for data in self.files.values())
+
+
+def _apply(files: dict[int, bytearray], oid: int, entry: Entry) -> None:
+    kind, start, end, data = entry
+    if kind == "remove":
+        files.pop(oid, None)
+        return
+    file = files.get(oid)
+    if kind == "write":
+        if file is None:
+            file = files[oid] = bytearray()
+        if len(file) < start:
+            file.extend(bytes(start - len(file)))
+        file[start:end] = data
+    elif end >= OBJECT_EOF:
+        if file is None:
+            if not start:
+                return
+            file = files[oid] = bytearray()
+        del file[start:]
+        if len(file) < start:
+            file.extend(bytes(start - len(file)))
+    elif file is not None:
+        end = min(end, len(file))
+        if start < end:
+            file[start:end] = bytes(end - start)
+
+
+class SimObjectFiles:
+    """store.objects.ObjectFiles over an ObjectDisk. A process that is killed leaves what it wrote to its successor."""
+
+    def __init__(self, disk: ObjectDisk) -> None:
+        self.disk = disk
+        self.closed = False
+
+    def _check(self, *, writes: bool = False) -> None:
+        assert not self.closed, "the files are closed: their process is dead"
+        if writes and self.disk.broken:
+            raise OpError(self.disk.broken, "the disk is broken")
+
+    def write(self, oid: int, offset: int, data: Buffer) -> None:
+        """See ObjectFiles.write."""
+        self._check(writes=True)
+        view = memoryview(data).cast("B")
+        if self.disk.used_bytes() + len(view) > self.disk.capacity_bytes:
+            raise OpError(errno.ENOSPC, f"cannot write object {oid}")
+        self.disk.change(oid, ("write", offset, offset + len(view), bytes(view)))
+
+    def read_into(self, oid: int, offset: int, buffer: Buffer) -> int:
+        """See ObjectFiles.read_into."""
+        self._check()
+        view = memoryview(buffer).cast("B")
+        data = self.disk.files.get(oid, b"")[offset : offset + len(view)]
+        view[: len(data)] = data
+        return len(data)
+
+    def punch(self, oid: int, start: int, end: int) -> None:
+        """See ObjectFiles.punch."""
+        self._check(writes=True)
+        assert 0 <= start <= end, (start, end)
+        self.disk.change(oid, ("punch", start, end, b""))
+
+    def remove(self, oid: int) -> bool:
+        """See ObjectFiles.remove."""
+        self._check(writes=True)
+        there = oid in self.disk.files
+        if there:
+            self.disk.change(oid, ("remove", 0, 0, b""))
+        return there
+
+    def stat(self, oid: int) -> tuple[int, int]:
+        """See ObjectFiles.stat."""
+        self._check()
+        size = len(self.disk.files.get(oid, b""))
+        return size, -(-size // BLOCK_BYTES) * (BLOCK_BYTES // 512)
+
+    def size(self, oid: int) -> int:
+        """See ObjectFiles.size."""
+        return self.stat(oid)[0]
+
+    def blocks(self, oid: int) -> int:
+        """See ObjectFiles.blocks."""
+        return self.stat(oid)[1]
+
+    def statfs(self) -> disk.Space:
+        """See ObjectFiles.statfs."""
+        self._check()
+        free = max(0, self.disk.capacity_bytes - self.disk.used_bytes())
+        return disk.Space(self.disk.capacity_bytes, free, free, FILES_MAX, FILES_MAX - len(self.disk.files))
+
+    def ids(self) -> Iterator[int]:
+        """See ObjectFiles.ids."""
+        self._check()
+        yield from sorted(self.disk.files, key=lambda oid: (oid % 32, oid))
+
+    def sync(self, oids: Iterable[int]) -> None:
+        """See ObjectFiles.sync."""
+        self._check(writes=True)
+        self.disk.settle(list(oids))
+
+    def close(self) -> None:
+        """See ObjectFiles.close."""
+        self.closed = True
+
+
+class SimDisks:
+    """All disks of one world: a directory per target under one temporary one."""
+
+    def __init__(self) -> None:
+        where = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        self.root = Path(tempfile.mkdtemp(prefix="ll-sim-", dir=where))
+        self.objects: dict[str, ObjectDisk] = {}
+
+    def directory(self, name: str) -> Path:
+        """The directory of target `name`."""
+        path = self.root / name
+        path.mkdir(exist_ok=True)
+        return path
+
+    def object_disk(self, name: str) -> ObjectDisk:
+        """The data disk of OST `name`."""
+        found = self.objects.get(name)
+        if found is None:
+            found = self.objects[name] = ObjectDisk()
+        return found
+
+    def remove(self) -> None:
+        """Delete everything."""
+        shutil.rmtree(self.root, ignore_errors=True)

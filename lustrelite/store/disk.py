@@ -1,0 +1,85 @@
+"""System calls that Python lacks: fallocate, syncfs, and a file lock that dies with the process.
+
+The lock is an OFD lock: held by the open file, so closing another descriptor of the same file does not drop it (as a
+POSIX lock would be), and two opens within one process exclude each other. The kernel drops it when the last process
+that shares the descriptor is dead, and not before; a forked child shares it, an exec'ed one does not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from typing import NamedTuple
+
+FALLOC_KEEP_SIZE = 0x1
+FALLOC_PUNCH_HOLE = 0x2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_libc.syncfs.argtypes = (ctypes.c_int,)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2); OSError, EOPNOTSUPP where the file system cannot."""
+    while _libc.fallocate(fd, mode, offset, length) != 0:
+        number = ctypes.get_errno()
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number))
+
+
+def syncfs(fd: int) -> None:
+    """Make everything on the file system of `fd` durable: syncfs(2), which reports lost writes since Linux 5.8."""
+    if _libc.syncfs(fd) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in `path` durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class Space(NamedTuple):
+    """Of a file system, in bytes and counts; `available` is what an ordinary user may take."""
+
+    total: int
+    free: int
+    available: int
+    files_total: int
+    files_free: int
+
+
+def space(path: str) -> Space:
+    """The space of the file system of `path`."""
+    v = os.statvfs(path)
+    return Space(v.f_blocks * v.f_frsize, v.f_bfree * v.f_frsize, v.f_bavail * v.f_frsize, v.f_files, v.f_favail)
+
+
+def try_lock(fd: int, *, shared: bool = False) -> bool:
+    """Lock the file of `fd` until the descriptor is closed; False if somebody else has it."""
+    kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
+    request = struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        return _try_flock(fd, shared)
+    return True
+
+
+def _try_flock(fd: int, shared: bool) -> bool:
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,195 @@
+"""When the running batch becomes durable: at an interval, above a bound, or because somebody waits.
+
+Demands of one turn of the loop are served by one commit. While commits are held (`hold`, Lustre's replay_barrier) the
+waiters stay and say so after a while. `last_committed` moves only after the disk said yes (LU-8348); a disk that says
+no ends the process: its successor gets the clients' replays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from lustrelite.errors import StoreFailed
+
+if TYPE_CHECKING:
+    from lustrelite.target.target import Target
+
+
+class Committer:
+    """Commits of one target."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.node = target.node
+        self.held = False
+        self.commits = 0
+        self.demanded = 0
+        self.last_seconds = 0.0
+        self._waiters: list[tuple[int, int, Callable[[], None]]] = []  # heap by transno
+        self._counter = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._soon: asyncio.Handle | None = None
+        self._busy = False
+        self._again = False
+        self._closed = False
+        self._forced = False
+        self._warned: asyncio.TimerHandle | None = None
+
+    def changed(self) -> None:
+        """Something was applied: see that it gets committed in time."""
+        if self._timer is None and self._soon is None:
+            interval = self.node.tunables.commit_interval_s
+            self._timer = asyncio.get_running_loop().call_later(interval, self._interval_over)
+        if self.target.store.dirty >= self.node.tunables.commit_dirty_max:
+            self._start_soon()
+
+    def after(self, transno: int, callback: Callable[[], None]) -> None:
+        """Call back when `transno` is durable, which is asked for now."""
+        if transno <= self.target.last_committed and not self.target.store.dirty:
+            callback()
+            return
+        self.call_when(transno, callback)
+        self.demand()
+
+    def call_when(self, transno: int, callback: Callable[[], None]) -> None:
+        """Call back when `transno` is durable, whenever that will be."""
+        self._counter += 1
+        heapq.heappush(self._waiters, (transno, self._counter, callback))
+
+    async def wait(self, transno: int | None = None, *, forced: bool = False) -> None:
+        """Return when `transno` (default: everything so far) is durable; `forced` even while commits are held."""
+        self._forced = self._forced or forced
+        if transno is None:
+            transno = self.target.last_transno
+            if not self.target.store.dirty and not self._busy:
+                return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._counter += 1
+        # a wait for "everything" must see a commit that begins after now, whatever the transno
+
+        def durable() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        heapq.heappush(self._waiters, (transno, self._counter, durable))
+        self.demand()
+        await future
+
+    def demand(self) -> None:
+        """Somebody waits: commit as soon as this turn of the loop is over."""
+        self.demanded += 1
+        self._start_soon()
+
+    def hold(self) -> None:
+        """Commit nothing from now on (replay_barrier)."""
+        self.held = True
+        self.node.events.emit("commit.held", target=self.target.name)
+
+    def release(self) -> None:
+        """Commit again."""
+        if self.held:
+            self.held = False
+            self.node.events.emit("commit.released", target=self.target.name)
+            self._start_soon()
+
+    def close(self) -> None:
+        """No more commits; waiters are left alone (their clients resend to the next incarnation)."""
+        self._closed = True
+        for handle in (self._timer, self._soon, self._warned):
+            if handle is not None:
+                handle.cancel()
+
+    def commit_now(self) -> None:
+        """Commit on the spot, for what must be durable before the next step (mount count, recovery epoch)."""
+        if self._busy:
+            raise AssertionError("a commit is under way")
+        began = self.node.now()
+        upto = self.target.last_transno
+        batch = self.target.seal()
+        self.target.store_commit(batch)
+        self._done(upto, began)
+
+    def _interval_over(self) -> None:
+        self._timer = None
+        self._start_soon()
+
+    def _start_soon(self) -> None:
+        if self._soon is None and not self._closed:
+            self._soon = asyncio.get_running_loop().call_soon(self._start)
+
+    def _start(self) -> None:
+        self._soon = None
+        if self._closed:
+            return
+        if self.held and not self._forced:
+            if self._waiters and self._warned is None:
+                warn_s = self.node.tunables.commit_wait_warn_s
+                self._warned = asyncio.get_running_loop().call_later(warn_s, self._say_held)
+            return
+        if self._busy:
+            self._again = True
+            return
+        if not self.target.store.dirty and not self._waiters:
+            return
+        self._forced = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        try:
+            if self.target.commits_in_thread:
+                self._busy = True
+                self.node.spawn(self._commit_in_thread(), f"commit {self.target.name}")
+            else:
+                self.commit_now()
+        except StoreFailed as error:
+            self.node.crash(f"commit of {self.target.name}: {error}", error)
+
+    async def _commit_in_thread(self) -> None:
+        began = self.node.now()
+        upto = self.target.last_transno
+        counter = self._counter
+        batch = self.target.seal()
+        try:
+            await self.target.commit_batch(batch)
+        except StoreFailed as error:
+            self.node.crash(f"commit of {self.target.name}: {error}", error)
+            return
+        self._busy = False
+        if self._closed:
+            return
+        self._done(upto, began, counter)
+        if self._again or self.target.store.dirty or self._waiters:
+            again, self._again = self._again, False
+            if again or self._waiters:
+                self._start_soon()
+            else:
+                self.changed()
+
+    def _done(self, upto: int, began: float, counter: int | None = None) -> None:
+        self.commits += 1
+        self.last_seconds = self.node.now() - began
+        target = self.target
+        assert upto >= target.last_committed
+        target.last_committed = upto
+        ready: list[tuple[int, int, Callable[[], None]]] = []
+        later: list[tuple[int, int, Callable[[], None]]] = []
+        waiters = self._waiters
+        while waiters and waiters[0][0] <= upto:
+            entry = heapq.heappop(waiters)
+            (later if counter is not None and entry[1] > counter else ready).append(entry)
+        for entry in later:  # came while the batch was sealed: their change may be in the next one
+            heapq.heappush(waiters, entry)
+        for _, _, callback in ready:
+            callback()
+        target.after_commit()
+
+    def _say_held(self) -> None:
+        self._warned = None
+        if self.held and self._waiters:
+            self.node.events.emit(
+                "commit.waiting", level="warning", target=self.target.name, waiters=len(self._waiters),
+                why="commits are held (hold_commits)",
+            )  # fmt: skip

@@ -1,0 +1,761 @@
+"""A target: exports, transactions, reply records and the way of a request through them.
+
+    Service -> handle -> admit (truth table) -> handler -> Transaction -> store -> reply
+                                                   |-> QUEUE: target/server_recovery.py
+                                                   |-> RECONSTRUCT: from the reply record
+
+Everything here runs on the loop's thread; a mutating handler runs to its end without a suspension point (D4), so it
+needs no lock against other handlers. Subclasses (Mdt, Ost, Mgs) bring a handler table and a few hooks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from lustrelite.errors import OpError, StoreFailed
+from lustrelite.ids import epoch_of, first_transno, target_uuid
+from lustrelite.recovery.admit import Admit, admit
+from lustrelite.rpc.export import Call, Export
+from lustrelite.rpc.node import CORRUPT, Node
+from lustrelite.store import schema
+from lustrelite.store.kv import Batch, Store
+from lustrelite.store.schema import ClientRecord, ReplyRecord
+from lustrelite.target.committer import Committer
+from lustrelite.target.handlers import EMPTY, Handler, NotReady, reading
+from lustrelite.target.server_recovery import ServerRecovery
+from lustrelite.target.transaction import Transaction
+from lustrelite.tunables import limits
+from lustrelite.wire.message import LOCK_REPLAY_DONE, REPLAY, REQ_REPLAY_DONE, RESENT
+from lustrelite.wire.session import (
+    CONNECT_RECONNECT,
+    CONNECT_RECOVERING,
+    CONNECT_REPLAYABLE,
+    FEATURE_SERVER,
+    FEATURES_KNOWN,
+    Connect,
+    ConnectReply,
+    Disconnect,
+    IndexPage,
+    IndexRead,
+    Ping,
+)
+
+_T = TypeVar("_T")
+
+INDEX_READ_MAX = 4096  # rows
+NOT_EXECUTED = frozenset({errno.EBUSY, errno.EAGAIN, errno.EINPROGRESS})  # "send it again": no reply record
+
+
+def index_read(call: Call, body: IndexRead) -> IndexPage:
+    """Raw rows of a table, for fsck of a running system; root only."""
+    if call.cred[0] != 0:
+        raise OpError(errno.EPERM, "only root reads tables")
+    store: Store = call.target.store
+    if body.table not in schema.tables_of(call.target.kind):
+        raise OpError(errno.ENOENT, f"no table {body.table}")
+    rows = []
+    size = 0
+    for row in store.scan(body.table, body.after):
+        rows.append(row)
+        size += len(row[0]) + len(row[1])
+        if len(rows) >= min(max(body.count, 1), INDEX_READ_MAX) or size > limits.header_bytes_max // 2:
+            return IndexPage(tuple(rows), True)
+    return IndexPage(tuple(rows), False)
+
+
+class Target:
+    """One target of a server process."""
+
+    recoverable = True  # keeps client records and replays; the MGS does not
+    commits_in_thread = False  # the store's commit runs in a worker thread (OST)
+    kind = ""
+
+    def __init__(
+        self, node: Node, store: Store, *, name: str, index: int = 0, handlers: Mapping[type, Handler] | None = None
+    ) -> None:
+        self.node = node
+        self.store = store
+        self.name = name
+        self.uuid = target_uuid(name)
+        self.index = index
+        self.service: Any = None
+        self.handlers: dict[type, Handler] = {IndexRead: reading(index_read), **(handlers or {})}
+        self.exports: dict[str, Export] = {}  # by client uuid
+        self.instance = 0
+        self.last_transno = 0
+        self.last_committed = 0
+        self.boot_committed = 0  # last_committed when this incarnation started
+        self.committer = Committer(self)
+        self.recovery: ServerRecovery | None = None
+        self.recovering = False
+        self.stopping = False
+        self.evictions = 0
+        self.reconstructed = 0
+        self.unapplied: list[Transaction] = []
+        self._client_generation = 0
+        self._started_at = 0.0
+
+    # hooks ------------------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """The store is open and the client records are read: read what else is kept in memory."""
+
+    def recovery_over(self) -> None:
+        """Recovery ended, or there was none: normal work begins."""
+
+    def export_gone(self, txn: Transaction, export: Export) -> None:
+        """A client was evicted or left: drop what it had (open files), in this transaction."""
+
+    def after_commit(self) -> None:
+        """`last_committed` moved."""
+
+    def store_commit(self, batch: Batch) -> None:
+        """Make a sealed batch durable on the spot."""
+        self.store.commit(batch)
+
+    async def data_sync(self, batch: Batch) -> None:
+        """Make durable what `batch` names, before it is committed itself (commits_in_thread)."""
+
+    async def commit_batch(self, batch: Batch) -> None:
+        """Make a sealed batch durable in a worker thread (commits_in_thread)."""
+        await self.data_sync(batch)
+        await self.node.run_blocking(self.store_commit, batch)
+
+    # life -------------------------------------------------------------------------------------------------------
+
+    async def start(self, *, abort_recovery: bool = False) -> None:
+        """Read the store and begin to serve: with recovery if clients are on record."""
+        self._started_at = self.node.now()
+        self.instance = self.get_meta("instance", 0) + 1
+        self.last_transno = self.last_committed = self.boot_committed = self.get_meta("last_transno", first_transno(1))
+        self._client_generation = self.get_meta("client_generation", 0)
+        self._load_clients()
+        self.load()
+        self.store.apply(self._meta_write("instance", self.instance), essential=True)
+        self.committer.commit_now()
+        self.node.events.emit(
+            "target.started", target=self.name, instance=self.instance, last_committed=self.last_committed,
+            clients=len(self.exports),
+        )  # fmt: skip
+        if self.exports and not abort_recovery:
+            self.recovering = True
+            self.recovery = ServerRecovery(self, list(self.exports))
+        else:
+            for export in list(self.exports.values()):
+                self.evict(export, "recovery aborted at start")
+            await self.finish_recovery()
+        self.node.spawn(self._evict_the_silent(), f"evictor {self.name}")
+
+    async def stop(self) -> None:
+        """Orderly stop: everything is committed; client records stay, so a restart recovers (30.1.4)."""
+        self.stopping = True
+        if self.service is not None:
+            self.service.remove_target(self)
+        self.committer.held = False
+        await self.committer.wait()
+        self.close()
+        self.node.events.emit("target.stopped", target=self.name)
+
+    def close(self) -> None:
+        """No more commits, the store is closed."""
+        self.committer.close()
+        self.store.close()
+
+    def kill(self) -> None:
+        """What `kill -9` does to a target: the running batch is lost."""
+        self.committer.close()
+        self.store.abort()
+
+    def get_meta(self, name: str, default: Any) -> Any:
+        """One of the target's own facts."""
+        value = self.store.get(schema.META, schema.meta_key(name))
+        return default if value is None else schema.unpack_meta(value)
+
+    def _meta_write(self, name: str, value: Any) -> dict[tuple[str, bytes], bytes | None]:
+        return {(schema.META, schema.meta_key(name)): schema.pack_meta(value)}
+
+    def seal(self) -> Batch:
+        """Freeze the running batch, with the counters that belong to it."""
+        self.store.apply(self._meta_write("last_transno", self.last_transno), essential=True)
+        return self.store.seal()
+
+    def _load_clients(self) -> None:
+        by_index: dict[int, Export] = {}
+        for key, value in self.store.scan(schema.CLIENTS):
+            record = schema.unpack_client(value)
+            index = schema.split_client_key(key)
+            export = Export(self, record.uuid, index, record.incarnation, record.generation, self.node.now())
+            export.nid = record.nid
+            export.record_durable = True
+            self.exports[record.uuid] = by_index[index] = export
+        for key, value in self.store.scan(schema.REPLIES):
+            index, tag = schema.split_reply_key(key)
+            reply = schema.unpack_reply(value)
+            owner = by_index.get(index)
+            if owner is not None and owner.generation == reply.generation:
+                owner.replies[tag] = reply
+                assert reply.transno <= self.last_transno, f"{self.name}: reply record from the future"
+
+    async def committed(self, transno: int | None = None) -> None:
+        """Return when `transno` (default: everything executed so far) is durable."""
+        await self.committer.wait(transno)
+
+    # transactions -----------------------------------------------------------------------------------------------
+
+    def run(self, change: Callable[..., _T], *args: Any) -> _T:
+        """Execute `change(txn, *args)` as a transaction of the target's own.
+
+        In recovery it takes no new transno: that number may belong to a replay which is still to come, and a commit
+        would declare it durable.
+        """
+        transno = self.last_transno if self.recovering else self.last_transno + 1
+        txn = Transaction(self, None, transno)
+        result = change(txn, *args)
+        if txn.writes:
+            self.store.apply(txn.writes, essential=True)
+            self.last_transno = max(self.last_transno, transno)
+            self._applied(txn)
+        return result
+
+    def _applied(self, txn: Transaction) -> None:
+        for callback in txn.when_committed_list:
+            self.committer.call_when(txn.transno, callback)
+        self.committer.changed()
+
+    def version_mismatch(self, txn: Transaction, slot: int, expected: tuple[int, ...], found: int) -> None:
+        """A replay depends on a change that is not there (or missed one): the client will be evicted."""
+        export = txn.export
+        assert export is not None and txn.call is not None
+        export.vbr_failed = True
+        if self.recovery is not None:
+            self.recovery.window.version_mismatch(export.uuid)
+        self.node.events.emit(
+            "replay.version_mismatch", level="warning", target=self.name, client=export.uuid, op=txn.call.spec.name,
+            transno=txn.transno, slot=slot, expected=list(expected), found=found,
+            message="Version mismatch during replay",
+        )  # fmt: skip
+
+    # requests ---------------------------------------------------------------------------------------------------
+
+    def handle(self, call: Call) -> None:
+        """Serve one request of a known export."""
+        export, header = call.export, call.header
+        if header.last_xid > export.last_xid:
+            export.last_xid = header.last_xid
+        if type(call.body) is Ping:
+            self._ping(call)
+            return
+        if type(call.body) is Disconnect:
+            self._disconnect(call)
+            return
+        flags = header.flags
+        xid = call.xid
+        twin = export.in_progress.get(xid)
+        if call.spec.mutates or flags or twin is not None or self.recovering:
+            replay = bool(flags & REPLAY)
+            if xid <= export.last_xid and not replay:
+                self._drop(call, "answered long ago")
+                return
+            record = None
+            if call.spec.mutates:
+                record = export.replies.get(header.tag)
+                if record is not None and record.xid != xid:
+                    if xid < record.xid and not replay:
+                        self._drop(call, "its slot was used again")
+                        return
+                    record = export.find_reply(xid) if flags else None
+                if replay and record is not None and record.transno <= self.boot_committed:
+                    record = None  # of an earlier incarnation: the open must be made again
+            verdict = admit(
+                self.recovering, replay, bool(flags & RESENT), record is not None, twin is not None, export.replay_done
+            )
+            if verdict is not Admit.EXECUTE:
+                self._not_executed(call, verdict, record, twin)
+                return
+        self.execute(call)
+
+    def _not_executed(self, call: Call, verdict: Admit, record: Any, twin: Call | None) -> None:
+        export = call.export
+        if verdict is Admit.JOIN:
+            assert twin is not None
+            twin.link = call.link
+            twin.conn_cnt = call.conn_cnt
+            call.answered = True
+        elif verdict is Admit.RECONSTRUCT:
+            self._reconstruct(call, record)
+        elif verdict is Admit.QUEUE:
+            assert self.recovery is not None
+            self.recovery.queue(call)
+        elif verdict is Admit.DROP:
+            self._drop(call, "answered already")
+        elif verdict is Admit.EVICT:
+            self.evict(export, "it replayed outside recovery")
+            call.reply(-errno.ENOTCONN, None)
+        else:
+            assert verdict is Admit.AGAIN
+            self.reply(call, -errno.EAGAIN, None)
+
+    def _drop(self, call: Call, why: str) -> None:
+        call.answered = True
+        self.node.events.emit("request.dropped", target=self.name, op=call.spec.name, xid=call.xid, why=why)
+
+    def execute(self, call: Call) -> None:
+        """Serve an admitted request."""
+        handler = self.handlers.get(type(call.body))
+        if handler is None:
+            self.reply(call, -errno.EOPNOTSUPP, None)
+            return
+        if call.bulk is CORRUPT:
+            self.node.events.emit("bulk.corrupt", level="warning", target=self.name, client=call.export.uuid)
+            self.reply(call, -errno.EAGAIN, None)
+            return
+        if self.node.faults.any and self._fault_before(call, handler):
+            return
+        if handler.kind == "mutating":
+            if handler.prepare is not None:
+                awaitable = handler.prepare(call, call.body)
+                if awaitable is not None:
+                    self._wait_for(call, self._prepare(call, handler, awaitable))
+                    return
+            if not self._mutate(call, handler):
+                self._wait_for(call, self._prepare(call, handler, None))
+        elif handler.kind == "reading":
+            try:
+                body = handler.execute(call, call.body)
+            except OpError as error:
+                self.reply(call, -error.errno, None)
+            else:
+                self.reply(call, 0, body)
+        else:
+            self._wait_for(call, self._serve_waiting(call, handler))
+
+    def _fault_before(self, call: Call, handler: Handler) -> bool:
+        fault = self.node.faults.hit("target.execute", call.export.uuid)
+        if fault is None:
+            return False
+        if fault.action == "crash":
+            self.node.crash("fault at target.execute")
+        elif fault.action == "delay":
+
+            async def later() -> None:
+                await asyncio.sleep(fault.delay_s)
+                if call.still_valid and not call.answered:
+                    self.execute(call)
+
+            self._wait_for(call, later())
+            return True
+        elif fault.action == "error":
+            self.reply(call, -fault.errno, None)
+            return True
+        else:
+            call.answered = True
+        return True
+
+    async def fault(self, point: str, call: Call | None = None) -> None:
+        """Let a fault armed at `point` happen here: a delay is waited for, an error raised, a crash is one."""
+        if not self.node.faults.any:
+            return
+        fault = self.node.faults.hit(point, call.export.uuid if call is not None and call.export else "")
+        if fault is None:
+            return
+        if fault.action == "delay":
+            await asyncio.sleep(fault.delay_s)
+        elif fault.action == "error":
+            raise OpError(fault.errno, f"fault at {point}")
+        elif fault.action == "crash":
+            self.node.crash(f"fault at {point}")
+
+    def fault_sync(self, point: str, call: Call | None = None) -> None:
+        """`fault` where nothing can wait: error and crash only."""
+        if not self.node.faults.any:
+            return
+        fault = self.node.faults.hit(point, call.export.uuid if call is not None and call.export else "")
+        if fault is not None and fault.action == "error":
+            raise OpError(fault.errno, f"fault at {point}")
+        if fault is not None and fault.action == "crash":
+            self.node.crash(f"fault at {point}")
+
+    def _wait_for(self, call: Call, coroutine: Any) -> None:
+        call.export.in_progress[call.xid] = call
+        self.node.spawn(coroutine, call.spec.name)
+
+    async def _prepare(self, call: Call, handler: Handler, awaitable: Awaitable[None] | None) -> None:
+        while True:
+            if awaitable is not None:
+                try:
+                    await awaitable
+                except OpError as error:
+                    self._failed(call, error)
+                    return
+            # admission once more: export and ownership may have changed while it waited (D4)
+            if call.answered or not call.still_valid or self.stopping:
+                self.abandon(call)
+                return
+            if self._mutate(call, handler):
+                return
+            assert handler.prepare is not None
+            awaitable = handler.prepare(call, call.body)
+            if awaitable is None:
+                await asyncio.sleep(0)
+
+    async def _serve_waiting(self, call: Call, handler: Handler) -> None:
+        try:
+            body = await handler.execute(call, call.body)
+        except OpError as error:
+            self.reply(call, -error.errno, None)
+            return
+        if not call.still_valid:
+            self.abandon(call)
+            return
+        self.reply(call, 0, body)
+
+    def _mutate(self, call: Call, handler: Handler) -> bool:
+        """Execute a mutating request here and now; False if it must be prepared (again)."""
+        flags = call.header.flags
+        replay = bool(flags & REPLAY)
+        transno = call.header.transno if replay else self.last_transno + 1
+        txn = Transaction(self, call, transno, replay=replay, resent=bool(flags & RESENT))
+        try:
+            body = handler.execute(txn, call.body)
+            export = call.export
+            tag = call.header.tag
+            if tag and transno > self.boot_committed:  # the replay of a committed open must not hide a newer result
+                record = ReplyRecord(call.xid, transno, 0, txn.data, txn.pre_versions, export.generation)
+                previous = export.replies.get(tag)
+                if previous is None or previous.transno <= transno:
+                    txn.writes[schema.REPLIES, schema.reply_key(export.client_index, tag)] = schema.pack_reply(record)
+                else:
+                    record = previous
+            else:
+                record = None
+            if txn.writes:
+                self.store.apply(txn.writes)
+        except NotReady:
+            return False
+        except OpError as error:
+            self._failed(call, error)
+            return True
+        except StoreFailed as error:
+            self.node.crash(f"{self.name}: {error}", error)
+            return True
+        if record is not None:
+            export.replies[tag] = record
+        if transno > self.last_transno:
+            self.last_transno = transno
+        self._applied(txn)
+        if handler.sync and transno > self.last_committed:
+            call.export.in_progress[call.xid] = call
+            self.committer.after(transno, lambda: self.reply(call, 0, body, transno, txn.pre_versions))
+        else:
+            self.reply(call, 0, body, transno, txn.pre_versions)
+        return True
+
+    def _failed(self, call: Call, error: OpError) -> None:
+        """An operation's own error: it changed nothing, but a resend must get the same answer (replay-single 55)."""
+        tag = call.header.tag
+        if tag and not call.header.flags & REPLAY and error.errno not in NOT_EXECUTED:
+            export = call.export
+            record = ReplyRecord(call.xid, 0, -error.errno, 0, (), export.generation)
+            try:
+                self.store.apply(
+                    {(schema.REPLIES, schema.reply_key(export.client_index, tag)): schema.pack_reply(record)},
+                    essential=True,
+                )
+                self.committer.changed()
+            except OpError:
+                pass  # the disk is full to the last block: the answer stands in memory
+            export.replies[tag] = record
+        self.reply(call, -error.errno, None)
+
+    def reply(
+        self, call: Call, status: int, body: Any, transno: int = 0, pre_versions: tuple[int, ...] = ()
+    ) -> None:
+        """Answer `call`."""
+        if call.export is not None and call.export.in_progress:
+            if call.export.in_progress.get(call.xid) is call:
+                del call.export.in_progress[call.xid]
+        call.reply(
+            status, body, transno=transno, pre_versions=pre_versions, last_committed=self.last_committed,
+            instance=self.instance,
+        )  # fmt: skip
+
+    def abandon(self, call: Call) -> None:
+        """Answer nothing: the client is gone."""
+        if call.export.in_progress.get(call.xid) is call:
+            del call.export.in_progress[call.xid]
+        if self.service is not None:
+            self.service.dropped(call)
+
+    def _reconstruct(self, call: Call, record: ReplyRecord) -> None:
+        """The reply of a request that was executed before.  Source: mdt_reconstruct(), mdt/mdt_recovery.c; 30.3"""
+        self.reconstructed += 1
+        self.node.events.emit(
+            "reply.reconstructed", target=self.name, client=call.export.uuid, op=call.spec.name, xid=call.xid,
+            transno=record.transno, status=record.status,
+        )  # fmt: skip
+        if record.status:
+            self.reply(call, record.status, None)
+            return
+        handler = self.handlers[type(call.body)]
+        assert handler.rebuild is not None
+        try:
+            body = handler.rebuild(call, call.body, record)
+        except OpError as error:
+            self.reply(call, -error.errno, None)
+            return
+        if handler.sync and record.transno > self.last_committed:
+            call.export.in_progress[call.xid] = call
+            self.committer.after(
+                record.transno, lambda: self.reply(call, 0, body, record.transno, record.pre_versions)
+            )
+        else:
+            self.reply(call, 0, body, record.transno, record.pre_versions)
+
+    # connections ------------------------------------------------------------------------------------------------
+
+    def connect(self, call: Call) -> None:
+        """Connect or reconnect.  Source: target_handle_connect(), ldlm/ldlm_lib.c; protocol-facts 1.5"""
+        body: Connect = call.body
+        fault = self.node.faults.hit("target.connect", body.client)
+        if fault is not None and fault.action == "delay":
+            asyncio.get_running_loop().call_later(fault.delay_s, self._connect_or_refuse, call)
+        elif fault is not None and fault.action == "error":
+            self.reply(call, -fault.errno, None)
+        elif fault is None:
+            self._connect_or_refuse(call)
+
+    def _connect_or_refuse(self, call: Call) -> None:
+        try:
+            self._connect(call)
+        except OpError as error:
+            self.reply(call, -error.errno, None)
+
+    def _connect(self, call: Call) -> None:
+        body: Connect = call.body
+        if self.stopping:
+            raise OpError(errno.ENODEV, f"{self.name} is stopping")
+        recovery = self.recovery if self.recovering else None
+        if recovery is not None:
+            recovery.window.attempt(self.node.now())
+            recovery.step_soon()
+        export = self.exports.get(body.client)
+        last_xid = 0
+        flags = CONNECT_REPLAYABLE if self.recoverable else 0
+        if export is not None:
+            if body.incarnation < export.incarnation:
+                raise OpError(errno.EALREADY, "a newer incarnation of this client is connected")
+            if body.incarnation == export.incarnation and call.conn_cnt <= export.conn_cnt:
+                raise OpError(errno.EALREADY, "a delayed connect")
+            last_xid = max([export.last_xid, *(r.xid for r in export.replies.values())])
+            if body.incarnation > export.incarnation:
+                self._renew(export, body)
+            elif body.handle and body.handle == export.handle:
+                flags |= CONNECT_RECONNECT
+            elif body.handle and export.conn_cnt and recovery is None:
+                # it missed our recovery, or an eviction and all that followed
+                self.evict(export, "it reconnected with an old handle")
+                export = None
+        if export is None:
+            if recovery is not None and (not body.features & FEATURE_SERVER or body.client in recovery.known):
+                recovery.deny(body.client)
+                raise OpError(errno.EBUSY, "in recovery")
+            export = self._new_client(body, call)
+        export.conn_cnt = call.conn_cnt
+        export.last_request = self.node.now()
+        export.last_xid = 0
+        export.nid = body.nid
+        export.features = body.features & FEATURES_KNOWN
+        if recovery is not None and export.uuid in recovery.known:
+            export.in_recovery = True
+            recovery.client_connected(export, body)
+            flags |= CONNECT_RECOVERING
+        self.service.admit_export(export, call.link)
+        call.export = export
+        self.node.events.emit(
+            "client.connected", target=self.name, client=export.uuid, nid=export.nid, conn_cnt=export.conn_cnt,
+            reconnect=bool(flags & CONNECT_RECONNECT), recovering=bool(flags & CONNECT_RECOVERING),
+        )  # fmt: skip
+        tunables = self.node.tunables
+        reply = ConnectReply(
+            export.handle, flags, export.features, self.instance, min(tunables.max_mod_rpcs, limits.mod_rpcs_max),
+            min(tunables.max_bytes_per_rpc, limits.brw_bytes_max) if tunables.max_bytes_per_rpc else 0, last_xid,
+            self.index, 0,
+        )  # fmt: skip
+        if export.record_durable or not self.recoverable:
+            self.reply(call, 0, reply)
+            return
+        final_export = export
+
+        def durable() -> None:
+            final_export.record_durable = True
+            self.reply(call, 0, reply)
+
+        # A client that may change something must be on record first: a crash would lose it, and its replays with it.
+        self.committer.after(self.last_transno, durable)
+
+    def _new_client(self, body: Connect, call: Call) -> Export:
+        fault = self.node.faults.hit("target.client_new", body.client)
+        if fault is not None and fault.action == "error":
+            raise OpError(fault.errno, "fault at target.client_new")
+        used = {e.client_index for e in self.exports.values()}
+        index = next(i for i in range(len(used) + 1) if i not in used)
+        self._client_generation += 1
+        export = Export(self, body.client, index, body.incarnation, self._client_generation, self.node.now())
+        self.exports[body.client] = export
+        if self.recoverable:
+            self._write_client(export)
+        return export
+
+    def _write_client(self, export: Export) -> None:
+        record = ClientRecord(
+            export.uuid, export.incarnation, export.generation, epoch_of(self.last_transno), export.nid
+        )
+
+        def write(txn: Transaction) -> None:
+            txn.put(schema.CLIENTS, schema.client_key(export.client_index), schema.pack_client(record))
+            txn.writes.update(self._meta_write("client_generation", self._client_generation))
+
+        self.run(write)
+
+    def _renew(self, export: Export, body: Connect) -> None:
+        """The client process behind `export` was restarted under its stable UUID: it has nothing to replay."""
+        self.run(self.export_gone, export)
+        self._drop_calls(export)
+        if self.service is not None:
+            self.service.forget(export)
+        export.handle = self.node.random.getrandbits(63) | 1
+        export.incarnation = body.incarnation
+        export.replies.clear()
+        export.opens.clear()
+        export.conn_cnt = 0
+        export.vbr_failed = False
+        self._client_generation += 1
+        export.generation = self._client_generation
+        export.record_durable = False
+        if self.recoverable:
+            self._write_client(export)
+
+    def link_lost(self, export: Export) -> None:
+        """The client's link broke. It stays a client until it is silent for too long."""
+        self.node.events.emit("client.link_lost", target=self.name, client=export.uuid)
+
+    def _ping(self, call: Call) -> None:
+        final = call.header.flags & (REQ_REPLAY_DONE | LOCK_REPLAY_DONE)
+        if final and self.recovering and call.export.in_recovery:
+            assert self.recovery is not None
+            self.recovery.final_ping(call)
+        else:
+            self.reply(call, 0, EMPTY)
+
+    def _disconnect(self, call: Call) -> None:
+        """The client leaves; the answer comes when everything it did is durable."""
+        export = call.export
+        self._remove(export)
+        self.node.events.emit("client.disconnected", target=self.name, client=export.uuid)
+        if self.recovery is not None and self.recovering:
+            self.recovery.client_gone(export)
+        self.committer.after(self.last_transno, lambda: self.reply(call, 0, EMPTY))
+
+    def _remove(self, export: Export) -> None:
+        """Forget a client: its open files, record and reply records, in one transaction."""
+
+        def remove(txn: Transaction) -> None:
+            self.export_gone(txn, export)
+            if self.recoverable:
+                txn.delete(schema.CLIENTS, schema.client_key(export.client_index))
+                for tag in export.replies:
+                    txn.delete(schema.REPLIES, schema.reply_key(export.client_index, tag))
+
+        self.run(remove)
+        export.failed = True
+        export.opens.clear()
+        self.exports.pop(export.uuid, None)
+        if self.service is not None:
+            self.service.forget(export)
+
+    def _drop_calls(self, export: Export, status: int = 0) -> None:
+        for waiting in list(export.in_progress.values()):
+            if status:
+                self.reply(waiting, status, None)
+            else:
+                self.abandon(waiting)
+        export.in_progress.clear()
+
+    def evict(self, export: Export, why: str) -> None:
+        """Throw a client out: its handles and slots go, what it did is committed (LU-3455), waiters go on.
+
+        Its requests in progress will change nothing any more; it learns of it at its next request (ENOTCONN).
+        """
+        if export.failed:
+            return
+        self.evictions += 1
+        self.node.events.emit(
+            "client.evicted", level="warning", target=self.name, client=export.uuid, nid=export.nid, why=why,
+            recovering=self.recovering,
+        )  # fmt: skip
+        self._remove(export)
+        self._drop_calls(export, -errno.ENOTCONN)
+        if self.recovery is not None and self.recovering:
+            self.recovery.client_gone(export)
+        self.committer.demand()
+
+    def evict_matching(self, pattern: str) -> int:
+        """`evict_client`: "UUID", "uuid:UUID" or "nid:NID"; returns how many went."""
+        kind, _, value = pattern.partition(":") if pattern.startswith(("uuid:", "nid:")) else ("uuid", "", pattern)
+        chosen = [
+            e for e in self.exports.values() if (e.nid == value if kind == "nid" else e.uuid == value)
+        ]
+        for export in chosen:
+            self.evict(export, "by the administrator")
+        return len(chosen)
+
+    async def _evict_the_silent(self) -> None:
+        """Evict who is silent while others talk.  Source: ping_evictor_main(); protocol-facts 6.4"""
+        while True:
+            limit = self.node.tunables.evict_silent_s
+            await asyncio.sleep(limit / 4)
+            if self.recovering or not self.recoverable or not self.exports:
+                continue
+            now = self.node.now()
+            newest = max(e.last_request for e in self.exports.values())
+            if now - newest > limit / 2:
+                continue  # nobody talks: it is the network
+            for export in list(self.exports.values()):
+                if now - export.last_request > limit:
+                    self.evict(export, f"silent for {now - export.last_request:.0f} s while others talk")
+
+    # recovery ---------------------------------------------------------------------------------------------------
+
+    def abort_recovery(self) -> None:
+        """`llctl abort_recovery`."""
+        if self.recovery is not None and self.recovering:
+            self.recovery.abort()
+
+    async def finish_recovery(self) -> None:
+        """A new epoch begins: no transno of the last incarnation, committed or lost, can come again."""
+        epoch = epoch_of(self.last_transno) + 1
+        self.last_transno = first_transno(epoch)
+        self.store.apply(self._meta_write("epoch", epoch), essential=True)
+        await self.committer.wait(forced=True)
+        self.recovering = False
+        now = self.node.now()
+        for export in self.exports.values():
+            export.last_request = now  # silent because we were: LU-5312
+        self.recovery_over()
+
+    def all_exports(self) -> Iterable[Export]:
+        """The clients, in the order they came."""
+        return self.exports.values()
+
+    def uncommitted(self) -> int:
+        """How many transactions would be lost by a crash now."""
+        return max(0, self.last_transno - max(self.last_committed, first_transno(epoch_of(self.last_transno))))
+
+    def open_handles(self) -> Iterator[tuple[Export, int]]:
+        """All open files of all clients."""
+        for export in self.exports.values():
+            for handle in export.opens:
+                yield export, handle

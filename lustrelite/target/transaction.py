@@ -1,0 +1,115 @@
+"""One change: the only door to a target's store.
+
+A transaction has its transno from the start, gathers its writes in Python and is applied whole, or not at all: an
+OpError on the way leaves no trace. With it go the versions of what it changed (stamped with the transno), the reply
+record and whatever logs it wrote: one batch holds all of them or none.
+
+`check` declares the versions the change depends on: remembered for the reply, compared on a replay.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from lustrelite.errors import OpError
+from lustrelite.recovery.versions import UNCHECKED
+from lustrelite.wire.message import ROOT_CRED, Cred
+
+if TYPE_CHECKING:
+    from lustrelite.rpc.export import Call, Export
+    from lustrelite.target.target import Target
+
+_MISSING: Any = object()
+
+
+class Transaction:
+    """A change of one target, of a client's request or of the target's own."""
+
+    __slots__ = (
+        "_get", "_pre", "call", "cred", "data", "export", "replay", "resent", "target", "transno", "when_committed_list",
+        "writes", "xid",
+    )  # fmt: skip
+
+    def __init__(self, target: Target, call: Call | None, transno: int, *, replay: bool = False, resent: bool = False):
+        self.target = target
+        self.call = call
+        self.export: Export | None = call.export if call is not None else None
+        self.cred: Cred = call.cred if call is not None else ROOT_CRED
+        self.xid = call.xid if call is not None else 0
+        self.transno = transno
+        self.replay = replay
+        self.resent = resent
+        self.data = 0  # for the reply record: the disposition of an open
+        self.writes: dict[tuple[str, bytes], bytes | None] = {}
+        self.when_committed_list: list[Callable[[], None]] = []
+        self._pre: list[int] = []
+        self._get = target.store.get
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """The value of `key`, this transaction's own writes included."""
+        if self.writes:
+            value = self.writes.get((table, key), _MISSING)
+            if value is not _MISSING:
+                return value  # type: ignore[no-any-return]
+        return self._get(table, key)
+
+    def put(self, table: str, key: bytes, value: bytes) -> None:
+        """Set `key`."""
+        self.writes[table, key] = value
+
+    def delete(self, table: str, key: bytes) -> None:
+        """Remove `key`, if it is there."""
+        self.writes[table, key] = None
+
+    def scan(self, table: str, after: bytes = b"", *, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Rows in key order, strictly after `after`, this transaction's own writes included."""
+        own = sorted(k for t, k in self.writes if t == table and k.startswith(prefix) and k > after)
+        if not own:
+            yield from self.target.store.scan(table, after, prefix=prefix)
+            return
+        place = 0
+        for key, value in self.target.store.scan(table, after, prefix=prefix):
+            while place < len(own) and own[place] < key:
+                mine = self.writes[table, own[place]]
+                if mine is not None:
+                    yield own[place], mine
+                place += 1
+            if place < len(own) and own[place] == key:
+                mine = self.writes[table, key]
+                if mine is not None:
+                    yield key, mine
+                place += 1
+                continue
+            yield key, value
+        for key in own[place:]:
+            mine = self.writes[table, key]
+            if mine is not None:
+                yield key, mine
+
+    def check(self, slot: int, version: int) -> None:
+        """This change depends on `version` (ABSENT: on nothing being there) in slot 0..3.
+
+        On a replay it must be the version of the first execution; OpError(EOVERFLOW) otherwise.
+        Source: mdt_version_check(), mdt/mdt_reint.c; protocol-facts 3.7
+        """
+        pre = self._pre
+        while len(pre) <= slot:
+            pre.append(UNCHECKED)
+        pre[slot] = version
+        if self.replay:
+            assert self.call is not None
+            expected = self.call.header.pre_versions
+            if version != UNCHECKED and (slot >= len(expected) or expected[slot] != version):
+                self.target.version_mismatch(self, slot, expected, version)
+                raise OpError(errno.EOVERFLOW, "Version mismatch during replay")
+
+    @property
+    def pre_versions(self) -> tuple[int, ...]:
+        """The declared versions, in their slots."""
+        return tuple(self._pre)
+
+    def when_committed(self, callback: Callable[[], None]) -> None:
+        """Call back once this change is durable (not at all if it fails or the target is killed)."""
+        self.when_committed_list.append(callback)

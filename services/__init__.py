@@ -1,0 +1,1 @@
+"""The daemons: arguments -> objects -> run. Installed as `lustrelite.services`."""

@@ -1,0 +1,225 @@
+"""Data files: what was written is read, what was punched is zeros, and the disk's errors are answers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lustrelite.errors import OpError, StoreFailed
+from lustrelite.store import disk, objects
+from lustrelite.store.objects import ObjectFiles
+from lustrelite.wire.ost import OBJECT_EOF
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[ObjectFiles]:
+    found = ObjectFiles(tmp_path)
+    yield found
+    found.close()
+
+
+def read(files: ObjectFiles, oid: int, offset: int = 0, length: int = 1 << 20) -> bytes:
+    buffer = bytearray(length)
+    return bytes(buffer[: files.read_into(oid, offset, buffer)])
+
+
+def test_an_object_that_was_never_written_is_empty_and_has_no_file(files: ObjectFiles) -> None:
+    assert read(files, 5) == b"" and files.stat(5) == (0, 0)
+    files.punch(5, 0, OBJECT_EOF)
+    files.punch(5, 10, 20)
+    files.sync([5])
+    assert not files.remove(5)
+    assert list(files.ids()) == []
+
+
+def test_written_bytes_are_read_with_a_hole_before_them(files: ObjectFiles) -> None:
+    files.write(7, 100, b"abc")
+    files.write(7, 1 << 20, memoryview(b"xyz"))
+    assert files.size(7) == (1 << 20) + 3
+    assert read(files, 7, 98, 7) == b"\0\0abc\0\0"
+    assert read(files, 7, 1 << 20) == b"xyz"
+    assert read(files, 7, 2 << 20) == b""
+    assert 0 < files.blocks(7) * 512 < 1 << 20
+
+
+def test_a_file_is_there_after_a_restart(tmp_path: Path) -> None:
+    files = ObjectFiles(tmp_path)
+    for oid in (1, 33, 2):
+        files.write(oid, 0, b"%d" % oid)
+    files.sync([1, 33, 2])
+    files.close()
+    again = ObjectFiles(tmp_path)
+    assert list(again.ids()) == [1, 33, 2]  # directory by directory
+    assert read(again, 33) == b"33"
+    assert again.size(33) == 2
+    again.close()
+
+
+class Model:
+    """What a file is: bytes."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def write(self, offset: int, data: bytes) -> None:
+        if data:
+            self.data.extend(bytes(max(0, offset + len(data) - len(self.data))))
+            self.data[offset : offset + len(data)] = data
+
+    def punch(self, start: int, end: int) -> None:
+        if end == OBJECT_EOF:
+            del self.data[start:]
+            self.data.extend(bytes(start - len(self.data)))
+        else:
+            end = min(end, len(self.data))
+            if start < end:
+                self.data[start:end] = bytes(end - start)
+
+
+offsets = st.integers(0, 20000)
+steps = st.one_of(
+    st.tuples(st.just("write"), offsets, st.binary(max_size=6000)),
+    st.tuples(st.just("punch"), offsets, st.one_of(offsets, st.just(OBJECT_EOF))),
+    st.tuples(st.just("sync"), offsets, st.none()),
+)
+
+
+@pytest.mark.parametrize("holes", [True, False])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(st.lists(steps, max_size=12))
+def test_files_behave_as_bytes(
+    tmp_path_factory: pytest.TempPathFactory, holes: bool, some: list[tuple[str, int, Any]]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if not holes:
+            patch.setattr(disk, "fallocate", refuse(errno.EOPNOTSUPP))
+            patch.setattr(objects, "ZERO_BYTES", 1000)
+        files, model = ObjectFiles(tmp_path_factory.mktemp("o"), durable=False), Model()
+        for act, a, b in some:
+            if act == "write":
+                files.write(3, a, b)
+                model.write(a, b)
+            elif act == "punch":
+                start, end = (a, b) if a <= b else (b, a)
+                files.punch(3, start, end)
+                model.punch(start, end)
+            assert files.size(3) == len(model.data)
+        assert read(files, 3) == bytes(model.data)
+        files.close()
+
+
+def refuse(number: int) -> Any:
+    def act(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return act
+
+
+def test_a_write_goes_on_where_the_kernel_stopped(files: ObjectFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:7], offset))
+    files.write(1, 3, b"0123456789" * 5)
+    assert read(files, 1) == b"\0\0\0" + b"0123456789" * 5
+
+
+def test_a_punch_frees_blocks_and_keeps_the_size(files: ObjectFiles) -> None:
+    files.write(1, 0, os.urandom(1 << 20))
+    files.sync([1])
+    before = files.blocks(1)
+    files.punch(1, 4096, (1 << 20) - 4096)
+    files.sync([1])
+    assert files.size(1) == 1 << 20
+    assert files.blocks(1) < before / 4
+
+
+def test_removed_data_is_gone_and_removing_again_is_no_error(files: ObjectFiles) -> None:
+    files.write(9, 0, b"x")
+    assert files.remove(9)
+    assert not files.remove(9)
+    assert read(files, 9) == b"" and files.size(9) == 0
+
+
+def test_the_disks_errors_are_answers(files: ObjectFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (errno.ENOSPC, errno.EIO):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", refuse(number))
+            with pytest.raises(OpError) as caught:
+                files.write(1, 0, b"x")
+            assert caught.value.errno == number
+    files.write(1, 0, b"x")
+    monkeypatch.setattr(os, "preadv", refuse(errno.EIO))
+    with pytest.raises(OpError):
+        read(files, 1)
+
+
+@pytest.mark.parametrize("count", [1, objects.SYNC_EACH_MAX + 1])
+def test_a_failed_sync_fails_the_store(files: ObjectFiles, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    for oid in range(count):
+        files.write(oid, 0, b"x")
+    monkeypatch.setattr(os, "fdatasync", refuse(errno.EIO))
+    monkeypatch.setattr(disk, "syncfs", refuse(errno.EIO))
+    with pytest.raises(StoreFailed):
+        files.sync(range(count))
+
+
+@pytest.mark.parametrize("count", [1, objects.SYNC_EACH_MAX + 1])
+def test_sync_makes_data_and_new_names_durable_once(
+    files: ObjectFiles, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(os, "fdatasync", lambda fd: calls.append("data"))
+    monkeypatch.setattr(disk, "sync_directory", lambda path: calls.append(os.path.basename(path)))
+    monkeypatch.setattr(disk, "syncfs", lambda fd: calls.append("all"))
+    for oid in range(count):
+        files.write(oid, 0, b"x")
+    files.sync(range(count))
+    assert calls == (["data", "d0"] if count == 1 else ["all"])
+    calls.clear()
+    files.sync([0])
+    assert calls == ["data"]  # the name is durable already
+
+
+def test_few_descriptors_serve_many_objects_and_threads(tmp_path: Path) -> None:
+    files = ObjectFiles(tmp_path, durable=False, open_files_max=4)
+    before = len(os.listdir("/proc/self/fd"))
+    failures: list[str] = []
+
+    def work(seed: int) -> None:
+        for turn in range(300):
+            oid = (seed * 7 + turn * 13) % 40
+            files.write(oid, seed * 100, bytes((seed,)) * 100)
+            if read(files, oid, seed * 100, 100) != bytes((seed,)) * 100:
+                failures.append(f"thread {seed} turn {turn}")
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert len(os.listdir("/proc/self/fd")) - before <= 4
+    files.close()
+    assert len(os.listdir("/proc/self/fd")) == before - 1
+
+
+def test_a_file_that_is_removed_while_it_is_read_closes_later(files: ObjectFiles) -> None:
+    files.write(1, 0, b"x")
+    before = len(os.listdir("/proc/self/fd"))
+    with files._opened(1, create=False) as fd:
+        assert fd is not None
+        files.remove(1)
+        assert os.pread(fd, 1, 0) == b"x"
+    assert len(os.listdir("/proc/self/fd")) == before - 1
+
+
+def test_statfs_counts_bytes_and_files(files: ObjectFiles) -> None:
+    total, free, available, files_total, files_free = files.statfs()
+    assert total >= free >= available > 0 and files_total >= files_free > 0

@@ -1,0 +1,675 @@
+"""Links over real loopback sockets, on asyncio and on uvloop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+import uvloop
+
+from lustrelite.errors import LinkLost, ProtocolError
+from lustrelite.events import EventLog
+from lustrelite.ids import Nid
+from lustrelite.rpc import transport
+from lustrelite.rpc.node import CORRUPT
+from lustrelite.rpc.transport import SocketNetwork
+from lustrelite.tunables import limits
+from lustrelite.wire.frame import HELLO, PREFIX_BYTES, REPLY, REQUEST, crc32c, pack_prefix, unpack_prefix
+from lustrelite.wire.message import pack, unpack
+from lustrelite.wire.session import Hello
+
+WAIT_S = 10.0  # a bound for what should happen at once
+MIB = 1 << 20
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Iterator[Run]:
+    """Runs a coroutine on either loop; whatever the loop complains about fails the test."""
+    complaints: list[dict[str, Any]] = []
+
+    async def bounded(coro: Coroutine[Any, Any, None]) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        async with asyncio.timeout(30):
+            await coro
+        for _ in range(3):  # let aborted transports close
+            await asyncio.sleep(0)
+
+    def go(coro: Coroutine[Any, Any, None]) -> None:
+        factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.SelectorEventLoop
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(bounded(coro))
+        assert not complaints
+
+    yield go
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def nid(request: pytest.FixtureRequest, tmp_path: Any) -> Nid:
+    return Nid("127.0.0.1:0@tcp" if request.param == "tcp" else f"{tmp_path}/s@unix")
+
+
+TCP = Nid("127.0.0.1:0@tcp")
+
+
+class Recorder:
+    """A receiver that keeps what it hears; `answer` is called with each frame."""
+
+    def __init__(self, answer: Callable[[Any, int, Any, Any], None] | None = None) -> None:
+        self.frames: list[tuple[int, Any, Any]] = []
+        self.lost: list[str] = []
+        self.memory: list[memoryview] = []
+        self.answer = answer
+        self._changed = asyncio.Event()
+
+    def frame_received(self, link: Any, kind: int, header: Any, bulk: memoryview | None) -> None:
+        assert not self.lost, "a frame after link_lost"
+        self.frames.append((kind, header, bulk))
+        self._changed.set()
+        if self.answer is not None:
+            self.answer(link, kind, header, bulk)
+
+    def bulk_buffer(self, link: Any, kind: int, header: Any, length: int) -> memoryview:
+        self.memory.append(memoryview(bytearray(length + 10)))  # larger than asked for, as pooled memory is
+        return self.memory[-1]
+
+    def link_lost(self, link: Any, why: str) -> None:
+        assert link.closed
+        self.lost.append(why)
+        self._changed.set()
+
+    async def until(self, *, frames: int = 0, lost: int = 0) -> None:
+        """Wait for so many frames and losses."""
+        async with asyncio.timeout(WAIT_S):
+            while len(self.frames) < frames or len(self.lost) < lost:
+                self._changed.clear()
+                await self._changed.wait()
+
+
+def echo(link: Any, kind: int, header: Any, bulk: Any) -> None:
+    link.send(REPLY, pack(header), bulk)
+
+
+class World:
+    """A listener that answers, and everything to take down at the end."""
+
+    def __init__(self, nid: Nid, answer: Any = echo, **bounds: Any) -> None:
+        self.nid, self.answer = nid, answer
+        self.events = EventLog("server", lambda: 0.0)
+        self.network = SocketNetwork(random.Random(1), name="server", events=self.events, **bounds)
+        self.caller = SocketNetwork(random.Random(2), name="caller")
+        self.served: list[tuple[Any, Recorder]] = []  # accepted links and their receivers
+        self.links: list[Any] = []
+
+    async def __aenter__(self) -> World:
+        self.listener = await self.network.listen(self.nid, self._accept)
+        self.nid = self.listener.nid
+        return self
+
+    def _accept(self, link: Any) -> Recorder:
+        self.served.append((link, Recorder(self.answer)))
+        return self.served[-1][1]
+
+    async def connect(self, answer: Any = None, **options: Any) -> tuple[Any, Recorder]:
+        receiver = Recorder(answer)
+        link = await self.caller.connect(self.nid, receiver, **options)
+        self.links.append(link)
+        return link, receiver
+
+    async def __aexit__(self, *_: object) -> None:
+        self.listener.close()
+        for link in [*self.links, *(link for link, _ in self.served)]:
+            link.close("the test is over")
+        await asyncio.sleep(0)
+        for _, receiver in self.served:
+            assert len(receiver.lost) == 1
+
+
+class Raw:
+    """A peer that is only bytes."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def dial(cls, nid: Nid) -> Raw:
+        host, port, path = transport._parse(nid)
+        return cls(*await (asyncio.open_unix_connection(path) if path else asyncio.open_connection(host, port)))
+
+    async def __aenter__(self) -> Raw:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.writer.transport.abort()
+        await asyncio.sleep(0)
+
+    def send(self, *parts: bytes) -> None:
+        self.writer.write(b"".join(parts))
+
+    def frame(self, kind: int, value: Any, bulk: bytes = b"") -> None:
+        header = pack(value)
+        self.send(pack_prefix(kind, header, len(bulk), crc32c(bulk)), header, bulk)
+
+    async def hello(self, link: int, index: int = 0, bulk_connections: int = 0) -> Hello:
+        self.frame(HELLO, Hello(link, index, "raw", bulk_connections))
+        kind, header, _ = await self.receive()
+        assert kind == HELLO
+        return Hello(*header)
+
+    async def receive(self) -> tuple[int, Any, bytes]:
+        async with asyncio.timeout(WAIT_S):
+            prefix = unpack_prefix(await self.reader.readexactly(PREFIX_BYTES))
+            header = unpack(await self.reader.readexactly(prefix.header_bytes))
+            return prefix.kind, header, await self.reader.readexactly(prefix.bulk_bytes)
+
+    async def cut(self) -> bool:
+        """Wait until the other side has cut us off."""
+        async with asyncio.timeout(WAIT_S):
+            try:
+                while await self.reader.read(65536):
+                    pass
+            except ConnectionError:
+                pass
+            return True
+
+
+# frames
+
+
+def test_frames_go_both_ways_in_order(run, nid):
+    async def scenario():
+        async with World(nid) as world:
+            link, receiver = await world.connect()
+            for i in range(1000):
+                link.send(REQUEST, pack((i, b"x" * i)))
+            await receiver.until(frames=1000)
+            assert receiver.frames == [(REPLY, (i, b"x" * i), None) for i in range(1000)]
+            assert link.peer == "server" and link.nid == world.nid
+            served = world.served[0][0]
+            assert served.peer == "caller" and served.nid.rpartition("@")[2] == nid.rpartition("@")[2]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("bulk_connections", [0, 1, 3])
+@pytest.mark.parametrize("size", [1, 4096, limits.bulk_inline_bytes_max, limits.bulk_inline_bytes_max + 1, 4 * MIB])
+def test_bulk_lands_in_the_memory_that_the_receiver_named(run, nid, size, bulk_connections):
+    async def scenario():
+        async with World(nid) as world:
+            link, receiver = await world.connect(bulk_connections=bulk_connections)
+            data = random.Random(size).randbytes(size)
+            for i in range(4):
+                link.send(REQUEST, pack((i,)), memoryview(data))
+            await receiver.until(frames=4)
+            assert sorted(header for _, header, _ in receiver.frames) == [(i,) for i in range(4)]
+            server = world.served[0][1]
+            for side in (receiver, server):
+                for _, _, bulk in side.frames:
+                    assert bulk == data
+                    assert any(bulk.obj is memory.obj for memory in side.memory)  # no copy was made of it
+                assert all(memory[:size] == data and memory[size:] == bytes(10) for memory in side.memory)
+
+    run(scenario())
+
+
+def test_an_empty_bulk_is_none(run):
+    async def scenario():
+        async with World(TCP) as world:
+            link, receiver = await world.connect()
+            link.send(REQUEST, pack(1), b"")
+            await receiver.until(frames=1)
+            assert receiver.frames == [(REPLY, 1, None)]
+            assert receiver.memory == []
+
+    run(scenario())
+
+
+def test_a_ping_overtakes_bulk(run, nid):
+    async def scenario():
+        async with World(nid, answer=None) as world:
+            link, _ = await world.connect()
+            data = bytes(4 * MIB)
+            for i in range(12):
+                link.send(REQUEST, pack(i), data)
+            link.send(REQUEST, pack("ping"))
+            server = world.served[0][1]
+            await server.until(frames=13)
+            assert [h for _, h, _ in server.frames].index("ping") < 12
+
+    run(scenario())
+
+
+def test_large_headers_pass_and_small_ones_after_them(run, nid):
+    async def scenario():
+        async with World(nid) as world:
+            link, receiver = await world.connect()
+            sizes = [10, limits.header_bytes_max - 5, 1, 70_000, 65_516, 65_517, 3] * 2
+            for size in sizes:
+                link.send(REQUEST, pack(bytes(size)))
+            await receiver.until(frames=len(sizes))
+            assert [len(h) for _, h, _ in receiver.frames] == sizes
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("step", [1, 7, 19, 20, 21, 50])
+def test_frames_arrive_in_any_pieces(run, step):
+    async def scenario():
+        async with World(TCP) as world:
+            async with await Raw.dial(world.nid) as raw:
+                await raw.hello(5)
+                data = b""
+                for i, bulk in enumerate([b"", b"a" * 45, b"", b"b" * 3]):
+                    header = pack((i, "x" * i * 9))
+                    data += pack_prefix(REQUEST, header, len(bulk), crc32c(bulk)) + header + bulk
+                for start in range(0, len(data), step):
+                    raw.send(data[start : start + step])
+                    await asyncio.sleep(0)
+                    await asyncio.sleep(0)
+                answers = [await raw.receive() for _ in range(4)]
+                assert [(h[0], b) for _, h, b in answers] == [(0, b""), (1, b"a" * 45), (2, b""), (3, b"bbb")]
+
+    run(scenario())
+
+
+def test_frames_of_one_turn_leave_in_one_write(run):
+    async def scenario():
+        async with World(TCP, answer=None) as world:
+            link, _ = await world.connect()
+            written: list[int] = []
+            inner = link.connections[0].transport
+
+            class Counting:
+                def write(self, data):
+                    written.append(len(data))
+                    inner.write(data)
+
+                def __getattr__(self, name):
+                    return getattr(inner, name)
+
+            link.connections[0].transport = Counting()
+            for i in range(50):
+                link.send(REQUEST, pack(i), b"x" * 10)
+            assert written == []
+            server = world.served[0][1]
+            await server.until(frames=50)
+            assert len(written) == 1
+            big = memoryview(bytes(60_000))  # goes as it is, between what was before and after it
+            link.send(REQUEST, pack(1))
+            link.send(REQUEST, pack(2), big)
+            link.send(REQUEST, pack(3))
+            await server.until(frames=53)
+            assert len(written) == 4 and written[2] == 60_000
+            assert [h for _, h, _ in server.frames[50:]] == [1, 2, 3]
+
+    run(scenario())
+
+
+def test_a_corrupt_bulk_is_delivered_as_such_and_the_link_lives(run, nid):
+    async def scenario():
+        async with World(nid, answer=lambda link, kind, header, bulk: link.send(REPLY, pack(bulk is CORRUPT))) as world:
+            async with await Raw.dial(world.nid) as raw:
+                await raw.hello(5)
+                for size in (100, 60_000):
+                    header = pack(size)
+                    raw.send(pack_prefix(REQUEST, header, size, 12345), header, bytes(size))
+                    assert (await raw.receive())[1] is True
+                    raw.frame(REQUEST, size, bytes(size))
+                    assert (await raw.receive())[1] is False
+            assert world.events.counts["bulk.corrupt"] == 2
+            assert not world.events.counts["link.refused"]
+
+    run(scenario())
+
+
+# the end of a link
+
+
+def test_close_is_heard_once_and_later_on_both_sides(run, nid):
+    async def scenario():
+        async with World(nid) as world:
+            link, receiver = await world.connect(bulk_connections=2)
+            served, server = world.served[0]
+            link.close("enough")
+            link.close("again")
+            assert link.closed and receiver.lost == []  # not from inside close
+            link.send(REQUEST, pack(1))  # nothing happens
+            await receiver.until(lost=1)
+            await server.until(lost=1)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert receiver.lost == ["enough"]
+            assert len(server.lost) == 1 and served.closed
+            assert world.listener.links == {}
+            assert receiver.frames == server.frames == []
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_link_dies_with_any_of_its_connections(run, nid, index):
+    async def scenario():
+        async with World(nid) as world:
+            link, receiver = await world.connect(bulk_connections=2)
+            served, server = world.served[0]
+            served.connections[index].transport.abort()
+            await receiver.until(lost=1)
+            await server.until(lost=1)
+            assert link.closed and served.closed
+            assert len(receiver.lost) == len(server.lost) == 1
+
+    run(scenario())
+
+
+def test_after_close_no_frame_of_the_same_read_is_delivered(run):
+    async def scenario():
+        def close_on_two(link, kind, header, bulk):
+            if header == 2:
+                link.close("two")
+
+        async with World(TCP, answer=close_on_two) as world:
+            link, receiver = await world.connect()
+            for i in range(5):
+                link.send(REQUEST, pack(i))
+            await receiver.until(lost=1)
+            server = world.served[0][1]
+            assert [h for _, h, _ in server.frames] == [0, 1, 2]
+            assert server.lost == ["two"]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("where", ["frame_received", "bulk_buffer"])
+def test_a_receiver_that_finds_a_breach_costs_the_peer_its_link(run, where):
+    async def scenario():
+        async with World(TCP, answer=None) as world:
+            link, receiver = await world.connect()
+            other, answers = await world.connect()
+
+            def refuse(*_):
+                raise ProtocolError("not like that")
+
+            setattr(world.served[0][1], where, refuse)
+            world.served[1][1].answer = echo
+            link.send(REQUEST, pack(1), b"bulk")
+            await receiver.until(lost=1)
+            assert world.served[0][1].lost == ["not like that"]
+            assert [e.fields for e in world.events.select("link.refused")] == [{"peer": "caller", "why": "not like that"}]
+            other.send(REQUEST, pack(1))
+            await answers.until(frames=1)
+
+    run(scenario())
+
+
+def test_a_peer_that_does_not_read_loses_its_link(run, nid):
+    async def scenario():
+        async with World(nid, unsent_bytes_max=8 * MIB) as world:
+            async with await Raw.dial(world.nid) as raw:
+                raw.writer.transport.pause_reading()
+                raw.frame(HELLO, Hello(5, 0, "raw", 0))
+                while not world.served:
+                    await asyncio.sleep(0)
+                link, server = world.served[0]
+                sent = 0
+                while not link.closed and sent < 200:
+                    link.send(REPLY, pack(sent), bytes(MIB))
+                    assert server.lost == []  # never from inside send
+                    sent += 1
+                    await asyncio.sleep(0)
+                    await asyncio.sleep(0)
+                await server.until(lost=1)
+                assert "does not read" in server.lost[0]
+                assert 8 <= sent < 30
+
+    run(scenario())
+
+
+def test_a_slow_peer_that_reads_keeps_its_link(run):
+    async def scenario():
+        async with World(TCP, answer=None, unsent_bytes_max=2 * MIB) as world:
+            link, receiver = await world.connect()
+            served = world.served[0][0]
+            for i in range(40):
+                served.send(REPLY, pack(i), bytes(MIB))
+                await receiver.until(frames=i + 1)
+            assert not link.closed
+
+    run(scenario())
+
+
+# making a link
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1@tcp", "/nowhere/at/all@unix", "mds1@sim", "127.0.0.1:99999@tcp", "x@tcp"])
+def test_nobody_there_is_link_lost(run, address):
+    async def scenario():
+        receiver = Recorder()
+        with pytest.raises(LinkLost, match="cannot connect"):
+            await SocketNetwork(random.Random(1)).connect(Nid(address), receiver)
+        assert receiver.lost == []
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("says", "why"),
+    [
+        (None, "no HELLO in time"),
+        (b"", "closed by the peer|lost"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n" * 2, "bad magic"),
+    ],
+)
+def test_a_server_that_says_no_hello_is_link_lost(run, says, why):
+    async def scenario():
+        async def serve(reader, writer):
+            if says is not None:
+                writer.write(says)
+                await reader.readexactly(PREFIX_BYTES)
+                writer.close()
+            else:
+                await reader.read()
+                writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        receiver = Recorder()
+        network = SocketNetwork(random.Random(1), hello_wait_s=0.2)
+        with pytest.raises(LinkLost, match=why):
+            await network.connect(Nid(f"127.0.0.1:{server.sockets[0].getsockname()[1]}@tcp"), receiver)
+        assert receiver.lost == []
+        server.close()
+        await asyncio.sleep(0.01)
+
+    run(scenario())
+
+
+def test_a_cancelled_connect_leaves_nothing_behind(run):
+    async def scenario():
+        async with World(TCP, hello_wait_s=5.0) as world:
+            for turns in range(12):
+                receiver = Recorder()
+                task = asyncio.ensure_future(world.caller.connect(world.nid, receiver, bulk_connections=2))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                done = task.done()
+                task.cancel()
+                try:
+                    (await task).close()
+                    assert done
+                except asyncio.CancelledError:
+                    assert receiver.lost == []
+            async with asyncio.timeout(WAIT_S):
+                while world.listener.links or world.listener.strangers:
+                    await asyncio.sleep(0.001)
+
+    run(scenario())
+
+
+def test_a_listener_grants_as_many_bulk_connections_as_it_will(run, nid):
+    async def scenario():
+        async with World(nid, bulk_connections_max=1) as world:
+            link, receiver = await world.connect(bulk_connections=4)
+            assert len(link.connections) == 2
+            link.send(REQUEST, pack(1), bytes(MIB))
+            await receiver.until(frames=1)
+
+    run(scenario())
+
+
+def test_a_server_may_speak_first(run):
+    async def scenario():
+        async with World(TCP) as world:
+            inner = world._accept
+
+            def accept(link):
+                link.send(REQUEST, pack("first"))
+                return inner(link)
+
+            world.listener.accept = accept
+            link, receiver = await world.connect(echo)
+            await receiver.until(frames=1)
+            await world.served[0][1].until(frames=1)
+
+    run(scenario())
+
+
+def test_links_are_bounded(run):
+    async def scenario():
+        async with World(TCP, links_max=3) as world:
+            links = [(await world.connect())[0] for _ in range(3)]
+            with pytest.raises(LinkLost):
+                await world.connect()
+            assert len(world.listener.links) == 3
+            links[0].close()
+            await world.served[0][1].until(lost=1)
+            await world.connect()
+
+    run(scenario())
+
+
+def test_strangers_are_bounded(run):
+    async def scenario():
+        async with World(TCP, links_max=3) as world:
+            raws = [await Raw.dial(world.nid) for _ in range(4)]
+            assert await raws[3].cut()
+            assert len(world.listener.strangers) == 3
+            for raw in raws:
+                raw.writer.transport.abort()
+
+    run(scenario())
+
+
+def test_half_a_link_does_not_stay(run):
+    async def scenario():
+        async with World(TCP, hello_wait_s=0.1) as world:
+            async with await Raw.dial(world.nid) as raw:
+                assert (await raw.hello(5, 0, 1)).bulk_connections == 1
+                assert await raw.cut()
+            assert world.listener.links == {} and world.served == []
+
+    run(scenario())
+
+
+# listening
+
+
+def test_only_loopback_is_served_unless_told_otherwise(run):
+    async def scenario():
+        network = SocketNetwork(random.Random(1))
+        for address in ("0.0.0.0:0@tcp", "192.0.2.1:0@tcp", "mds1:988@tcp", "[::]:0@tcp"):
+            with pytest.raises(ValueError, match="allow_remote"):
+                await network.listen(Nid(address), Recorder)
+        for address in ("127.0.0.1:0@tcp", "127.0.0.2:0@tcp", "localhost:0@tcp"):
+            (await network.listen(Nid(address), Recorder)).close()
+        listener = await SocketNetwork(random.Random(1), allow_remote=True).listen(Nid("0.0.0.0:0@tcp"), Recorder)
+        assert not listener.nid.endswith(":0@tcp")
+        listener.close()
+
+    run(scenario())
+
+
+def test_addresses_that_cannot_be_listened_at(run):
+    async def scenario():
+        network = SocketNetwork(random.Random(1))
+        for address in ("mds1@sim", "127.0.0.1:x@tcp", "127.0.0.1:65536@tcp", "relative@unix", f"/{'x' * 101}@unix", ""):
+            with pytest.raises(ValueError):
+                await network.listen(Nid(address), Recorder)
+
+    run(scenario())
+
+
+def test_a_port_that_is_taken_is_an_oserror(run):
+    async def scenario():
+        async with World(TCP) as world:
+            with pytest.raises(OSError):
+                await world.network.listen(world.nid, Recorder)
+
+    run(scenario())
+
+
+def test_a_stale_socket_file_is_replaced_and_a_live_one_is_not(run, tmp_path):
+    path = f"{tmp_path}/s"
+
+    async def scenario():
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(path)
+        async with World(Nid(f"{path}@unix")) as world:
+            with pytest.raises(OSError, match="somebody listens there"):
+                await world.network.listen(world.nid, Recorder)
+            link, receiver = await world.connect()  # and the live one was not hurt
+            link.send(REQUEST, pack(1))
+            await receiver.until(frames=1)
+        assert not os.path.exists(path)
+
+    run(scenario())
+
+
+def test_a_file_in_the_way_is_not_removed(run, tmp_path):
+    async def scenario():
+        (tmp_path / "s").write_text("precious")
+        with pytest.raises(OSError, match="no socket"):
+            await SocketNetwork(random.Random(1)).listen(Nid(f"{tmp_path}/s@unix"), Recorder)
+        assert (tmp_path / "s").read_text() == "precious"
+
+    run(scenario())
+
+
+def test_closing_a_listener_leaves_its_successors_socket(run, tmp_path):
+    async def scenario():
+        nid = Nid(f"{tmp_path}/s@unix")
+        network = SocketNetwork(random.Random(1))
+        old = await network.listen(nid, Recorder)
+        os.rename(f"{tmp_path}/s", f"{tmp_path}/old")
+        new = await network.listen(nid, Recorder)
+        old.close()
+        assert os.path.exists(f"{tmp_path}/s")
+        new.close()
+        new.close()
+        assert not os.path.exists(f"{tmp_path}/s")
+
+    run(scenario())
+
+
+def test_a_closed_listener_takes_nobody_and_drops_nobody(run, nid):
+    async def scenario():
+        async with World(nid) as world:
+            link, receiver = await world.connect()
+            stranger = await Raw.dial(world.nid)
+            world.listener.close()
+            with pytest.raises(LinkLost):
+                await world.connect()
+            assert await stranger.cut()
+            stranger.writer.transport.abort()
+            link.send(REQUEST, pack(1), bytes(MIB))
+            await receiver.until(frames=1)
+
+    run(scenario())
+
+
+def test_transport_does_not_choose_the_loop():
+    assert "uvloop" not in vars(transport)
