@@ -27,7 +27,7 @@ from lustrelite.store.kv import Store
 from lustrelite.store.objects import ObjectFiles
 from lustrelite.target.ownership import Owner, Ownership
 from lustrelite.target.target import Target
-from lustrelite.wire.mgs import TargetRegister
+from lustrelite.wire.mgs import TargetInfo, TargetRegister
 
 OWNER_POLL_S = 0.2
 
@@ -151,10 +151,7 @@ class Daemon:
         if config.kind == "MGS":
             return Mgs(self.node, store)
         if config.kind == "MDT":
-            return Mdt(
-                self.node, store, name=config.name, index=config.index, fsname=config.fsname, links=self.links,
-                xids=self.xids,
-            )  # fmt: skip
+            return Mdt(self.node, store, name=config.name, links=self.links, xids=self.xids, index=config.index)
         return Ost(self.node, store, self.disk.files(directory), name=config.name, index=config.index)
 
     def _set_params(self, config: TargetConfig) -> None:
@@ -178,9 +175,14 @@ class Daemon:
         self.node.events.emit("target.registered", target=info.name, nids=list(info.nids))
         if isinstance(target, Mdt):
             mdt = target
-            follower.on_change(mdt.ost_changed)
+
+            def ost_changed(changed: TargetInfo) -> None:
+                if changed.kind == "OST":
+                    mdt.set_ost(changed)
+
+            follower.on_change(ost_changed)
             for known in (await follower.load_when_known()).values():
-                mdt.ost_changed(known)
+                ost_changed(known)
 
     def _follower(self, config: TargetConfig) -> ConfigFollower:
         follower = self.followers.get(config.fsname)

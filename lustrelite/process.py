@@ -235,7 +235,7 @@ def run(role: str, options: argparse.Namespace, serve: Callable[[Process], Await
         await Process(role, options).live(serve)
 
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(main())
     except (FormatRefused, OpError, ValueError, KeyError, LinkLost, OSError) as error:
         print(f"{options.name}: {error}", file=sys.stderr, flush=True)  # noqa: T201
@@ -243,7 +243,8 @@ def run(role: str, options: argparse.Namespace, serve: Callable[[Process], Await
     return 0
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where there is one, unless LUSTRELITE_LOOP=asyncio."""
     if os.environ.get("LUSTRELITE_LOOP") == "asyncio":
         return None
     try:

@@ -14,8 +14,6 @@ from lustrelite.ids import Nid
 from lustrelite.process import Process
 from lustrelite.target.target import Target
 
-STANDBY_AFTER_S = 0.5  # a target that is not ours by then belongs to somebody else: we are the standby
-
 
 class Server:
     """The targets of one process."""
@@ -27,8 +25,7 @@ class Server:
         for directory in process.options.target:
             self.add(Path(directory).resolve())
         mgsnode: list[Nid] = getattr(process.options, "mgsnode", [])
-        nodes = mgsnode or [Nid(nid) for _, config in self.configs.values() for nid in config.mgsnodes]
-        self.daemon = Daemon(process.node, list(dict.fromkeys(nodes)))
+        self.daemon = Daemon(process.node, mgs_nids=mgsnode)
         process.tree.add_source(lambda: server_params.parameters(self.daemon))
         process.metrics.sources.append(lambda: server_metrics.collect(self.daemon))
         process.status = self.status
@@ -64,12 +61,7 @@ class Server:
         starting = asyncio.ensure_future(self._start_all())
         stopped = asyncio.ensure_future(process.stopping.wait())
         try:
-            done, _ = await asyncio.wait({starting, stopped}, timeout=STANDBY_AFTER_S, return_when=asyncio.FIRST_COMPLETED)
-            if not done and process.options.wait:
-                process.write_record(state="standby")
-                done, _ = await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            elif not done:
-                done, _ = await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if starting in done:
                 starting.result()
                 process.ready()
@@ -82,7 +74,10 @@ class Server:
 
     async def _start_all(self) -> None:
         for directory, _ in self.configs.values():
-            await self.daemon.start_target(directory, wait=self.process.options.wait)
+            await self.daemon.start_target(str(directory), wait=self.process.options.wait, on_wait=self._standby)
+
+    def _standby(self, config: TargetConfig) -> None:
+        self.process.write_record(state="standby")
 
     # commands ---------------------------------------------------------------------------------------------------------
 
@@ -99,7 +94,7 @@ class Server:
 
     def _target(self, request: dict[str, Any]) -> Target:
         name = str(request.get("target"))
-        target = self.daemon.targets.get(name)
+        target: Target | None = self.daemon.targets.get(name)
         if target is None:
             raise ValueError(f"{name} is not running here; running: {', '.join(self.daemon.targets) or 'none'}")
         return target
@@ -114,7 +109,7 @@ class Server:
             raise ValueError(f"no target {name} here; there are: {', '.join(self.configs) or 'none'}")
         if name in self.daemon.targets:
             return f"{name} runs already"
-        await self.daemon.start_target(self.configs[name][0], wait=False)
+        await self.daemon.start_target(str(self.configs[name][0]))
         return f"started {name}"
 
     async def stop_target(self, request: dict[str, Any]) -> str:

@@ -19,6 +19,8 @@ _TREES = {"MDT": "mdt", "OST": "obdfilter", "MGS": "mgs"}
 def server_imports(daemon: Daemon) -> list[tuple[str, str, ClientImport]]:
     """(type, device name, import) of every connection that this server has to others."""
     found: list[tuple[str, str, ClientImport]] = []
+    for fsname, follower in daemon.followers.items():
+        found.append(("mgc", f"{fsname}-MGC", follower.mgs))
     for target in daemon.targets.values():
         allocator: Any = getattr(target, "allocator", None)
         if allocator is not None:

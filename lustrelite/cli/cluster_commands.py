@@ -32,7 +32,7 @@ def up(
     with cluster.locked():
         if not cluster.exists:
             count = osts if osts is not None else max(2, oss or 0)
-            params = dict(a.split("=", 1) if "=" in a else _refuse(a) for a in assignments)
+            params = dict(_assignment(a) for a in assignments)
             cluster.create(
                 fsname=name or where().fsname or "lustre", osts=count, oss=oss or min(2, count),
                 mds_failover=mds_failover, tcp=tcp, params=params,
@@ -44,8 +44,11 @@ def up(
     click.echo(f"{cluster.fsname} is up in {cluster.state_dir}" + (f" (started {', '.join(started)})" if started else ""))
 
 
-def _refuse(assignment: str) -> tuple[str, str]:
-    raise Refused(f"bad --set {assignment!r}: PARAM=VALUE expected")
+def _assignment(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise Refused(f"bad --set {text!r}: PARAM=VALUE expected")
+    return name, value
 
 
 def _check_same(cluster: Cluster, osts: int | None, oss: int | None, name: str | None) -> None:

@@ -65,7 +65,10 @@ class Connections:
     async def connect(self, mgs_nids: Sequence[Nid]) -> None:
         """Learn the configuration, connect, and return once the MDT has answered.  ENOENT: no such file system"""
         assert self.config is None, "connect() once"
-        self.config = ConfigFollower(self.node, self.links, mgs_nids, self.fsname)
+        self.config = ConfigFollower(
+            self.node, self.links, mgs_nids, self.fsname, client_uuid=self.uuid, xids=self.xids
+        )
+        self.config.start()
         self.config.on_change(self._target_changed)
         for info in (await self.config.load()).values():
             self._target_changed(info)

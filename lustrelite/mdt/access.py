@@ -14,7 +14,16 @@ from stat import S_ISDIR, S_ISGID, S_ISREG, S_ISUID, S_ISVTX, S_IXGRP
 
 from lustrelite.errors import OpError
 from lustrelite.store.schema import Inode
-from lustrelite.wire.mdt import SET_ATIME, SET_FLAGS, SET_GID, SET_MODE, SET_MTIME, SET_SIZE, SET_TIMES_EXPLICIT, SET_UID
+from lustrelite.wire.mdt import (
+    SET_ATIME,
+    SET_FLAGS,
+    SET_GID,
+    SET_MODE,
+    SET_MTIME,
+    SET_SIZE,
+    SET_TIMES_EXPLICIT,
+    SET_UID,
+)
 from lustrelite.wire.message import Cred
 
 READ = 4
@@ -132,9 +141,7 @@ def changed_mode(inode: Inode, valid: int, mode: int, gid: int, cred: Cred) -> i
         result = (result & ~PERMISSION_BITS) | (mode & PERMISSION_BITS)
         if cred[0] != 0 and not in_group(cred, gid if valid & SET_GID else inode.gid):
             result &= ~S_ISGID
-    elif valid & (SET_UID | SET_GID):
-        result = without_set_id(result)
-    elif valid & SET_SIZE and cred[0] != 0:
+    elif valid & (SET_UID | SET_GID) or (valid & SET_SIZE and cred[0] != 0):
         result = without_set_id(result)
     return result
 

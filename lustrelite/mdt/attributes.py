@@ -35,8 +35,8 @@ from lustrelite.wire.mdt import (
     Getxattr,
     Listxattr,
     Names,
-    SetDirStripe,
     Setattr,
+    SetDirStripe,
     Setxattr,
     StripeHint,
 )

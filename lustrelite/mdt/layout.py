@@ -68,7 +68,7 @@ def check_layout(layout: Layout) -> None:
 class Wish(NamedTuple):
     """What a new file shall be: the request's hint, else its directory's, else the default."""
 
-    count: int  # -1 is every OST that can serve now
+    stripe_count: int  # -1 is every OST that can serve now
     explicit: bool  # somebody asked for this count: fewer than 3/4 of it will not do
     size: int
     offset: int
@@ -134,7 +134,7 @@ class Allocator:
         lod_stripe_count_min(): 3/4 of what was asked for; protocol-facts 7.5
         """
         known = len(self.osps)
-        want = known if wish.count == -1 else min(wish.count, known)
+        want = known if wish.stripe_count == -1 else min(wish.stripe_count, known)
         need = want - want // 4 if wish.explicit else 1
         ready = len(self.ready)
         if ready and ready >= need:
@@ -161,7 +161,7 @@ class Allocator:
     def allocate(self, txn: Transaction, wish: Wish) -> Layout:
         """Take objects for a new file; nothing may fail in the handler after this. NotReady, ENOSPC."""
         ready = self.ready
-        if wish.count == 1 and wish.offset < 0 and ready:  # the common file
+        if wish.stripe_count == 1 and wish.offset < 0 and ready:  # the common file
             self._turn = turn = self._turn + 1
             osp = ready[turn % len(ready)]
             if osp.imp.state is State.FULL:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from stat import S_IFDIR
-
-from lustrelite.ids import ROOT_FID, Nid, parse_target_name
+from lustrelite.ids import ROOT_FID, Fid, Nid, parse_target_name
 from lustrelite.mdt import namespace
 from lustrelite.mdt.handlers import HANDLERS
 from lustrelite.mdt.layout import Allocator
@@ -28,12 +26,12 @@ class Mdt(Target):
 
     kind = "MDT"
 
-    def __init__(self, node: Node, store: Store, *, name: str, links: LinkPool, index: int = 0) -> None:
+    def __init__(self, node: Node, store: Store, *, name: str, links: LinkPool, xids: Xids, index: int = 0) -> None:
         super().__init__(node, store, name=name, index=index)
         self.fsname = parse_target_name(name)[0]
         self.handlers.update(HANDLERS)
         self.links = links
-        self.xids = Xids(node)
+        self.xids = xids  # one counter for all imports that share links
         self.allocator = Allocator(node)
         self.open_files = OpenFiles()
         self._infos: dict[int, TargetInfo] = {}
@@ -89,12 +87,12 @@ class Mdt(Target):
         self.allocator.load(self.store)
         if self.store.get(INODES, ROOT_FID) is None:
             txn = Transaction(self, None, self.last_transno)
-            namespace.make_root(txn, S_IFDIR | 0o755, self.node.wall_ns())
+            namespace.make_root(txn, 0o755, self.node.wall_ns())
             self.store.apply(txn.writes, essential=True)
 
     def recovery_over(self) -> None:
         """Whoever wanted to reopen a file without a name has done so; the OSTs may be told what is not in use."""
-        orphans = [namespace.Fid(key) for key, _ in self.store.scan(ORPHANS) if not self.open_files.is_open(key)]
+        orphans = [fid for key, _ in self.store.scan(ORPHANS) if not self.open_files.is_open(fid := Fid(key))]
         for start in range(0, len(orphans), ORPHANS_AT_ONCE):
             self.run(destroy_orphans, orphans[start : start + ORPHANS_AT_ONCE])
         if orphans:

@@ -187,9 +187,14 @@ def new_inode(
 
 def touched(inode: Inode, time: int, nlink: int = 0) -> Inode:
     """A directory whose names changed at `time`; `nlink` subdirectories came."""
-    mtime, ctime = inode.mtime, inode.ctime
+    mode, uid, gid, count, rdev, flags, size, blocks, atime, mtime, ctime, btime, version, layout, hint, target, up = inode
+    if time > mtime:
+        mtime = time
+    if time > ctime:
+        ctime = time
     return Inode(
-        *inode[:3], inode.nlink + nlink, *inode[4:9], max(mtime, time), max(ctime, time), *inode[11:]
+        mode, uid, gid, count + nlink, rdev, flags, size, blocks, atime, mtime, ctime, btime, version, layout, hint,
+        target, up,
     )  # fmt: skip
 
 

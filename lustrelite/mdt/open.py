@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable
-from stat import S_IFMT, S_IFREG, S_ISDIR, S_ISLNK, S_ISREG
+from stat import S_IFREG, S_ISDIR, S_ISLNK, S_ISREG
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from lustrelite.errors import OpError
@@ -288,12 +288,14 @@ def _destroy_orphan(txn: Transaction, fid: Fid) -> None:
 def _keep_times(txn: Transaction, file: OpenFile, mtime: int, atime: int) -> None:
     """Times of the client's reads and writes, unless the inode was changed after them (utimes() then counts)."""
     inode = namespace.find_inode(txn, file.fid)
-    if inode is None or S_IFMT(inode.mode) not in (S_IFREG,):
+    if inode is None or not S_ISREG(inode.mode):
         return
-    newer: dict[str, int] = {}
-    if mtime > inode.ctime and file.flags & OPEN_WRITE:
-        newer.update(mtime=mtime, ctime=mtime)
-    if atime > max(inode.atime, inode.ctime):
-        newer.update(atime=atime)
-    if newer:
-        namespace.put_inode(txn, file.fid, inode._replace(**newer))
+    wrote = mtime > inode.ctime and bool(file.flags & OPEN_WRITE)
+    read = atime > max(inode.atime, inode.ctime)
+    if wrote or read:
+        changed = inode._replace(
+            atime=atime if read else inode.atime,
+            mtime=mtime if wrote else inode.mtime,
+            ctime=mtime if wrote else inode.ctime,
+        )
+        namespace.put_inode(txn, file.fid, changed)

@@ -225,8 +225,6 @@ class Osp:
                     self.node.events.emit("osp.destroy_refused", level="warning", ost=self.name, why=str(error))
                     await asyncio.sleep(RETRY_S)
                     continue
-                if self.mdt.recovering:
-                    break  # cannot be: a target recovers once, at its start
                 self.mdt.run(forget_destroys, self.index, objects)
                 self.destroyed += len(objects)
 

@@ -10,17 +10,7 @@ request that fails leaves nothing behind. Two stores keep this rule:
   batch is frozen at a time. `commit` alone may run in another thread; everything else belongs to the loop's.
 
 What must never happen is that state is served which a failed commit took back: after any failure of LMDB every call
-raises StoreFailed and the process must die. A full disk or map must therefore be met before the batch is in danger:
-LMDB cannot undo half a request, and a batch that does not fit kills every request in it. So `apply` reckons, before it
-touches anything, how many pages the batch may need at worst (`_need`), and refuses with ENOSPC while it still fits:
-
-- pages inside the file that are free already, plus blocks allocated ahead of its end (fallocate: they are ours, object
-  data on the same disk cannot take them), plus what statvfs leaves above the reserve;
-- the last `kept` bytes are for deletions and for `essential` writes (replays, evictions, clean-up), or a full target
-  could never be emptied. Who meets that bound sets `pressed`: a commit gives back what the reckoning was too careful
-  about, and the pages that the batch freed.
-
-Between checks stand at most CHECK_RECORDS records, so the common case is a comparison.
+raises StoreFailed and the process must die. That a full disk is no such failure is room.py's business.
 
 LMDB runs without its own locks (lock=False): a commit may then run in another thread, and no mutex in a shared file is
 left behind by a killed process. In return we keep the rules ourselves: a file lock admits one writing process (or any
@@ -41,19 +31,13 @@ import lmdb
 
 from lustrelite.errors import FormatRefused, OpError, StoreFailed
 from lustrelite.store import disk, schema
-from lustrelite.tunables import Tunables
+from lustrelite.store.room import Room
 
 Writes = Mapping[tuple[str, bytes], bytes | None]
 Row = tuple[bytes, bytes]
 
 MAP_BYTES = 1 << 40  # sparse: address space, not disk
-PAGE = 4096
 TABLES_MAX = 32
-CHECK_RECORDS = 256
-CHECK_BYTES = 1 << 20
-FIXED_BYTES = 64 * PAGE  # of any commit: roots, list of free pages
-KEPT_BYTES = 16 << 20  # for deletions and essential writes; less in a small map
-ALLOCATE_BYTES = 16 << 20
 SCAN_ROWS_MIN, SCAN_ROWS_MAX = 64, 1024
 
 
@@ -81,11 +65,8 @@ class Store:
         self.directory = directory
         self.kind = kind
         self.dirty = 0  # records applied since the last seal
-        self.pressed = False  # space is short and the running batch ties some up: commit it at once
-        self.reserved_permille = Tunables.reserved_permille
         self._env = env
         self._lock_fd = lock_fd
-        self._map_bytes = map_bytes
         self._dbs: dict[str, Any] = {}
         self._txn: Any = None  # lmdb.Transaction; what it returns is bytes, as buffers=False
         self._guard = threading.Lock()  # a commit in a thread against abort
@@ -94,17 +75,11 @@ class Store:
         self._closed = False
         self._readonly = False
         self._batches = 0
-        # room, in bytes (module docstring); the running batch and a frozen one count together
-        self._records = 0
+        self._room = Room(directory, map_bytes)
+        self._records = 0  # in the running batch and a frozen one
         self._bytes = 0
-        self._records_checked = -1
+        self._records_checked = -1  # there is room up to here
         self._bytes_checked = 0
-        self._data_fd = -1
-        self._file_end = 0
-        self._allocated = 0
-        self._reusable = 0
-        self._tree_bytes = 0
-        self._kept = min(KEPT_BYTES, map_bytes // 8)
 
     # ------------------------------------------------------------ open and close
 
@@ -156,6 +131,7 @@ class Store:
             os.close(lock_fd)
             raise FormatRefused(f"{path} cannot be opened as a LustreLite database: {error}") from None
         store = cls(str(directory), kind, env, lock_fd, map_bytes)
+        opened = False
         try:
             store._readonly = readonly
             if readonly:
@@ -164,9 +140,10 @@ class Store:
             else:
                 store._open_for_writing(tables, create, durable, path)
             store._begin()
-        except BaseException:
-            store._shut()
-            raise
+            opened = True
+        finally:
+            if not opened:
+                store._shut()
         return store
 
     def _open_for_writing(self, tables: tuple[str, ...], create: bool, durable: bool, path: str) -> None:
@@ -183,7 +160,7 @@ class Store:
                 disk.sync_directory(path)
                 disk.sync_directory(self.directory)
         if durable:
-            self._data_fd = os.open(os.path.join(path, "data.mdb"), os.O_RDWR | os.O_CLOEXEC)
+            self._room.allocate_for(os.path.join(path, "data.mdb"))
 
     def _open_tables(self, tables: tuple[str, ...], *, create: bool) -> None:
         try:
@@ -239,8 +216,7 @@ class Store:
         self._closed = True
         self._refuse(self._failed or f"the store of {self.directory} is closed")
         self._env.close()  # aborts what is open
-        if self._data_fd >= 0:
-            os.close(self._data_fd)
+        self._room.close()
         os.close(self._lock_fd)
 
     def _fail(self, error: BaseException) -> NoReturn:
@@ -260,73 +236,36 @@ class Store:
 
     # ------------------------------------------------------------ room
 
-    def _measure(self, txn: Any, records: int, size: int) -> None:
-        """See how large file and trees are after a commit of `records` and `size`, whose freed pages cannot be used
-        again before the next commit (LMDB keeps the last state whole)."""
-        self._file_end = (self._env.info()["last_pgno"] + 1) * PAGE
-        freed = self._need(records, size)
-        used = 0
-        for db in self._dbs.values():
-            stat = txn.stat(db)
-            used += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
-        self._tree_bytes = used * PAGE
-        self._reusable = max(0, self._file_end - self._tree_bytes - freed)
-        self._allocated = max(self._allocated, self._file_end)
+    @property
+    def pressed(self) -> bool:
+        """Space is short and the running batch ties some up: commit it at once."""
+        return self._room.pressed
+
+    @property
+    def reserved_permille(self) -> int:
+        """How much of the disk is kept free; ENOSPC before it."""
+        return self._room.reserved_permille
+
+    @reserved_permille.setter
+    def reserved_permille(self, value: int) -> None:
+        self._room.reserved_permille = value
+
+    def _measure(self, records: int, size: int) -> None:
+        """After a commit of `records` and `size`: see what room there is."""
+        self._room.measure(self._env, self._txn, self._dbs.values(), records, size)
         self._records_checked = -1
-
-    def _need(self, records: int, size: int) -> int:
-        """Bytes of pages that a batch of `records` changes, `size` bytes of keys and values, takes at worst.
-
-        Each record copies at most one leaf and splits it (two pages, one more for a value with pages of its own), with
-        branches shared; or every page of the trees is copied once and new ones are at least a third full."""
-        return FIXED_BYTES + min(3 * PAGE * records + size, self._tree_bytes + 3 * size)
 
     def _make_room(self, records: int, size: int, essential: bool) -> None:
         """Let the batch grow to `records` and `size`, or raise OpError(ENOSPC)."""
         self._check_alive()
         if self._readonly:
             raise OpError(errno.EROFS, f"{self.directory} is open for reading only")
-        need = self._need(records, size)
-        space = disk.space(self.directory)
-        reserved = 0 if essential else space.total * self.reserved_permille // 1000
-        on_disk = self._allocated - self._file_end + max(0, space.available - reserved)
-        in_map = self._map_bytes - self._file_end
-        ordinary = self._reusable + min(on_disk, in_map) - self._kept
-        room = ordinary + self._kept if essential else ordinary
-        self.pressed = self.pressed or (need > ordinary and self._records > 0)
-        if need > room:
-            raise OpError(errno.ENOSPC, f"{self.directory} is full")
-        if essential:
-            fits = self._allocate(need)
-        else:
-            ahead = self._need(records + CHECK_RECORDS, size + CHECK_BYTES)
-            if ahead <= room and self._allocate(ahead + self._kept):
-                self._records_checked = records + CHECK_RECORDS
-                self._bytes_checked = size + CHECK_BYTES
-                return
-            fits = self._allocate(need + self._kept)
-        if not fits:
-            raise OpError(errno.ENOSPC, f"{self.directory} is full")
-
-    def _allocate(self, batch_bytes: int) -> bool:
-        """Have disk blocks behind the file's end for a batch of that size. False if the disk is full."""
-        end = self._file_end + max(0, batch_bytes - self._reusable)
-        if end <= self._allocated or self._data_fd < 0:
-            return True
-        for size in (max(end - self._allocated, ALLOCATE_BYTES), end - self._allocated):
-            try:
-                disk.fallocate(self._data_fd, disk.FALLOC_KEEP_SIZE, self._allocated, size)
-            except OSError as error:
-                if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
-                    os.close(self._data_fd)  # this file system cannot: statvfs has to do
-                    self._data_fd = -1
-                    return True
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                    self._fail(error)
-            else:
-                self._allocated += size
-                return True
-        return False
+        more = records - self._records
+        try:
+            checked = self._room.make(records, size, more=more, essential=essential)
+        except OSError as error:
+            self._fail(error)
+        self._records_checked, self._bytes_checked = checked
 
     # ------------------------------------------------------------ what the two stores do differently
 
@@ -382,7 +321,7 @@ class Store:
         self._batches += 1
         batch = Batch(self._batches, self.dirty, self._bytes, delta)
         self.dirty = 0
-        self.pressed = False
+        self._room.pressed = False
         return batch
 
 
@@ -394,7 +333,7 @@ class OpenTxnStore(Store):
 
     def _begin(self) -> None:
         self._txn = self._env.begin(write=not self._readonly)
-        self._measure(self._txn, self._records, self._bytes)
+        self._measure(self._records, self._bytes)
         self._records = self._bytes = 0
 
     def get(self, table: str, key: bytes) -> bytes | None:
@@ -460,7 +399,7 @@ class StagedStore(Store):
     def _begin(self) -> None:
         self._staged = _Delta(self._dbs)
         self._txn = self._env.begin()
-        self._measure(self._txn, 0, 0)
+        self._measure(0, 0)
 
     def _refuse(self, why: str) -> None:
         super()._refuse(why)
@@ -476,7 +415,7 @@ class StagedStore(Store):
             self._txn = self._env.begin()
             self._records -= batch.dirty
             self._bytes -= batch.size
-            self._measure(self._txn, batch.dirty, batch.size)
+            self._measure(batch.dirty, batch.size)
         return self._txn
 
     def get(self, table: str, key: bytes) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from lustrelite.store import disk
 from lustrelite.target.ownership import OWNER_FILE, Owned, Owner, Ownership
 
 ME = Owner("mds1", os.getpid(), 3, "127.0.0.1:988@tcp")
@@ -140,7 +140,7 @@ def test_flock_takes_over_where_there_are_no_ofd_locks(tmp_path: Path, monkeypat
     def no_ofd(*_: object) -> None:
         raise OSError(errno.EINVAL, "no OFD locks")
 
-    monkeypatch.setattr(disk.fcntl, "fcntl", no_ofd)
+    monkeypatch.setattr(fcntl, "fcntl", no_ofd)
     first, second = Ownership(tmp_path), Ownership(tmp_path)
     assert first.try_acquire(ME)
     assert not second.try_acquire(OTHER)

@@ -73,8 +73,8 @@ def test_every_record_comes_back() -> None:
         found = unpack(pack(record))  # type: ignore[operator]
         assert found == record and type(found) is type(record)
     target = TargetRecord(TargetInfo("lustre-OST0001", "OST", 1, "u", ("a@sim", "b@sim"), 3, 9), "stamp")
-    found = schema.unpack_target(schema.pack_target(target))
-    assert found == target and type(found.info) is TargetInfo
+    again = schema.unpack_target(schema.pack_target(target))
+    assert again == target and type(again.info) is TargetInfo
 
 
 def test_bytes_of_an_inode_are_pinned() -> None:

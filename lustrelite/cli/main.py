@@ -1,0 +1,50 @@
+"""lustrelite: clusters on this machine, and files in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lustrelite import __version__
+from lustrelite.cli import archive, check, cluster_commands, demo, files
+from lustrelite.cli.context import Where, state_dir_option
+from lustrelite.cli.errors import run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@state_dir_option
+@click.option("--mgsnode", default="", envvar="LUSTRELITE_MGSNODE", metavar="NID[,NID]",
+              help="a file system elsewhere: its MGS")
+@click.option("--fsname", default="", envvar="LUSTRELITE_FSNAME", help="the file system's name [that of the cluster]")
+@click.version_option(__version__, prog_name="lustrelite")
+@click.pass_context
+def lustrelite(context: click.Context, state_dir: Path, mgsnode: str, fsname: str) -> None:
+    """A user-space parallel file system with Lustre's roles, words and recovery protocol."""
+    context.obj = Where(state_dir, mgsnode, fsname)
+
+
+for command in (
+    cluster_commands.up, cluster_commands.status, cluster_commands.down, cluster_commands.start, cluster_commands.stop,
+    cluster_commands.kill, cluster_commands.events, files.ls, files.cat, files.cp, files.mv, files.rm, files.mkdir,
+    files.stat, check.fsck, archive.backup, archive.restore, demo.demo,
+):  # fmt: skip
+    lustrelite.add_command(command)
+
+
+@lustrelite.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def sim(arguments: tuple[str, ...]) -> None:
+    """Random runs of the simulator: every seed a cluster, a workload and its faults (see `sim --help`)."""
+    from lustrelite.cli.sim import main as sim_main
+
+    raise click.exceptions.Exit(sim_main(list(arguments)))
+
+
+def main() -> None:
+    """Entry point of lustrelite."""
+    run(lustrelite, "lustrelite")
+
+
+if __name__ == "__main__":
+    main()

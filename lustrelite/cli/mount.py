@@ -1,0 +1,80 @@
+"""A client inside the command: mount, do something, leave in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from lustrelite.cli.context import where
+from lustrelite.cli.errors import Refused
+from lustrelite.client.fs import FileSystem
+from lustrelite.events import Event
+from lustrelite.ids import Nid
+from lustrelite.process import loop_factory
+from lustrelite.rpc.node import Node
+from lustrelite.rpc.transport import SocketNetwork
+
+_T = TypeVar("_T")
+MOUNT_WAIT_S = 30.0
+WORKERS = 4
+
+
+def new_node(name: str) -> Node:
+    """A node for a client in this process."""
+    rng = random.Random()
+    network = SocketNetwork(rng, name=name)
+    executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="io")
+    node = Node(name, network, executor=executor, seed=rng.getrandbits(64))
+    network.events = node.events
+    return node
+
+
+def caller() -> tuple[int, ...]:
+    """The credential of who runs the command."""
+    groups = [group for group in os.getgroups() if group != os.getgid()]
+    return (os.getuid(), os.getgid(), *groups)
+
+
+async def mount(node: Node, nids: Sequence[Nid], fsname: str, wait_s: float = MOUNT_WAIT_S) -> FileSystem:
+    """The mounted file system; Refused if nobody answers."""
+    try:
+        async with asyncio.timeout(wait_s):
+            return await FileSystem.mount(node, nids, fsname, caller())
+    except TimeoutError:
+        raise Refused(f"no answer from {fsname} at {', '.join(nids)} in {wait_s:g} s: is it up? (`lustrelite status`)") from None
+
+
+def with_file_system(work: Callable[[FileSystem], Awaitable[_T]]) -> _T:
+    """Mount what the command is about, and run `work` on it."""
+    nids, fsname = where().mgs()
+
+    async def main() -> _T:
+        node = new_node(f"cli-{os.getpid()}")
+        node.events.sinks.append(_say)
+        fs = await mount(node, nids, fsname)
+        try:
+            result = await work(fs)
+        except BaseException:
+            await _leave(fs, node)
+            raise
+        await _leave(fs, node)
+        return result
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(main())
+
+
+async def _leave(fs: FileSystem, node: Node) -> None:
+    await fs.unmount()
+    await node.stop_tasks()
+
+
+def _say(event: Event) -> None:
+    message = event.fields.get("message")
+    if message and event.name.startswith("import."):
+        print(f"lustrelite: {message}", file=sys.stderr)

@@ -1,0 +1,119 @@
+"""How much may go into the running batch: a full disk or map is met before the batch is in danger.
+
+LMDB cannot undo half a request, and a batch that does not fit kills every request in it. So it is reckoned, before
+anything is touched, how many pages the batch may need at worst, and refused with ENOSPC while it still fits:
+
+- pages inside the file that are free already, plus blocks allocated ahead of its end (fallocate: they are ours, object
+  data on the same disk cannot take them), plus what statvfs leaves above the reserve;
+- the last `kept` bytes are for deletions and for essential writes (replays, evictions, clean-up), or a full target
+  could never be emptied. Who meets that bound sets `pressed`: a commit gives back what the reckoning was too careful
+  about, and the pages that the batch freed.
+
+Between checks stand at most CHECK_RECORDS records, so the common case is a comparison in the store.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from lustrelite.errors import OpError
+from lustrelite.store import disk
+from lustrelite.tunables import Tunables
+
+PAGE = 4096
+CHECK_RECORDS = 256
+CHECK_BYTES = 1 << 20
+FIXED_BYTES = 64 * PAGE  # of any commit: roots, list of free pages
+KEPT_BYTES = 16 << 20  # less in a small map and on a small disk
+ALLOCATE_BYTES = 4 << 20
+
+
+class Room:
+    """The room of one database."""
+
+    def __init__(self, directory: str, map_bytes: int) -> None:
+        self.directory = directory
+        self.reserved_permille = Tunables.reserved_permille
+        self.pressed = False
+        self._map_bytes = map_bytes
+        self._data_fd = -1
+        self._kept = max(2 * FIXED_BYTES, min(KEPT_BYTES, map_bytes // 8, disk.space(directory).total // 64))
+        self._file_end = 0
+        self._allocated = 0
+        self._reusable = 0
+        self._tree_bytes = 0
+
+    def allocate_for(self, path: str) -> None:
+        """From now on allocate the blocks of the file `path` before they are needed."""
+        self._data_fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Allocate no more."""
+        if self._data_fd >= 0:
+            os.close(self._data_fd)
+            self._data_fd = -1
+
+    def measure(self, env: Any, txn: Any, dbs: Iterable[Any], records: int, size: int) -> None:
+        """See how large file and trees are after a commit of `records` and `size`, whose freed pages cannot be used
+        again before the next commit (LMDB keeps the last state whole)."""
+        self._file_end = (env.info()["last_pgno"] + 1) * PAGE
+        freed = self.need(records, size)
+        used = 0
+        for db in dbs:
+            stat = txn.stat(db)
+            used += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        self._tree_bytes = used * PAGE
+        self._reusable = max(0, self._file_end - self._tree_bytes - freed)
+        self._allocated = max(self._allocated, self._file_end)
+
+    def need(self, records: int, size: int) -> int:
+        """Bytes of pages that a batch of `records` changes, `size` bytes of keys and values, takes at worst.
+
+        Each record copies at most one leaf and splits it (two pages, one more for a value with pages of its own), with
+        branches shared; or every page of the trees is copied once and new ones are at least a third full."""
+        return FIXED_BYTES + min(3 * PAGE * records + size, self._tree_bytes + 3 * size)
+
+    def make(self, records: int, size: int, *, more: int, essential: bool) -> tuple[int, int]:
+        """Let the batch grow to `records` and `size`, of which `more` records are new; OpError(ENOSPC) if it may not.
+
+        Returns the records and the size up to which nobody needs to ask again, unless it is essential."""
+        need = self.need(records, size)
+        space = disk.space(self.directory)
+        reserved = 0 if essential else space.total * self.reserved_permille // 1000
+        on_disk = self._allocated - self._file_end + max(0, space.available - reserved)
+        room = self._reusable + min(on_disk, self._map_bytes - self._file_end)
+        ordinary = room - self._kept
+        if need > ordinary and records > more:
+            self.pressed = True
+        if essential:
+            if need <= room and self._allocate(need):
+                return -1, 0
+        elif need <= ordinary:
+            ahead = self.need(records + CHECK_RECORDS, size + CHECK_BYTES)
+            if ahead <= ordinary and self._allocate(ahead + self._kept):
+                return records + CHECK_RECORDS, size + CHECK_BYTES
+            if self._allocate(need + self._kept):
+                return records, size
+        raise OpError(errno.ENOSPC, f"{self.directory} is full")
+
+    def _allocate(self, batch_bytes: int) -> bool:
+        """Have disk blocks behind the file's end for a batch of that size. False if the disk is full."""
+        end = self._file_end + max(0, batch_bytes - self._reusable)
+        if end <= self._allocated or self._data_fd < 0:
+            return True
+        for size in (max(end - self._allocated, ALLOCATE_BYTES), end - self._allocated):
+            try:
+                disk.fallocate(self._data_fd, disk.FALLOC_KEEP_SIZE, self._allocated, size)
+            except OSError as error:
+                if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
+                    self.close()  # this file system cannot: statvfs has to do
+                    return True
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise
+            else:
+                self._allocated += size
+                return True
+        return False
