@@ -19,19 +19,18 @@ FILES_KEPT = 3
 class RotatingFile:
     """A text file that becomes NAME.1 (and NAME.1 NAME.2 ...) when it is full."""
 
-    def __init__(self, path: Path, bytes_max: int = FILE_BYTES_MAX, kept: int = FILES_KEPT, std: bool = False) -> None:
+    def __init__(self, path: Path, bytes_max: int = FILE_BYTES_MAX, kept: int = FILES_KEPT, std: tuple[int, ...] = ()) -> None:
         self.path = path
         self.bytes_max = bytes_max
         self.kept = kept
-        self.std = std  # stdout and stderr follow: a traceback belongs into the log
+        self.std = std  # descriptors that follow (1, 2): a traceback belongs into the log
         self._open()
 
     def _open(self) -> None:
         self.file: IO[str] = open(self.path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
         self.size = self.file.tell()
-        if self.std:
-            os.dup2(self.file.fileno(), 1)
-            os.dup2(self.file.fileno(), 2)
+        for descriptor in self.std:
+            os.dup2(self.file.fileno(), descriptor)
 
     def write(self, line: str) -> None:
         """Append `line`, which has no newline."""

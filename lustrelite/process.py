@@ -128,7 +128,8 @@ class Process:
             events.sinks.append(lambda event: print(log_line(event), file=sys.stderr, flush=True))  # noqa: T201
             return
         directory.mkdir(parents=True, exist_ok=True)
-        log = RotatingFile(directory / f"{self.name}.log", std=True)
+        answers = bool(getattr(self.options, "stdin", False))  # then stdout is for them
+        log = RotatingFile(directory / f"{self.name}.log", std=(2,) if answers else (1, 2))
         events.sinks.append(lambda event: log.write(log_line(event)))
         events.sinks.append(EventFile(directory / f"{self.name}.events.jsonl"))
 

@@ -40,6 +40,7 @@ LAYERS = {
     "lustrelite.control": 5,
     "lustrelite.event_file": 5,
     "lustrelite.process": 5,
+    "lustrelite.client_process": 5,
     "lustrelite.server": 5,
     "lustrelite.server_params": 5,
     "lustrelite.server_metrics": 5,

@@ -23,7 +23,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,11 +53,13 @@ class Member(NamedTuple):
     standby: bool = False
 
 
-def free_port() -> int:
-    """A loopback port that nobody listens at now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that nobody listens at now, all different."""
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in socks:
+            sock.bind(("127.0.0.1", 0))
+        return [int(sock.getsockname()[1]) for sock in socks]
 
 
 def module_command(role: str) -> list[str]:
@@ -147,10 +149,7 @@ class Cluster:
         check_fsname(fsname)
         if not 1 <= oss <= osts:
             raise Refused(f"{oss} OSS for {osts} OSTs: every OSS needs at least one")
-        self.state_dir.mkdir(parents=True, exist_ok=True)
-        os.chmod(self.state_dir, 0o700)  # who may open the sockets may do everything
-        self.run_dir.mkdir(exist_ok=True)
-        self.log_dir.mkdir(exist_ok=True)
+        self._make_directories()
         ost_names = [target_name(fsname, "OST", index) for index in range(osts)]
         rows: list[tuple[str, str, list[str], bool]] = [
             ("mgs", "mgs", ["MGS"], False),
@@ -159,30 +158,60 @@ class Cluster:
         if mds_failover:
             rows.append(("mds2", "mds", [target_name(fsname, "MDT", 0)], True))
         rows += [(f"oss{i + 1}", "oss", ost_names[i::oss], False) for i in range(oss)]
-        longest = max(len(os.fsencode(self.run_dir / f"{name}.nid")) for name, *_ in rows)
-        tcp = tcp or longest > limits.unix_path_bytes_max
         self.fsname = fsname
         self.params = dict(params or {})
-        self.members = {}
-        for name, role, targets, standby in rows:
-            nid = f"127.0.0.1:{free_port()}@tcp" if tcp else f"{self.run_dir / name}.nid@unix"
-            self.members[name] = Member(name, role, (nid,), tuple(targets), standby)
-        for target in dict.fromkeys(t for _, _, targets, _ in rows for t in targets):
-            servers = [m for m in self.members.values() if target in m.targets]
+        self._place(rows, tcp)
+        for target, servers in self._servers().items():
             kind, index = ("MGS", 0) if target == "MGS" else (target[-7:-4], int(target[-4:], 16))
             config = target_format.TargetConfig(
-                kind,
-                "" if kind == "MGS" else fsname,
-                index,
-                secrets.token_hex(8),
-                () if kind == "MGS" else self.mgs_nids,
-                tuple(nid for m in servers for nid in m.nids) if len(servers) > 1 else (),
+                kind, "" if kind == "MGS" else fsname, index, secrets.token_hex(8), *self._nids_for(kind, servers)
             )
             directory = self.target_dir(target)
             if directory.exists():
                 shutil.rmtree(directory)  # an `up` that was interrupted before it wrote the plan
             target_format.format_target(directory, config)
         self._save()
+
+    def adopt(self, plan: dict[str, Any], place_target: Callable[[str, Path], None]) -> None:
+        """Take over the plan of a backup: every target is put here by `place_target` and told the NIDs of this place."""
+        if plan["version"] != PLAN_VERSION:
+            raise Refused(f"the plan has version {plan['version']}, this program knows {PLAN_VERSION}")
+        self._make_directories()
+        self.fsname, self.params = plan["fsname"], plan["params"]
+        tcp = all(nid.endswith("@tcp") for process in plan["processes"] for nid in process["nids"])
+        self._place([(p["name"], p["role"], p["targets"], p["standby"]) for p in plan["processes"]], tcp)
+        for target, servers in self._servers().items():
+            directory = self.target_dir(target)
+            place_target(target, directory)
+            config = target_format.read_target(directory)
+            mgsnodes, failnodes = self._nids_for(config.kind, servers)
+            target_format.write_target(directory, config._replace(mgsnodes=mgsnodes, failnodes=failnodes))
+        self._save()
+
+    def _make_directories(self) -> None:
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        os.chmod(self.state_dir, 0o700)  # who may open the sockets may do everything
+        self.run_dir.mkdir(exist_ok=True)
+        self.log_dir.mkdir(exist_ok=True)
+
+    def _place(self, rows: list[tuple[str, str, list[str], bool]], tcp: bool) -> None:
+        """Choose the NIDs of all processes: Unix sockets, unless their paths are too long for the kernel."""
+        longest = max(len(os.fsencode(self.run_dir / f"{name}.nid")) for name, *_ in rows)
+        tcp = tcp or longest > limits.unix_path_bytes_max
+        ports = free_ports(len(rows)) if tcp else []
+        self.members = {}
+        for number, (name, role, targets, standby) in enumerate(rows):
+            nid = f"127.0.0.1:{ports[number]}@tcp" if tcp else f"{self.run_dir / name}.nid@unix"
+            self.members[name] = Member(name, role, (nid,), tuple(targets), standby)
+
+    def _servers(self) -> dict[str, list[Member]]:
+        names = dict.fromkeys(target for member in self.members.values() for target in member.targets)
+        return {target: [m for m in self.members.values() if target in m.targets] for target in names}
+
+    def _nids_for(self, kind: str, servers: list[Member]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """(mgsnodes, failnodes) of a target that these processes may run."""
+        failnodes = tuple(nid for member in servers for nid in member.nids) if len(servers) > 1 else ()
+        return () if kind == "MGS" else self.mgs_nids, failnodes
 
     def target_dir(self, target: str) -> Path:
         """Where the target `target` lives."""

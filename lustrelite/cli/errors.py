@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -17,9 +18,8 @@ class Refused(click.ClickException):
 def run(command: click.Command, program: str) -> None:
     """Run `command` as the program `program`."""
     try:
-        command.main(prog_name=program, standalone_mode=False)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
+        status = command.main(prog_name=program, standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)  # what click.exceptions.Exit said
     except click.UsageError as error:
         error.show()
         sys.exit(2)
@@ -30,7 +30,9 @@ def run(command: click.Command, program: str) -> None:
     except BrokenPipeError:
         sys.stderr.close()  # `lustrelite ls | head`: nobody listens any more
         sys.exit(141)
-    except (OpError, LinkLost, FormatRefused, StoreFailed, ControlFailed, ValueError) as error:
+    except OpError as error:
+        _say(program, os.strerror(error.errno) + (f": {error.what}" if error.what else ""), 1)
+    except (LinkLost, FormatRefused, StoreFailed, ControlFailed, ValueError) as error:
         _say(program, str(error), 1)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""

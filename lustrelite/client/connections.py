@@ -47,7 +47,6 @@ class Connections:
         self._mdc: Mdc | None = None
         self._mdt_known = asyncio.Event()
         self._last_time = 0
-        self._incarnation = node.wall_ns()
 
     @property
     def mdc(self) -> Mdc:
@@ -101,7 +100,7 @@ class Connections:
             return
         imp = ClientImport(
             self.node, self.links, target_uuid=info.uuid, nids=nids, client_uuid=self.uuid,
-            incarnation=self._incarnation, xids=self.xids,
+            incarnation=self.xids.last, xids=self.xids,
         )  # fmt: skip
         self.imports[info.name] = imp
         imp.start()
@@ -128,11 +127,11 @@ class Connections:
         except TimeoutError:
             self.node.events.emit("client.left_open", level="warning", client=self.uuid)
         self.closed = True
-        if self.config is not None:
-            self.config.stop()
         for kind in ("OST", "MDT"):
             leaving = [imp.disconnect() for name, imp in self.imports.items() if f"-{kind}" in name]
             await self.tasks.outcomes(leaving, "disconnect")
+        if self.config is not None:
+            self.config.stop()
         self.tasks.stop()
         self.links.close()
         self.node.events.emit("client.unmounted", fsname=self.fsname, client=self.uuid)

@@ -25,7 +25,7 @@ from lustrelite.wire.mdt import SET_MTIME, SET_SIZE, Attr, Layout
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from lustrelite.client.fs import FileSystem
+    from lustrelite.client.by_fid import FidOperations
 
 _READ_AT_ONCE_MAX = 64 << 20  # a read of more first asks how much there is
 
@@ -33,7 +33,7 @@ _READ_AT_ONCE_MAX = 64 << 20  # a read of more first asks how much there is
 class File:
     """An open file or directory; an async context manager that closes it."""
 
-    def __init__(self, fs: FileSystem, handle: int, attr: Attr, flags: int) -> None:
+    def __init__(self, fs: FidOperations, handle: int, attr: Attr, flags: int) -> None:
         self.fs = fs
         self.handle = handle
         self.fid: Fid = attr.fid

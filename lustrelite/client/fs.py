@@ -1,12 +1,8 @@
-"""A mounted file system for Python programs, POSIX in manners: paths, FIDs and open files. What FUSE stands on.
+"""A mounted file system for Python programs, POSIX in manners: paths and open files.
 
-Three groups of methods on one object: by path (str or bytes, absolute in the file system, any bytes); by (parent FID,
-name), called `..._at`; and by FID, called `..._fid`. The first resolve a path, component by component, and call the
-others. There is no cache yet: every call asks the servers. `_lookup` and `stat_fid` are the places where one will stand.
-
-Every operation acts with the view's credential; `as_user` gives another view of the same mount. Modes are used as
-given: umask is the caller's business. Errors are OpError with an errno; arguments of a wrong type are TypeError or
-ValueError. An operation whose caller is cancelled may still happen, but leaves no open handle behind.
+Paths are str or bytes, absolute in the file system, any bytes. They are resolved component by component, symlinks
+followed as Linux does; what a path has led to is then done by FID (by_fid.FidOperations, whose methods are here too).
+`as_user` gives another view of the same mount that acts with another credential.
 """
 
 from __future__ import annotations
@@ -18,43 +14,26 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
 from lustrelite.client import tree
-from lustrelite.client.attributes import DirEntry, ObjectsAttr, Stat, Statfs, merge
+from lustrelite.client.attributes import DirEntry, Stat
+from lustrelite.client.by_fid import NOW, FidOperations
 from lustrelite.client.connections import Connections
 from lustrelite.client.file import File
-from lustrelite.client.paths import (
-    SYMLINKS_MAX,
-    AnyPath,
-    Path,
-    check_length,
-    check_name,
-    encode,
-    like,
-    split,
-    split_absolute,
-)
+from lustrelite.client.paths import SYMLINKS_MAX, AnyPath, Path, encode, like, split, split_absolute
 from lustrelite.errors import OpError
-from lustrelite.ids import NO_FID, Fid, Nid, parse_fid
+from lustrelite.ids import Fid, Nid, parse_fid
 from lustrelite.rpc.node import Node
 from lustrelite.tunables import limits
-from lustrelite.wire import mdt
-from lustrelite.wire.mdt import Attr, Layout, OpenReply, StatfsReply, StripeHint
+from lustrelite.wire.mdt import Attr, Layout, StripeHint
 from lustrelite.wire.message import ROOT_CRED, Cred
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-NOW = -1  # as a time: the client's clock, when the request is made
-READDIR_COUNT = 1024  # names asked for at once
 _NEW = os.O_CREAT | os.O_EXCL
-_RENAME_FLAGS = mdt.RENAME_NOREPLACE | mdt.RENAME_EXCHANGE
 
 
-class FileSystem:
+class FileSystem(FidOperations):
     """A view of a mounted file system with one credential. Make the first with `mount`."""
-
-    def __init__(self, connections: Connections, cred: Cred = ROOT_CRED) -> None:
-        self.connections = connections
-        self.cred = cred
 
     @classmethod
     async def mount(
@@ -81,11 +60,6 @@ class FileSystem:
         """The same mount seen by another user.  ValueError for more than 64 groups."""
         return type(self)(self.connections, check_cred((uid, gid, *groups)))
 
-    @property
-    def root(self) -> Fid:
-        """FID of the root directory."""
-        return self.connections.root
-
     # attributes -------------------------------------------------------------------------------------------------
 
     async def stat(self, path: Path, follow: bool = True) -> Stat:
@@ -95,14 +69,6 @@ class FileSystem:
     async def lstat(self, path: Path) -> Stat:
         """`stat` without following a symlink."""
         return await self.stat(path, follow=False)
-
-    async def stat_at(self, parent: Fid, name: bytes) -> Stat:
-        """Attributes of `name` in `parent`."""
-        return await self._full(await self._lookup(parent, name))
-
-    async def stat_fid(self, fid: Fid) -> Stat:
-        """Attributes of `fid`.  ENOENT"""
-        return await self._full(await self.connections.mdc.getattr(fid, cred=self.cred))
 
     async def exists(self, path: Path) -> bool:
         """Is there something at `path`? A dangling symlink is nothing."""
@@ -116,94 +82,22 @@ class FileSystem:
 
     async def chmod(self, path: Path, mode: int, *, follow: bool = True) -> None:
         """Set the permission bits.  EPERM"""
-        await self.setattr_fid((await self._find(path, follow)).fid, mode=mode)
+        await self.change_fid((await self._find(path, follow)).fid, mode=mode)
 
     async def chown(self, path: Path, uid: int = -1, gid: int = -1, *, follow: bool = True) -> None:
         """Set owner and group; -1 leaves one alone.  EPERM"""
         fid = (await self._find(path, follow)).fid
-        await self.setattr_fid(fid, uid=None if uid == -1 else uid, gid=None if gid == -1 else gid)
+        await self.change_fid(fid, uid=None if uid == -1 else uid, gid=None if gid == -1 else gid)
 
     async def utimes(
         self, path: Path, atime: int | None = NOW, mtime: int | None = NOW, *, follow: bool = True
     ) -> None:
         """Set the times, in nanoseconds since the epoch; NOW is now, None leaves one alone.  EPERM, EACCES"""
-        await self.setattr_fid((await self._find(path, follow)).fid, atime=atime, mtime=mtime)
+        await self.change_fid((await self._find(path, follow)).fid, atime=atime, mtime=mtime)
 
     async def truncate(self, path: Path, size: int) -> None:
         """Make the file exactly `size` bytes long.  EISDIR, EINVAL, EACCES, EFBIG"""
-        await self.setattr_fid((await self._find(path)).fid, size=size)
-
-    async def setattr_fid(
-        self, fid: Fid, *, mode: int | None = None, uid: int | None = None, gid: int | None = None,
-        atime: int | None = None, mtime: int | None = None, size: int | None = None, flags: int | None = None,
-        handle: int = 0,
-    ) -> Stat:  # fmt: skip
-        """Change what is not None, in one request to the MDT, and return the attributes. EPERM, EACCES, EINVAL
-
-        `handle` is an open file whose mode vouches for the right to truncate. Times as in `utimes`.
-        """
-        connections = self.connections
-        if size is not None and not 0 <= size <= limits.file_bytes_max:
-            raise OpError(errno.EINVAL if size < 0 else errno.EFBIG, f"size {size}")
-        now = connections.time()
-        valid = 0
-        for bit, value in (
-            (mdt.SET_MODE, mode), (mdt.SET_UID, uid), (mdt.SET_GID, gid), (mdt.SET_FLAGS, flags),
-            (mdt.SET_ATIME, atime), (mdt.SET_MTIME, mtime), (mdt.SET_SIZE, size),
-        ):  # fmt: skip
-            if value is not None:
-                valid |= bit
-        if (atime, mtime) not in ((None, None), (NOW, NOW)):
-            valid |= mdt.SET_TIMES_EXPLICIT
-        times_set = valid & (mdt.SET_ATIME | mdt.SET_MTIME)
-        pending = connections.open_files.pending_times(fid)[0]
-        if not valid & mdt.SET_MTIME:
-            if size is not None:
-                valid, mtime = valid | mdt.SET_MTIME, now
-            elif pending and valid & (mdt.SET_MODE | mdt.SET_UID | mdt.SET_GID):
-                # The new ctime hides older writes, and the MDT has not heard of ours yet: tell it.
-                valid, mtime = valid | mdt.SET_MTIME, pending
-        if not valid:
-            return await self.stat_fid(fid)
-        attr = await connections.mdc.setattr(
-            fid, valid, now, cred=self.cred, mode=mode or 0, uid=uid or 0, gid=gid or 0, flags=flags or 0,
-            atime=now if atime in (None, NOW) else atime or 0, mtime=now if mtime in (None, NOW) else mtime or 0,
-            handle=handle,
-        )  # fmt: skip
-        connections.open_files.forget_times(
-            fid, mtime=bool(times_set & mdt.SET_MTIME) or size is not None, atime=bool(times_set & mdt.SET_ATIME)
-        )
-        if size is not None:
-            await self._truncate_objects(attr, size, now)
-        return await self._full(attr)
-
-    async def _truncate_objects(self, attr: Attr, size: int, time: int) -> None:
-        # `time` is that of the MDT's change: an equal ctime leaves the mtime to the MDT, who may have been given one
-        layout = attr.layout
-        if layout is None:
-            if not size:
-                return
-            file = await self.open_fid(attr.fid, os.O_WRONLY)  # gives it objects
-            layout = file.layout
-            await file.close()
-            if layout is None:
-                raise OpError(errno.EIO, "the file has no objects")
-        await self.connections.lov.truncate(layout, attr.fid, size, time=time, cred=self.cred)
-
-    async def _full(self, attr: Attr) -> Stat:
-        """`attr` with what the objects know."""
-        objects: ObjectsAttr | None = None
-        if attr.layout is not None and stat.S_ISREG(attr.mode):
-            try:
-                objects = await self.connections.lov.getattr(attr.layout, cred=self.cred)
-            except OpError as error:
-                if error.errno != errno.ESTALE:
-                    raise
-                # Its objects are gone: removed since we asked the MDT (which then says ENOENT), or lost.
-                await self.connections.mdc.getattr(attr.fid, cred=self.cred)
-                raise OpError(errno.EIO, error.what) from None
-        mtime, atime = self.connections.open_files.pending_times(attr.fid)
-        return merge(attr, objects, mtime=mtime, atime=atime)
+        await self.change_fid((await self._find(path)).fid, size=size)
 
     # making and removing names ----------------------------------------------------------------------------------
 
@@ -211,28 +105,13 @@ class FileSystem:
         """Make an empty regular file without opening it, in one request.  EEXIST, ENOENT, EACCES, ENOSPC"""
         return await self.create_at(*await self._new_name(path), mode, hint)
 
-    async def create_at(self, parent: Fid, name: bytes, mode: int = 0o666, hint: StripeHint | None = None) -> Stat:
-        """`create` in a directory."""
-        return await self._make(parent, name, stat.S_IFREG | mode & 0o7777, hint=hint)
-
     async def mknod(self, path: Path, mode: int, rdev: int = 0) -> Stat:
         """Make a file of any type but directory and symlink, by S_IFMT of `mode` (none means regular).  EINVAL"""
         return await self.mknod_at(*await self._new_name(path), mode, rdev)
 
-    async def mknod_at(self, parent: Fid, name: bytes, mode: int, rdev: int = 0) -> Stat:
-        """`mknod` in a directory."""
-        kind = stat.S_IFMT(mode) or stat.S_IFREG
-        if kind not in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK):
-            raise OpError(errno.EINVAL, f"mode {mode:#o}")
-        return await self._make(parent, name, kind | mode & 0o7777, rdev=rdev)
-
     async def mkdir(self, path: Path, mode: int = 0o777) -> Stat:
         """Make a directory.  EEXIST, ENOENT, EACCES"""
         return await self.mkdir_at(*await self._new_name(path, directory=True), mode)
-
-    async def mkdir_at(self, parent: Fid, name: bytes, mode: int = 0o777) -> Stat:
-        """`mkdir` in a directory."""
-        return await self._make(parent, name, stat.S_IFDIR | mode & 0o7777)
 
     async def makedirs(self, path: Path, mode: int = 0o777, exist_ok: bool = True) -> None:
         """Make a directory and whatever is missing above it.  EEXIST unless `exist_ok`, ENOTDIR"""
@@ -242,31 +121,10 @@ class FileSystem:
         """Make a symlink to `target` at `path`.  EEXIST, ENAMETOOLONG"""
         return await self.symlink_at(encode(target, "a symlink's target"), *await self._new_name(path))
 
-    async def symlink_at(self, target: bytes, parent: Fid, name: bytes) -> Stat:
-        """`symlink` in a directory."""
-        if not target:
-            raise OpError(errno.ENOENT, "the target of a symlink is empty")
-        if len(target) > limits.symlink_bytes_max:
-            raise OpError(errno.ENAMETOOLONG, f"a symlink's target of {len(target)} bytes")
-        return await self._make(parent, name, stat.S_IFLNK | 0o777, target=target)
-
-    async def _make(
-        self, parent: Fid, name: bytes, mode: int, *, rdev: int = 0, target: bytes = b"", hint: StripeHint | None = None
-    ) -> Stat:
-        attr = await self.connections.mdc.create(
-            parent, check_name(name), mode, self.connections.time(), cred=self.cred, rdev=rdev, target=target, hint=hint
-        )
-        return merge(attr, None)  # new, so empty: its objects need not be asked
-
     async def link(self, source: Path, path: Path) -> None:
         """Make `path` another name of `source` (a symlink is not followed).  EEXIST, EMLINK, EPERM"""
         fid = (await self._find(source, follow=False)).fid
         await self.link_at(fid, *await self._new_name(path))
-
-    async def link_at(self, fid: Fid, parent: Fid, name: bytes) -> None:
-        """`link` a FID into a directory."""
-        connections = self.connections
-        await connections.mdc.link(fid, parent, check_name(name), connections.time(), cred=self.cred)
 
     async def unlink(self, path: Path) -> None:
         """Remove a name that is no directory.  ENOENT, EISDIR, EACCES, EPERM"""
@@ -279,11 +137,6 @@ class FileSystem:
             raise OpError(errno.EISDIR if stat.S_ISDIR(attr.mode) else errno.ENOTDIR)
         await self.unlink_at(walk.here, name)
 
-    async def unlink_at(self, parent: Fid, name: bytes) -> None:
-        """`unlink` in a directory."""
-        check_length(name)
-        await self.connections.mdc.unlink(parent, name, self.connections.time(), cred=self.cred)
-
     async def rmdir(self, path: Path) -> None:
         """Remove an empty directory.  ENOENT, ENOTDIR, ENOTEMPTY, EACCES, EPERM, EBUSY for the root"""
         walk = _Walk(self, path)
@@ -291,11 +144,6 @@ class FileSystem:
         if name in (b"", b".", b".."):
             raise OpError({b"": errno.EBUSY, b".": errno.EINVAL, b"..": errno.ENOTEMPTY}[name])
         await self.rmdir_at(walk.here, name)
-
-    async def rmdir_at(self, parent: Fid, name: bytes) -> None:
-        """`rmdir` in a directory."""
-        check_length(name)
-        await self.connections.mdc.unlink(parent, name, self.connections.time(), cred=self.cred, directory=True)
 
     async def rename(self, source: Path, target: Path, flags: int = 0) -> None:
         """Move `source` to `target`, replacing what is there as POSIX says. Flags are RENAME_NOREPLACE, RENAME_EXCHANGE.
@@ -312,21 +160,9 @@ class FileSystem:
                 raise OpError(errno.ENOTDIR)
         await self.rename_at(here.here, name, there.here, new_name, flags)
 
-    async def rename_at(self, source: Fid, name: bytes, target: Fid, new_name: bytes, flags: int = 0) -> None:
-        """`rename` between directories."""
-        if flags & ~_RENAME_FLAGS or flags == _RENAME_FLAGS:
-            raise OpError(errno.EINVAL, f"rename flags {flags:#x}")
-        check_length(name)
-        time = self.connections.time()
-        await self.connections.mdc.rename(source, name, target, check_name(new_name), flags, time, cred=self.cred)
-
     async def readlink(self, path: AnyPath) -> AnyPath:
         """Target of the symlink `path`, as the type of `path`.  EINVAL: it is none"""
         return like(await self.readlink_fid((await self._find(path, follow=False)).fid), path)
-
-    async def readlink_fid(self, fid: Fid) -> bytes:
-        """Target of a symlink.  EINVAL"""
-        return await self.connections.mdc.readlink(fid, cred=self.cred)
 
     # directories ------------------------------------------------------------------------------------------------
 
@@ -342,39 +178,6 @@ class FileSystem:
         """
         async for entry in self.scandir_fid((await self._find(path)).fid, sizes=sizes):
             yield entry
-
-    async def scandir_fid(
-        self, fid: Fid, cookie: int = 0, *, plus: bool = True, sizes: bool = True
-    ) -> AsyncIterator[DirEntry]:
-        """`scandir` of a FID from after `cookie` on. What is there all the time comes exactly once."""
-        while True:
-            entries, end = await self.readdir_page(fid, cookie, plus=plus, sizes=sizes)
-            for entry in entries:
-                yield entry
-            if end:
-                return
-            cookie = entries[-1].cookie
-
-    async def readdir_page(
-        self, fid: Fid, cookie: int, count: int = READDIR_COUNT, *, plus: bool = True, sizes: bool = True
-    ) -> tuple[list[DirEntry], bool]:
-        """About `count` entries after `cookie`, and whether they are the last."""
-        page = await self.connections.mdc.readdir(fid, cookie, count, cred=self.cred, plus=plus)
-        entries = [
-            DirEntry(e.name, e.fid, e.type, e.cookie, None if e.attr is None else merge(e.attr, None))
-            for e in page.entries
-        ]
-        if sizes:
-            striped = [(i, e.attr) for i, e in enumerate(page.entries) if e.attr is not None and e.attr.layout]
-            stats = await self.connections.tasks.outcomes([self._full(attr) for _, attr in striped], "stat")
-            for (i, _), found in zip(striped, stats, strict=True):
-                if not isinstance(found, OpError):
-                    entries[i] = entries[i]._replace(stat=found)
-                elif found.errno == errno.ENOENT:
-                    entries[i] = entries[i]._replace(stat=None)  # removed meanwhile
-                else:
-                    raise found
-        return entries, page.end or not entries
 
     # open files -------------------------------------------------------------------------------------------------
 
@@ -415,43 +218,6 @@ class FileSystem:
                 else:
                     await walk.follow(attr)
 
-    async def open_at(
-        self, parent: Fid, name: bytes, flags: int = os.O_RDONLY, mode: int = 0o666, hint: StripeHint | None = None
-    ) -> File:
-        """`open` in a directory.  ELOOP: it is a symlink"""
-        if flags & os.O_CREAT:
-            check_name(name)
-        check_length(name)
-        return await self._open(parent, name, NO_FID, open_flags(flags), flags, mode, hint)
-
-    async def open_fid(self, fid: Fid, flags: int = os.O_RDONLY) -> File:
-        """Open `fid`."""
-        wire = open_flags(flags) & ~(mdt.OPEN_CREATE | mdt.OPEN_EXCL) | mdt.OPEN_BY_FID
-        return await self._open(NO_FID, b"", fid, wire, flags, 0, None)
-
-    async def _open(
-        self, parent: Fid, name: bytes, fid: Fid, wire: int, flags: int, mode: int, hint: StripeHint | None
-    ) -> File:
-        connections = self.connections
-        time = connections.time()
-        request = connections.mdc.open(
-            parent, name, fid, wire, stat.S_IFREG | mode & 0o7777, time, cred=self.cred, hint=hint
-        )
-        # If our caller goes away while the MDT opens the file, nobody would know the handle: it is closed again.
-        handle, reply = await connections.tasks.claim(request, "open", self._give_back)
-        file = File(self, handle, reply.attr, flags)
-        if flags & os.O_TRUNC and reply.attr.layout is not None and not reply.disposition & mdt.DISP_OPEN_CREATE:
-            try:
-                await self._truncate_objects(reply.attr, 0, time)
-            except BaseException:
-                file.abandon()
-                raise
-        return file
-
-    def _give_back(self, opened: tuple[int, OpenReply]) -> None:
-        handle, reply = opened
-        self.connections.close_later(handle, reply.attr.fid)
-
     # extended attributes ----------------------------------------------------------------------------------------
 
     async def getxattr(self, path: Path, name: Path, *, follow: bool = True) -> bytes:
@@ -469,25 +235,6 @@ class FileSystem:
     async def listxattr(self, path: AnyPath, *, follow: bool = True) -> list[AnyPath]:
         """Names of the extended attributes, as the type of `path`."""
         return [like(name, path) for name in await self.listxattr_fid((await self._find(path, follow)).fid)]
-
-    async def getxattr_fid(self, fid: Fid, name: bytes) -> bytes:
-        """`getxattr` of a FID."""
-        return await self.connections.mdc.getxattr(fid, name, cred=self.cred)
-
-    async def setxattr_fid(self, fid: Fid, name: bytes, value: bytes | None, flags: int = 0) -> None:
-        """`setxattr` of a FID; None removes."""
-        if value is not None:
-            if not isinstance(value, bytes):
-                raise TypeError(f"an extended attribute's value is bytes, not {type(value).__name__}")
-            if len(value) > limits.xattr_bytes_max:
-                raise OpError(errno.E2BIG, f"a value of {len(value)} bytes")
-        if flags & ~(mdt.XATTR_CREATE | mdt.XATTR_REPLACE):
-            raise OpError(errno.EINVAL, f"xattr flags {flags:#x}")
-        await self.connections.mdc.setxattr(fid, name, value, flags, self.connections.time(), cred=self.cred)
-
-    async def listxattr_fid(self, fid: Fid) -> list[bytes]:
-        """`listxattr` of a FID."""
-        return list(await self.connections.mdc.listxattr(fid, cred=self.cred))
 
     # striping, identity, space ----------------------------------------------------------------------------------
 
@@ -512,10 +259,6 @@ class FileSystem:
             raise OpError(errno.EEXIST, "the striping of a file is fixed when it is made")
         await self.set_dir_stripe(attr.fid, hint)
 
-    async def set_dir_stripe(self, fid: Fid, hint: StripeHint | None) -> None:
-        """Set a directory's default striping; None goes back to the one it inherits."""
-        await self.connections.mdc.set_dir_stripe(fid, hint, self.connections.time(), cred=self.cred)
-
     async def getstripe(self, path: Path) -> Layout | StripeHint | None:
         """A file's layout, or a directory's default striping; None where there is none."""
         attr = await self._find(path)
@@ -532,31 +275,6 @@ class FileSystem:
         if isinstance(fid, str):
             fid = parse_fid(fid)
         return list(await self.connections.mdc.fid_to_path(fid, cred=self.cred))
-
-    async def statfs(self) -> Statfs:
-        """Space of all OSTs that answer, and files: of the MDT, but no more free ones than the OSTs have objects."""
-        meta, osts = await self.statfs_targets()
-        answers = [reply for _, reply in osts if reply is not None]
-        files_free = meta.files_free
-        if answers:
-            files_free = min(files_free, sum(reply.files_free for reply in answers))
-        return Statfs(
-            sum(reply.bytes_total for reply in answers),
-            sum(reply.bytes_free for reply in answers),
-            sum(reply.bytes_available for reply in answers),
-            meta.files_total - meta.files_free + files_free,
-            files_free,
-            limits.name_bytes_max,
-        )
-
-    async def statfs_targets(self) -> tuple[StatfsReply, list[tuple[int, StatfsReply | None]]]:
-        """Space of the MDT, and of each OST by its index (None: it does not answer)."""
-        return await self.connections.mdc.statfs(), await self.connections.lov.statfs()
-
-    async def sync(self) -> None:
-        """Return when everything done so far is durable on all servers."""
-        await self.connections.lov.sync_all()
-        await self.connections.mdc.sync()
 
     # whole files and trees --------------------------------------------------------------------------------------
 
@@ -592,11 +310,6 @@ class FileSystem:
         await tree.rmtree(self, encode(path))
 
     # resolution -------------------------------------------------------------------------------------------------
-
-    async def _lookup(self, parent: Fid, name: bytes) -> Attr:
-        """Attributes of `name` in `parent`: the one place where names are looked up (and later cached)."""
-        check_length(name)
-        return await self.connections.mdc.lookup(parent, name, cred=self.cred)
 
     async def _find(self, path: Path, follow: bool = True) -> Attr:
         """What is at `path`."""
@@ -669,27 +382,6 @@ class _Walk:
         self._links += 1
         if self._links > SYMLINKS_MAX:
             raise OpError(errno.ELOOP)
-
-
-def open_flags(flags: int) -> int:
-    """OPEN_* for os.O_*.  EINVAL"""
-    access = flags & os.O_ACCMODE
-    if access == os.O_ACCMODE:
-        raise OpError(errno.EINVAL, f"open flags {flags:#x}")
-    wire = (mdt.OPEN_READ, mdt.OPEN_WRITE, mdt.OPEN_READ | mdt.OPEN_WRITE)[access]
-    for theirs, ours in _OPEN_FLAGS:
-        if flags & theirs == theirs:
-            wire |= ours
-    return wire
-
-
-_OPEN_FLAGS = (
-    (os.O_CREAT, mdt.OPEN_CREATE),
-    (os.O_CREAT | os.O_EXCL, mdt.OPEN_EXCL),
-    (os.O_TRUNC, mdt.OPEN_TRUNC),
-    (os.O_APPEND, mdt.OPEN_APPEND),
-    (os.O_DIRECTORY, mdt.OPEN_DIRECTORY),
-)
 
 
 def check_cred(cred: Sequence[int]) -> Cred:

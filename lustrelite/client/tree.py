@@ -120,7 +120,7 @@ async def copy_in(fs: FileSystem, local: Path, path: Path) -> None:
 
 
 async def _set(file: File, mode: int, atime: int, mtime: int) -> None:
-    await file.fs.setattr_fid(file.fid, mode=stat.S_IMODE(mode), atime=atime, mtime=mtime)
+    await file.fs.change_fid(file.fid, mode=stat.S_IMODE(mode), atime=atime, mtime=mtime)
 
 
 async def copy_out(fs: FileSystem, path: Path, local: Path) -> None:

@@ -14,6 +14,8 @@ search of Wing and Gong (as in Knossos, Porcupine) over a model tree. It stays s
 areas that share no name (the first component of their paths, unless an operation joins two), and because most areas
 have one client, whose operations have one order.
 
+`common` directories are there from the start and belong to every area.
+
 Not judged: times, except those set explicitly; sizes and blocks of directories; the data of files for which a write is
 of unknown outcome (such a file is fuzzy until it is truncated to nothing and rewritten).
 """
@@ -68,11 +70,13 @@ class Node:
 class Model:
     """A file tree: absolute paths to inode numbers, inode numbers to nodes. A copy is cheap."""
 
-    def __init__(self) -> None:
+    def __init__(self, directories: tuple[str, ...] = ()) -> None:
         self.names: dict[str, int] = {"/": 1}
         self.nodes: dict[int, Node] = {1: Node("dir", 0o755)}
         self.handles: dict[int, int] = {}  # open handle -> inode
         self._next = 2
+        for path in directories:
+            self.mkdir(path)
 
     def copy(self) -> Model:
         """An independent copy."""
@@ -379,7 +383,8 @@ class _Area:
 class Oracle:
     """The history of one world, and the judge of its end."""
 
-    def __init__(self, area_of: Callable[[str], str] | None = None) -> None:
+    def __init__(self, area_of: Callable[[str], str] | None = None, common: tuple[str, ...] = ()) -> None:
+        self.common = common
         self.ops: list[Op] = []
         self.gone: dict[str, str] = {}  # client -> why
         self.area_of = area_of or first_component
@@ -440,6 +445,8 @@ class Oracle:
             if op.outcome == PENDING:
                 self.unknown(op)
         areas = self._areas()
+        problems += [f"{path} is missing" for path in self.common if path not in observed]
+        observed = {path: seen for path, seen in observed.items() if path not in self.common}
         for path in observed:
             areas.setdefault(self._area_key(path), _Area())
         merged = self._by_area(observed)
@@ -503,7 +510,7 @@ class Oracle:
         return found
 
     def _check_area(self, key: str, area: _Area, observed: Tree) -> str:
-        search = _Search(area.ops, observed)
+        search = _Search(area.ops, observed, self.common)
         for lost in self._losses(area.ops):
             if search.explains(lost):
                 return ""
@@ -537,8 +544,9 @@ def first_component(path: str) -> str:
 class _Search:
     """Looks for an order of operations that explains their answers and the tree at the end."""
 
-    def __init__(self, ops: list[Op], observed: Tree) -> None:
+    def __init__(self, ops: list[Op], observed: Tree, common: tuple[str, ...]) -> None:
         self.ops = ops
+        self.common = common
         self.observed = observed
         self.steps = 0
         self.why = ""
@@ -556,7 +564,7 @@ class _Search:
                 continue  # what was read then is gone now
             kept.append(op)
         smeared = [op for op in self.ops if op.index in lost and op.name in WRITES_DATA]
-        return self._search(Model(), kept, smeared)
+        return self._search(Model(self.common), kept, smeared)
 
     def _search(self, model: Model, ops: list[Op], smeared: list[Op]) -> bool:
         """Depth first; iterative while there is only one way to go on."""
@@ -592,7 +600,10 @@ class _Search:
         """Only operations of unknown outcome are left: each may take effect, in any order, or not."""
         for op in smeared:
             model.smear(op)
-        why = difference(model.tree(), self.observed)
+        expected = model.tree()
+        for path in self.common:
+            expected.pop(path, None)
+        why = difference(expected, self.observed)
         if not why:
             return True
         if not self.why:

@@ -22,8 +22,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, Self, cast
 
@@ -31,6 +30,7 @@ import lmdb
 
 from lustrelite.errors import FormatRefused, OpError, StoreFailed
 from lustrelite.store import disk, schema
+from lustrelite.store.delta import MISSING, Delta, beyond, overlay
 from lustrelite.store.room import Room
 
 Writes = Mapping[tuple[str, bytes], bytes | None]
@@ -46,7 +46,7 @@ class Batch:
 
     __slots__ = ("delta", "dirty", "number", "size")
 
-    def __init__(self, number: int, dirty: int, size: int, delta: _Delta | None = None) -> None:
+    def __init__(self, number: int, dirty: int, size: int, delta: Delta | None = None) -> None:
         self.number = number
         self.dirty = dirty  # records
         self.size = size  # bytes of keys and values
@@ -316,7 +316,7 @@ class Store:
         """About `rows_max` rows from `start` on, and the key to go on after if there may be more."""
         raise NotImplementedError
 
-    def _sealed(self, delta: _Delta | None) -> Batch:
+    def _sealed(self, delta: Delta | None) -> Batch:
         self._check_alive()
         self._batches += 1
         batch = Batch(self._batches, self.dirty, self._bytes, delta)
@@ -392,18 +392,18 @@ class StagedStore(Store):
 
     def __init__(self, directory: str, kind: str, env: lmdb.Environment, lock_fd: int, map_bytes: int) -> None:
         super().__init__(directory, kind, env, lock_fd, map_bytes)
-        self._staged = _Delta()
-        self._frozen: _Delta | None = None
+        self._staged = Delta()
+        self._frozen: Delta | None = None
         self._committed: Batch | None = None  # by a thread; settled by the loop's
 
     def _begin(self) -> None:
-        self._staged = _Delta(self._dbs)
+        self._staged = Delta(self._dbs)
         self._txn = self._env.begin()
         self._measure(0, 0)
 
     def _refuse(self, why: str) -> None:
         super()._refuse(why)
-        self._staged = cast(_Delta, _Gone(why))
+        self._staged = cast(Delta, _Gone(why))
 
     def _settle(self) -> Any:
         """The read transaction, renewed if there was a commit. Never runs beside a commit: see `seal`."""
@@ -419,12 +419,12 @@ class StagedStore(Store):
         return self._txn
 
     def get(self, table: str, key: bytes) -> bytes | None:
-        value = self._staged.tables[table].get(key, _MISSING)
-        if value is _MISSING:
+        value = self._staged.tables[table].get(key, MISSING)
+        if value is MISSING:
             frozen = self._frozen  # looked at before LMDB: a commit lets go of it only when LMDB has it
             if frozen is not None:
-                value = frozen.tables[table].get(key, _MISSING)
-            if value is _MISSING:
+                value = frozen.tables[table].get(key, MISSING)
+            if value is MISSING:
                 txn = self._txn if self._committed is None else self._settle()
                 value = txn.get(key, None, self._dbs[table])
         return cast(bytes | None, value)
@@ -456,7 +456,7 @@ class StagedStore(Store):
         self._settle()  # now, so that no read transaction begins beside the commit
         batch = self._sealed(self._staged)
         self._frozen = self._staged
-        self._staged = _Delta(self._dbs)
+        self._staged = Delta(self._dbs)
         return batch
 
     def commit(self, batch: Batch) -> None:
@@ -483,7 +483,7 @@ class StagedStore(Store):
             for key in reversed(delta.range(table, prefix, prefix, None)):
                 if best is not None and key <= best[0]:
                     break
-                value = _overlay(deltas, table, key)
+                value = overlay(deltas, table, key)
                 if value is not None:
                     best = (key, value)
                     break
@@ -494,10 +494,10 @@ class StagedStore(Store):
         txn, db = self._settle(), self._dbs[table]
         rows = int(txn.stat(db)["entries"])
         for key in dict.fromkeys(key for delta in deltas for key in delta.tables[table]):
-            rows += (_overlay(deltas, table, key) is not None) - (txn.get(key, None, db) is not None)
+            rows += (overlay(deltas, table, key) is not None) - (txn.get(key, None, db) is not None)
         return rows
 
-    def _deltas(self) -> list[_Delta]:
+    def _deltas(self) -> list[Delta]:
         """Newer first. To be taken before LMDB is read, as in `get`."""
         frozen = self._frozen
         return [self._staged] if frozen is None else [self._staged, frozen]
@@ -511,46 +511,8 @@ class StagedStore(Store):
             return rows, more
         merged: dict[bytes, bytes | None] = dict(rows)
         for key in changed:
-            merged[key] = _overlay(deltas, table, key)
+            merged[key] = overlay(deltas, table, key)
         return [(key, value) for key, value in sorted(merged.items()) if value is not None], more
-
-
-class _Delta:
-    """Changes by table and key. A key that was changed once stays, as a deletion if need be: so a sorted list of the
-    keys is good as long as it has as many."""
-
-    __slots__ = ("_sorted", "tables")
-
-    def __init__(self, names: Iterable[str] = ()) -> None:
-        self.tables: dict[str, dict[bytes, bytes | None]] = {name: {} for name in names}
-        self._sorted: dict[str, list[bytes]] = {}
-
-    def sorted_keys(self, table: str) -> list[bytes]:
-        """Keys of `table` in order."""
-        values = self.tables[table]
-        keys = self._sorted.get(table)
-        if keys is None or len(keys) != len(values):
-            keys = self._sorted[table] = sorted(values)
-        return keys
-
-    def range(self, table: str, start: bytes, prefix: bytes, end: bytes | None) -> list[bytes]:
-        """Keys from `start` that begin with `prefix`, not beyond `end`."""
-        if not self.tables[table]:
-            return []
-        keys = self.sorted_keys(table)
-        stop = len(keys) if end is None else bisect_right(keys, end)
-        if prefix and (beyond := _beyond(prefix)) is not None:
-            stop = min(stop, bisect_left(keys, beyond))
-        return keys[bisect_left(keys, start) : stop]
-
-
-def _overlay(deltas: list[_Delta], table: str, key: bytes) -> bytes | None:
-    """What the newest of `deltas` that changed `key` says of it."""
-    for delta in deltas:
-        value = delta.tables[table].get(key, _MISSING)
-        if value is not _MISSING:
-            return cast(bytes | None, value)
-    raise AssertionError("no change of this key")
 
 
 class _Gone:
@@ -563,9 +525,6 @@ class _Gone:
         raise StoreFailed(self._why)
 
 
-_MISSING: Any = object()
-
-
 def _lock(path: str, shared: bool) -> int:
     """A descriptor that holds the database's lock; OpError(EBUSY) if somebody else does."""
     fd = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -573,12 +532,6 @@ def _lock(path: str, shared: bool) -> int:
         return fd
     os.close(fd)
     raise OpError(errno.EBUSY, f"{path} is open in another process")
-
-
-def _beyond(prefix: bytes) -> bytes | None:
-    """The least key greater than all that begin with `prefix`, None if there is none."""
-    stem = prefix.rstrip(b"\xff")
-    return stem[:-1] + bytes((stem[-1] + 1,)) if stem else None
 
 
 def _read(txn: Any, db: Any, start: bytes, prefix: bytes, rows_max: int) -> list[Row]:
@@ -597,7 +550,7 @@ def _read(txn: Any, db: Any, start: bytes, prefix: bytes, rows_max: int) -> list
 
 def _last(txn: Any, db: Any, prefix: bytes, below: bytes | None = None) -> Row | None:
     """The last row whose key begins with `prefix` and is less than `below`."""
-    end = _beyond(prefix) if below is None else below
+    end = beyond(prefix) if below is None else below
     with txn.cursor(db) as cursor:
         found = cursor.prev() if end is not None and cursor.set_range(end) else cursor.last()
         if not found or not cursor.key().startswith(prefix):

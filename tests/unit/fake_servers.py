@@ -6,7 +6,8 @@ import asyncio
 import errno
 import random
 import stat
-from typing import Any, cast
+from types import TracebackType
+from typing import Any, Self, cast
 
 from lustrelite.client.connections import Connections
 from lustrelite.client.fs import FileSystem
@@ -365,10 +366,12 @@ class World:
             self.connections.add_ost(index, server)
         self.fs = FileSystem(self.connections)
 
-    async def __aenter__(self) -> World:
+    async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             await self.fs.unmount()
             assert not self.mdt.opens, "no handle is left open"

@@ -113,7 +113,10 @@ def test_only_the_sealed_batch_is_committed(tmp_path: Path, reopen: Callable[[st
 
 def test_one_batch_is_frozen_at_a_time(tmp_path: Path) -> None:
     store = make(tmp_path, "OST")
+    store.apply({(T, b"a"): b"123"})
+    store.commit(store.seal())
     batch = store.seal()
+    assert (batch.dirty, batch.size) == (0, 0)  # the one before is settled
     with pytest.raises(AssertionError):
         store.seal()
     store.commit(batch)

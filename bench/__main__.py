@@ -1,0 +1,27 @@
+"""`python -m bench [NAME...]`: run these benchmarks, one JSON line each; `all` runs every one."""
+
+from __future__ import annotations
+
+import sys
+
+from bench import data, memory, metadata  # noqa: F401  they register themselves
+from bench.harness import BENCHES, show
+
+
+def main(names: list[str]) -> int:
+    """Run `names`; returns the exit status."""
+    if not names:
+        for name, function in BENCHES.items():
+            print(f"{name:16} {(function.__doc__ or '').splitlines()[0]}")  # noqa: T201
+        return 0
+    unknown = [name for name in names if name not in BENCHES and name != "all"]
+    if unknown:
+        print(f"no benchmark {unknown[0]!r}; there are: {', '.join(BENCHES)}", file=sys.stderr)  # noqa: T201
+        return 2
+    for name in BENCHES if "all" in names else names:
+        show(BENCHES[name]())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,208 @@
+"""lustrelite backup and restore: everything that a cluster stores, as a directory or a tar archive.
+
+    backup.json           what was saved: the plan, every target's target.json, a checksum of every file
+    targets/NAME/lmdb/    the database, compacted
+    targets/NAME/...      the data files of an OST
+
+All targets must be of one moment, so a running cluster is stopped for the copy and started again; its clients wait
+and go on. Restoring checks every file, gives the cluster the NIDs of its new place, and leaves it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import lmdb
+import xxhash
+
+from lustrelite import __version__
+from lustrelite import format as target_format
+from lustrelite.cli.check import check_stopped, summary
+from lustrelite.cli.cluster import Cluster
+from lustrelite.cli.context import where
+from lustrelite.cli.errors import Refused
+from lustrelite.target.ownership import OWNER_FILE
+
+MANIFEST = "backup.json"
+BACKUP_VERSION = 1
+CHUNK = 4 << 20
+
+
+@click.command()
+@click.argument("destination", type=click.Path(path_type=Path))
+def backup(destination: Path) -> None:
+    """Save the cluster to DESTINATION: a new directory, or an archive if it ends in .tar or .tar.gz.
+
+    A running cluster is stopped for the time of the copy and started again; clients wait meanwhile.
+    """
+    cluster = where().cluster().need()
+    if destination.exists():
+        raise Refused(f"{destination} exists already: choose a new name")
+    with cluster.locked():
+        running = cluster.down()
+        try:
+            saved = _save(cluster, destination)
+        finally:
+            if running:
+                cluster.up()
+    if running:
+        cluster.wait_healthy()
+    size = sum(entry["bytes"] for entry in saved["files"].values())
+    click.echo(f"saved {cluster.fsname}: {len(saved['files'])} files, {size:,} bytes in {destination}")
+
+
+def _is_archive(path: Path) -> bool:
+    return path.name.endswith((".tar", ".tar.gz", ".tgz"))
+
+
+def _save(cluster: Cluster, destination: Path) -> dict[str, Any]:
+    if not _is_archive(destination):
+        fresh = destination.with_name(destination.name + ".part")
+        if fresh.exists():
+            shutil.rmtree(fresh)
+        manifest = _save_tree(cluster, fresh)
+        fresh.rename(destination)
+        return manifest
+    with tempfile.TemporaryDirectory(dir=destination.absolute().parent) as place:
+        manifest = _save_tree(cluster, Path(place) / "backup")
+        fresh = destination.with_name(destination.name + ".part")
+        with tarfile.open(fresh, "w:gz" if destination.name.endswith("gz") else "w") as archive:
+            archive.add(Path(place) / "backup", arcname=".")
+        fresh.rename(destination)
+    return manifest
+
+
+def _save_tree(cluster: Cluster, top: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = {
+        "version": BACKUP_VERSION,
+        "program": __version__,
+        "fsname": cluster.fsname,
+        "made": int(time.time()),
+        "plan": json.loads(cluster.plan_path.read_text()),
+    }
+    names = dict.fromkeys(target for member in cluster.members.values() for target in member.targets)
+    for name in names:
+        source, target = cluster.target_dir(name), top / "targets" / name
+        target.mkdir(parents=True)
+        ownership = target_format.claim(source)
+        try:
+            (target / "lmdb").mkdir()
+            env = lmdb.open(str(source / "lmdb"), readonly=True, lock=False, max_dbs=0)
+            try:
+                env.copy(str(target / "lmdb"), compact=True)
+            finally:
+                env.close()
+            for path in sorted(source.iterdir()):
+                if path.name in ("lmdb", OWNER_FILE):
+                    continue
+                if path.is_dir():
+                    _copy_tree(path, target / path.name)
+                else:
+                    shutil.copy2(path, target / path.name)
+        finally:
+            ownership.release()
+    manifest["files"] = {name: entry for name, entry in _checksums(top)}  # noqa: C416
+    (top / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    return manifest
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    for path in sorted(source.iterdir()):
+        if path.is_dir():
+            _copy_tree(path, target / path.name)
+        else:
+            copy_sparse(path, target / path.name)
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    """Copy a file with its holes."""
+    with open(source, "rb") as reader, open(target, "wb") as writer:
+        size = os.fstat(reader.fileno()).st_size
+        writer.truncate(size)
+        offset = 0
+        while offset < size:
+            try:
+                offset = os.lseek(reader.fileno(), offset, os.SEEK_DATA)
+            except OSError:
+                break  # only a hole is left
+            end = os.lseek(reader.fileno(), offset, os.SEEK_HOLE)
+            while offset < end:
+                done = os.copy_file_range(reader.fileno(), writer.fileno(), end - offset, offset, offset)
+                if not done:
+                    break
+                offset += done
+    shutil.copystat(source, target)
+
+
+def _checksums(top: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for directory, _, names in os.walk(top):
+        for name in sorted(names):
+            path = Path(directory) / name
+            if path.name != MANIFEST:
+                yield str(path.relative_to(top)), {"bytes": path.stat().st_size, "xxh3": _checksum(path)}
+
+
+def _checksum(path: Path) -> str:
+    digest = xxhash.xxh3_64()
+    with open(path, "rb") as file:
+        while data := file.read(CHUNK):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+@click.command()
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+def restore(source: Path) -> None:
+    """Make the cluster of a backup in --state-dir, which must hold none; it is left stopped."""
+    cluster = where().cluster()
+    if cluster.exists:
+        raise Refused(f"{cluster.state_dir} holds a cluster already: choose another --state-dir")
+    with contextlib.ExitStack() as stack:
+        top = source
+        if not source.is_dir():
+            cluster.state_dir.mkdir(parents=True, exist_ok=True)
+            top = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=cluster.state_dir)))
+            try:
+                with tarfile.open(source) as archive:
+                    archive.extractall(top, filter="data")
+            except tarfile.TarError as error:
+                raise Refused(f"{source} is no backup: {error}") from None
+        manifest = _read_manifest(top, source)
+        with cluster.locked():
+            cluster.adopt(manifest["plan"], lambda name, target: _restore_target(top, name, target))
+            report = check_stopped(cluster)
+    click.echo(f"restored {cluster.fsname} in {cluster.state_dir}: {summary(report)}")
+    if report.errors:
+        raise click.exceptions.Exit(4)
+
+
+def _restore_target(top: Path, name: str, target: Path) -> None:
+    if target.exists():
+        shutil.rmtree(target)
+    target.mkdir(parents=True)
+    _copy_tree(top / "targets" / name, target)
+
+
+def _read_manifest(top: Path, source: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((top / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise Refused(f"{source} is no backup: {error}") from None
+    if manifest["version"] != BACKUP_VERSION:
+        raise Refused(f"{source} has version {manifest['version']}, this program reads {BACKUP_VERSION}")
+    found = dict(_checksums(top))
+    wrong = [name for name, entry in manifest["files"].items() if found.get(name) != entry]
+    if wrong:
+        raise Refused(f"{source} is damaged: {len(wrong)} files are missing or changed, first {wrong[0]}")
+    return manifest

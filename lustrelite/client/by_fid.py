@@ -1,0 +1,352 @@
+"""POSIX operations on FIDs: by (parent, name), called `..._at`, and by FID, called `..._fid`. What FUSE stands on.
+
+No paths and no symlinks are followed here; see fs.FileSystem for those. There is no cache yet: every call asks the
+servers. `_lookup`, `stat_fid` and `_full` are the places where one will stand.
+
+Every operation acts with the view's credential. Modes are used as given: umask is the caller's business. Errors are
+OpError with an errno; arguments of a wrong type are TypeError or ValueError. An operation whose caller is cancelled may
+still happen, but leaves no open handle behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import AsyncIterator
+
+from lustrelite.client.attributes import DirEntry, ObjectsAttr, Stat, Statfs, merge
+from lustrelite.client.connections import Connections
+from lustrelite.client.file import File
+from lustrelite.client.paths import check_length, check_name
+from lustrelite.errors import OpError
+from lustrelite.ids import NO_FID, Fid
+from lustrelite.tunables import limits
+from lustrelite.wire import mdt
+from lustrelite.wire.mdt import Attr, OpenReply, StatfsReply, StripeHint
+from lustrelite.wire.message import ROOT_CRED, Cred
+
+NOW = -1  # as a time: the client's clock, when the request is made
+READDIR_COUNT = 1024  # names asked for at once
+_RENAME_FLAGS = mdt.RENAME_NOREPLACE | mdt.RENAME_EXCHANGE
+
+
+class FidOperations:
+    """A view of a mounted file system with one credential."""
+
+    def __init__(self, connections: Connections, cred: Cred = ROOT_CRED) -> None:
+        self.connections = connections
+        self.cred = cred
+
+    @property
+    def root(self) -> Fid:
+        """FID of the root directory."""
+        return self.connections.root
+
+    # attributes -------------------------------------------------------------------------------------------------
+
+    async def stat_at(self, parent: Fid, name: bytes) -> Stat:
+        """Attributes of `name` in `parent`."""
+        return await self._full(await self._lookup(parent, name))
+
+    async def stat_fid(self, fid: Fid) -> Stat:
+        """Attributes of `fid`.  ENOENT"""
+        return await self._full(await self.connections.mdc.getattr(fid, cred=self.cred))
+
+    async def setattr_fid(
+        self, fid: Fid, *, mode: int | None = None, uid: int | None = None, gid: int | None = None,
+        atime: int | None = None, mtime: int | None = None, size: int | None = None, flags: int | None = None,
+        handle: int = 0,
+    ) -> Stat:  # fmt: skip
+        """Change what is not None, in one request to the MDT, and return the attributes. EPERM, EACCES, EINVAL
+
+        `handle` is an open file whose mode vouches for the right to truncate. Times as in `utimes`.
+        """
+        return await self._full(
+            await self.change_fid(
+                fid, mode=mode, uid=uid, gid=gid, atime=atime, mtime=mtime, size=size, flags=flags, handle=handle
+            )
+        )
+
+    async def change_fid(
+        self, fid: Fid, *, mode: int | None = None, uid: int | None = None, gid: int | None = None,
+        atime: int | None = None, mtime: int | None = None, size: int | None = None, flags: int | None = None,
+        handle: int = 0,
+    ) -> Attr:  # fmt: skip
+        """`setattr_fid` for those who do not want to know: the objects are not asked for size and times."""
+        connections = self.connections
+        if size is not None and not 0 <= size <= limits.file_bytes_max:
+            raise OpError(errno.EINVAL if size < 0 else errno.EFBIG, f"size {size}")
+        now = connections.time()
+        valid = 0
+        for bit, value in (
+            (mdt.SET_MODE, mode), (mdt.SET_UID, uid), (mdt.SET_GID, gid), (mdt.SET_FLAGS, flags),
+            (mdt.SET_ATIME, atime), (mdt.SET_MTIME, mtime), (mdt.SET_SIZE, size),
+        ):  # fmt: skip
+            if value is not None:
+                valid |= bit
+        if (atime, mtime) not in ((None, None), (NOW, NOW)):
+            valid |= mdt.SET_TIMES_EXPLICIT
+        times_set = valid & (mdt.SET_ATIME | mdt.SET_MTIME)
+        pending = connections.open_files.pending_times(fid)[0]
+        if not valid & mdt.SET_MTIME:
+            if size is not None:
+                valid, mtime = valid | mdt.SET_MTIME, now
+            elif pending and valid & (mdt.SET_MODE | mdt.SET_UID | mdt.SET_GID):
+                # The new ctime hides older writes, and the MDT has not heard of ours yet: tell it.
+                valid, mtime = valid | mdt.SET_MTIME, pending
+        if not valid:
+            return await connections.mdc.getattr(fid, cred=self.cred)
+        attr = await connections.mdc.setattr(
+            fid, valid, now, cred=self.cred, mode=mode or 0, uid=uid or 0, gid=gid or 0, flags=flags or 0,
+            atime=now if atime in (None, NOW) else atime or 0, mtime=now if mtime in (None, NOW) else mtime or 0,
+            handle=handle,
+        )  # fmt: skip
+        connections.open_files.forget_times(
+            fid, mtime=bool(times_set & mdt.SET_MTIME) or size is not None, atime=bool(times_set & mdt.SET_ATIME)
+        )
+        if size is not None:
+            await self._truncate_objects(attr, size, now)
+        return attr
+
+    async def _truncate_objects(self, attr: Attr, size: int, time: int) -> None:
+        # `time` is that of the MDT's change: an equal ctime leaves the mtime to the MDT, who may have been given one
+        layout = attr.layout
+        if layout is None:
+            if not size:
+                return
+            file = await self.open_fid(attr.fid, os.O_WRONLY)  # gives it objects
+            layout = file.layout
+            await file.close()
+            if layout is None:
+                raise OpError(errno.EIO, "the file has no objects")
+        await self.connections.lov.truncate(layout, attr.fid, size, time=time, cred=self.cred)
+
+    async def _full(self, attr: Attr) -> Stat:
+        """`attr` with what the objects know."""
+        objects: ObjectsAttr | None = None
+        if attr.layout is not None and stat.S_ISREG(attr.mode):
+            try:
+                objects = await self.connections.lov.getattr(attr.layout, cred=self.cred)
+            except OpError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+                # Its objects are gone: removed since we asked the MDT (which then says ENOENT), or lost.
+                await self.connections.mdc.getattr(attr.fid, cred=self.cred)
+                raise OpError(errno.EIO, error.what) from None
+        mtime, atime = self.connections.open_files.pending_times(attr.fid)
+        return merge(attr, objects, mtime=mtime, atime=atime)
+
+    # making and removing names ----------------------------------------------------------------------------------
+
+    async def create_at(self, parent: Fid, name: bytes, mode: int = 0o666, hint: StripeHint | None = None) -> Stat:
+        """`create` in a directory."""
+        return await self._make(parent, name, stat.S_IFREG | mode & 0o7777, hint=hint)
+
+    async def mknod_at(self, parent: Fid, name: bytes, mode: int, rdev: int = 0) -> Stat:
+        """`mknod` in a directory."""
+        kind = stat.S_IFMT(mode) or stat.S_IFREG
+        if kind not in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK):
+            raise OpError(errno.EINVAL, f"mode {mode:#o}")
+        return await self._make(parent, name, kind | mode & 0o7777, rdev=rdev)
+
+    async def mkdir_at(self, parent: Fid, name: bytes, mode: int = 0o777) -> Stat:
+        """`mkdir` in a directory."""
+        return await self._make(parent, name, stat.S_IFDIR | mode & 0o7777)
+
+    async def symlink_at(self, target: bytes, parent: Fid, name: bytes) -> Stat:
+        """`symlink` in a directory."""
+        if not target:
+            raise OpError(errno.ENOENT, "the target of a symlink is empty")
+        if len(target) > limits.symlink_bytes_max:
+            raise OpError(errno.ENAMETOOLONG, f"a symlink's target of {len(target)} bytes")
+        return await self._make(parent, name, stat.S_IFLNK | 0o777, target=target)
+
+    async def _make(
+        self, parent: Fid, name: bytes, mode: int, *, rdev: int = 0, target: bytes = b"", hint: StripeHint | None = None
+    ) -> Stat:
+        attr = await self.connections.mdc.create(
+            parent, check_name(name), mode, self.connections.time(), cred=self.cred, rdev=rdev, target=target, hint=hint
+        )
+        return merge(attr, None)  # new, so empty: its objects need not be asked
+
+    async def link_at(self, fid: Fid, parent: Fid, name: bytes) -> None:
+        """`link` a FID into a directory."""
+        connections = self.connections
+        await connections.mdc.link(fid, parent, check_name(name), connections.time(), cred=self.cred)
+
+    async def unlink_at(self, parent: Fid, name: bytes) -> None:
+        """`unlink` in a directory."""
+        check_length(name)
+        await self.connections.mdc.unlink(parent, name, self.connections.time(), cred=self.cred)
+
+    async def rmdir_at(self, parent: Fid, name: bytes) -> None:
+        """`rmdir` in a directory."""
+        check_length(name)
+        await self.connections.mdc.unlink(parent, name, self.connections.time(), cred=self.cred, directory=True)
+
+    async def rename_at(self, source: Fid, name: bytes, target: Fid, new_name: bytes, flags: int = 0) -> None:
+        """`rename` between directories."""
+        if flags & ~_RENAME_FLAGS or flags == _RENAME_FLAGS:
+            raise OpError(errno.EINVAL, f"rename flags {flags:#x}")
+        check_length(name)
+        time = self.connections.time()
+        await self.connections.mdc.rename(source, name, target, check_name(new_name), flags, time, cred=self.cred)
+
+    async def readlink_fid(self, fid: Fid) -> bytes:
+        """Target of a symlink.  EINVAL"""
+        return await self.connections.mdc.readlink(fid, cred=self.cred)
+
+    # directories ------------------------------------------------------------------------------------------------
+
+    async def scandir_fid(
+        self, fid: Fid, cookie: int = 0, *, plus: bool = True, sizes: bool = True
+    ) -> AsyncIterator[DirEntry]:
+        """`scandir` of a FID from after `cookie` on. What is there all the time comes exactly once."""
+        while True:
+            entries, end = await self.readdir_page(fid, cookie, plus=plus, sizes=sizes)
+            for entry in entries:
+                yield entry
+            if end:
+                return
+            cookie = entries[-1].cookie
+
+    async def readdir_page(
+        self, fid: Fid, cookie: int, count: int = READDIR_COUNT, *, plus: bool = True, sizes: bool = True
+    ) -> tuple[list[DirEntry], bool]:
+        """About `count` entries after `cookie`, and whether they are the last."""
+        page = await self.connections.mdc.readdir(fid, cookie, count, cred=self.cred, plus=plus)
+        entries = [
+            DirEntry(e.name, e.fid, e.type, e.cookie, None if e.attr is None else merge(e.attr, None))
+            for e in page.entries
+        ]
+        if sizes:
+            striped = [(i, e.attr) for i, e in enumerate(page.entries) if e.attr is not None and e.attr.layout]
+            stats = await self.connections.tasks.outcomes([self._full(attr) for _, attr in striped], "stat")
+            for (i, _), found in zip(striped, stats, strict=True):
+                if not isinstance(found, OpError):
+                    entries[i] = entries[i]._replace(stat=found)
+                elif found.errno == errno.ENOENT:
+                    entries[i] = entries[i]._replace(stat=None)  # removed meanwhile
+                else:
+                    raise found
+        return entries, page.end or not entries
+
+    # open files -------------------------------------------------------------------------------------------------
+
+    async def open_at(
+        self, parent: Fid, name: bytes, flags: int = os.O_RDONLY, mode: int = 0o666, hint: StripeHint | None = None
+    ) -> File:
+        """`open` in a directory.  ELOOP: it is a symlink"""
+        if flags & os.O_CREAT:
+            check_name(name)
+        check_length(name)
+        return await self._open(parent, name, NO_FID, open_flags(flags), flags, mode, hint)
+
+    async def open_fid(self, fid: Fid, flags: int = os.O_RDONLY) -> File:
+        """Open `fid`."""
+        wire = open_flags(flags) & ~(mdt.OPEN_CREATE | mdt.OPEN_EXCL) | mdt.OPEN_BY_FID
+        return await self._open(NO_FID, b"", fid, wire, flags, 0, None)
+
+    async def _open(
+        self, parent: Fid, name: bytes, fid: Fid, wire: int, flags: int, mode: int, hint: StripeHint | None
+    ) -> File:
+        connections = self.connections
+        time = connections.time()
+        request = connections.mdc.open(
+            parent, name, fid, wire, stat.S_IFREG | mode & 0o7777, time, cred=self.cred, hint=hint
+        )
+        # If our caller goes away while the MDT opens the file, nobody would know the handle: it is closed again.
+        handle, reply = await connections.tasks.claim(request, "open", self._give_back)
+        file = File(self, handle, reply.attr, flags)
+        if flags & os.O_TRUNC and reply.attr.layout is not None and not reply.disposition & mdt.DISP_OPEN_CREATE:
+            try:
+                await self._truncate_objects(reply.attr, 0, time)
+            except BaseException:
+                file.abandon()
+                raise
+        return file
+
+    def _give_back(self, opened: tuple[int, OpenReply]) -> None:
+        handle, reply = opened
+        self.connections.close_later(handle, reply.attr.fid)
+
+    # extended attributes ----------------------------------------------------------------------------------------
+
+    async def getxattr_fid(self, fid: Fid, name: bytes) -> bytes:
+        """`getxattr` of a FID."""
+        return await self.connections.mdc.getxattr(fid, name, cred=self.cred)
+
+    async def setxattr_fid(self, fid: Fid, name: bytes, value: bytes | None, flags: int = 0) -> None:
+        """`setxattr` of a FID; None removes."""
+        if value is not None:
+            if not isinstance(value, bytes):
+                raise TypeError(f"an extended attribute's value is bytes, not {type(value).__name__}")
+            if len(value) > limits.xattr_bytes_max:
+                raise OpError(errno.E2BIG, f"a value of {len(value)} bytes")
+        if flags & ~(mdt.XATTR_CREATE | mdt.XATTR_REPLACE):
+            raise OpError(errno.EINVAL, f"xattr flags {flags:#x}")
+        await self.connections.mdc.setxattr(fid, name, value, flags, self.connections.time(), cred=self.cred)
+
+    async def listxattr_fid(self, fid: Fid) -> list[bytes]:
+        """`listxattr` of a FID."""
+        return list(await self.connections.mdc.listxattr(fid, cred=self.cred))
+
+    # striping, identity, space ----------------------------------------------------------------------------------
+
+    async def set_dir_stripe(self, fid: Fid, hint: StripeHint | None) -> None:
+        """Set a directory's default striping; None goes back to the one it inherits."""
+        await self.connections.mdc.set_dir_stripe(fid, hint, self.connections.time(), cred=self.cred)
+
+    async def statfs(self) -> Statfs:
+        """Space of all OSTs that answer, and files: of the MDT, but no more free ones than the OSTs have objects."""
+        meta, osts = await self.statfs_targets()
+        answers = [reply for _, reply in osts if reply is not None]
+        files_free = meta.files_free
+        if answers:
+            files_free = min(files_free, sum(reply.files_free for reply in answers))
+        return Statfs(
+            sum(reply.bytes_total for reply in answers),
+            sum(reply.bytes_free for reply in answers),
+            sum(reply.bytes_available for reply in answers),
+            meta.files_total - meta.files_free + files_free,
+            files_free,
+            limits.name_bytes_max,
+        )
+
+    async def statfs_targets(self) -> tuple[StatfsReply, list[tuple[int, StatfsReply | None]]]:
+        """Space of the MDT, and of each OST by its index (None: it does not answer)."""
+        return await self.connections.mdc.statfs(), await self.connections.lov.statfs()
+
+    async def sync(self) -> None:
+        """Return when everything done so far is durable on all servers."""
+        await self.connections.lov.sync_all()
+        await self.connections.mdc.sync()
+
+    # resolution -------------------------------------------------------------------------------------------------
+
+    async def _lookup(self, parent: Fid, name: bytes) -> Attr:
+        """Attributes of `name` in `parent`: the one place where names are looked up (and later cached)."""
+        check_length(name)
+        return await self.connections.mdc.lookup(parent, name, cred=self.cred)
+
+
+def open_flags(flags: int) -> int:
+    """OPEN_* for os.O_*.  EINVAL"""
+    access = flags & os.O_ACCMODE
+    if access == os.O_ACCMODE:
+        raise OpError(errno.EINVAL, f"open flags {flags:#x}")
+    wire = (mdt.OPEN_READ, mdt.OPEN_WRITE, mdt.OPEN_READ | mdt.OPEN_WRITE)[access]
+    for theirs, ours in _OPEN_FLAGS:
+        if flags & theirs == theirs:
+            wire |= ours
+    return wire
+
+
+_OPEN_FLAGS = (
+    (os.O_CREAT, mdt.OPEN_CREATE),
+    (os.O_CREAT | os.O_EXCL, mdt.OPEN_EXCL),
+    (os.O_TRUNC, mdt.OPEN_TRUNC),
+    (os.O_APPEND, mdt.OPEN_APPEND),
+    (os.O_DIRECTORY, mdt.OPEN_DIRECTORY),
+)

@@ -1,0 +1,162 @@
+"""A client as a process of its own: it holds a mount, shows its connections, and can be told to copy files.
+
+With --stdin it takes one JSON object a line and answers with lines of the same `id`:
+
+    {"id": 1, "cmd": "put", "files": [[local, path], ...], "parallel": 8}    copy in, with modes and times
+        -> {"id": 1, "done": path, "bytes": n} for each, as it is done;  {"id": 1, "failed": path, "error": ...}
+        -> {"id": 1, "end": true, "done": n, "failed": n}
+    {"id": 2, "cmd": "mkdir", "paths": [...]}    -> {"id": 2, "end": true}
+    {"id": 3, "cmd": "counts"}                   -> {"id": 3, "end": true, "replayed": n, "resent": n, "evicted": n ...}
+
+The end of stdin unmounts and ends it. Without --stdin it stays until it is stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+from prometheus_client.core import Metric
+
+from lustrelite.cli import transfer
+from lustrelite.client.fs import FileSystem
+from lustrelite.errors import OpError
+from lustrelite.params import Param
+from lustrelite.process import Process
+from lustrelite.rpc.client_import import ClientImport
+from lustrelite.server_metrics import import_metrics
+from lustrelite.server_params import import_params
+
+LINE_BYTES_MAX = 64 << 20
+
+
+class MountProcess:
+    """One mount."""
+
+    def __init__(self, process: Process, fs: FileSystem) -> None:
+        self.process = process
+        self.fs = fs
+        process.tree.add_source(self._params)
+        process.metrics.sources.append(self._metrics)
+        process.commands["devices"] = lambda _: self._devices()
+        process.status = self._status
+
+    def imports(self) -> list[tuple[str, str, ClientImport]]:
+        """(type, device name, import) of every connection."""
+        suffix = self.fs.connections.uuid[:8]
+        found = []
+        for name, imp in self.fs.connections.imports.items():
+            kind = "osc" if "-OST" in name else "mdc"
+            found.append((kind, f"{name}-{kind}-{suffix}", imp))
+        return found
+
+    def _params(self) -> Iterable[Param]:
+        yield Param("health_check", self._health)
+        for kind, name, imp in self.imports():
+            yield from import_params(f"{kind}/{name}", name, imp)
+
+    def _health(self) -> str:
+        bad = [f"{name}: {imp.state}" for _, name, imp in self.imports() if str(imp.state) not in ("FULL", "IDLE")]
+        return "\n".join(["NOT HEALTHY", *bad]) if bad else "healthy"
+
+    def _metrics(self) -> Iterable[Metric]:
+        return import_metrics([(name, imp) for _, name, imp in self.imports()])
+
+    def _devices(self) -> list[dict[str, Any]]:
+        return [
+            {"status": "IN" if imp.inactive else "UP", "type": kind, "name": name, "uuid": imp.client_uuid,
+             "refs": len(imp.sending)}
+            for kind, name, imp in self.imports()
+        ]  # fmt: skip
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "client": self.fs.connections.uuid,
+            "fsname": self.fs.connections.fsname,
+            "imports": {name: str(imp.state) for _, name, imp in self.imports()},
+        }
+
+    # commands from stdin --------------------------------------------------------------------------------------------
+
+    async def obey(self, lines: AsyncIterator[bytes]) -> None:
+        """Do what the lines say, one after the other."""
+        async for line in lines:
+            request = json.loads(line)
+            number, cmd = request["id"], request["cmd"]
+            if cmd == "put":
+                await self._put(number, request["files"], int(request.get("parallel", transfer.PARALLEL)))
+            elif cmd == "mkdir":
+                for path in request["paths"]:
+                    await self.fs.makedirs(path)
+                _answer(id=number, end=True)
+            elif cmd == "counts":
+                _answer(id=number, end=True, **self.counts())
+            else:
+                _answer(id=number, end=True, error=f"no command {cmd!r}")
+
+    async def _put(self, number: int, files: list[list[str]], parallel: int) -> None:
+        done = failed = 0
+
+        async def one(item: transfer.Item) -> None:
+            nonlocal done, failed
+            try:
+                await self.fs.copy_in(item.source, item.target)
+            except OpError as error:
+                failed += 1
+                _answer(id=number, failed=item.target, error=str(error))
+            else:
+                done += 1
+                _answer(id=number, done=item.target, bytes=item.bytes)
+
+        items = [item for source, target in files for item in transfer.local_items(source, target)]
+        await transfer.in_parallel(items, one, parallel)
+        _answer(id=number, end=True, counts={"done": done, "failed": failed})
+
+    def counts(self) -> dict[str, int]:
+        """What the connections went through, summed."""
+        total: dict[str, int] = {}
+        for _, _, imp in self.imports():
+            for name, count in imp.counts.items():
+                total[name] = total.get(name, 0) + count
+        return total
+
+
+def _answer(**fields: Any) -> None:
+    sys.stdout.write(json.dumps(fields) + "\n")
+    sys.stdout.flush()
+
+
+async def _stdin_lines() -> AsyncIterator[bytes]:
+    reader = asyncio.StreamReader(limit=LINE_BYTES_MAX)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        yield line
+
+
+async def serve(process: Process) -> None:
+    """The life of a client process."""
+    options = process.options
+    mounting = asyncio.ensure_future(FileSystem.mount(process.node, options.mgsnode, options.fsname))
+    stopped = asyncio.ensure_future(process.stopping.wait())
+    await asyncio.wait({mounting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if not mounting.done():
+        mounting.cancel()
+        await asyncio.gather(mounting, return_exceptions=True)
+        return
+    fs = mounting.result()
+    mounted = MountProcess(process, fs)
+    process.ready(client=fs.connections.uuid, fsname=options.fsname)
+    work = asyncio.ensure_future(mounted.obey(_stdin_lines())) if options.stdin else stopped
+    if options.stdin:
+        _answer(ready=True, client=fs.connections.uuid, pid=process.record["pid"])
+    done, _ = await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if work not in done:
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+    stopped.cancel()
+    await fs.unmount()
+    if work in done and not work.cancelled():
+        work.result()

@@ -1,0 +1,897 @@
+"""A whole cluster in the simulator: world.World over SimNodes, in one process and one thread.
+
+Processes are `mgs`, `mds`, `oss0`, `oss1` ... (each may serve several targets) and the clients `a`, `b` ...; their NIDs
+are NAME@sim. A standby server has its own name and shares the directories of its partner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import random
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Any, Self, TypeVar
+
+from lustrelite import fsck
+from lustrelite.client.fs import FileSystem
+from lustrelite.daemon import Daemon
+from lustrelite.errors import Deactivated, Evicted, OpError
+from lustrelite.events import Event
+from lustrelite.faults import POINTS, Fault
+from lustrelite.format import TargetConfig
+from lustrelite.ids import Nid, target_name
+from lustrelite.mdt.mdt import Mdt
+from lustrelite.ost.ost import Ost
+from lustrelite.recovery.import_fsm import State
+from lustrelite.rpc.client_import import ClientImport
+from lustrelite.sim import world
+from lustrelite.sim.disk import MAP_BYTES, SimDisks, SimObjectFiles
+from lustrelite.sim.loop import SimLoop
+from lustrelite.sim.net import Latency, Rule, SimNetwork
+from lustrelite.sim.node import SimNode
+from lustrelite.sim.oracle import Oracle, Seen, Tree
+from lustrelite.store import schema
+from lustrelite.store.kv import Store
+from lustrelite.target.ownership import Owner, Ownership
+from lustrelite.target.target import Target
+from lustrelite.tunables import Tunables
+
+_T = TypeVar("_T")
+
+FSNAME = "lustre"
+MGS_NID = Nid("mgs@sim")
+SETTLE_STEP_S = 0.05
+SETTLE_S_MAX = 300.0
+CLIENT_NAMES = "abcdefghijklmnopqrstuvw"
+TUNABLES = Tunables(precreate_min=8, precreate_max=64)
+
+
+class Violation(AssertionError):
+    """The cluster broke a promise."""
+
+
+class _Done:
+    """An act that is over already; may be awaited for the sake of worlds where it takes time."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return
+        yield
+
+
+DONE = _Done()
+
+
+class ProcessDisk:
+    """daemon.Disk over the simulated disks, as one process sees them: what it has open ends with it."""
+
+    def __init__(self, disks: SimDisks, configs: dict[str, TargetConfig]) -> None:
+        self.disks = disks
+        self.configs = configs  # by directory
+        self.opened: list[Callable[[], None]] = []  # how to close each
+
+    def abort(self) -> None:
+        """The process is dead."""
+        for close in self.opened:
+            close()
+
+    def config(self, directory: str) -> TargetConfig:
+        """See daemon.Disk."""
+        return self.configs[directory]
+
+    def own(self, directory: str, record: Owner) -> Any:
+        """See daemon.Disk."""
+        ownership = Ownership(directory)
+        if not ownership.try_acquire(record):
+            return None
+        self.opened.append(ownership.abandon)
+        return ownership
+
+    def store(self, directory: str, kind: str) -> Store:
+        """See daemon.Disk."""
+        store = Store.open(directory, kind, durable=False, map_bytes=MAP_BYTES)
+        self.opened.append(store.abort)
+        return store
+
+    def files(self, directory: str) -> Any:
+        """See daemon.Disk."""
+        files = SimObjectFiles(self.disks.object_disk(self.configs[directory].name))
+        self.opened.append(files.close)
+        return files
+
+
+class SimProcess:
+    """What servers and clients have in common."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self.cluster = cluster
+        self.name = name
+        self.node: SimNode | None = None
+        self.boots = 0
+        self.skew_ns = 0  # of the clock, from the next start on; `set_clock` for now
+        self.kept_faults: list[tuple[str, Fault]] = []  # survive a restart
+
+    @property
+    def alive(self) -> bool:
+        """Is it running?"""
+        return self.node is not None and not self.node.dead
+
+    def _boot(self) -> SimNode:
+        assert not self.alive, f"{self.name} is running"
+        cluster = self.cluster
+        self.boots += 1
+        node = SimNode(
+            cluster.loop, cluster.net, self.name, seed=cluster.seed, boot=self.boots,
+            tunables=replace(cluster.tunables), skew_ns=self.skew_ns,
+        )  # fmt: skip
+        node.events.sinks.append(cluster.record)
+        node.on_crash = lambda why: self._crashed(node)
+        for point, fault in self.kept_faults:
+            if fault.times:
+                node.faults.arm(point, fault)
+        self.node = node
+        return node
+
+    def _crashed(self, node: SimNode) -> None:
+        self.cluster.failures.extend((self.name, why, trace) for why, trace in node.failures)
+        self._kill(node, silent=False)
+
+    def _kill(self, node: SimNode, silent: bool) -> None:
+        node.kill(silent=silent)
+        self.cluster.dead_nodes.append(node)
+
+    def kill(self, *, silent: bool = False) -> Awaitable[None]:
+        """`kill -9`; with `silent` its whole machine goes without closing a connection."""
+        if self.alive:
+            assert self.node is not None
+            self._kill(self.node, silent)
+        return DONE
+
+    def pause(self) -> Awaitable[None]:
+        """SIGSTOP."""
+        assert self.node is not None
+        self.node.pause()
+        return DONE
+
+    def resume(self) -> Awaitable[None]:
+        """SIGCONT."""
+        if self.node is not None and self.node.paused:
+            self.node.resume()
+        return DONE
+
+    def set_clock(self, skew_s: float) -> None:
+        """Set its wall clock this far ahead of the world's, now and after a restart."""
+        self.skew_ns = int(skew_s * 1e9)
+        if self.node is not None:
+            self.node.skew_ns = self.skew_ns
+
+
+class SimServer(SimProcess):
+    """An MGS, MDS or OSS."""
+
+    def __init__(self, cluster: Cluster, name: str, configs: Sequence[TargetConfig]) -> None:
+        super().__init__(cluster, name)
+        self.nid = Nid(f"{name}@sim")
+        self.configs = list(configs)
+        self.daemon: Daemon | None = None
+
+    @property
+    def targets(self) -> Sequence[str]:
+        """Names of its targets, running or not."""
+        return [config.name for config in self.configs]
+
+    @property
+    def running(self) -> list[Target]:
+        """Its targets, if it is alive."""
+        return list(self.daemon.targets.values()) if self.alive and self.daemon is not None else []
+
+    def target(self, name: str = "") -> Any:
+        """One of its targets (by default the first)."""
+        assert self.daemon is not None
+        return self.daemon.targets[name or self.configs[0].name]
+
+    async def start(self, *, wait: bool = False, abort_recovery: bool = False) -> None:
+        """Start the process and its targets; with `wait` as a standby for targets that somebody else runs."""
+        node = self._boot()
+        disk = ProcessDisk(self.cluster.disks, self.cluster.configs)
+        self.daemon = daemon = Daemon(node, disk=disk, mgs_nids=[MGS_NID], pid=self.boots)
+        node.on_kill.append(lambda: self._abort(daemon, disk))
+
+        async def boot() -> None:
+            await daemon.listen(self.nid)
+            for config in self.configs:
+                directory = str(self.cluster.disks.directory(config.name))
+                target = await daemon.start_target(directory, wait=wait, abort_recovery=abort_recovery)
+                self.cluster.started(self, target)
+
+        await self.cluster.finish(node, boot(), "boot")
+
+    def _abort(self, daemon: Daemon, disk: ProcessDisk) -> None:
+        self.cluster.died(self)
+        daemon.kill()
+        disk.abort()
+
+    async def stop(self) -> None:
+        """Stop in good order."""
+        if not self.alive:
+            return
+        assert self.node is not None and self.daemon is not None
+        node = self.node
+        await self.cluster.finish(node, self.daemon.stop(), "stop")
+        self._kill(node, silent=False)
+
+    def power_cut(self) -> Awaitable[None]:
+        """The machine loses its power: what the disks had not made durable is gone."""
+        self.kill(silent=True)
+        for config in self.configs:
+            if config.kind == "OST":
+                lost = self.cluster.disks.object_disk(config.name).power_cut(self.cluster.random)
+                self.cluster.note("power.cut", target=config.name, lost=lost)
+        return DONE
+
+    def hold_commits(self, target: str = "", *, except_for: str = "") -> Awaitable[None]:
+        """Commit nothing from now on (replay_barrier)."""
+        for running in self.running:
+            if not target or running.name == target:
+                running.committer.hold()
+        return DONE
+
+    def release_commits(self, target: str = "") -> Awaitable[None]:
+        """Commit again."""
+        for running in self.running:
+            if not target or running.name == target:
+                running.committer.release()
+        return DONE
+
+    async def commit(self, target: str = "") -> None:
+        """Everything executed so far is durable when this returns."""
+        assert self.node is not None
+        for running in self.running:
+            if not target or running.name == target:
+                await self.cluster.finish(self.node, running.committed(), "commit")
+
+    def abort_recovery(self) -> Awaitable[None]:
+        """As `llctl abort_recovery`, on all its targets."""
+        for running in self.running:
+            running.abort_recovery()
+        return DONE
+
+    async def status(self) -> Mapping[str, Mapping[str, Any]]:
+        """See world.Server."""
+        return {
+            target.name: {
+                "instance": target.instance,
+                "last_transno": target.last_transno,
+                "last_committed": target.last_committed,
+                "recovering": target.recovering,
+                "clients": list(target.exports),
+                "recovery": target.recovery.status() if target.recovery is not None else None,
+            }
+            for target in self.running
+        }
+
+
+class SimFile:
+    """An open file of a client; what is done with it is recorded."""
+
+    def __init__(self, client: SimClient, file: Any, handle: int, path: str) -> None:
+        self.client = client
+        self.file = file
+        self.handle = handle
+        self.path = path
+
+    async def pread(self, size: int = -1, offset: int = 0) -> bytes:
+        """Read; the whole file is checked by the oracle, a part is not."""
+        if size < 0 and not offset:
+            return bytes(await self.client.do("pread", (self.handle,), lambda fs: self.file.pread(-1, 0), bytes))
+        return bytes(await self.client.unrecorded(self.file.pread(size, offset)))
+
+    async def pwrite(self, data: bytes, offset: int = 0) -> None:
+        """Write at `offset`."""
+        await self.client.do("pwrite", (self.handle, offset, bytes(data)), lambda fs: self.file.pwrite(data, offset))
+
+    async def fsync(self) -> None:
+        """Return when data and name are durable."""
+        await self.client.unrecorded(self.file.fsync())
+
+    async def close(self) -> None:
+        """Close it."""
+        await self.client.do("close", (self.handle,), lambda fs: self.file.close())
+
+
+class SimClient(SimProcess):
+    """A mount. Operations run in its node's context and end with it; each is recorded in the oracle's history."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        super().__init__(cluster, name)
+        self.fs: FileSystem
+        self.life = name  # as the oracle knows this mount: a client that was started again is somebody else
+        self._handles = 0
+
+    @property
+    def uuid(self) -> str:
+        """The mount's UUID."""
+        return self.fs.connections.uuid
+
+    @property
+    def imports(self) -> list[ClientImport]:
+        """Its connections to the targets."""
+        return list(self.fs.connections.imports.values()) if self.alive and hasattr(self, "fs") else []
+
+    async def start(self) -> None:
+        """Mount."""
+        node = self._boot()
+        self.life = self.name if self.boots == 1 else f"{self.name}{self.boots}"
+        self.fs = await self.cluster.finish(node, FileSystem.mount(node, [MGS_NID], FSNAME), "mount")
+        for imp in self.imports:
+            imp.on_evicted.append(lambda imp=imp: self._evicted(imp))  # type: ignore[misc]
+
+    def _evicted(self, imp: ClientImport) -> None:
+        if "-MDT" in imp.target:
+            self.cluster.oracle.client_gone(self.life, "evicted")
+
+    def _kill(self, node: SimNode, silent: bool) -> None:
+        self.cluster.oracle.client_gone(self.life, "killed")
+        super()._kill(node, silent)
+
+    async def unmount(self) -> None:
+        """Leave in good order."""
+        assert self.node is not None
+        node = self.node
+        await self.cluster.finish(node, self.fs.unmount(), "unmount")
+        SimProcess._kill(self, node, False)
+
+    async def unrecorded(self, coro: Coroutine[Any, Any, _T]) -> _T:
+        """Run something of this client that the oracle need not know."""
+        assert self.node is not None
+        return await self.cluster.finish(self.node, coro, "call")
+
+    async def do(
+        self, name: str, args: tuple[Any, ...], call: Callable[[FileSystem], Coroutine[Any, Any, Any]],
+        result_of: Callable[[Any], Any] = lambda result: None,
+    ) -> Any:  # fmt: skip
+        """Record the operation `name` and do it by `call`; returns what `call` returns."""
+        assert self.node is not None, f"{self.name} is not mounted"
+        oracle = self.cluster.oracle
+        op = oracle.begin(self.life, name, *args)
+        try:
+            result = await self.cluster.finish(self.node, call(self.fs), name)
+        except (Evicted, Deactivated):
+            oracle.unknown(op)
+            raise
+        except OpError as error:
+            oracle.error(op, error.errno)
+            raise
+        except BaseException:
+            oracle.unknown(op)
+            raise
+        oracle.ok(op, result_of(result))
+        return result
+
+    async def mkdir(self, path: str, mode: int = 0o755) -> None:
+        await self.do("mkdir", (path, mode), lambda fs: fs.mkdir(path, mode))
+
+    async def rmdir(self, path: str) -> None:
+        await self.do("rmdir", (path,), lambda fs: fs.rmdir(path))
+
+    async def create(self, path: str, mode: int = 0o644) -> None:
+        await self.do("create", (path, mode), lambda fs: fs.create(path, mode))
+
+    async def write(self, path: str, data: bytes, mode: int = 0o644) -> None:
+        await self.do("write", (path, bytes(data), mode), lambda fs: fs.write_file(path, data, mode))
+
+    async def write_at(self, path: str, offset: int, data: bytes) -> None:
+        async def write_at(fs: FileSystem) -> None:
+            async with await fs.open(path, os.O_RDWR) as file:
+                await file.pwrite(data, offset)
+
+        await self.do("write_at", (path, offset, bytes(data)), write_at)
+
+    async def truncate(self, path: str, size: int) -> None:
+        await self.do("truncate", (path, size), lambda fs: fs.truncate(path, size))
+
+    async def read(self, path: str) -> bytes:
+        return bytes(await self.do("read", (path,), lambda fs: fs.read_file(path), bytes))
+
+    async def unlink(self, path: str) -> None:
+        await self.do("unlink", (path,), lambda fs: fs.unlink(path))
+
+    async def rename(self, old: str, new: str) -> None:
+        await self.do("rename", (old, new), lambda fs: fs.rename(old, new))
+
+    async def link(self, path: str, new: str) -> None:
+        await self.do("link", (path, new), lambda fs: fs.link(path, new))
+
+    async def symlink(self, target: str, path: str) -> None:
+        await self.do("symlink", (target, path), lambda fs: fs.symlink(target, path))
+
+    async def readlink(self, path: str) -> str:
+        return str(await self.do("readlink", (path,), lambda fs: fs.readlink(path), str))
+
+    async def chmod(self, path: str, mode: int) -> None:
+        await self.do("chmod", (path, mode), lambda fs: fs.chmod(path, mode))
+
+    async def setxattr(self, path: str, name: str, value: bytes) -> None:
+        await self.do("setxattr", (path, name, value), lambda fs: fs.setxattr(path, name, value))
+
+    async def removexattr(self, path: str, name: str) -> None:
+        await self.do("removexattr", (path, name), lambda fs: fs.removexattr(path, name))
+
+    async def getxattr(self, path: str, name: str) -> bytes:
+        return bytes(await self.do("getxattr", (path, name), lambda fs: fs.getxattr(path, name), bytes))
+
+    async def stat(self, path: str) -> Any:
+        return await self.do(
+            "stat", (path,), lambda fs: fs.lstat(path), lambda st: (kind_of(st.mode), stat.S_IMODE(st.mode), st.nlink)
+        )
+
+    async def exists(self, path: str) -> bool:
+        async def exists(fs: FileSystem) -> bool:
+            try:
+                await fs.lstat(path)
+            except OpError as error:
+                if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                    return False
+                raise
+            return True
+
+        return bool(await self.do("exists", (path,), exists, bool))
+
+    async def listdir(self, path: str) -> list[str]:
+        names = await self.do("listdir", (path,), lambda fs: fs.readdir(path), lambda names: tuple(sorted(names)))
+        return sorted(names)
+
+    async def open(self, path: str, *, create: bool = False) -> SimFile:
+        self._handles += 1
+        handle = self.cluster.new_handle()
+        flags = os.O_RDWR | (os.O_CREAT if create else 0)
+        file = await self.do("open", (path, create, handle), lambda fs: fs.open(path, flags, 0o644))
+        return SimFile(self, file, handle, path)
+
+
+class ClusterFaults:
+    """world.Faults over the nodes' own."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+
+    def arm(self, point: str, action: str, *, on: Any = None, keep: bool = False, **how: Any) -> Fault:
+        """See world.Faults.arm."""
+        assert point in POINTS, f"no fault point {point!r}; there are: {', '.join(sorted(POINTS))}"
+        fault = Fault(action, **how)
+        processes: list[SimProcess] = [on] if on is not None else self.cluster.processes
+        for process in processes:
+            if process.node is not None and process.alive:
+                process.node.faults.arm(point, fault)
+            if keep or not process.alive:
+                process.kept_faults.append((point, fault))
+        return fault
+
+    def clear(self) -> None:
+        """Disarm everything."""
+        for process in self.cluster.processes:
+            process.kept_faults.clear()
+            if process.node is not None:
+                process.node.faults.clear()
+
+
+class Cluster:
+    """The simulated world."""
+
+    def __init__(
+        self,
+        *,
+        seed: int = 1,
+        mds: int = 1,
+        oss: int = 2,
+        osts: int = 1,
+        clients: int = 2,
+        tunables: Tunables | None = None,
+        latency: Latency | None = None,
+        area_of: Callable[[str], str] | None = None,
+        common: tuple[str, ...] = (),
+        strict: bool = True,
+        keep_events: bool = True,
+        orderly: bool = True,
+        **params: Any,
+    ) -> None:
+        """`oss` servers with `osts` targets each; `params` change tunables; `strict`: an unexpected warning fails."""
+        assert mds == 1, "one MDT so far"
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, SimLoop), "a Cluster lives on a SimLoop"
+        self.loop = loop
+        self.seed = seed
+        self.random = random.Random(f"world {seed}")
+        self.tunables = replace(tunables or TUNABLES, **params)
+        self.net = SimNetwork(loop, random.Random(f"net {seed}"), latency)
+        self.disks = SimDisks()
+        self.configs: dict[str, TargetConfig] = {}  # by directory
+        self.oracle = Oracle(area_of, common)
+        self.oracle.mark = self._mark
+        self.faults = ClusterFaults(self)
+        self.failures: list[tuple[str, str, str]] = []  # crashes: (node, why, traceback)
+        self.events: list[Event] = []
+        self.errors: list[Event] = []
+        self.warnings: list[Event] = []
+        self.expected: set[str] = set()
+        self.dead_nodes: list[SimNode] = []
+        self.strict = strict
+        self.keep_events = keep_events
+        self.orderly = orderly
+        self.events_seen = 0
+        self._hash = hashlib.sha256()
+        self._handles = 0
+        self._mdt_lives = 0
+        self._mdt: Mdt | None = None
+        self._stack = AsyncExitStack()
+
+        def config(kind: str, index: int) -> TargetConfig:
+            name = target_name(FSNAME, kind, index)
+            nodes = () if kind == "MGS" else (str(MGS_NID),)
+            return TargetConfig(kind, "" if kind == "MGS" else FSNAME, index, f"stamp-{name}", nodes)
+
+        self.mgs = SimServer(self, "mgs", [config("MGS", 0)])
+        self.mds = SimServer(self, "mds", [config("MDT", 0)])
+        self.oss = [
+            SimServer(self, f"oss{i}", [config("OST", i * osts + j) for j in range(osts)]) for i in range(oss)
+        ]
+        self.clients = {name: SimClient(self, name) for name in CLIENT_NAMES[:clients]}
+
+    def __getattr__(self, name: str) -> SimClient:
+        clients = self.__dict__.get("clients", {})
+        if name in clients:
+            return clients[name]  # type: ignore[no-any-return]
+        raise AttributeError(name)
+
+    @property
+    def servers(self) -> list[SimServer]:
+        """All servers, in the order in which they start."""
+        return [self.mgs, self.mds, *self.oss]
+
+    @property
+    def processes(self) -> list[SimProcess]:
+        """Servers and clients."""
+        return [*self.servers, *self.clients.values()]
+
+    # -- coming and going
+
+    async def __aenter__(self) -> Self:
+        try:
+            for server in self.servers:
+                for config in server.configs:
+                    self.format(config)
+            for server in self.servers:
+                await server.start()
+            await self.until(lambda: len(self.mgs.target().entries) == sum(len(s.configs) for s in self.servers[1:]))
+            for client in self.clients.values():
+                await client.start()
+            await self.settle()
+        except BaseException:
+            self.destroy()
+            raise
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                await self.conclude()
+        finally:
+            self.destroy()
+
+    def format(self, config: TargetConfig) -> None:
+        """Make a target."""
+        directory = self.disks.directory(config.name)
+        Store.open(directory, config.kind, create=True, durable=False, map_bytes=MAP_BYTES).close()
+        self.configs[str(directory)] = config
+
+    def destroy(self) -> None:
+        """Kill everything and remove the disks."""
+        for process in self.processes:
+            if process.node is not None:
+                process.node.kill()
+        self.disks.remove()
+
+    async def conclude(self) -> None:
+        """Heal everything, then hold the cluster to its promises. Raises Violation."""
+        await self.recover()
+        await self.settle()
+        self.check_crashes()
+        problems = self.oracle.check(await self.read_tree())
+        if problems:
+            raise Violation(f"seed {self.seed}: the oracle says:\n  " + "\n  ".join(problems))
+        await self.check_disks()
+        if self.orderly:
+            await self.leave()
+        self.check_crashes()
+        if self.strict:
+            unexpected = [e for e in self.warnings if e.name not in self.expected]
+            if unexpected:
+                raise Violation(f"unexpected warnings:\n{world.lines(unexpected, ())}")
+
+    async def recover(self) -> None:
+        """Start what is dead (clients excepted), wake what sleeps, heal the network, commit again."""
+        self.faults.clear()
+        for process in self.processes:
+            process.resume()
+        self.net.heal()
+        for server in self.servers:
+            if not server.alive:
+                await server.start()
+            server.release_commits()
+
+    async def leave(self) -> None:
+        """Unmount and stop everything in good order; nobody may leave a task behind."""
+        for client in self.clients.values():
+            if client.alive:
+                await client.unmount()
+        for server in reversed(self.servers):
+            await server.stop()
+        await asyncio.sleep(1.0)
+        leaked = [task.get_name() for node in self.dead_nodes for task in node.tasks]
+        if leaked:
+            raise Violation(f"seed {self.seed}: tasks are left: {', '.join(leaked)}")
+
+    def check_crashes(self) -> None:
+        """Violation if a process ended itself without being asked to."""
+        if self.failures:
+            text = "\n".join(f"{node} crashed: {why}\n{trace}" for node, why, trace in self.failures)
+            raise Violation(f"seed {self.seed}: {text}")
+        if self.errors:
+            raise Violation(f"seed {self.seed}: errors:\n{world.lines(self.errors, ())}")
+
+    async def add_client(self, name: str = "") -> SimClient:
+        """Mount once more."""
+        name = name or next(n for n in CLIENT_NAMES if n not in self.clients)
+        client = self.clients[name] = SimClient(self, name)
+        await client.start()
+        return client
+
+    # -- help for the processes
+
+    async def finish(self, node: SimNode, coro: Coroutine[Any, Any, _T], name: str) -> _T:
+        """Run `coro` as a task of `node` and wait for it; its OpError is ours. CancelledError if the node dies."""
+
+        if node.dead:
+            coro.close()
+            raise NodeDied(node.name)
+
+        async def outcome() -> tuple[bool, Any]:
+            try:
+                return True, await coro
+            except OpError as error:
+                return False, error
+
+        try:
+            good, value = await node.spawn(outcome(), name)
+        except asyncio.CancelledError:
+            if node.dead:
+                raise NodeDied(node.name) from None
+            raise
+        if good:
+            return value  # type: ignore[no-any-return]
+        raise value
+
+    def new_handle(self) -> int:
+        """A number for an open file in the oracle's history."""
+        self._handles += 1
+        return self._handles
+
+    def started(self, server: SimServer, target: Target) -> None:
+        """A target runs."""
+        if isinstance(target, Mdt):
+            self._mdt_lives += 1
+            self._mdt = target
+
+    def died(self, server: SimServer) -> None:
+        """A server runs no more."""
+        if self._mdt is not None and self._mdt.node is server.node:
+            self.oracle.server_died(self._mdt_lives, self._mdt.last_committed)
+            self._mdt = None
+
+    def _mark(self) -> tuple[int, int]:
+        return (self._mdt_lives, self._mdt.last_transno) if self._mdt is not None else (0, 0)
+
+    # -- events
+
+    def record(self, event: Event) -> None:
+        """Sink of every node's events."""
+        self.events_seen += 1
+        self._hash.update(f"{event.time!r}{event.node}{event.name}{event.fields}".encode())
+        if self.keep_events:
+            self.events.append(event)
+        if event.level == "error" and not str(event.fields.get("why", "")).startswith("fault at "):
+            self.errors.append(event)
+        elif event.level == "warning":
+            self.warnings.append(event)
+
+    def note(self, name: str, **fields: Any) -> None:
+        """An event of the world itself."""
+        self.record(Event(self.loop.time(), "world", name, "info", fields))
+
+    def digest(self) -> str:
+        """A hash of everything that happened: all events, all frames, all time."""
+        whole = self._hash.copy()
+        whole.update(f"{self.net.digest} {self.net.frames} {self.loop.time()!r} {self.loop.callbacks}".encode())
+        return whole.hexdigest()
+
+    def saw(self, event: str, *, times: int | None = None, **fields: Any) -> list[Event]:
+        """See world.World.saw."""
+        self.expected.add(event)
+        found = [e for e in self.events if e.name == event and world.match(e, fields)]
+        if (times is None and not found) or (times is not None and len(found) != times):
+            raise AssertionError(
+                f"{event} {fields or ''} was seen {len(found)} times, not {times or 'at all'}:\n"
+                + world.lines([e for e in self.events if e.name.split(".")[0] == event.split(".")[0]], ())
+            )
+        return found
+
+    def never_saw(self, event: str, **fields: Any) -> None:
+        """See world.World.never_saw."""
+        found = [e for e in self.events if e.name == event and world.match(e, fields)]
+        assert not found, f"{event} was seen:\n{world.lines(found, ())}"
+
+    def expect(self, *events: str) -> None:
+        """See world.World.expect."""
+        self.expected.update(events)
+
+    def transcript(self, *areas: str) -> str:
+        """See world.World.transcript."""
+        return world.lines(self.events, areas)
+
+    # -- waiting
+
+    def unsettled(self) -> list[str]:
+        """What is not at rest."""
+        busy = []
+        for client in self.clients.values():
+            if client.alive:
+                busy += [f"{client.name}: {why}" for imp in client.imports if (why := import_busy(imp))]
+        for server in self.servers:
+            if not server.alive:
+                continue
+            if len(server.running) < len(server.configs):
+                busy.append(f"{server.name} is starting")
+            for target in server.running:
+                if target.recovering:
+                    busy.append(f"{target.name} is recovering")
+                if isinstance(target, Mdt):
+                    if len(target.allocator.osps) < sum(len(oss.configs) for oss in self.oss):
+                        busy.append(f"{target.name} does not know all OSTs")
+                    busy += [f"{target.name}: {why}" for osp in target.allocator.osps.values() if (why := import_busy(osp.imp))]
+        return busy
+
+    async def until(self, true: Callable[[], bool], timeout_s: float = SETTLE_S_MAX) -> None:
+        """Wait until something is true of the world."""
+        deadline = self.loop.time() + timeout_s
+        while not true():
+            assert self.loop.time() < deadline, f"not true after {timeout_s:.0f} s"
+            await asyncio.sleep(0.002)
+
+    async def settle(self, timeout_s: float = SETTLE_S_MAX) -> None:
+        """Wait until every import is FULL and idle. Those of paused or cut-off processes never will be."""
+        deadline = self.loop.time() + timeout_s
+        while busy := self.unsettled():
+            if self.loop.time() > deadline:
+                raise Violation(f"seed {self.seed}: not settled after {timeout_s:.0f} s: {'; '.join(busy)}")
+            await asyncio.sleep(SETTLE_STEP_S)
+
+    # -- judging
+
+    async def read_tree(self) -> Tree:
+        """The whole tree as a client sees it that has just been mounted."""
+        reader = SimClient(self, "reader")
+        await reader.start()
+        tree: Tree = {}
+        try:
+            assert reader.node is not None
+            await self.finish(reader.node, read_tree(reader.fs, tree), "read tree")
+            await reader.unmount()
+        finally:
+            if reader.node is not None:
+                reader.node.kill()
+        return tree
+
+    async def check_disks(self) -> None:
+        """fsck of everything, as soon as destroys have gone through. Violation if it finds anything."""
+        mdt = self.mds.target()
+        for _ in range(200):
+            for server in self.servers:
+                await server.commit()
+            if not mdt.store.count(schema.DESTROYS) and not any(
+                target._doomed for server in self.oss for target in server.running if isinstance(target, Ost)
+            ):
+                break
+            await asyncio.sleep(0.25)
+        osts = {
+            target.index: fsck.StoreReader(target.store, target.files)
+            for server in self.oss
+            for target in server.running
+            if isinstance(target, Ost)
+        }
+        report = await fsck.examine(fsck.StoreReader(mdt.store), osts)
+        if report.found:
+            text = "\n  ".join(map(str, report.problems))
+            raise Violation(f"seed {self.seed}: fsck says:\n  {text}")
+
+    # -- the words of Lustre's own test framework
+
+    async def replay_barrier(self, server: SimServer) -> None:
+        """From here on `server` commits nothing."""
+        await server.commit()
+        server.hold_commits()
+
+    async def fail(self, server: SimServer) -> None:
+        """Kill it, start it, and wait until everybody has recovered."""
+        server.kill()
+        await server.start()
+        await self.settle()
+
+    async def fail_abort(self, server: SimServer) -> None:
+        """Kill it and start it without recovery."""
+        server.kill()
+        await server.start(abort_recovery=True)
+        await self.settle()
+
+    def drop_request(self, what: Any, times: int = 1) -> Rule:
+        """Lose the next requests of this class."""
+        return self.net.drop(what, times=times)
+
+    def drop_reply(self, what: Any, times: int = 1) -> Rule:
+        """Lose the next replies to this class."""
+        return self.net.drop(what, reply=True, times=times)
+
+    async def evict(self, client: SimClient, server: SimServer | None = None) -> None:
+        """By the administrator."""
+        for target in (server or self.mds).running:
+            target.evict_matching(client.uuid)
+
+
+class NodeDied(Exception):
+    """The process that was to do it was killed."""
+
+
+def import_busy(imp: ClientImport) -> str:
+    """Why the import is not at rest, "" if it is."""
+    if imp.state is not State.FULL:
+        return f"the import of {imp.target} is {imp.state}"
+    pending = [r.spec.name for r in imp.sending.values() if r.spec.name not in ("ConfigRead", "Ping")]
+    if pending or imp.delayed:
+        return f"{imp.target} has not answered {', '.join(pending) or 'what is delayed'}"
+    return ""
+
+
+def kind_of(mode: int) -> str:
+    """The model's word for a file type."""
+    if stat.S_ISDIR(mode):
+        return "dir"
+    return "file" if stat.S_ISREG(mode) else "symlink" if stat.S_ISLNK(mode) else "other"
+
+
+async def read_tree(fs: FileSystem, tree: Tree, path: str = "") -> None:
+    """Read everything below `path` into `tree`."""
+    async for entry in _entries(fs, path or "/"):
+        child = f"{path}/{os.fsdecode(entry.name)}"
+        st = entry.stat
+        assert st is not None, child
+        kind = kind_of(st.mode)
+        content: bytes | None = None
+        if kind == "file":
+            async with await fs.open_fid(st.fid) as file:
+                content = await file.pread(-1, 0) if st.size else b""
+                assert len(content) == st.size, f"{child}: size {st.size}, {len(content)} bytes can be read"
+        elif kind == "symlink":
+            content = await fs.readlink_fid(st.fid)
+        names = await fs.listxattr_fid(st.fid)
+        xattrs = [(os.fsdecode(name), await fs.getxattr_fid(st.fid, name)) for name in sorted(names)]
+        tree[child] = Seen(kind, stat.S_IMODE(st.mode), st.nlink, content, tuple(xattrs))
+        if kind == "dir":
+            await read_tree(fs, tree, child)
+
+
+async def _entries(fs: FileSystem, path: str) -> AsyncIterator[Any]:
+    async for entry in fs.scandir(path):
+        yield entry

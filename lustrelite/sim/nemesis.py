@@ -1,0 +1,249 @@
+"""What goes wrong in a run of the swarm: a few acts of violence, drawn from the seed, between a run's operations.
+
+An act does its harm at once; most put it right themselves after a while (restart, heal, resume), as machines and their
+administrators do. What is still wrong at the end of the operations, `Cluster.recover` puts right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from lustrelite.sim.cluster import Cluster, SimClient, SimProcess, SimServer
+
+MESSAGES = (
+    "Create", "Open", "Close", "Unlink", "Rename", "Link", "Setattr", "Setxattr", "Lookup", "Getattr", "Write", "Read",
+    "Punch", "Destroy", "OstCreate", "Connect", "Ping", "Readdir", "ConfigRead", "TargetRegister", "AllocateSequence",
+)  # fmt: skip
+SLOW_POINTS = ("target.execute", "target.connect", "target.replay", "client.replay", "client.replay_done")
+
+
+class Act(NamedTuple):
+    """One kind of violence."""
+
+    name: str
+    weight: int
+    perform: Callable[[Nemesis], Awaitable[None]]
+
+
+class Nemesis:
+    """Performs acts on a cluster."""
+
+    def __init__(self, cluster: Cluster, rng: random.Random) -> None:
+        self.cluster = cluster
+        self.random = rng
+        self.performed: list[str] = []
+        self.client_killed = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def act(self) -> None:
+        """Do one thing."""
+        acts = [act for act in ACTS if not (self.client_killed and act.name == "kill client")]
+        act = self.random.choices(acts, [act.weight for act in acts])[0]
+        self.performed.append(act.name)
+        self.cluster.note("nemesis.acted", act=act.name)
+        await act.perform(self)
+
+    async def finish(self) -> None:
+        """Wait until what was begun has been put right."""
+        for task in self._tasks:
+            await task
+
+    def later(self, delay_s: float, put_right: Callable[[], Awaitable[None] | None]) -> None:
+        """Put something right after a while."""
+
+        async def wait() -> None:
+            await asyncio.sleep(delay_s)
+            pending = put_right()
+            if pending is not None:
+                await pending
+
+        self._tasks.append(self.cluster.loop.create_task(wait(), name="nemesis"))
+
+    def pause_s(self) -> float:
+        """A while: mostly short, sometimes longer than timeouts."""
+        return self.random.choice((0.0, 0.05, 0.3, 1.0, 3.0, 8.0, 25.0)) * self.random.uniform(0.5, 1.0)
+
+    def server(self) -> SimServer:
+        """A server with a target that recovers."""
+        return self.random.choice([self.cluster.mds, self.cluster.mds, *self.cluster.oss])
+
+    def client(self) -> SimClient | None:
+        """A living client."""
+        alive = [client for client in self.cluster.clients.values() if client.alive]
+        return self.random.choice(alive) if alive else None
+
+    def process(self) -> SimProcess:
+        """Anything."""
+        return self.random.choice(
+            [*self.cluster.servers, *[c for c in self.cluster.clients.values() if c.alive]]
+        )
+
+    async def restart(self, server: SimServer) -> None:
+        """Start it, unless somebody did."""
+        if not server.alive:
+            await server.start()
+
+
+async def _kill_server(n: Nemesis) -> None:
+    server = n.server()
+    server.kill(silent=n.random.random() < 0.2)
+    n.later(n.pause_s(), lambda: n.restart(server))
+
+
+async def _hold_and_kill(n: Nemesis) -> None:
+    server = n.random.choice([n.cluster.mds, n.cluster.mds, *n.cluster.oss])
+    server.hold_commits()
+
+    async def kill() -> None:
+        server.kill()
+        await asyncio.sleep(n.pause_s())
+        await n.restart(server)
+
+    n.later(n.random.uniform(0.001, 0.1), kill)
+
+
+async def _kill_twice(n: Nemesis) -> None:
+    """The second time in the middle of recovery."""
+    server = n.server()
+    server.kill()
+
+    async def again() -> None:
+        await n.restart(server)
+        await asyncio.sleep(n.random.uniform(0.0, 0.5))
+        server.kill()
+        await asyncio.sleep(n.pause_s())
+        await n.restart(server)
+
+    n.later(n.random.uniform(0.0, 1.0), again)
+
+
+async def _kill_mgs(n: Nemesis) -> None:
+    n.cluster.mgs.kill()
+    n.later(n.pause_s(), lambda: n.restart(n.cluster.mgs))
+
+
+async def _kill_everything(n: Nemesis) -> None:
+    servers = [n.cluster.mds, *n.cluster.oss]
+    for server in servers:
+        server.kill()
+    for server in servers:
+        n.later(n.random.uniform(0.0, 3.0), lambda server=server: n.restart(server))  # type: ignore[misc]
+
+
+async def _power_cut(n: Nemesis) -> None:
+    server = n.random.choice(n.cluster.oss)
+    server.power_cut()
+    n.later(n.pause_s(), lambda: n.restart(server))
+
+
+async def _restart_in_order(n: Nemesis) -> None:
+    server = n.server()
+    if server.alive and server.node is not None and not server.node.paused:
+        await server.stop()
+        n.later(n.pause_s(), lambda: n.restart(server))
+
+
+async def _kill_client(n: Nemesis) -> None:
+    client = n.client()
+    if client is not None:
+        n.client_killed = True
+        client.kill(silent=n.random.random() < 0.3)
+
+
+async def _cut(n: Nemesis) -> None:
+    x, y = n.process(), n.process()
+    n.cluster.net.cut(x, y, one_way=n.random.random() < 0.4)
+    n.later(n.pause_s(), n.cluster.net.heal)
+
+
+async def _break_links(n: Nemesis) -> None:
+    n.cluster.net.break_links(n.process())
+
+
+async def _lose_messages(n: Nemesis) -> None:
+    n.cluster.net.drop(n.random.choice(MESSAGES), reply=n.random.random() < 0.6, times=n.random.choice((1, 1, 2)))
+
+
+async def _lose_any(n: Nemesis) -> None:
+    n.cluster.net.drop(None, reply=n.random.random() < 0.5, times=1, skip=n.random.randrange(20), to=n.process())
+
+
+async def _double_messages(n: Nemesis) -> None:
+    n.cluster.net.double(
+        n.random.choice(MESSAGES), reply=n.random.random() < 0.2, times=n.random.choice((1, 2, 5)),
+        delay_s=n.random.choice((0.0, 0.001, 0.01, 0.5, 7.0)),
+    )  # fmt: skip
+
+
+async def _slow_messages(n: Nemesis) -> None:
+    n.cluster.net.slow(
+        n.random.choice(MESSAGES), reply=n.random.random() < 0.5, times=n.random.choice((1, 3)),
+        delay_s=n.random.choice((0.01, 0.5, 5.0, 7.0, 14.0)),
+    )  # fmt: skip
+
+
+async def _corrupt(n: Nemesis) -> None:
+    n.cluster.net.corrupt("Write", times=2)
+    n.cluster.net.corrupt("Read", reply=True, times=2)
+
+
+async def _pause(n: Nemesis) -> None:
+    process = n.process()
+    process.pause()
+    n.later(n.pause_s(), process.resume)
+
+
+async def _set_clock(n: Nemesis) -> None:
+    n.process().set_clock(n.random.choice((-86400.0, -10.0, 0.5, 3600.0)))
+
+
+async def _evict(n: Nemesis) -> None:
+    client = n.client()
+    if client is not None:
+        await n.cluster.evict(client, n.server())
+
+
+async def _abort_recovery(n: Nemesis) -> None:
+    server = n.server()
+    server.kill()
+
+    async def abort() -> None:
+        await n.restart(server)
+        await asyncio.sleep(n.random.uniform(0.0, 0.3))
+        server.abort_recovery()
+
+    n.later(n.random.uniform(0.0, 1.0), abort)
+
+
+async def _slow_point(n: Nemesis) -> None:
+    n.cluster.faults.arm(
+        n.random.choice(SLOW_POINTS), "delay", keep=True, times=n.random.choice((1, 3)),
+        delay_s=n.random.choice((0.01, 1.0, 7.0)), skip=n.random.randrange(5),
+    )  # fmt: skip
+
+
+ACTS = (
+    Act("kill server", 6, _kill_server),
+    Act("hold and kill", 8, _hold_and_kill),
+    Act("kill twice", 4, _kill_twice),
+    Act("kill MGS", 1, _kill_mgs),
+    Act("kill everything", 2, _kill_everything),
+    Act("power cut", 4, _power_cut),
+    Act("restart in order", 2, _restart_in_order),
+    Act("kill client", 3, _kill_client),
+    Act("cut", 5, _cut),
+    Act("break links", 3, _break_links),
+    Act("lose messages", 5, _lose_messages),
+    Act("lose any", 3, _lose_any),
+    Act("double messages", 4, _double_messages),
+    Act("slow messages", 4, _slow_messages),
+    Act("corrupt", 1, _corrupt),
+    Act("pause", 3, _pause),
+    Act("set clock", 2, _set_clock),
+    Act("evict", 2, _evict),
+    Act("abort recovery", 1, _abort_recovery),
+    Act("slow point", 2, _slow_point),
+)

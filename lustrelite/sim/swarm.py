@@ -1,0 +1,439 @@
+"""Many small runs, each of its own seed: a cluster, a workload and a nemesis; then heal, settle, judge.
+
+    python -m lustrelite.sim.swarm --seed 1 --runs 2000      one JSON line: runs, operations, faults, violations, hash
+    python -m lustrelite.sim.swarm --seed 8411               one run, told in full if it fails
+
+A run: 1 MDS, 2 OSTs, 3 clients, 60 operations, 2 to 4 faults. Each client has one or two workers. A worker does most of
+its operations in a directory of its own and under its own names in a shared one, so their outcome is known; the rest on
+a few contested names, where the oracle looks for an order that explains all answers. A worker whose client was killed
+or evicted stops. The same seed gives the same history to the last bit; `hash` sums up all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import errno
+import gc
+import hashlib
+import json
+import random
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from lustrelite.errors import Deactivated, Evicted, OpError
+from lustrelite.sim.cluster import TUNABLES, Cluster, NodeDied, SimClient, SimFile, Violation
+from lustrelite.sim.loop import SimError, run
+from lustrelite.sim.nemesis import Nemesis
+from lustrelite.sim.net import Latency
+
+OPERATIONS = 60
+CLIENTS = 3
+COMMON = ("/shared", "/contested")
+TIME_S_MAX = 4000.0
+CALLBACKS_MAX = 2_000_000
+CONTESTED = tuple(f"/contested/{name}" for name in "pqr")
+LATENCIES = (
+    Latency(),
+    Latency(max_s=0.002, slow_permille=20, slow_s=0.05),
+    Latency(max_s=0.02, slow_permille=50, slow_s=0.5),
+    Latency(min_s=1e-5, max_s=5e-5, slow_permille=0),
+)
+
+
+@dataclass
+class Run:
+    """One seed's run and its end."""
+
+    seed: int
+    operations: int = 0
+    faults: list[str] = field(default_factory=list)
+    violation: str = ""
+    digest: str = ""
+    callbacks: int = 0
+    events: Counter[str] = field(default_factory=Counter)
+    history: str = ""
+
+
+class Worker:
+    """One line of operations of one client."""
+
+    def __init__(self, client: SimClient, number: int, rng: random.Random, budget: Budget) -> None:
+        self.client = client
+        self.life = client.life
+        self.name = f"{client.name}{number}"
+        self.random = rng
+        self.budget = budget
+        self.home = f"/{self.name}"
+        self.files: dict[str, None] = {}  # believed to be there
+        self.dirs: dict[str, None] = {self.home: None}
+        self.open: list[SimFile] = []
+        self._count = 0
+
+    def fresh(self, *, deep: bool = True) -> str:
+        """A name that was not used yet."""
+        self._count += 1
+        if self.random.random() < 0.25:
+            return f"/shared/{self.name}-{self._count}"
+        return f"{self.random.choice(list(self.dirs)) if deep else self.home}/{self._count}"
+
+    def file(self) -> str:
+        """A file that is believed to be there, or a new name."""
+        return self.random.choice(list(self.files)) if self.files else self.fresh()
+
+    def data(self) -> bytes:
+        """Something to write; now and then over the bound of inline bulk or over a stripe."""
+        size = self.random.choice((0, 1, 10, 100, 5000, 70_000, 200_000))
+        return bytes([self.random.randrange(1, 256)]) * size
+
+    async def work(self) -> None:
+        """Until the budget is used up or the client is no more."""
+        try:
+            while self.budget.take():
+                try:
+                    await self.step()
+                except (Evicted, Deactivated):
+                    if self.life in self.client.cluster.oracle.gone:
+                        return
+                except OpError as error:
+                    if error.errno in (errno.EIO, errno.ESHUTDOWN):
+                        raise Violation(f"{self.name}: {error} without an eviction") from None
+                if self.random.random() < 0.3:
+                    await asyncio.sleep(self.random.choice((0.001, 0.01, 0.2, 1.5)))
+            for file in self.open:
+                await file.close()
+        except (NodeDied, Evicted, Deactivated):
+            return
+
+    async def step(self) -> None:
+        """One operation."""
+        choices: list[tuple[int, Callable[[], Any]]] = [
+            (9, self.write),
+            (5, self.create),
+            (4, self.mkdir),
+            (4, self.overwrite),
+            (2, self.truncate),
+            (5, self.unlink),
+            (2, self.rmdir),
+            (5, self.rename),
+            (3, self.link),
+            (1, self.symlink),
+            (3, self.chmod),
+            (2, self.setxattr),
+            (4, self.read),
+            (3, self.look),
+            (4, self.handle),
+            (8, self.contest),
+        ]
+        await self.random.choices([c for _, c in choices], [w for w, _ in choices])[0]()
+
+    async def write(self) -> None:
+        path = self.fresh() if self.random.random() < 0.6 else self.file()
+        self.files[path] = None
+        await self.client.write(path, self.data())
+
+    async def create(self) -> None:
+        path = self.fresh() if self.random.random() < 0.9 else self.file()
+        self.files[path] = None
+        await self.client.create(path)
+
+    async def mkdir(self) -> None:
+        path = self.fresh()
+        self.dirs[path] = None
+        await self.client.mkdir(path)
+
+    async def overwrite(self) -> None:
+        await self.client.write_at(self.file(), self.random.choice((0, 3, 4096, 65536, 150_000)), self.data())
+
+    async def truncate(self) -> None:
+        await self.client.truncate(self.file(), self.random.choice((0, 1, 5000, 65536, 100_000)))
+
+    async def unlink(self) -> None:
+        path = self.file()
+        await self.client.unlink(path)
+        self.files.pop(path, None)
+
+    async def rmdir(self) -> None:
+        path = self.random.choice(list(self.dirs))
+        await self.client.rmdir(path)
+        if path != self.home:
+            del self.dirs[path]
+
+    async def rename(self) -> None:
+        old = self.file()
+        new = self.file() if self.random.random() < 0.3 else self.fresh()
+        await self.client.rename(old, new)
+        self.files.pop(old, None)
+        self.files[new] = None
+
+    async def link(self) -> None:
+        new = self.fresh()
+        await self.client.link(self.file(), new)
+        self.files[new] = None
+
+    async def symlink(self) -> None:
+        await self.client.symlink("nowhere", self.fresh())
+
+    async def chmod(self) -> None:
+        await self.client.chmod(self.file(), self.random.choice((0o600, 0o640, 0o777)))
+
+    async def setxattr(self) -> None:
+        await self.client.setxattr(self.file(), "user.x", self.data()[:100])
+
+    async def read(self) -> None:
+        await self.client.read(self.file())
+
+    async def look(self) -> None:
+        if self.random.random() < 0.5:
+            await self.client.stat(self.file())
+        else:
+            await self.client.listdir(self.random.choice(list(self.dirs)))
+
+    async def handle(self) -> None:
+        """Open a file, or do something with an open one."""
+        if not self.open or self.random.random() < 0.3:
+            path = self.file()
+            self.open.append(await self.client.open(path, create=True))
+            self.files[path] = None
+            return
+        file = self.random.choice(self.open)
+        act = self.random.random()
+        if act < 0.4:
+            await file.pwrite(self.data(), self.random.choice((0, 1000)))
+        elif act < 0.6:
+            await file.pread()
+        else:
+            self.open.remove(file)
+            await file.close()
+
+    async def contest(self) -> None:
+        """An operation on names that others use too."""
+        path, other = self.random.choice(CONTESTED), self.random.choice(CONTESTED)
+        act = self.random.randrange(8)
+        if act < 2:
+            await self.client.create(path)
+        elif act == 2:
+            await self.client.mkdir(path)
+        elif act == 3:
+            await self.client.unlink(path)
+        elif act == 4:
+            await self.client.rename(path, other)
+        elif act == 5:
+            await self.client.link(path, other)
+        elif act == 6:
+            await self.client.rmdir(path)
+        else:
+            await self.client.listdir("/contested")
+
+
+class Budget:
+    """The operations of a run; some of them are preceded by an act of the nemesis."""
+
+    def __init__(self, operations: int, faults_at: list[int]) -> None:
+        self.left = operations
+        self.taken = 0
+        self.faults_at = sorted(faults_at)
+        self.due = asyncio.Event()
+
+    def take(self) -> bool:
+        """May another operation begin?"""
+        if not self.left:
+            return False
+        self.left -= 1
+        self.taken += 1
+        if self.faults_at and self.taken >= self.faults_at[0]:
+            self.due.set()
+        return True
+
+
+def area_of(path: str) -> str:
+    """Names of one worker, wherever they are, are one area."""
+    first, _, rest = path[1:].partition("/")
+    return rest.partition("-")[0] if first == "shared" and rest else first
+
+
+async def simulate(record: Run, operations: int = OPERATIONS) -> None:
+    """Run `record.seed` and fill `record` in. Raises what went wrong."""
+    rng = random.Random(f"swarm {record.seed}")
+    one_oss = rng.random() < 0.3
+    cluster = Cluster(
+        seed=record.seed, oss=1 if one_oss else 2, osts=2 if one_oss else 1, clients=CLIENTS, tunables=TUNABLES,
+        latency=rng.choice(LATENCIES), area_of=area_of, common=COMMON, strict=False, keep_events=False,
+        orderly=rng.random() < 0.25, commit_interval_s=rng.choice((0.005, 0.1, 1.0, 1.0)),
+        stripe_count=rng.choice((1, 1, 2)), stripe_size=65536, max_bytes_per_rpc=1 << 16,
+    )  # fmt: skip
+    try:
+        async with cluster as c:
+            first = c.clients["a"]
+            for path in COMMON:
+                await first.unrecorded(first.fs.mkdir(path, 0o755))
+            faults = rng.randrange(2, 5)
+            budget = Budget(operations, [rng.randrange(1, operations) for _ in range(faults)])
+            workers = [
+                Worker(client, number, random.Random(f"worker {record.seed} {client.name}{number}"), budget)
+                for client in c.clients.values()
+                for number in range(rng.choice((1, 1, 2)))
+            ]
+            for worker in workers:
+                await worker.client.mkdir(worker.home)
+            nemesis = Nemesis(c, random.Random(f"nemesis {record.seed}"))
+            record.faults = nemesis.performed
+            await _contend(c, workers, nemesis, budget)
+            record.operations = len(c.oracle.ops)
+    finally:
+        record.digest = cluster.digest()
+        record.callbacks = cluster.loop.callbacks
+        if sys.exc_info()[0] is not None:
+            record.history = "\n".join(map(str, cluster.oracle.ops))
+
+
+async def _contend(c: Cluster, workers: list[Worker], nemesis: Nemesis, budget: Budget) -> None:
+    """Safety phase with faults, then a liveness phase in which everything that can come to its end must."""
+    tasks = [c.loop.create_task(worker.work(), name=f"worker {worker.name}") for worker in workers]
+
+    async def violence() -> None:
+        while budget.faults_at:
+            await budget.due.wait()
+            budget.due.clear()
+            while budget.faults_at and budget.taken >= budget.faults_at[0]:
+                budget.faults_at.pop(0)
+                await nemesis.act()
+
+    fury = c.loop.create_task(violence(), name="nemesis")
+    working = asyncio.gather(*tasks)
+    try:
+        # The workload may hang on a fault that nobody puts right but we.
+        await asyncio.wait({working}, timeout=200.0)
+        fury.cancel()
+        await nemesis.finish()
+        await c.recover()
+        async with asyncio.timeout(600.0):
+            await working
+    except TimeoutError:
+        stuck = [worker.name for worker, task in zip(workers, tasks, strict=True) if not task.done()]
+        raise Violation(f"after all was healed, {', '.join(stuck)} did not end: {c.unsettled()}") from None
+    finally:
+        fury.cancel()
+        for task in tasks:
+            task.cancel()
+
+
+def run_seed(seed: int, operations: int = OPERATIONS, mutation: str = "") -> Run:
+    """One run."""
+    record = Run(seed)
+    try:
+        run(lambda: simulate(record, operations), seed, time_s_max=TIME_S_MAX, callbacks_max=CALLBACKS_MAX)
+    except (Violation, SimError, AssertionError) as error:
+        record.violation = f"{type(error).__name__}: {error}"
+    except Exception as error:
+        record.violation = f"{error!r}\n{traceback.format_exc()}"
+    return record
+
+
+def swarm(first: int, runs: int, operations: int = OPERATIONS, *, stop_at: int = 0) -> dict[str, Any]:
+    """Runs of the seeds from `first` on; `stop_at` violations end it early. Returns the JSON line's fields."""
+    total = {"first_seed": first, "runs": 0, "operations": 0, "faults": 0, "violations": 0, "callbacks": 0}
+    digest = hashlib.sha256()
+    failed: list[int] = []
+    reasons: list[str] = []
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        for seed in range(first, first + runs):
+            record = run_seed(seed, operations)
+            total["runs"] += 1
+            total["operations"] += record.operations
+            total["faults"] += len(record.faults)
+            total["callbacks"] += record.callbacks
+            digest.update(f"{seed} {record.digest} {record.violation}".encode())
+            if record.violation:
+                total["violations"] += 1
+                failed.append(seed)
+                reasons.append(" ".join(record.violation.split("\n    ")[0].split())[:400])
+                if stop_at and len(failed) >= stop_at:
+                    break
+            if seed % 20 == 0:
+                gc.collect()
+    finally:
+        gc.enable()
+        gc.unfreeze()
+    return {**total, "hash": digest.hexdigest(), "seeds_failed": failed, "reasons": reasons}
+
+
+def _block(job: tuple[int, int, int, int]) -> dict[str, Any]:
+    first, runs, operations, stop_at = job
+    return swarm(first, runs, operations, stop_at=stop_at)
+
+
+def swarm_in_parallel(
+    first: int, runs: int, processes: int, operations: int = OPERATIONS, *, stop_at: int = 0, block: int = 50
+) -> dict[str, Any]:
+    """`swarm` on several cores. The result does not depend on how many: seeds go in blocks of a fixed size."""
+    jobs = [(at, min(block, first + runs - at), operations, stop_at) for at in range(first, first + runs, block)]
+    if processes > 1 and len(jobs) > 1:
+        with ProcessPoolExecutor(processes) as pool:
+            parts = list(pool.map(_block, jobs))
+    else:
+        parts = [_block(job) for job in jobs]
+    whole: dict[str, Any] = {"first_seed": first}
+    for key in ("runs", "operations", "faults", "violations", "callbacks", "seeds_failed", "reasons"):
+        whole[key] = sum((part[key] for part in parts[1:]), parts[0][key])
+    whole["hash"] = hashlib.sha256("".join(part["hash"] for part in parts).encode()).hexdigest()
+    return whole
+
+
+def rerun_command(seed: int, operations: int = OPERATIONS) -> str:
+    """What to type to see this run again."""
+    more = "" if operations == OPERATIONS else f" --operations {operations}"
+    return f"python -m lustrelite.sim.swarm --seed {seed}{more}"
+
+
+def tell(record: Run) -> str:
+    """A failed run in full."""
+    return "\n".join(
+        [
+            f"seed {record.seed}: {record.violation}",
+            f"faults: {', '.join(record.faults)}",
+            "history:",
+            record.history,
+            f"rerun: {rerun_command(record.seed)}",
+        ]
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m lustrelite.sim.swarm", description="simulated clusters under fire")
+    parser.add_argument("--seed", type=int, default=1, help="of the first run")
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--operations", type=int, default=OPERATIONS)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--stop-at", type=int, default=0, help="end after so many violations")
+    options = parser.parse_args(arguments)
+    if options.runs == 1:
+        record = run_seed(options.seed, options.operations)
+        if record.violation:
+            sys.stderr.write(tell(record) + "\n")
+        result: dict[str, Any] = {
+            "first_seed": record.seed, "runs": 1, "operations": record.operations, "faults": len(record.faults),
+            "violations": int(bool(record.violation)), "callbacks": record.callbacks, "hash": record.digest,
+            "seeds_failed": [record.seed] if record.violation else [],
+        }  # fmt: skip
+    else:
+        result = swarm_in_parallel(
+            options.seed, options.runs, options.processes, options.operations, stop_at=options.stop_at
+        )
+        for seed, reason in zip(result["seeds_failed"], result.pop("reasons"), strict=True):
+            sys.stderr.write(f"{reason}\n  rerun: {rerun_command(seed, options.operations)}\n")
+    sys.stdout.write(json.dumps(result) + "\n")
+    return 1 if result["violations"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
