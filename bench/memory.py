@@ -43,7 +43,7 @@ def _fill(directory: str, files: int) -> None:
 @bench
 def server_memory() -> dict[str, Any]:
     """Bytes of anonymous memory of the MDS per thing it has to remember; `value` is the largest."""
-    with cluster(params={"mdt.commit_interval_s": "600"}) as made:
+    with cluster(params={"tunables.commit_interval_s": "600"}) as made:
         mds = int(made.record("mds1")["pid"])
 
         async def main() -> dict[str, float]:

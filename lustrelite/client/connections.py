@@ -67,10 +67,9 @@ class Connections:
         self.config = ConfigFollower(
             self.node, self.links, mgs_nids, self.fsname, client_uuid=self.uuid, xids=self.xids
         )
-        self.config.start()
         self.config.on_change(self._target_changed)
-        for info in (await self.config.load()).values():
-            self._target_changed(info)
+        self.config.start()
+        await self.config.load()
         await self._mdt_known.wait()
         reply = await self.mdc.get_root()
         if reply.fsname != self.fsname:

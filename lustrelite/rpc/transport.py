@@ -113,7 +113,7 @@ class SocketNetwork:
                 raise LinkLost(link.why)
             link.whole = True
         except (OSError, UnicodeError, ValueError) as error:  # OSError covers TimeoutError
-            raise LinkLost(f"cannot connect to {nid}: {error or 'no HELLO in time'}") from None
+            raise LinkLost(f"cannot connect to {nid}: {str(error) or 'no HELLO in time'}") from None
         finally:
             if not link.whole:  # also when our caller was cancelled
                 link.drop("connect failed")

@@ -31,9 +31,9 @@ from lustrelite.recovery.import_fsm import State
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.sim import world
 from lustrelite.sim.disk import MAP_BYTES, SimDisks, SimObjectFiles
-from lustrelite.sim.loop import SimLoop
+from lustrelite.sim.loop import NodeKilled, SimLoop
 from lustrelite.sim.net import Latency, Rule, SimNetwork
-from lustrelite.sim.node import SimNode
+from lustrelite.sim.node import SimNode, discard
 from lustrelite.sim.oracle import Oracle, Seen, Tree
 from lustrelite.store import schema
 from lustrelite.store.kv import Store
@@ -656,7 +656,7 @@ class Cluster:
         """Run `coro` as a task of `node` and wait for it; its OpError is ours. CancelledError if the node dies."""
 
         if node.dead:
-            coro.close()
+            discard(coro)
             raise NodeDied(node.name)
 
         async def outcome() -> tuple[bool, Any]:
@@ -667,7 +667,7 @@ class Cluster:
 
         try:
             good, value = await node.spawn(outcome(), name)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, NodeKilled):
             if node.dead:
                 raise NodeDied(node.name) from None
             raise

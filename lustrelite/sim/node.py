@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import hashlib
+import inspect
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
@@ -63,7 +64,7 @@ class SimNode(Node):
     def spawn(self, coro: Coroutine[Any, Any, _T], name: str) -> asyncio.Task[_T]:
         """Run `coro` as a task of this node, in its context. A dead node starts nothing."""
         if self.dead:
-            coro.close()
+            discard(coro)
             raise NodeKilled(self.name)
         task = self.loop.create_task(coro, name=f"{self.name}:{name}", context=self.context.copy())
         self._tasks[task] = None
@@ -104,6 +105,9 @@ class SimNode(Node):
             callback()
         self.events.sinks.clear()
         for task in list(self._tasks):
+            coro: Any = task.get_coro()
+            if inspect.getcoroutinestate(coro) == inspect.CORO_CREATED:
+                discard_arguments(coro)
             task.cancel()
         if self.paused:
             self.resume()
@@ -121,3 +125,20 @@ class SimNode(Node):
     def tasks(self) -> list[asyncio.Task[Any]]:
         """Those that have not ended."""
         return [task for task in self._tasks if not task.done()]
+
+
+def discard(coro: Any) -> None:
+    """Close a coroutine that never began, with those that it was given: they would complain that nobody awaited them."""
+    discard_arguments(coro)
+    coro.close()
+
+
+def discard_arguments(coro: Any) -> None:
+    """Close the coroutines that `coro`, which never began, was given."""
+    frame = coro.cr_frame
+    if frame is None:
+        return
+    for value in list(frame.f_locals.values()):
+        for inner in value if isinstance(value, list | tuple) else (value,):
+            if inspect.iscoroutine(inner) and inspect.getcoroutinestate(inner) == inspect.CORO_CREATED:
+                discard(inner)

@@ -261,6 +261,8 @@ class Model:
         self._splice(self._file(path), offset, data)
 
     def _splice(self, number: int, offset: int, data: bytes) -> None:
+        if not data:
+            return  # a write of nothing does not even extend the file
         content = self.nodes[number].content.ljust(offset, b"\0")
         self._replace(number, content=content[:offset] + data + content[offset + len(data) :])
 

@@ -43,7 +43,7 @@ class Committer:
         if self._timer is None and self._soon is None:
             interval = self.node.tunables.commit_interval_s
             self._timer = asyncio.get_running_loop().call_later(interval, self._interval_over)
-        if self.target.store.dirty >= self.node.tunables.commit_dirty_max:
+        if self.target.store.dirty >= self.node.tunables.commit_dirty_max or self.target.store.pressed:
             self._start_soon()
 
     def after(self, transno: int, callback: Callable[[], None]) -> None:

@@ -432,7 +432,7 @@ class Target:
             else:
                 record = None
             if txn.writes:
-                self.store.apply(txn.writes)
+                self.store.apply(txn.writes, essential=replay)
         except NotReady:
             return False
         except OpError as error:
