@@ -8,6 +8,7 @@ from lustrelite.mdt.handlers import HANDLERS
 from lustrelite.mdt.layout import Allocator
 from lustrelite.mdt.open import OpenFiles, close_all, destroy_orphans
 from lustrelite.mdt.osp import Osp
+from lustrelite.mdt.reading import Sequences
 from lustrelite.rpc.client_import import Xids
 from lustrelite.rpc.export import Export
 from lustrelite.rpc.links import LinkPool
@@ -34,6 +35,7 @@ class Mdt(Target):
         self.xids = xids  # one counter for all imports that share links
         self.allocator = Allocator(node)
         self.open_files = OpenFiles()
+        self.sequences = Sequences(self)
         self._infos: dict[int, TargetInfo] = {}
         self._started = False
 
@@ -85,6 +87,7 @@ class Mdt(Target):
     def load(self) -> None:
         """Read the pools; a new file system gets its root, durable with the mount count."""
         self.allocator.load(self.store)
+        self.sequences.load()
         if self.store.get(INODES, ROOT_FID) is None:
             txn = Transaction(self, None, self.last_transno)
             namespace.make_root(txn, 0o755, self.node.wall_ns())

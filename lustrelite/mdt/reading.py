@@ -24,7 +24,6 @@ from lustrelite.store.schema import (
     pack_meta,
     split_name_key,
     unpack_entry,
-    unpack_meta,
 )
 from lustrelite.target.handlers import EMPTY
 from lustrelite.tunables import limits
@@ -50,12 +49,13 @@ from lustrelite.wire.mdt import (
 from lustrelite.wire.session import Empty
 
 if TYPE_CHECKING:
+    from lustrelite.mdt.mdt import Mdt
     from lustrelite.rpc.export import Call
-    from lustrelite.target.transaction import Transaction
 
 ENTRIES_MAX = 4096  # in one page, and as many more as have the last one's cookie
 PAGE_BYTES_MAX = limits.header_bytes_max // 2
-NEXT_SEQUENCE = "next_sequence"  # in META
+NEXT_SEQUENCE = "next_sequence"  # in META: all before it may have been given
+SEQUENCES_AHEAD = 1000  # reserved at once
 STATE_FULL = 4
 
 
@@ -155,17 +155,38 @@ async def sync(call: Call, req: Sync) -> Empty:
     return EMPTY
 
 
-def take_sequence(txn: Transaction) -> int:
-    """A sequence that nobody has had."""
-    key = meta_key(NEXT_SEQUENCE)
-    value = txn.get(META, key)
-    sequence = SEQ_NORMAL if value is None else int(unpack_meta(value))
-    txn.put(META, key, pack_meta(sequence + 1))
-    return sequence
+class Sequences:
+    """FID sequences for clients, from a range that is durable before any of it is given: a crash wastes the rest of it.
+
+    So giving one waits for no commit, also while commits are held.  Source: seq_server_alloc_meta(), fid_handler.c
+    """
+
+    def __init__(self, mdt: Mdt) -> None:
+        self._mdt = mdt
+        self._next = self._end = 0  # of what may be given
+
+    def load(self) -> None:
+        """Reserve the first range; it becomes durable with the mount count."""
+        self._next = self._mdt.get_meta(NEXT_SEQUENCE, SEQ_NORMAL)
+        self._end = self._reserve(self._next)
+
+    def _reserve(self, start: int) -> int:
+        # No transaction: a transno taken here might belong to a replay that is still to come.
+        end = start + SEQUENCES_AHEAD
+        self._mdt.store.apply({(META, meta_key(NEXT_SEQUENCE)): pack_meta(end)}, essential=True)
+        return end
+
+    async def take(self) -> int:
+        """A sequence that nobody has had."""
+        while self._next >= self._end:
+            end = self._reserve(self._end)
+            await self._mdt.committed()
+            self._end = end
+        self._next += 1
+        return self._next - 1
 
 
 async def allocate_sequence(call: Call, req: AllocateSequence) -> SequenceReply:
-    """FIDs for a client, durable before they are given: a crash must not give them to another one."""
-    sequence = call.target.run(take_sequence)
-    await call.target.committed()
-    return SequenceReply(sequence, SEQ_WIDTH)
+    """FIDs for a client."""
+    mdt: Mdt = call.target
+    return SequenceReply(await mdt.sequences.take(), SEQ_WIDTH)

@@ -1,0 +1,1 @@
+"""The object storage target: objects as files, their records, ids granted to the MDT."""

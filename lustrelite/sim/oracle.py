@@ -172,11 +172,11 @@ class Model:
 
     def link(self, path: str, new: str) -> None:
         number = self.find(path)
-        if self.nodes[number].kind == "dir":
-            raise Refused(errno.EPERM)
         self._parent(new)
         if new in self.names:
             raise Refused(errno.EEXIST)
+        if self.nodes[number].kind == "dir":
+            raise Refused(errno.EPERM)
         self.names[new] = number
 
     def unlink(self, path: str) -> None:
@@ -361,7 +361,7 @@ class Op:
     errno: int = 0
     life: int = 0  # of the MDT, when it was acknowledged: how often it was started
     transno: int = 0  # the MDT's last one then: the operation's own is not greater
-    at_risk: bool = False  # its server died before it was durable
+    at_risk: int = 0  # when its server died before it was durable
 
     def __str__(self) -> str:
         args = ", ".join(_short(a) for a in self.args)
@@ -434,9 +434,10 @@ class Oracle:
 
     def server_died(self, life: int, committed: int) -> None:
         """The MDT's life number `life` ended with everything up to `committed` durable."""
+        self._count += 1
         for op in self.ops:
             if op.outcome == OK and op.life == life and op.transno > committed and op.name not in READS:
-                op.at_risk = True
+                op.at_risk = self._count
 
     # -- judging
 
@@ -522,7 +523,7 @@ class Oracle:
         return f"area {key!r}: {search.why}\n    {history}"
 
     def _may_be_lost(self, op: Op) -> bool:
-        return op.at_risk and op.client in self.gone
+        return bool(op.at_risk) and op.client in self.gone
 
     def _losses(self, ops: list[Op]) -> Iterator[frozenset[int]]:
         """Sets of acknowledged operations that may be lost, likely ones first: per client and life a last part."""
@@ -555,15 +556,15 @@ class _Search:
 
     def explains(self, lost: frozenset[int]) -> bool:
         """Is there an order without the operations `lost`?"""
-        lost_until = max((op.done or 0 for op in self.ops if op.index in lost), default=0)
+        lost_until = max((op.at_risk for op in self.ops if op.index in lost), default=0)
         kept = []
         for op in self.ops:
             if op.index in lost:
                 continue
             if op.outcome == UNKNOWN and op.name in READS:
                 continue
-            if lost_until and op.name in READS and (op.done or 0) < lost_until:
-                continue  # what was read then is gone now
+            if lost_until and (op.name in READS or op.outcome == ERROR) and (op.done or 0) < lost_until:
+                continue  # what was seen then is gone now
             kept.append(op)
         smeared = [op for op in self.ops if op.index in lost and op.name in WRITES_DATA]
         return self._search(Model(self.common), kept, smeared)

@@ -47,13 +47,26 @@ class FakeLink:
     peer = "test"
 
 
+class HeldMdt(Mdt):
+    """An MDT that stays in recovery until the test ends it."""
+
+    held = False
+
+    async def finish_recovery(self) -> None:
+        """See Target.finish_recovery."""
+        if self.held:
+            self.recovering = True
+        else:
+            await super().finish_recovery()
+
+
 class World:
     """One MDT, its clients (exports), and short names for its operations. Times count up by themselves."""
 
     def __init__(self, directory: Path, osts: int = 2) -> None:
         self.directory = directory
         self.node = Node("mds", None)  # type: ignore[arg-type]
-        self.mdt: Mdt
+        self.mdt: HeldMdt
         self.osts = osts
         self.exports: dict[str, Export] = {}
         self.now = 1000
@@ -65,9 +78,9 @@ class World:
     async def start(self, *, recovering: bool = False) -> None:
         store = Store.open(self.directory, "MDT", create=self.create, durable=False)
         self.create = False
-        self.mdt = Mdt(self.node, store, name="lustre-MDT0000", links=LinkPool(self.node), xids=Xids(self.node))
+        self.mdt = HeldMdt(self.node, store, name="lustre-MDT0000", links=LinkPool(self.node), xids=Xids(self.node))
+        self.mdt.held = recovering
         await self.mdt.start()
-        self.mdt.recovering = recovering
         self.exports.clear()
         for index in range(self.osts):
             self.add_ost(index)
@@ -122,7 +135,8 @@ class World:
         if handler.kind == "reading":
             return handler.execute(call, body)
         assert handler.kind == "mutating"
-        if handler.prepare is not None and handler.prepare(call, body) is not None:
+        if handler.prepare is not None and (waiting := handler.prepare(call, body)) is not None:
+            waiting.close()  # type: ignore[attr-defined]
             raise NotReady
         replay = bool(call.header.flags & REPLAY)
         transno = call.header.transno if replay else self.mdt.last_transno + 1

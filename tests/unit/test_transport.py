@@ -470,7 +470,7 @@ def test_a_server_that_says_no_hello_is_link_lost(run, says, why):
         async def serve(reader, writer):
             if says is not None:
                 writer.write(says)
-                await reader.readexactly(PREFIX_BYTES)
+                await reader.read(PREFIX_BYTES)
                 writer.close()
             else:
                 await reader.read()
@@ -660,6 +660,8 @@ def test_a_closed_listener_takes_nobody_and_drops_nobody(run, nid):
         async with World(nid) as world:
             link, receiver = await world.connect()
             stranger = await Raw.dial(world.nid)
+            while not world.listener.strangers:
+                await asyncio.sleep(0)
             world.listener.close()
             with pytest.raises(LinkLost):
                 await world.connect()

@@ -1,0 +1,520 @@
+"""Objects of files: which OSTs, which ids, never twice; the pools, orphan cleanup and the destroyer of one OST."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import stat
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mdt_fixture import REGULAR, ROOT, FakeImport, World
+
+from lustrelite.errors import Evicted, OpError
+from lustrelite.ids import make_fid
+from lustrelite.mdt import layout, osp
+from lustrelite.mdt.layout import wish_of
+from lustrelite.mdt.osp import Osp
+from lustrelite.recovery.import_fsm import State
+from lustrelite.store import schema
+from lustrelite.target.handlers import NotReady
+from lustrelite.wire import mdt as wire
+from lustrelite.wire.ost import CREATE_DELORPHAN, Destroy, OstCreate, OstCreateReply, OstStatfs
+from lustrelite.wire.session import Empty
+
+
+@pytest.fixture
+async def mdt(tmp_path: Path) -> AsyncIterator[World]:
+    """An MDT with four OSTs on an empty store."""
+    world = World(tmp_path, osts=4)
+    await world.start()
+    yield world
+    await world.stop()
+
+
+def on(mdt: World, *hint: int, name: bytes = b"") -> list[int]:
+    """OSTs of a new file made with this hint."""
+    mdt.last_name = getattr(mdt, "last_name", 0) + 1  # type: ignore[attr-defined]
+    name = name or b"f%d" % mdt.last_name  # type: ignore[attr-defined]
+    return [ost for ost, _ in mdt.objects(mdt.make(ROOT, name, hint=wire.StripeHint(*hint) if hint else None))]
+
+
+def ost(mdt: World, index: int) -> Osp:
+    return mdt.mdt.allocator.osps[index]
+
+
+def down(mdt: World, *indices: int) -> None:
+    for index in indices:
+        ost(mdt, index).imp.state = State.DISCONN  # type: ignore[misc]
+
+
+# ---------------------------------------------------------------- choosing
+
+
+async def test_files_go_round(mdt: World) -> None:
+    assert sorted(on(mdt)[0] for _ in range(8)) == [0, 0, 1, 1, 2, 2, 3, 3]
+    first = Counter(on(mdt, -1, 0, -1)[0] for _ in range(8))
+    assert first == {0: 2, 1: 2, 2: 2, 3: 2}
+    two = [on(mdt, 2, 0, -1) for _ in range(4)]
+    assert Counter(i for pair in two for i in pair) == {0: 2, 1: 2, 2: 2, 3: 2}
+
+
+async def test_offset_and_count(mdt: World) -> None:
+    assert on(mdt, 1, 0, 2) == [2]
+    assert on(mdt, 3, 0, 3) == [3, 0, 1]
+    assert on(mdt, -1, 0, 1) == [1, 2, 3, 0]
+    assert len(on(mdt, 100, 0, -1)) == 4  # as many as there are
+    mdt.fails(errno.EINVAL, mdt.new(ROOT, b"x")._replace(hint=wire.StripeHint(1, 0, 9)))
+    mdt.node.tunables.stripe_count = 3
+    mdt.node.tunables.stripe_size = 1 << 17
+    fid = mdt.make(ROOT, b"default")
+    assert len(mdt.objects(fid)) == 3 and mdt.inode(fid).layout[0] == 1 << 17  # type: ignore[index]
+
+
+async def test_osts_that_are_down_or_full_are_passed_over(mdt: World) -> None:
+    down(mdt, 1)
+    ost(mdt, 2).full = True
+    mdt.mdt.allocator.refresh()
+    assert {on(mdt)[0] for _ in range(8)} == {0, 3}
+    assert on(mdt, 1, 0, 1) == [3]
+    assert sorted(on(mdt, -1, 0, -1)) == [0, 3]
+
+
+async def test_three_quarters_will_do(mdt: World) -> None:
+    ost(mdt, 1).full = True
+    mdt.mdt.allocator.refresh()
+    assert sorted(on(mdt, 4, 0, -1)) == [0, 2, 3]
+    ost(mdt, 2).full = True
+    mdt.mdt.allocator.refresh()
+    mdt.fails(errno.ENOSPC, mdt.new(ROOT, b"x")._replace(hint=wire.StripeHint(4, 0, -1)))
+    assert len(on(mdt, 2, 0, -1)) == 2
+    for osp_ in mdt.mdt.allocator.osps.values():
+        osp_.full = True
+    mdt.mdt.allocator.refresh()
+    mdt.fails(errno.ENOSPC, mdt.new(ROOT, b"x"))
+    mdt.mkdir(ROOT, b"d")  # which needs no objects
+
+
+async def test_an_ost_that_just_died_is_noticed(mdt: World) -> None:
+    """The pool looks ready until somebody looks at the import."""
+    down(mdt, 0, 1, 2)
+    assert {on(mdt)[0] for _ in range(4)} == {3}
+    down(mdt, 3)
+    with pytest.raises(NotReady):
+        on(mdt)
+    body = mdt.new(ROOT, b"x")
+    awaitable = mdt.mdt.handlers[wire.Create].prepare(mdt.call(body), body)  # type: ignore[misc]
+    assert awaitable is not None
+    waiting = asyncio.ensure_future(awaitable)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    ost(mdt, 2).imp.state = State.FULL  # type: ignore[misc]
+    mdt.mdt.allocator.refresh()
+    await waiting
+    assert on(mdt) == [2]
+
+
+async def test_a_create_waits_for_objects_only_if_it_needs_some(mdt: World) -> None:
+    down(mdt, 0, 1, 2, 3)
+    mdt.mdt.allocator.refresh()
+    mdt.mkdir(ROOT, b"d")
+    mdt.make(ROOT, b"p", stat.S_IFIFO | 0o600)
+    mdt.fails(errno.EEXIST, mdt.new(ROOT, b"d"))
+    mdt.fails(errno.ENOENT, mdt.new(make_fid(5, 5), b"d"))
+    mdt.fails(errno.EINVAL, mdt.new(ROOT, b"x")._replace(hint=wire.StripeHint(-5, 0, -1)))
+    with pytest.raises(NotReady):
+        mdt.make(ROOT, b"f")
+    with pytest.raises(NotReady):
+        mdt.open(ROOT, b"f", wire.OPEN_CREATE)
+    mdt.fails(errno.ENOENT, mdt.opening(ROOT, b"f", wire.OPEN_READ))
+
+
+async def test_the_wait_for_objects_ends(mdt: World) -> None:
+    down(mdt, 0, 1, 2, 3)
+    mdt.mdt.allocator.refresh()
+    mdt.node.tunables.recovery_time_hard_s = 0.01
+    with pytest.raises(OpError) as error:
+        await mdt.mdt.allocator.wait_for(wish_of(mdt.node, None, None))
+    assert error.value.errno == errno.ENOSPC
+
+
+async def test_an_empty_pool_is_not_ready(mdt: World) -> None:
+    for index in (0, 1, 2, 3):
+        ost(mdt, index).granted = ost(mdt, index).next + 1  # two ids
+    seen = [mdt.objects(mdt.make(ROOT, b"%d" % i))[0] for i in range(8)]
+    assert len(set(seen)) == 8
+    with pytest.raises(NotReady):
+        mdt.make(ROOT, b"x")
+
+
+# ---------------------------------------------------------------- replay
+
+
+async def test_last_used_goes_with_the_layout(mdt: World) -> None:
+    fid = mdt.make(ROOT, b"f", hint=wire.StripeHint(-1, 0, 0))
+    assert mdt.objects(fid) == ((0, 1), (1, 1), (2, 1), (3, 1))
+    mdt.commit()
+    mdt.make(ROOT, b"g", hint=wire.StripeHint(-1, 0, 0))
+    await mdt.crash(recovering=False)
+    assert mdt.mdt.allocator.last_used == {0: 1, 1: 1, 2: 1, 3: 1}
+
+
+def gap(mdt: World) -> tuple[Any, Any, Any]:
+    """Three files on OST 0, by clients a, b and a."""
+    saved = []
+    for name, client in ((b"1", "a"), (b"2", "b"), (b"3", "a")):
+        mdt.make(ROOT, name, hint=wire.StripeHint(1, 0, 0), client=client)
+        saved.append(mdt.saved)
+    return saved[0], saved[1], saved[2]
+
+
+async def test_the_objects_of_a_missing_client_are_condemned(mdt: World) -> None:
+    """Source: replay-dual.sh test_14b"""
+    first, _, third = gap(mdt)
+    await mdt.crash()
+    mdt.replay(first)
+    assert mdt.condemned() == []
+    mdt.replay(third)
+    assert mdt.condemned() == [(0, 2)]
+    assert mdt.mdt.allocator.last_used[0] == 3
+    mdt.end_recovery()
+
+
+async def test_a_late_replay_is_pardoned(mdt: World) -> None:
+    first, second, third = gap(mdt)
+    await mdt.crash()
+    mdt.replay(first)
+    mdt.replay(third)
+    mdt.replay(second)
+    assert mdt.condemned() == []
+    fids = [mdt.find(ROOT, name) for name in (b"1", b"2", b"3")]
+    assert [mdt.objects(fid) for fid in fids if fid] == [((0, 1),), ((0, 2),), ((0, 3),)]
+    mdt.end_recovery()
+    assert mdt.mdt.allocator.last_used[0] == 3
+
+
+async def test_a_second_crash_in_recovery_condemns_again(mdt: World) -> None:
+    first, second, third = gap(mdt)
+    await mdt.crash()
+    mdt.replay(first)
+    mdt.replay(third)
+    await mdt.crash()
+    assert mdt.condemned() == []
+    for saved in (first, second, third):
+        mdt.replay(saved)
+    assert mdt.condemned() == []
+    mdt.end_recovery()
+
+
+@pytest.mark.parametrize("bad", [
+    wire.Layout(0, 0, "", ((0, 1),)), wire.Layout(1 << 20, 0, "", ()), wire.Layout(1 << 20, 0, "", ((0, 1), (0, 2))),
+    wire.Layout(1 << 20, 0, "", ((0, 0),)), wire.Layout(1 << 20, 0, "", ((-1, 1),)), wire.Layout(1 << 20, 0, "p", ((0, 1),)),
+    None,
+])  # fmt: skip
+async def test_a_replay_with_a_nonsense_layout_is_refused(mdt: World, bad: wire.Layout | None) -> None:
+    body = mdt.new(ROOT, b"f")
+    mdt.do(body)
+    body, header, cred, client = mdt.saved
+    await mdt.crash()
+    mdt.fails(errno.EINVAL, body._replace(layout=bad), cred, client=client, **header)
+
+
+async def test_a_layout_of_a_client_counts_only_in_a_replay(mdt: World) -> None:
+    stolen = wire.Layout(1 << 20, 0, "", ((0, 1),))
+    mdt.make(ROOT, b"f", hint=wire.StripeHint(1, 0, 0))
+    body = mdt.new(ROOT, b"g")._replace(layout=stolen)
+    assert mdt.do(body).layout != stolen
+
+
+# ---------------------------------------------------------------- one OST
+
+
+class FakeOst(FakeImport):
+    """An OST behind an import: grants, forgets, destroys, refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last_id = 0
+        self.calls: list[Any] = []
+        self.destroyed: list[int] = []
+        self.errors: list[OpError] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def call(self, body: Any) -> Any:
+        self.calls.append(body)
+        await asyncio.sleep(0)
+        await self.gate.wait()
+        if self.errors:
+            raise self.errors.pop(0)
+        if isinstance(body, OstCreate):
+            if not body.flags or body.upto > self.last_id:
+                self.last_id = max(self.last_id, body.upto)
+            return OstCreateReply(self.last_id)
+        if isinstance(body, Destroy):
+            self.destroyed += body.objects
+            return Empty()
+        assert isinstance(body, OstStatfs)
+        return wire.StatfsReply(1, 1, 1, 1, 1, 0)
+
+
+class One:
+    """An MDT with one OST whose loops run."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.far = FakeOst()
+        self.osp: Osp
+
+    def start(self) -> None:
+        """As Osp.start and a connect."""
+        self.osp = Osp(self.world.mdt, 0, [])
+        self.osp.imp = self.far  # type: ignore[assignment]
+        self.world.mdt.allocator.add(self.osp)
+        spawn = self.world.node.spawn
+        self.osp._tasks = [spawn(self.osp._keep_ids(), "ids"), spawn(self.osp._keep_destroying(), "destroys")]
+        self.osp._connected()
+
+    async def crash(self, *, recovering: bool = True) -> None:
+        self.far.calls.clear()
+        await self.world.crash(recovering=recovering)
+        self.start()
+
+
+async def settle() -> None:
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[One]:
+    """An MDT with one OST."""
+    monkeypatch.setattr(osp, "RETRY_S", 0.01)
+    world = World(tmp_path, osts=0)
+    await world.start()
+    pair = One(world)
+    pair.start()
+    await settle()
+    yield pair
+    await world.stop()
+
+
+async def test_a_connect_cleans_up_and_fills_the_pool(one: One) -> None:
+    assert one.far.calls == [OstCreate(0, CREATE_DELORPHAN), OstCreate(64, 0)]
+    assert one.osp.ready and one.osp.available == 64
+    fid = one.world.make(ROOT, b"f")
+    assert one.world.objects(fid) == ((0, 1),)
+
+
+async def test_refills_come_early_and_grow_with_demand(one: One) -> None:
+    for i in range(32):
+        one.world.make(ROOT, b"f%d" % i)
+    await settle()
+    assert len(one.far.calls) == 2
+    one.world.make(ROOT, b"one more")
+    await settle()
+    assert one.far.calls[2:] == [OstCreate(128, 0)] and one.osp.batch == 64
+    one.far.gate.clear()
+    for i in range(95):
+        one.world.make(ROOT, b"g%d" % i)
+    with pytest.raises(NotReady):
+        one.world.make(ROOT, b"x")
+    one.far.gate.set()
+    await settle()
+    assert one.osp.batch == 128 and one.osp.ready
+    one.world.make(ROOT, b"x")
+
+
+async def test_a_reconnect_freezes_the_pool_until_orphans_are_cleaned(one: One) -> None:
+    for name in (b"a", b"b"):
+        one.world.make(ROOT, name)
+    one.far.gate.clear()
+    one.osp._connected()
+    assert not one.osp.ready
+    with pytest.raises(NotReady):
+        one.world.make(ROOT, b"c")
+    one.far.gate.set()
+    await settle()
+    assert one.far.calls[2] == OstCreate(2, CREATE_DELORPHAN)
+    assert one.world.objects(one.world.make(ROOT, b"c")) == ((0, 65),)  # ids up to 64 are destroyed
+    assert one.world.mdt.allocator.last_used == {0: 65}
+
+
+async def test_an_answer_from_before_a_reconnect_is_void(one: One) -> None:
+    one.far.gate.clear()
+    for i in range(40):
+        one.world.make(ROOT, b"f%d" % i)
+    await settle()
+    assert one.far.calls[-1] == OstCreate(128, 0)
+    one.osp._connected()  # the refill is still to be answered
+    await settle()
+    assert not one.osp.ready and one.osp.available == 0
+    one.far.gate.set()
+    await settle()
+    assert one.far.calls[3:] == [OstCreate(40, CREATE_DELORPHAN), OstCreate(192, 0)]
+    assert one.world.objects(one.world.make(ROOT, b"new")) == ((0, 129),)
+
+
+@pytest.mark.parametrize("committed", [0, 1, 5])
+async def test_no_id_is_used_twice_after_a_crash(one: One, committed: int) -> None:
+    """Source: replay-single.sh test_101, insanity: lost creates must not share objects with new files."""
+    for i in range(5):
+        one.world.make(ROOT, b"f%d" % i)
+        if i + 1 == committed:
+            one.world.commit()
+    await one.crash(recovering=False)
+    await settle()
+    assert one.far.calls[0] == OstCreate(committed, CREATE_DELORPHAN)
+    assert one.world.objects(one.world.make(ROOT, b"new")) == ((0, 65),)
+
+
+async def test_orphan_cleanup_waits_for_the_end_of_recovery(one: One) -> None:
+    saved = []
+    for i in range(3):
+        one.world.make(ROOT, b"f%d" % i)
+        saved.append(one.world.saved)
+    await one.crash()
+    await settle()
+    assert one.far.calls == []
+    for request in saved:
+        one.world.replay(request)
+    one.world.end_recovery()
+    await settle()
+    assert one.far.calls[0] == OstCreate(3, CREATE_DELORPHAN)
+
+
+async def test_replays_after_a_cleanup_find_no_gap(one: One) -> None:
+    """The ids between were destroyed: last_used jumped over them, durably or not."""
+    one.world.make(ROOT, b"a")
+    one.osp._connected()
+    await settle()
+    one.world.commit()
+    one.world.make(ROOT, b"b")
+    saved = one.world.saved
+    await one.crash()
+    one.world.replay(saved)
+    assert one.world.condemned() == []
+    one.world.end_recovery()
+    await settle()
+    assert one.far.calls[0] == OstCreate(65, CREATE_DELORPHAN)
+
+
+async def test_an_ost_that_lost_ids_is_told_what_is_used(one: One) -> None:
+    for i in range(10):
+        one.world.make(ROOT, b"f%d" % i)
+    one.far.last_id = 3  # restored from an old backup
+    one.osp._connected()
+    await settle()
+    assert one.world.objects(one.world.make(ROOT, b"new")) == ((0, 11),)
+
+
+async def test_a_refusing_ost_is_asked_again(one: One) -> None:
+    """Source: replay-single.sh test_48"""
+    one.far.errors = [OpError(errno.EROFS), OpError(errno.EIO)]
+    one.osp._connected()
+    await settle()
+    assert one.osp.refusing
+    one.world.fails(errno.ENOSPC, one.world.new(ROOT, b"x"))
+    await asyncio.sleep(0.1)
+    assert not one.osp.refusing and one.osp.ready
+    one.far.errors = [Evicted("lustre-OST0000")]
+    one.osp._connected()
+    await settle()
+    assert not one.osp.ready
+    one.osp._connected()  # as the import does after an eviction
+    await settle()
+    assert one.osp.ready
+
+
+async def test_a_full_ost_is_left_alone_until_statfs_says_otherwise(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(osp, "STATFS_S", 0.01)
+    one.osp._tasks.append(one.world.node.spawn(one.osp._keep_looking(), "statfs"))
+    one.osp.full = True
+    one.world.mdt.allocator.refresh()
+    one.world.fails(errno.ENOSPC, one.world.new(ROOT, b"x"))
+    await asyncio.sleep(0.1)
+    one.world.make(ROOT, b"x")
+
+
+# ---------------------------------------------------------------- destroys
+
+
+async def test_only_durable_unlinks_destroy(one: One) -> None:
+    one.world.make(ROOT, b"f")
+    one.world.make(ROOT, b"g")
+    one.world.unlink(ROOT, b"f")
+    one.osp.wake_destroyer()
+    await settle()
+    assert one.far.destroyed == []
+    one.world.commit()
+    await settle()
+    assert one.far.destroyed == [1] and one.world.condemned() == []
+    one.world.unlink(ROOT, b"g")
+    await one.crash(recovering=False)  # the unlink is lost
+    await settle()
+    assert one.far.destroyed == [1] and one.world.find(ROOT, b"g") is not None
+
+
+async def test_a_destroy_is_repeated_after_a_crash_and_kept_until_answered(one: One) -> None:
+    one.world.make(ROOT, b"f")
+    one.world.unlink(ROOT, b"f")
+    one.far.gate.clear()
+    one.world.commit()
+    await settle()
+    assert one.far.calls[-1] == Destroy((1,)) and one.world.condemned() == [(0, 1)]
+    one.far.gate = asyncio.Event()
+    one.far.gate.set()
+    await one.crash()
+    await settle()
+    assert one.far.destroyed == []  # not in recovery
+    one.world.end_recovery()
+    await settle()
+    assert one.far.destroyed == [1]
+    await one.crash(recovering=False)  # its removal from the log was not committed
+    await settle()
+    assert one.far.destroyed == [1, 1] and one.world.condemned() == []
+
+
+async def test_a_dead_ost_leaves_its_records(one: One) -> None:
+    one.world.make(ROOT, b"f")
+    one.far.state = State.DISCONN
+    one.world.unlink(ROOT, b"f")
+    one.world.commit()
+    await settle()
+    assert one.far.destroyed == [] and one.world.condemned() == [(0, 1)]
+    one.far.state = State.FULL
+    one.osp._connected()
+    await settle()
+    assert one.far.destroyed == [1]
+
+
+async def test_destroys_go_in_batches_and_survive_refusals(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(osp, "DESTROYS_MAX", 4)
+    for i in range(10):
+        one.world.make(ROOT, b"f%d" % i)
+    for i in range(10):
+        one.world.unlink(ROOT, b"f%d" % i)
+    one.far.errors = [OpError(errno.EIO)]
+    one.world.commit()
+    await asyncio.sleep(0.1)
+    assert sorted(one.far.destroyed) == list(range(1, 11)) and one.world.condemned() == []
+    assert [len(c.objects) for c in one.far.calls if isinstance(c, Destroy)] == [4, 4, 4, 2]
+
+
+async def test_condemned_objects_of_a_gap_are_destroyed_after_recovery(one: One) -> None:
+    one.world.make(ROOT, b"lost", client="b")
+    one.world.make(ROOT, b"kept")
+    kept = one.world.saved
+    await one.crash()
+    one.world.replay(kept)
+    one.world.commit()
+    await settle()
+    assert one.far.destroyed == []
+    one.world.end_recovery()
+    await settle()
+    assert one.far.destroyed == [1]
+    assert one.world.mdt.store.get(schema.INODES, one.world.find(ROOT, b"kept") or b"") is not None
+    assert REGULAR and layout.GAP_MAX
