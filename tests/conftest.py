@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from lustrelite.sim import loop as sim_loop
+from lustrelite.sim.cluster import Cluster
 
 SIMULATED = {"cluster", "sim", "world"}
 
@@ -65,3 +66,40 @@ class Sim:
 def sim(seed: int) -> Iterator[Sim]:
     """Run the test on a SimLoop."""
     yield Sim(seed)
+
+
+class Worlds:
+    """What `cluster` and `world` are: call it with the topology and enter the result."""
+
+    def __init__(self, seed: int, make: Callable[..., Any]) -> None:
+        self.seed = seed
+        self.make = make
+
+    def __call__(self, **topology: Any) -> Any:
+        return self.make(seed=self.seed, **topology)
+
+
+@pytest.fixture
+def cluster(seed: int) -> Worlds:
+    """`async with cluster(mds=1, oss=2, clients=2) as c`: a simulated cluster (sim/cluster.py)."""
+    return Worlds(seed, Cluster)
+
+
+@pytest.fixture
+def world(request: pytest.FixtureRequest, seed: int) -> Worlds:
+    """The same on the simulator or, marked `processes`, on real daemons: only what sim/world.py promises."""
+    if request.node.get_closest_marker("processes") is None:
+        return Worlds(seed, Cluster)
+    from tests.processes.world import ProcessWorld
+
+    return Worlds(seed, ProcessWorld)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """A failed simulation says how to run it again."""
+    report = yield
+    if report.when == "call" and report.failed and SIMULATED & set(getattr(item, "fixturenames", ())):
+        number = item.funcargs.get("seed", 1) if hasattr(item, "funcargs") else 1
+        report.sections.append(("run it again", f'pytest "{item.nodeid}" --seed {number}'))
+    return report

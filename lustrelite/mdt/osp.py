@@ -64,6 +64,7 @@ class Osp:
         self.refusing = False  # it answered ENOSPC or EROFS to the last request for ids
         self.destroyed = 0
         self.destroys_written = False  # since the last commit
+        self._filled = False  # since the last cleanup
         self._connection = 0  # counts on_full: answers of an older one are void
         self._ids_wanted = asyncio.Event()
         self._destroys_wanted = asyncio.Event()
@@ -188,7 +189,7 @@ class Osp:
             self.mdt.allocator.last_used[self.index] = start
         self.next, self.granted = start + 1, start
         self.synced = True
-        self.refusing = False
+        self._filled = self.refusing = False
         self.node.events.emit("osp.orphans_cleaned", ost=self.name, last_used=last_used, last_id=reply.last_id)
         self._destroys_wanted.set()
 
@@ -197,13 +198,14 @@ class Osp:
         reply: OstCreateReply = await self.imp.call(OstCreate(self.granted + self.batch, 0))
         if connection != self._connection:
             return
-        if self.available < self.batch // 4:  # creates are faster than we asked: ask for more at once
+        if self._filled and self.available < self.batch // 4:  # creates are faster than we asked: ask for more at once
             self.batch = min(self.batch * 2, self.node.tunables.precreate_max)
         if reply.last_id <= self.granted:
             self.node.events.emit("osp.nothing_granted", level="warning", ost=self.name, last_id=reply.last_id)
             await asyncio.sleep(RETRY_S)
             return
         self.granted = reply.last_id
+        self._filled = True
         self.refusing = False
         self.mdt.allocator.refresh()
 

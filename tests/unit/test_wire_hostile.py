@@ -16,14 +16,12 @@ import pytest
 from lustrelite.ids import make_fid
 from lustrelite.rpc.node import CORRUPT
 from lustrelite.tunables import limits
-from lustrelite.wire import mdt, message, ost, session
+from lustrelite.wire import mdt, ost, session
 from lustrelite.wire.frame import HELLO, KINDS, REPLY, REQUEST, crc32c, pack_prefix
 from lustrelite.wire.message import RequestHeader, decode_request, encode_request, pack
-from tests.unit.test_transport import TCP, WAIT_S, Raw, World, nid, run
+from tests.unit.loopback import MIB, TCP, WAIT_S, Raw, World, nid, run
 
 assert nid and run  # fixtures
-
-MIB = 1 << 20
 
 
 def serve(link: Any, kind: int, header: Any, bulk: Any) -> None:
@@ -334,7 +332,3 @@ def test_fuzz_mutated_frames_against_a_live_listener(run, nid):
             await still_served(link, receiver)
 
     run(scenario())
-
-
-def test_every_message_kind_is_registered_here():
-    assert {33, 36, 4, 400, 8} <= set(message.BY_OPCODE)

@@ -1,0 +1,188 @@
+"""The simulated cluster keeps its promises to the tests: what goes wrong in it does not go unnoticed."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from lustrelite.errors import OpError
+from lustrelite.sim.cluster import NodeDied, Violation
+from lustrelite.store import schema
+from lustrelite.wire.mdt import Create
+
+
+async def test_what_was_acknowledged_survives_the_death_of_every_server(cluster):
+    async with cluster(mds=1, oss=2, clients=2) as c:
+        await c.replay_barrier(c.mds)
+        await c.a.mkdir("/d")
+        await c.a.write("/d/f", b"x" * 100_000)
+        await c.fail(c.mds)
+        assert await c.b.read("/d/f") == b"x" * 100_000
+        c.saw("import.replayed", client=c.a)
+        c.never_saw("import.replayed", client=c.b)
+        for oss in c.oss:
+            await c.fail(oss)
+        await c.fail(c.mgs)
+        assert await c.b.listdir("/d") == ["f"]
+        assert "replay.executed" in c.transcript("replay")
+
+
+async def test_a_lost_reply_is_reconstructed(cluster):
+    async with cluster(mds=1, oss=1, clients=1) as c:
+        c.drop_reply(Create)
+        await c.a.create("/f")
+        c.saw("reply.reconstructed", times=1)
+
+
+async def test_a_held_request_waits_and_others_go_on(cluster):
+    async with cluster(mds=1, oss=1, clients=2) as c:
+        held = c.net.hold(Create, to=c.mds, source=c.a, times=1)
+        creating = asyncio.ensure_future(c.a.create("/f"))
+        await held.caught()
+        await c.b.create("/g")
+        assert not await c.b.exists("/f")
+        held.release()
+        await creating
+        assert await c.b.exists("/f")
+
+
+async def test_a_paused_server_answers_when_it_goes_on(cluster):
+    async with cluster(mds=1, oss=1, clients=1) as c:
+        await c.mds.pause()
+        creating = asyncio.ensure_future(c.a.create("/f"))
+        await asyncio.sleep(3)
+        assert not creating.done()
+        await c.mds.resume()
+        await creating
+
+
+async def test_a_dead_client_does_nothing_any_more(cluster):
+    async with cluster(mds=1, oss=1, clients=2) as c:
+        await c.mds.pause()
+        creating = asyncio.ensure_future(c.a.create("/f"))
+        await asyncio.sleep(0.1)
+        await c.a.kill()
+        with pytest.raises(NodeDied):
+            await creating
+        await c.mds.resume()
+        with pytest.raises(NodeDied):
+            await c.a.create("/g")
+        assert not await c.b.exists("/g")
+
+
+async def test_an_eviction_is_noticed(cluster):
+    async with cluster(mds=1, oss=1, clients=2) as c:
+        await c.evict(c.a)
+        c.saw("client.evicted", client=c.a, target=c.mds)
+        with pytest.raises(OpError):
+            for _ in range(3):
+                await c.a.create("/f")
+                await asyncio.sleep(10)
+        c.saw("import.evicted", on=c.a)
+        await c.b.create("/g")
+
+
+async def test_a_client_that_stays_away_loses_what_was_not_durable_and_nobody_else(cluster):
+    async with cluster(mds=1, oss=1, clients=2) as c:
+        await c.replay_barrier(c.mds)
+        await c.a.mkdir("/a")
+        await c.b.mkdir("/b")
+        await c.a.kill()
+        await c.fail(c.mds)
+        assert not await c.b.exists("/a")
+        assert await c.b.exists("/b")
+        c.expect("recovery.evicting", "client.evicted")
+
+
+async def test_a_power_cut_spares_what_was_answered(cluster):
+    async with cluster(mds=1, oss=2, clients=1) as c:
+        await c.a.write("/f", b"x" * 300_000)
+        for oss in c.oss:
+            await oss.power_cut()
+            await oss.start()
+        assert await c.a.read("/f") == b"x" * 300_000
+
+
+async def refuse(cluster, match, harm, *, expect=()):
+    with pytest.raises(Violation, match=match):
+        async with cluster(mds=1, oss=1, clients=1) as c:
+            await c.a.write("/f", b"x" * 10)
+            await c.a.mkdir("/d")
+            await harm(c)
+            c.expect(*expect)
+
+
+async def test_a_lost_name_is_a_violation(cluster):
+    async def harm(c):
+        store = c.mds.target().store
+        key = next(key for key, _ in store.scan(schema.NAMES))
+        store.apply({(schema.NAMES, key): None})
+
+    await refuse(cluster, "the oracle says", harm)
+
+
+async def test_changed_data_is_a_violation(cluster):
+    async def harm(c):
+        disk = c.disks.object_disk("lustre-OST0000")
+        next(iter(disk.files.values()))[3] ^= 1
+
+    await refuse(cluster, "content is", harm)
+
+
+async def test_an_orphan_object_is_found_by_fsck(cluster):
+    async def harm(c):
+        c.disks.object_disk("lustre-OST0000").files[1] = bytearray(b"x")
+        store = c.oss[0].target().store
+        store.apply({(schema.OBJECTS, schema.object_key(1)): None})
+
+    await refuse(cluster, "fsck says|oracle says", harm)
+
+
+async def test_a_crash_is_a_violation(cluster):
+    async def harm(c):
+        async def bug():
+            raise ZeroDivisionError
+
+        c.mds.node.spawn(bug(), "bug")
+        await asyncio.sleep(1)
+
+    await refuse(cluster, "mds crashed.*ZeroDivisionError", harm)
+
+
+async def test_a_task_that_does_not_end_is_a_violation(cluster):
+    async def harm(c):
+        async def stubborn():
+            while True:
+                try:
+                    await asyncio.sleep(1000)
+                except asyncio.CancelledError:
+                    pass
+
+        c.mds.node.spawn(stubborn(), "stubborn")
+        await asyncio.sleep(1)
+
+    await refuse(cluster, "tasks are left: mds:stubborn", harm)
+
+
+async def test_an_unexpected_warning_is_a_violation(cluster):
+    async def harm(c):
+        c.mds.node.events.emit("test.warned", level="warning")
+
+    await refuse(cluster, "unexpected warnings:\n.*test.warned", harm)
+    async with cluster(mds=1, oss=1, clients=1) as c:
+        await harm(c)
+        c.expect("test.warned")
+
+
+async def test_names_of_messages_are_checked_by_the_faults(cluster):
+    async with cluster(mds=1, oss=1, clients=1) as c:
+        with pytest.raises(AssertionError, match="no fault point"):
+            c.faults.arm("mdt.nonsense", "drop")
+        c.faults.arm("target.execute", "crash", on=c.mds, skip=1)
+        await c.a.mkdir("/d")
+        creating = asyncio.ensure_future(c.a.create("/d/f"))
+        await asyncio.sleep(1)
+        assert not c.mds.alive
+        await c.mds.start()
+        await creating
