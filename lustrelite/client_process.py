@@ -99,11 +99,12 @@ class MountProcess:
 
     async def _put(self, number: int, files: list[list[str]], parallel: int) -> None:
         done = failed = 0
+        putter = transfer.Putter(self.fs)
 
         async def one(item: transfer.Item) -> None:
             nonlocal done, failed
             try:
-                await self.fs.copy_in(item.source, item.target)
+                await putter.put(item)
             except OpError as error:
                 failed += 1
                 _answer(id=number, failed=item.target, error=str(error))

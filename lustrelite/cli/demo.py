@@ -31,6 +31,7 @@ from lustrelite.cli.cluster import Cluster, child_environment, module_command
 from lustrelite.cli.context import where
 from lustrelite.cli.errors import Refused
 from lustrelite.cli.mount import mount, new_node
+from lustrelite.client.attributes import DirEntry
 from lustrelite.client.fs import FileSystem
 from lustrelite.errors import OpError
 from lustrelite.ids import Nid
@@ -202,6 +203,7 @@ class Demo:
         await self._until(KILL_CLIENT_AT)
         victim = self.copiers[-1]
         pid = victim.kill()
+        self.report["killed_client"] = victim.name
         self.say(f"kill -9 {victim.name} (process {pid}) for good; it had finished {len(victim.done)} files")
 
     async def _kill_and_start(self, name: str, when: str) -> None:
@@ -212,13 +214,7 @@ class Demo:
         await asyncio.to_thread(self.cluster.start, name)
         started = time.monotonic()
         self.say(f"{name} is started again")
-        finished = self.finished
-        while self.finished == finished:
-            self._moved.clear()
-            await self._moved.wait()
-        self.report.setdefault("outages", []).append(
-            {"process": name, "down_s": round(started - killed, 3), "until_work_went_on_s": round(time.monotonic() - killed, 3)}
-        )
+        self.report.setdefault("outages", []).append({"process": name, "down_s": round(started - killed, 3)})
 
     # afterwards -----------------------------------------------------------------------------------------------------
 
@@ -232,62 +228,61 @@ class Demo:
             for item in reversed(self.directories):
                 await transfer.put_attributes(fs, item)
             began = time.monotonic()
-            wanted = [source for copier in survivors for source in copier.share]
-            checked = await self._compare(fs, wanted)
+            found = await self._compare(fs)
             lost = len(self.problems)
-            self.say(f"compared {checked['files']:,} files, {checked['bytes']:,} bytes in {time.monotonic() - began:.2f} s")
-            victims = [s for copier in self.copiers if copier.killed for s in copier.share if s.item.target in copier.done]
-            extra = await self._compare(fs, victims)
-            await self._compare_names(fs)
+            self.say(f"compared {found['files']:,} files, {found['bytes']:,} bytes in {time.monotonic() - began:.2f} s")
             report = await check_mounted(fs)
             self.say(f"fsck, running: {summary(report)}")
             self.problems += [f"fsck: {p.kind}: {p.subject}: {p.detail}" for p in report.errors]
         finally:
             await fs.unmount()
             await node.stop_tasks()
-        self.report.update(checked, lost=lost, clients=len(self.copiers), survivors=len(survivors))
-        self.report["finished_by_killed_client"] = extra["files"]
-        self.report["source_changed"] = checked["changed"] + extra["changed"]
+        self.report.update(found, lost=lost, clients=len(self.copiers), survivors=len(survivors))
 
-    async def _compare(self, fs: FileSystem, sources: list[Source]) -> dict[str, int]:
-        counts = {"files": 0, "bytes": 0, "changed": 0}
+    async def _compare(self, fs: FileSystem) -> Counter[str]:
+        """Compare every directory: what must be there, nothing that nobody put there, and what is in it."""
+        counts: Counter[str] = Counter()
+        must: dict[str, dict[bytes, Source]] = {item.target: {} for item in self.directories}
+        may: dict[str, set[bytes]] = {item.target: set() for item in self.directories}
+        for copier in self.copiers:
+            for source in copier.share:
+                directory, name = os.path.split(source.item.target)
+                if copier.killed and source.item.target not in copier.done:
+                    may[directory].add(os.fsencode(name))
+                else:
+                    must[directory][os.fsencode(name)] = source
+                    counts["finished_by_killed_client"] += copier.killed
+        below = {os.fsencode(item.target) for item in self.directories}
+        work: list[tuple[Source, DirEntry]] = []
+        for item in self.directories:
+            entries = {entry.name: entry async for entry in fs.scandir(item.target)}
+            missing = [name for name in must[item.target] if name not in entries]
+            self.problems += [f"{item.target}: {os.fsdecode(name)} is missing" for name in missing]
+            for name, entry in entries.items():
+                if name in must[item.target]:
+                    work.append((must[item.target][name], entry))
+                elif name not in may[item.target] and os.fsencode(f"{item.target}/") + name not in below:
+                    self.problems.append(f"{item.target}: {os.fsdecode(name)} was never put there")
+            there, info = await fs.stat(item.target), os.stat(item.source)
+            if (there.mode, there.mtime) != (info.st_mode, info.st_mtime_ns):
+                self.problems.append(f"{item.target}: mode or time differs")
+        by_item = {source.item: (source, entry) for source, entry in work}
 
-        async def one(source: Source) -> None:
+        async def one(item: transfer.Item) -> None:
             try:
-                wrong = await difference(fs, source)
+                wrong = await difference(fs, *by_item[item])
             except OpError as error:
                 wrong = str(error)
             if wrong is None:
-                counts["changed"] += 1
+                counts["source_changed"] += 1
                 return
             counts["files"] += 1
-            counts["bytes"] += source.item.bytes
+            counts["bytes"] += item.bytes
             if wrong:
-                self.problems.append(f"{source.item.target}: {wrong}")
+                self.problems.append(f"{item.target}: {wrong}")
 
-        by_item = {source.item: source for source in sources}
-        await transfer.in_parallel(list(by_item), lambda item: one(by_item[item]), 16)
+        await transfer.in_parallel(list(by_item), one, 16)
         return counts
-
-    async def _compare_names(self, fs: FileSystem) -> None:
-        """Every directory holds what the survivors put there, and nothing but what somebody put there."""
-        must: dict[str, set[str]] = {item.target: set() for item in self.directories}
-        may: dict[str, set[str]] = {item.target: set() for item in self.directories}
-        for item in self.directories[1:]:
-            must[os.path.dirname(item.target)].add(os.path.basename(item.target))
-        for copier in self.copiers:
-            for source in copier.share:
-                group = may if copier.killed else must
-                group[os.path.dirname(source.item.target)].add(os.path.basename(source.item.target))
-        for item in self.directories:
-            there = set(await fs.readdir(item.target))
-            missing, foreign = must[item.target] - there, there - must[item.target] - may[item.target]
-            self.problems += [f"{item.target}: {name} is missing" for name in sorted(missing)]
-            self.problems += [f"{item.target}: {name} was never put there" for name in sorted(foreign)]
-            found = await fs.stat(item.target)
-            info = os.stat(item.source)
-            if (found.mode, found.mtime) != (info.st_mode, info.st_mtime_ns):
-                self.problems.append(f"{item.target}: mode or time differs")
 
     def finish(self) -> None:
         """Stop the cluster, examine what is on its disks, and add up what its processes said."""
@@ -332,27 +327,32 @@ def survey(top: str) -> tuple[list[transfer.Item], list[Source]]:
     return directories, sources
 
 
-async def difference(fs: FileSystem, source: Source) -> str | None:
+async def difference(fs: FileSystem, source: Source, entry: DirEntry) -> str | None:
     """What is different in the file system: "" nothing, None if the source itself has changed meanwhile."""
-    info = os.lstat(source.item.source)
+    info, found = os.lstat(source.item.source), entry.stat
     if (info.st_size, info.st_mtime_ns, info.st_mode) != (source.item.bytes, source.mtime, source.mode):
         return None
-    found = await fs.stat(source.item.target, follow=False)
+    if found is None:
+        return "it vanished"
     if stat.S_IFMT(found.mode) != stat.S_IFMT(source.mode):
         return "another type of file"
     if found.is_symlink:
-        return "" if await fs.readlink(source.item.target) == os.readlink(source.item.source) else "another target"
+        target = await fs.readlink_fid(entry.fid)
+        return "" if target == os.fsencode(os.readlink(source.item.source)) else "another target"
     if found.mode != source.mode:
         return f"mode {found.mode:o}, not {source.mode:o}"
     if found.mtime != source.mtime:
         return f"mtime {found.mtime}, not {source.mtime}"
     if found.size != source.item.bytes:
         return f"{found.size} bytes, not {source.item.bytes}"
-    with open(source.item.source, "rb") as local:
-        async with await fs.open(source.item.target) as remote:
-            while data := local.read(4 << 20):
-                if await remote.read(len(data)) != data:
-                    return f"other bytes before offset {local.tell()}"
+    with open(source.item.source, "rb", buffering=0) as local:
+        async with await fs.open_fid(entry.fid, os.O_RDONLY | os.O_NOATIME) as remote:
+            offset = 0
+            while offset < found.size:
+                piece = min(found.size - offset, 4 << 20)
+                if await remote.pread(piece, offset) != local.read(piece):
+                    return f"other bytes after offset {offset}"
+                offset += piece
     return ""
 
 
@@ -424,12 +424,13 @@ def remove_old(state_dir: Path) -> None:
 def _print(run: Demo, console: Console) -> None:
     report = run.report
     table = Table(title="lustrelite demo", title_justify="left", show_header=False)
-    table.add_row("files", f"{report['files']:,} compared, written by {report['survivors']} of {report['clients']} clients")
-    table.add_row("", f"{report['finished_by_killed_client']:,} more that the killed client had finished")
+    table.add_row("files", f"{report['files']:,} compared, written by {report['clients']} clients, {report['survivors']} of which survived")
+    table.add_row("", f"{report['finished_by_killed_client']:,} of them by the killed client before it died")
     table.add_row("bytes", f"{report['bytes']:,}")
     table.add_row("time", f"{report['copy_s']} s copying, {report['total_s']} s in all")
     for outage in report["outages"]:
-        table.add_row("kill -9", f"{outage['process']}: down {outage['down_s']} s, work went on after {outage['until_work_went_on_s']} s")
+        table.add_row("kill -9", f"{outage['process']}, back after {outage['down_s']} s")
+    table.add_row("", f"{report['killed_client']}, for good")
     for recovery in report["recoveries"]:
         table.add_row(
             "recovery",
@@ -438,7 +439,7 @@ def _print(run: Demo, console: Console) -> None:
         )
     table.add_row("operations", f"{report['replayed']} replayed, {report['resent']} resent, {report['reconstructed']} reconstructed")
     table.add_row("fsck", report["fsck"])
-    if report["source_changed"]:
+    if report.get("source_changed"):
         table.add_row("left out", f"{report['source_changed']} files whose source changed meanwhile")
     table.add_row("lost", str(report["lost"]))
     console.print(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import stat
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -10,8 +11,10 @@ from typing import NamedTuple
 
 from lustrelite.client.fs import FileSystem
 from lustrelite.errors import OpError
+from lustrelite.ids import Fid
 
 PARALLEL = 8
+PIECE_BYTES = 8 << 20
 
 
 class Item(NamedTuple):
@@ -77,6 +80,49 @@ async def in_parallel(items: Iterable[Item], work: Callable[[Item], Awaitable[No
             each.cancel()
 
 
+class Putter:
+    """Copies local files and symlinks in. It knows the FIDs of the directories it has met: no path is walked twice."""
+
+    def __init__(self, fs: FileSystem) -> None:
+        self.fs = fs
+        self._parents: dict[str, Fid] = {}
+
+    async def put(self, item: Item) -> None:
+        """Copy one file or symlink, with mode and times; OpError names its path."""
+        try:
+            await self._put(item)
+        except OpError as error:
+            raise OpError(error.errno, f"{item.target}" + (f" ({error.what})" if error.what else "")) from None
+
+    async def _put(self, item: Item) -> None:
+        path, name = os.path.split(item.target)
+        parent = self._parents.get(path)
+        if parent is None:
+            parent = self._parents[path] = (await self.fs.stat(path or "/")).fid
+        raw = os.fsencode(name)
+        run_blocking = self.fs.connections.node.run_blocking
+        info = os.lstat(item.source)
+        if stat.S_ISLNK(info.st_mode):
+            await self.fs.symlink_at(os.fsencode(os.readlink(item.source)), parent, raw)
+            return
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        try:
+            file = await self.fs.open_at(parent, raw, flags, stat.S_IMODE(info.st_mode) & 0o777)
+        except OpError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            file = await self.fs.open(item.target, flags)  # a symlink is in the way: it is followed
+        async with file:
+            offset = 0
+            with open(item.source, "rb", buffering=0) as local:
+                while data := await run_blocking(local.read, PIECE_BYTES):
+                    await file.pwrite(data, offset)
+                    offset += len(data)
+            await self.fs.setattr_fid(
+                file.fid, mode=stat.S_IMODE(info.st_mode), atime=info.st_atime_ns, mtime=info.st_mtime_ns
+            )
+
+
 async def put(fs: FileSystem, items: list[Item], progress: Progress, parallel: int = PARALLEL) -> None:
     """Copy local items in, with modes and times; directories get theirs when they are full."""
     directories = [item for item in items if item.directory]
@@ -84,11 +130,10 @@ async def put(fs: FileSystem, items: list[Item], progress: Progress, parallel: i
         await fs.makedirs(item.target, 0o777)
         progress(item)
 
+    putter = Putter(fs)
+
     async def one(item: Item) -> None:
-        try:
-            await fs.copy_in(item.source, item.target)
-        except OpError as error:
-            raise OpError(error.errno, error.what or item.target) from None
+        await putter.put(item)
         progress(item)
 
     await in_parallel([item for item in items if not item.directory], one, parallel)

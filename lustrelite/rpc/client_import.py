@@ -686,6 +686,8 @@ class ClientImport:
             int(waited * 1000), self.features, self.node.name, 0,
         )  # fmt: skip
         request = await self._direct(body, timeout_s=self.node.tunables.connect_timeout_s)
+        if self.fsm.conn_cnt != conn_cnt or self.fsm.state is not State.CONNECTING:
+            raise LinkLost("the connection broke meanwhile")
         reply: ConnectReply = request.reply
         if self.fsm.refuses(reply):
             self.node.events.emit("import.zombie", level="warning", target=self.target, nid=str(nid), instance=reply.instance)
@@ -716,29 +718,37 @@ class ClientImport:
             self._tags = [tag for tag in self._tags if tag <= granted]
         self._max_mod_rpcs = granted
 
+    def _advance(self, old: State, new: State, conn_cnt: int) -> None:
+        """From `old` to `new`; LinkLost if the connection broke between an answer and the turn that reads it."""
+        if self.fsm.conn_cnt != conn_cnt or self.fsm.state is not old:
+            raise LinkLost("the connection broke meanwhile")
+        self._to(new)
+
     async def _recover(self) -> None:
         """From the connect reply to FULL. LinkLost wherever the connection breaks; the next connect goes on there."""
         began = self.node.now()
+        conn_cnt = self.fsm.conn_cnt
         if self.state is State.FULL:
             self._flush()
             return
         if self.state is State.EVICTED:
             self._invalidate()
-            self._to(State.RECOVER)
+            self._advance(State.EVICTED, State.RECOVER, conn_cnt)
         if self.state is State.REPLAY:
             await self._replay()
-            self._to(State.REPLAY_LOCKS)
+            self._advance(State.REPLAY, State.REPLAY_LOCKS, conn_cnt)
         if self.state is State.REPLAY_LOCKS:
             if self.replay_locks is not None:
                 await self.replay_locks()
-            self._to(State.REPLAY_WAIT)
+            self._advance(State.REPLAY_LOCKS, State.REPLAY_WAIT, conn_cnt)
         if self.state is State.REPLAY_WAIT:
             await self._finish_replay()
-            self._to(State.RECOVER)
-        assert self.state is State.RECOVER
+            self._advance(State.REPLAY_WAIT, State.RECOVER, conn_cnt)
+        if self.state is not State.RECOVER:
+            raise LinkLost("the connection broke meanwhile")
         for request in sorted(self.sending.values(), key=lambda r: r.xid):
             self._resend(request)
-        self._to(State.FULL)
+        self._advance(State.RECOVER, State.FULL, conn_cnt)
         down = 0.0 if self._down_since is None else self.node.now() - self._down_since
         self._down_since = None
         self.node.events.emit(

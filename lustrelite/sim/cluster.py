@@ -790,6 +790,8 @@ class Cluster:
             assert reader.node is not None
             await self.finish(reader.node, read_tree(reader.fs, tree), "read tree")
             await reader.unmount()
+        except OpError as error:
+            raise Violation(f"seed {self.seed}: the tree cannot be read: {error}") from error
         finally:
             if reader.node is not None:
                 reader.node.kill()

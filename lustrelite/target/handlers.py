@@ -23,6 +23,10 @@ class NotReady(Exception):
     """A mutating handler lacks what `prepare` should have reserved (somebody else took it): prepare again."""
 
 
+class Dropped(Exception):
+    """A fault point says: this request gets no answer."""
+
+
 class Handler(NamedTuple):
     """How one message is served."""
 

@@ -24,7 +24,7 @@ from lustrelite.store import schema
 from lustrelite.store.kv import Batch, Store
 from lustrelite.store.schema import ClientRecord, ReplyRecord
 from lustrelite.target.committer import Committer
-from lustrelite.target.handlers import EMPTY, Handler, NotReady, reading
+from lustrelite.target.handlers import EMPTY, Dropped, Handler, NotReady, reading
 from lustrelite.target.server_recovery import ServerRecovery
 from lustrelite.target.transaction import Transaction
 from lustrelite.tunables import limits
@@ -243,6 +243,8 @@ class Target:
     def handle(self, call: Call) -> None:
         """Serve one request of a known export."""
         export, header = call.export, call.header
+        if self.stopping:
+            raise OpError(errno.ENODEV, f"{self.name} is stopping")
         if header.last_xid > export.last_xid:
             export.last_xid = header.last_xid
         if type(call.body) is Ping:
@@ -316,7 +318,11 @@ class Target:
             return
         if handler.kind == "mutating":
             if handler.prepare is not None:
-                awaitable = handler.prepare(call, call.body)
+                try:
+                    awaitable = handler.prepare(call, call.body)
+                except OpError as error:
+                    self._failed(call, error)
+                    return
                 if awaitable is not None:
                     self._wait_for(call, self._prepare(call, handler, awaitable))
                     return
@@ -365,6 +371,8 @@ class Target:
             await asyncio.sleep(fault.delay_s)
         elif fault.action == "error":
             raise OpError(fault.errno, f"fault at {point}")
+        elif fault.action == "drop" and call is not None:
+            raise Dropped(point)
         elif fault.action == "crash":
             self.node.crash(f"fault at {point}")
 
@@ -383,29 +391,40 @@ class Target:
         self.node.spawn(coroutine, call.spec.name)
 
     async def _prepare(self, call: Call, handler: Handler, awaitable: Awaitable[None] | None) -> None:
+        assert handler.prepare is not None
         while True:
-            if awaitable is not None:
-                try:
+            try:
+                if awaitable is None:
+                    awaitable = handler.prepare(call, call.body)
+                if awaitable is not None:
                     await awaitable
-                except OpError as error:
+                else:
+                    await asyncio.sleep(0)
+            except OpError as error:
+                if call.still_valid:  # else its slot may be another client's by now
                     self._failed(call, error)
-                    return
+                else:
+                    self.abandon(call)
+                return
+            except Dropped:
+                self.abandon(call)
+                return
             # admission once more: export and ownership may have changed while it waited (D4)
             if call.answered or not call.still_valid or self.stopping:
                 self.abandon(call)
                 return
             if self._mutate(call, handler):
                 return
-            assert handler.prepare is not None
-            awaitable = handler.prepare(call, call.body)
-            if awaitable is None:
-                await asyncio.sleep(0)
+            awaitable = None
 
     async def _serve_waiting(self, call: Call, handler: Handler) -> None:
         try:
             body = await handler.execute(call, call.body)
         except OpError as error:
             self.reply(call, -error.errno, None)
+            return
+        except Dropped:
+            self.abandon(call)
             return
         if not call.still_valid:
             self.abandon(call)
