@@ -37,15 +37,16 @@ class limits:
 class Tunables:
     """What an administrator may change. Seconds unless the name says otherwise."""
 
-    rpc_timeout_s: float = 6.0  # then resend on the same connection; at the second expiry disconnect
+    rpc_timeout_s: float = 4.0  # then resend on the same connection; at the second expiry disconnect
     connect_timeout_s: float = 3.0
     reconnect_pause_s: float = 0.1  # between attempts, doubled up to the maximum
     reconnect_pause_max_s: float = 1.0
-    ping_interval_s: float = 5.0
+    ping_interval_s: float = 4.0
     uncommitted_ping_s: float = 1.5  # with replays to prune, ask this soon
     evict_silent_s: float = 60.0  # a client that is silent this long while others talk
-    recovery_time_soft_s: float = 10.0
-    recovery_time_hard_s: float = 60.0
+    # longer than a client needs to notice a silent death: ping_interval_s + 2 * rpc_timeout_s + connect_timeout_s
+    recovery_time_soft_s: float = 20.0
+    recovery_time_hard_s: float = 90.0
     replay_timeout_s: float = 20.0  # a client's request during replay
     commit_interval_s: float = 1.0
     commit_dirty_max: int = 50_000  # records in a batch before it is committed at once

@@ -441,6 +441,9 @@ class Cluster:
             "state_dir": str(self.state_dir),
             "fsname": self.fsname,
             "mgs": list(self.mgs_nids),
-            "healthy": all(p["state"] in ("ready", "standby") for p in processes),
+            "healthy": all(
+                p["state"] in ("ready", "standby") and all(t["state"] in ("UP", "STANDBY") for t in p["targets"])
+                for p in processes
+            ),
             "processes": processes,
         }

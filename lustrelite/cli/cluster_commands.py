@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from typing import Any
 
@@ -71,7 +72,7 @@ def status(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
-        print_status(found, Console())
+        print_status(found, Console() if sys.stdout.isatty() else Console(width=120))
     if not found["healthy"]:
         raise click.exceptions.Exit(3)
 
@@ -86,7 +87,7 @@ def print_status(found: dict[str, Any], console: Console) -> None:
         cells = [process["name"], f"[{colour}]{process['state']}[/]", str(process["pid"] or "-")]
         for number, target in enumerate(process["targets"]):
             row = cells if number == 0 else ["", "", ""]
-            nid = process["nid"] if number == 0 else ""
+            nid = process["nid"].removeprefix(found["state_dir"] + "/") if number == 0 else ""
             table.add_row(*row, target["name"], target["state"], nid)
     console.print(table)
 

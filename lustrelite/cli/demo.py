@@ -256,13 +256,13 @@ class Demo:
         work: list[tuple[Source, DirEntry]] = []
         for item in self.directories:
             entries = {entry.name: entry async for entry in fs.scandir(item.target)}
-            missing = [name for name in must[item.target] if name not in entries]
-            self.problems += [f"{item.target}: {os.fsdecode(name)} is missing" for name in missing]
-            for name, entry in entries.items():
-                if name in must[item.target]:
-                    work.append((must[item.target][name], entry))
-                elif name not in may[item.target] and os.fsencode(f"{item.target}/") + name not in below:
-                    self.problems.append(f"{item.target}: {os.fsdecode(name)} was never put there")
+            missing = [os.fsdecode(raw) for raw in must[item.target] if raw not in entries]
+            self.problems += [f"{item.target}: {name} is missing" for name in missing]
+            for raw, entry in entries.items():
+                if raw in must[item.target]:
+                    work.append((must[item.target][raw], entry))
+                elif raw not in may[item.target] and os.fsencode(f"{item.target}/") + raw not in below:
+                    self.problems.append(f"{item.target}: {os.fsdecode(raw)} was never put there")
             there, info = await fs.stat(item.target), os.stat(item.source)
             if (there.mode, there.mtime) != (info.st_mode, info.st_mtime_ns):
                 self.problems.append(f"{item.target}: mode or time differs")

@@ -240,8 +240,13 @@ class ClientImport:
     def set_nids(self, nids: Sequence[Nid], instance: int | None = None) -> None:
         """The configuration changed: where the target may be, and which incarnation runs there."""
         self.nids = list(nids)
-        if instance is not None and instance > self.fsm.instance and self.state is State.DISCONN:
-            self._kick.set()  # imperative recovery: no need to wait for the next attempt
+        if instance is None or instance <= self.fsm.instance:
+            return
+        # Imperative recovery: a newer incarnation runs; do not wait for timeouts to notice (protocol-facts 9.1).
+        if self.state is State.DISCONN:
+            self._kick.set()
+        elif self.fsm.instance:
+            self._connection_failed(0, f"{self.target} was restarted as instance {instance}")
 
     # calls ------------------------------------------------------------------------------------------------------
 
@@ -430,10 +435,13 @@ class ClientImport:
         *,
         timeout_s: float,
         flags: int = 0,
-        handle_xid: int = 0,
         like: Request | None = None,
+        resend_s: float | None = None,
     ) -> Request:
-        """A request of recovery itself: sent in any state, LinkLost if the connection breaks or time runs out."""
+        """A request of recovery itself: sent in any state, LinkLost if the connection breaks or time runs out.
+
+        With `resend_s` another copy follows whenever that long has passed without an answer.
+        """
         if self.link is None:
             raise LinkLost("no link")
         request = Request(self, BY_CLASS[type(body)], body, ROOT_CRED, timeout_s)
@@ -444,15 +452,19 @@ class ClientImport:
             request.pre_versions, request.cred, request.bulk = like.pre_versions, like.cred, like.bulk
         request.generation = self.fsm.generation
         self._send(request)
+        give_up = self.node.now() + timeout_s
         try:
-            async with asyncio.timeout(timeout_s):
-                await request.future
-        except TimeoutError:
+            while (left := give_up - self.node.now()) > 0:
+                await asyncio.wait([request.future], timeout=left if resend_s is None else min(left, resend_s))
+                if request.future.done():
+                    request.future.result()
+                    return request
+                if self.node.now() < give_up:
+                    self._resend(request)
             self._timed_out(request.conn_cnt, f"{request.spec.name} timed out")
-            raise LinkLost(f"{request.spec.name} timed out") from None
+            raise LinkLost(f"{request.spec.name} timed out")
         finally:
             self._forget(request)
-        return request
 
     def _timed_out(self, conn_cnt: int, why: str) -> None:
         """Give the connection up, and the link under it if nothing at all came over it for that long."""
@@ -708,7 +720,8 @@ class ClientImport:
         self._state_changed(old)
         if old_instance and reply.instance != old_instance:
             self.node.events.emit("import.new_instance", target=self.target, instance=reply.instance)
-        self._committed(last_committed)
+        if self.state is not State.EVICTED:
+            self._committed(last_committed)
 
     def _set_max_mod_rpcs(self, granted: int) -> None:
         granted = max(1, min(granted, limits.mod_rpcs_max))
@@ -769,6 +782,7 @@ class ClientImport:
     async def _replay(self) -> None:
         """Replay in transno order, committed opens first, one at a time.  Source: chapter 30.2.6"""
         instance = self.fsm.instance
+        tunables = self.node.tunables
         for request in self.replays.in_replay_order():
             if request.replayed_at == instance:
                 continue
@@ -779,8 +793,9 @@ class ClientImport:
             flags = REPLAY | RESENT
             try:
                 answer = await self._direct(
-                    request.body, timeout_s=self.node.tunables.replay_timeout_s, flags=flags, like=request
-                )
+                    request.body, timeout_s=tunables.replay_timeout_s, flags=flags, like=request,
+                    resend_s=tunables.rpc_timeout_s,
+                )  # fmt: skip
             except OpError as error:
                 self._replay_failed(request, error)
             else:
@@ -815,6 +830,7 @@ class ClientImport:
                 Ping(),
                 timeout_s=self.node.tunables.recovery_time_hard_s + self.node.tunables.replay_timeout_s,
                 flags=REQ_REPLAY_DONE | LOCK_REPLAY_DONE,
+                resend_s=self.node.tunables.rpc_timeout_s,
             )
         except OpError as error:
             raise LinkLost(f"end of replay: {error}") from None

@@ -66,7 +66,8 @@ class ServerRecovery:
         """A replay: executed at once if it is below what is next (an open that is committed), else in its turn."""
         transno = call.header.transno
         export = call.export
-        self.window.extend(self.node.now(), self.node.tunables.rpc_timeout_s)
+        # The next one may get lost and come only after a timeout: that is no reason to give the client up.
+        self.window.extend(self.node.now(), 2 * self.node.tunables.rpc_timeout_s)
         if transno < self.window.next_transno:
             self.target.execute(call)
             return

@@ -1,0 +1,398 @@
+"""Planted bugs: each breaks one rule of recovery, and the swarm must find it within 200 runs.
+
+A mutation replaces attributes of the product while it is planted. It says in a few words what it breaks; the words are
+also what a reader may take as a list of the rules that the swarm is known to guard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+
+from lustrelite.mdt import open as mdt_open
+from lustrelite.mdt.layout import Allocator
+from lustrelite.mdt.mdt import Mdt
+from lustrelite.mdt.osp import Osp
+from lustrelite.ost.ost import Ost
+from lustrelite.recovery.admit import Admit
+from lustrelite.recovery.import_fsm import ImportFsm
+from lustrelite.recovery.replay_list import ReplayList
+from lustrelite.recovery.window import Window
+from lustrelite.rpc.client_import import ClientImport, Xids
+from lustrelite.rpc.export import Call
+from lustrelite.store import schema
+from lustrelite.store.kv import OpenTxnStore, StagedStore
+from lustrelite.target import target as target_module
+from lustrelite.target.committer import Committer
+from lustrelite.target.target import Target
+from lustrelite.target.transaction import Transaction
+from lustrelite.wire.mdt import Create, Open
+from lustrelite.wire.message import BY_CLASS, BY_NAME, BY_OPCODE
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+class Mutation(NamedTuple):
+    """A planted bug."""
+
+    name: str
+    plant: Plant
+
+
+MUTATIONS: list[Mutation] = []
+
+
+def mutation(plant: Plant) -> Plant:
+    """Enter a mutation under its function's name."""
+    MUTATIONS.append(Mutation(plant.__name__.replace("_", " "), plant))
+    return plant
+
+
+@contextlib.contextmanager
+def planted(one: Mutation) -> Iterator[None]:
+    """The product with this bug."""
+    with pytest.MonkeyPatch.context() as patch:
+        one.plant(patch)
+        yield
+
+
+def without(table: str, *, kind: str, deletes: bool = False) -> Plant:
+    """Writes to `table` never reach the store of a target of this kind."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        store = StagedStore if kind == "OST" else OpenTxnStore
+        apply = store.apply
+
+        def lossy(self: Any, writes: Any, **options: Any) -> None:
+            if self.kind == kind:
+                writes = {k: v for k, v in writes.items() if k[0] != table or (v is None) is not deletes}
+            apply(self, writes, **options)
+
+        patch.setattr(store, "apply", lossy)
+
+    return plant
+
+
+# ------------------------------------------------------------------------------------------------- the client's side
+
+
+@mutation
+def replay_list_is_pruned_one_transno_too_far(patch):
+    drop = ReplayList.drop_committed
+    patch.setattr(ReplayList, "drop_committed", lambda self, last: drop(self, last + 1 if last else last))
+
+
+@mutation
+def newest_request_is_never_replayed(patch):
+    order = ReplayList.in_replay_order
+    patch.setattr(ReplayList, "in_replay_order", lambda self: order(self)[:-1])
+
+
+@mutation
+def replays_go_in_the_wrong_order_and_the_server_does_not_sort(patch):
+    order = ReplayList.in_replay_order
+    patch.setattr(ReplayList, "in_replay_order", lambda self: order(self)[::-1])
+    execute = Window._execute
+
+    def first_come(self: Any, gap: Any = None) -> Any:
+        self.next_transno = 0
+        return execute(self, gap)
+
+    patch.setattr(Window, "_execute", first_come)
+
+
+@mutation
+def a_resend_gets_a_new_xid(patch):
+    resend = ClientImport._resend
+
+    def renumbered(self: Any, request: Any) -> None:
+        self._forget(request)
+        request.xid = 0
+        resend(self, request)
+
+    patch.setattr(ClientImport, "_resend", renumbered)
+
+
+@mutation
+def a_resend_is_not_marked(patch):
+    def unmarked(self: Any, request: Any) -> None:
+        self._send(request)
+
+    patch.setattr(ClientImport, "_resend", unmarked)
+
+
+@mutation
+def what_was_in_flight_is_not_resent_after_recovery(patch):
+    recover = ClientImport._recover
+
+    async def forgetful(self: Any) -> None:
+        sending, self.sending = self.sending, {}
+        await recover(self)
+        self.sending.update(sending)
+
+    patch.setattr(ClientImport, "_recover", forgetful)
+
+
+@mutation
+def a_replayed_create_chooses_new_objects(patch):
+    _without_replay_form(patch, Create)
+
+
+@mutation
+def a_replayed_open_chooses_new_objects(patch):
+    _without_replay_form(patch, Open)
+
+
+def _without_replay_form(patch: Any, cls: type) -> None:
+    spec = BY_CLASS[cls]._replace(replay_form=None)
+    patch.setitem(BY_CLASS, cls, spec)
+    patch.setitem(BY_NAME, spec.name, spec)
+    patch.setitem(BY_OPCODE, spec.opcode, spec)
+
+
+@mutation
+def opens_are_forgotten_when_they_are_committed(patch):
+    def dropped(self: Any, request: Any) -> None:
+        pass
+
+    patch.setattr(ReplayList, "_committed", dropped)
+
+
+@mutation
+def xids_start_from_a_constant(patch):
+    def constant(self: Any, node: Any) -> None:
+        self.last = 1 << 20
+
+    patch.setattr(Xids, "__init__", constant)
+
+
+@mutation
+def a_new_instance_is_taken_for_the_old_one(patch):
+    reply = ImportFsm.on_connect_reply
+
+    def blind(self: Any, body: Any, now: float) -> Any:
+        return reply(self, body._replace(flags=body.flags & ~0x1), now)
+
+    patch.setattr(ImportFsm, "on_connect_reply", blind)
+
+
+# ------------------------------------------------------------------------------------------------- the server's side
+
+
+@mutation
+def reply_records_are_not_saved(patch):
+    without(schema.REPLIES, kind="MDT")(patch)
+
+
+@mutation
+def reply_records_are_saved_in_a_later_batch(patch):
+    apply, commit = OpenTxnStore.apply, OpenTxnStore.commit
+
+    def late(self: Any, writes: Any, **options: Any) -> None:
+        mine = {k: v for k, v in writes.items() if k[0] == schema.REPLIES}
+        self.__dict__.setdefault("late", {}).update(mine)
+        apply(self, {k: v for k, v in writes.items() if k[0] != schema.REPLIES}, **options)
+
+    def commit_late(self: Any, batch: Any) -> None:
+        commit(self, batch)
+        writes = self.__dict__.pop("late", {})
+        if writes:
+            apply(self, writes, essential=True)
+
+    patch.setattr(OpenTxnStore, "apply", late)
+    patch.setattr(OpenTxnStore, "commit", commit_late)
+
+
+@mutation
+def a_resent_request_is_executed_again(patch):
+    admit = target_module.admit
+
+    def careless(*facts: bool) -> Admit:
+        verdict = admit(*facts)
+        return Admit.EXECUTE if verdict is Admit.RECONSTRUCT and not facts[0] else verdict
+
+    patch.setattr(target_module, "admit", careless)
+
+
+@mutation
+def a_twin_is_executed_beside_its_brother(patch):
+    admit = target_module.admit
+
+    def careless(*facts: bool) -> Admit:
+        return admit(*facts[:4], False, facts[5])
+
+    patch.setattr(target_module, "admit", careless)
+
+
+@mutation
+def last_committed_runs_ahead_of_the_disk(patch):
+    reply = Call.reply
+
+    def boast(self: Any, *args: Any, **fields: Any) -> None:
+        if self.target is not None and fields.get("last_committed"):
+            fields["last_committed"] = self.target.last_transno
+        reply(self, *args, **fields)
+
+    patch.setattr(Call, "reply", boast)
+
+
+@mutation
+def commits_are_reported_but_not_made(patch):
+    def lie(self: Any, batch: Any) -> None:
+        self._check_alive()
+
+    commit = OpenTxnStore.commit
+
+    def sometimes(self: Any, batch: Any) -> None:
+        (lie if self.kind == "MDT" and batch.number % 5 == 4 else commit)(self, batch)
+
+    patch.setattr(OpenTxnStore, "commit", sometimes)
+
+
+@mutation
+def recovery_does_not_wait_for_anybody(patch):
+    start = Target.start
+
+    async def hasty(self: Any, *, abort_recovery: bool = False) -> None:
+        await start(self)
+        if self.recovery is not None:
+            self.recovery.window.missing.clear()
+
+    patch.setattr(Target, "start", hasty)
+
+
+@mutation
+def versions_are_not_compared_on_replay(patch):
+    def check(self: Any, slot: int, version: int) -> None:
+        while len(self._pre) <= slot:
+            self._pre.append(0)
+        self._pre[slot] = version
+
+    patch.setattr(Transaction, "check", check)
+
+
+@mutation
+def transnos_go_on_where_the_committed_ones_end(patch):
+    finish = Target.finish_recovery
+
+    async def no_epoch(self: Any) -> None:
+        last = self.get_meta("last_transno", self.last_transno)
+        await finish(self)
+        self.last_transno = max(last, 1 << 32)
+
+    patch.setattr(Target, "finish_recovery", no_epoch)
+
+
+@mutation
+def client_records_are_not_saved(patch):
+    without(schema.CLIENTS, kind="MDT")(patch)
+
+
+@mutation
+def an_evicted_client_is_served_on(patch):
+    evict = Target.evict
+
+    def mild(self: Any, export: Any, why: str) -> None:
+        if self.recovering:
+            evict(self, export, why)
+        else:
+            export.opens.clear()
+
+    patch.setattr(Target, "evict", mild)
+
+
+@mutation
+def eviction_leaves_the_files_of_the_client_open(patch):
+    patch.setattr(Mdt, "export_gone", lambda self, txn, export: None)
+
+
+@mutation
+def synchronous_replies_do_not_wait_for_the_commit(patch):
+    patch.setattr(Committer, "after", lambda self, transno, callback: (self.demand(), callback()))
+
+
+# ------------------------------------------------------------------------------------------------------ MDT and OSTs
+
+
+@mutation
+def the_destroy_log_is_not_written(patch):
+    without(schema.DESTROYS, kind="MDT")(patch)
+
+
+@mutation
+def destroys_are_sent_before_they_are_durable(patch):
+    due = Osp._due
+
+    def eager(self: Any) -> Any:
+        committed, self.mdt.last_committed = self.mdt.last_committed, 1 << 62
+        try:
+            return due(self)
+        finally:
+            self.mdt.last_committed = committed
+
+    patch.setattr(Osp, "_due", eager)
+    patch.setattr(Allocator, "destroys_written", lambda self, ost: self.osps[ost].wake_destroyer())
+
+
+@mutation
+def last_used_ids_are_not_saved(patch):
+    without(schema.POOLS, kind="MDT")(patch)
+
+
+@mutation
+def orphan_cleanup_destroys_one_too_many(patch):
+    destroy = Ost.destroy_orphans
+
+    async def greedy(self: Any, used: int) -> None:
+        await destroy(self, max(0, used - 1))
+
+    patch.setattr(Ost, "destroy_orphans", greedy)
+
+
+@mutation
+def orphan_objects_are_never_destroyed(patch):
+    async def lazy(self: Any, used: int) -> None:
+        pass
+
+    patch.setattr(Ost, "destroy_orphans", lazy)
+
+
+@mutation
+def open_unlinked_files_are_forgotten_in_recovery(patch):
+    patch.setattr(Mdt, "recovery_over", lambda self: [osp.wake() for osp in self.allocator.osps.values()])
+
+
+@mutation
+def unlink_destroys_a_file_that_is_open(patch):
+    patch.setattr(mdt_open.OpenFiles, "is_open", lambda self, fid: False)
+
+
+@mutation
+def data_is_not_made_durable_before_its_record(patch):
+    patch.setattr(Ost, "_sync", lambda self, oids: None)
+
+
+@mutation
+def object_files_go_before_their_destroy_is_durable(patch):
+    def hasty(self: Any, txn: Any, oids: Any) -> int:
+        count = destroy(self, txn, oids)
+        self._unlink_all(list(oids))
+        return count
+
+    destroy = Ost.destroy
+    patch.setattr(Ost, "destroy", hasty)
+
+
+@mutation
+def the_ost_forgets_its_last_id(patch):
+    apply = StagedStore.apply
+    key = (schema.META, schema.meta_key("last_id"))
+
+    def lossy(self: Any, writes: Any, **options: Any) -> None:
+        apply(self, {k: v for k, v in writes.items() if k != key or k not in self.__dict__.setdefault("once", {})}, **options)
+        self.__dict__["once"][key] = None
+
+    patch.setattr(StagedStore, "apply", lossy)
