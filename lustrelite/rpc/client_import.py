@@ -107,6 +107,13 @@ class Request:
         self.replayed_at = 0  # instance of the target that has executed the replay
 
 
+def _fail(request: Request, error: Exception) -> None:
+    """End a request with `error`, whether anybody still waits for it or not."""
+    if not request.future.done():
+        request.future.set_exception(error)
+        request.future.exception()  # seen: a caller that was cancelled meanwhile will not look at it
+
+
 class ClientImport:
     """A recoverable connection to one target. `start()` it; `call()` waits through any recovery."""
 
@@ -503,8 +510,10 @@ class ClientImport:
         self._forget(request)
         if request.direct:
             request.reply_raw = raw
-            if not request.future.done():
-                request.future.set_result(None) if not status else request.future.set_exception(OpError(-status))
+            if status:
+                _fail(request, OpError(-status))
+            elif not request.future.done():
+                request.future.set_result(None)
             if request.spec.cls is not Connect:
                 self._committed(last_committed)
             return
@@ -518,11 +527,10 @@ class ClientImport:
             self._committed(last_committed)
         if request.tag:
             self._free_tag(request)
-        if not request.future.done():
-            if status:
-                request.future.set_exception(OpError(-status, f"{request.spec.name} on {self.target}"))
-            else:
-                request.future.set_result(None)
+        if status:
+            _fail(request, OpError(-status, f"{request.spec.name} on {self.target}"))
+        elif not request.future.done():
+            request.future.set_result(None)
 
     def _keep_for_replay(self, request: Request) -> None:
         form = request.spec.replay_form
@@ -609,8 +617,8 @@ class ClientImport:
         self._state_changed(old)
         self._drop_link()
         for request in list(self.sending.values()):
-            if request.direct and not request.future.done():
-                request.future.set_exception(LinkLost(why))
+            if request.direct:
+                _fail(request, LinkLost(why))
         self._lost.set()
 
     def _drop_link(self) -> None:
@@ -629,9 +637,7 @@ class ClientImport:
         for request in requests:
             if request.tag:
                 self._free_tag(request)
-            if not request.future.done():
-                request.future.set_exception(error)
-            request.future.exception() if not request.future.cancelled() else None
+            _fail(request, error)
         for waiter in list(self._tag_waiters):
             if not waiter.done():
                 waiter.set_result(None)
