@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from stat import S_ISDIR, S_ISREG
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from lustrelite.errors import OpError
 from lustrelite.mdt import access, namespace
@@ -43,6 +43,7 @@ from lustrelite.wire.mdt import (
 from lustrelite.wire.session import Empty
 
 if TYPE_CHECKING:
+    from lustrelite.mdt.mdt import Mdt
     from lustrelite.ids import Fid
     from lustrelite.mdt.open import OpenFile
     from lustrelite.rpc.export import Call
@@ -71,6 +72,10 @@ def setattr_(txn: Transaction, req: Setattr) -> Attr:
     changed = _changed(txn, inode, req)
     if changed is not inode:
         namespace.put_inode(txn, fid, changed)
+    if valid & SET_TIMES_EXPLICIT:
+        open_files = cast("Mdt", txn.target).open_files
+        if open_files.is_open(fid):
+            open_files.set_times[fid] = req.time
     return namespace.attr_of(fid, changed)
 
 

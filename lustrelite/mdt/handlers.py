@@ -10,7 +10,7 @@ from lustrelite.wire import mdt as wire
 HANDLERS: dict[type, Handler] = {
     wire.Create: mutating(create.create, prepare=create.prepare_create, rebuild=create.rebuild_create),
     wire.Open: mutating(open.open_file, prepare=open.prepare_open, rebuild=open.rebuild_open),
-    wire.Close: mutating(open.close),
+    wire.Close: mutating(open.close, rebuild=open.rebuild_close, essential=True),
     wire.Link: mutating(link.link),
     wire.Unlink: mutating(link.unlink, rebuild=link.rebuild_unlink),
     wire.Rename: mutating(rename.rename, rebuild=link.rebuild_unlink),

@@ -191,10 +191,16 @@ class Allocator:
 
     def _take(self, txn: Transaction, osp: Osp) -> int:
         oid = osp.take()
-        assert oid > self.last_used.get(osp.index, 0), (osp.index, oid)
+        before = self.last_used.get(osp.index, 0)
+        assert oid > before, (osp.index, oid)
         self.last_used[osp.index] = oid
         txn.put(POOLS, osp.pool_key, pack_pool(PoolRecord(oid, osp.granted)))
+        txn.undo(lambda: self._give_back(osp, oid, before))
         return oid
+
+    def _give_back(self, osp: Osp, oid: int, before: int) -> None:
+        osp.give_back(oid)
+        self.last_used[osp.index] = before
 
     # ------------------------------------------------------------ replay
 

@@ -67,6 +67,7 @@ class OpenFiles:
 
     def __init__(self) -> None:
         self.counts: dict[Fid, int] = {}
+        self.set_times: dict[Fid, int] = {}  # when utimes() last set the times of a file while it was open
 
     def add(self, export: Export, handle: int, file: OpenFile) -> None:
         """`export` has opened `file`; a handle that is known (a replay that came twice) is kept as it is."""
@@ -83,6 +84,7 @@ class OpenFiles:
             self.counts[file.fid] = left
         else:
             del self.counts[file.fid]
+            self.set_times.pop(file.fid, None)
 
     def is_open(self, fid: Fid) -> bool:
         """Has anybody `fid` open?"""
@@ -116,7 +118,9 @@ def open_file(txn: Transaction, req: Open) -> OpenReply:
     txn.data = disposition
     if mdt.node.faults.any:
         mdt.fault_sync("mdt.open_result", txn.call)
-    mdt.open_files.add(export, txn.xid, OpenFile(fid, req.flags, txn.cred))
+    if txn.xid not in export.opens:
+        mdt.open_files.add(export, txn.xid, OpenFile(fid, req.flags, txn.cred))
+        txn.undo(lambda: mdt.open_files.remove(export, txn.xid))
     return OpenReply(disposition, namespace.attr_of(fid, inode))
 
 
@@ -198,7 +202,8 @@ def _replay(mdt: Mdt, txn: Transaction, req: Open) -> tuple[Fid, Inode, int]:
     fid, created = req.fid, req.flags & OPEN_REPLAY_CREATED
     inode = namespace.find_inode(txn, fid)
     if inode is None:
-        if not created:
+        if not created or txn.transno <= mdt.boot_committed:
+            # Made, closed and removed, all of it committed; only the answer to the close did not arrive.
             raise OpError(errno.ESTALE)
         parent = namespace.find_inode(txn, req.parent)
         entry = txn.get(NAMES, name_key(req.parent, req.name))
@@ -249,7 +254,22 @@ def close(txn: Transaction, req: Close) -> Empty:
     if not _release(mdt, txn, file.fid) and (req.mtime or req.atime):
         _keep_times(txn, file, req.mtime, req.atime)
     mdt.open_files.remove(export, req.handle)
+    txn.undo(lambda: mdt.open_files.add(export, req.handle, file))
     return EMPTY
+
+
+def rebuild_close(call: Call, req: Close, record: ReplyRecord) -> Empty:
+    """It was closed, but then a failover opened it again from the replay of its open: that one is closed now."""
+    mdt = cast("Mdt", call.target)
+    if req.handle in call.export.opens:
+        mdt.run(_close_again, call.export, req.handle)
+    return EMPTY
+
+
+def _close_again(txn: Transaction, export: Export, handle: int) -> None:
+    mdt = cast("Mdt", txn.target)
+    _release(mdt, txn, export.opens[handle].fid)
+    mdt.open_files.remove(export, handle)
 
 
 def close_all(mdt: Mdt, txn: Transaction, export: Export) -> None:
@@ -286,16 +306,17 @@ def _destroy_orphan(txn: Transaction, fid: Fid) -> None:
 
 
 def _keep_times(txn: Transaction, file: OpenFile, mtime: int, atime: int) -> None:
-    """Times of the client's reads and writes, unless the inode was changed after them (utimes() then counts)."""
+    """Times of the client's reads and writes; a utimes() that came after them counts."""
     inode = namespace.find_inode(txn, file.fid)
     if inode is None or not S_ISREG(inode.mode):
         return
-    wrote = mtime > inode.ctime and bool(file.flags & OPEN_WRITE)
-    read = atime > max(inode.atime, inode.ctime)
+    set_at = cast("Mdt", txn.target).open_files.set_times.get(file.fid, 0)
+    wrote = mtime > max(inode.mtime, set_at) and bool(file.flags & OPEN_WRITE)
+    read = atime > max(inode.atime, set_at)
     if wrote or read:
         changed = inode._replace(
             atime=atime if read else inode.atime,
             mtime=mtime if wrote else inode.mtime,
-            ctime=mtime if wrote else inode.ctime,
+            ctime=max(mtime, inode.ctime) if wrote else inode.ctime,
         )
         namespace.put_inode(txn, file.fid, changed)

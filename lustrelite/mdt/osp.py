@@ -149,6 +149,11 @@ class Osp:
                 self.mdt.allocator.refresh()
         return oid
 
+    def give_back(self, oid: int) -> None:
+        """`oid`, the last one taken, was not used after all."""
+        assert oid == self.next - 1, (self.name, oid, self.next)
+        self.next = oid
+
     def _low(self) -> bool:
         return self.available < self.batch // 2
 

@@ -35,6 +35,7 @@ class Handler(NamedTuple):
     prepare: Callable[[Any, Any], Awaitable[None] | None] | None = None
     rebuild: Callable[[Any, Any, Any], Any] | None = None
     sync: bool = False  # the reply waits until the transaction is durable
+    essential: bool = False  # may use the space kept in reserve: gives back more than it takes
 
 
 def generic_rebuild(call: Any, body: Any, record: Any) -> Any:
@@ -48,9 +49,10 @@ def mutating(
     prepare: Callable[[Any, Any], Awaitable[None] | None] | None = None,
     rebuild: Callable[[Any, Any, Any], Any] = generic_rebuild,
     sync: bool = False,
+    essential: bool = False,
 ) -> Handler:
     """A handler that changes something."""
-    return Handler(execute, "mutating", prepare, rebuild, sync)
+    return Handler(execute, "mutating", prepare, rebuild, sync, essential)
 
 
 def reading(execute: Callable[[Any, Any], Any]) -> Handler:

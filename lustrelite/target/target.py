@@ -451,10 +451,12 @@ class Target:
             else:
                 record = None
             if txn.writes:
-                self.store.apply(txn.writes, essential=replay)
+                self.store.apply(txn.writes, essential=replay or handler.essential)
         except NotReady:
+            txn.failed()
             return False
         except OpError as error:
+            txn.failed()
             self._failed(call, error)
             return True
         except StoreFailed as error:

@@ -28,8 +28,8 @@ class Transaction:
     """A change of one target, of a client's request or of the target's own."""
 
     __slots__ = (
-        "_get", "_pre", "call", "cred", "data", "export", "replay", "resent", "target", "transno", "when_committed_list",
-        "writes", "xid",
+        "_get", "_pre", "call", "cred", "data", "export", "replay", "resent", "target", "transno", "undo_list",
+        "when_committed_list", "writes", "xid",
     )  # fmt: skip
 
     def __init__(self, target: Target, call: Call | None, transno: int, *, replay: bool = False, resent: bool = False):
@@ -44,6 +44,7 @@ class Transaction:
         self.data = 0  # for the reply record: the disposition of an open
         self.writes: dict[tuple[str, bytes], bytes | None] = {}
         self.when_committed_list: list[Callable[[], None]] = []
+        self.undo_list: list[Callable[[], None]] = []
         self._pre: list[int] = []
         self._get = target.store.get
 
@@ -113,3 +114,12 @@ class Transaction:
     def when_committed(self, callback: Callable[[], None]) -> None:
         """Call back once this change is durable (not at all if it fails or the target is killed)."""
         self.when_committed_list.append(callback)
+
+    def undo(self, callback: Callable[[], None]) -> None:
+        """Call back if this change fails after all: for what the handler changed in memory."""
+        self.undo_list.append(callback)
+
+    def failed(self) -> None:
+        """It was not applied: take back what was changed in memory, the last change first."""
+        for callback in reversed(self.undo_list):
+            callback()

@@ -231,3 +231,27 @@ async def test_an_open_file_can_be_written_while_the_mds_is_away(world: Any) -> 
         await c.settle()
         await file.close()
         assert await c.a.read("/f") == b"before while it was away"
+
+
+@pytest.mark.lustre("RS 49a", "RS 49c")
+@pytest.mark.parametrize("made", [True, False], ids=["open-create", "open"])
+@pytest.mark.parametrize("committed", [False, True], ids=["lost", "committed"])
+async def test_a_nameless_file_is_gone_although_the_reply_to_its_close_was_lost(
+    world: Any, made: bool, committed: bool
+) -> None:
+    """Source: lustre/tests/replay-single.sh test_49a, test_49c of b1_6"""
+    async with world(clients=1) as c:
+        if not made:
+            await c.a.create("/f")
+        file = await c.a.open("/f", create=made)
+        await c.a.unlink("/f")
+        await c.mds.commit()
+        lost = c.drop_reply(Close)
+        closing = soon(file.close())
+        await lost.caught()
+        if committed:
+            await c.mds.commit()
+        await c.fail(c.mds)
+        await closing
+        assert not await c.a.exists("/f")
+        assert not list(c.mds.target().open_handles())
