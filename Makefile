@@ -59,7 +59,7 @@ scenarios: $(TESTS)
 	@$(BIN)/python -m tests.scenarios_report
 
 sim: $(RUNS)
-	$(BIN)/lustrelite sim --seed $(SEED) --runs $(RUNS_MAX)
+	$(BIN)/lustrelite sim --seed $(SEED) --runs $(RUNS_MAX) --processes $(shell nproc)
 
 bench: $(RUNS)
 	$(BIN)/python -m bench

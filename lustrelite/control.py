@@ -10,6 +10,7 @@ A path longer than the kernel's 108 bytes is reached through /proc/self/fd, so a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -49,6 +50,7 @@ class ControlServer:
         self.path = path
         self.commands = commands
         self._server: asyncio.Server | None = None
+        self._connections: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
 
     async def start(self) -> None:
         """Listen; a socket file that a killed process left is replaced."""
@@ -58,13 +60,21 @@ class ControlServer:
         os.chmod(self.path, 0o600)
         self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=LINE_BYTES_MAX)
 
-    def close(self) -> None:
-        """Listen no more."""
-        if self._server is not None:
-            self._server.close()
-            self.path.unlink(missing_ok=True)
+    async def close(self) -> None:
+        """Listen no more, and hang up."""
+        if self._server is None:
+            return
+        self._server.close()
+        self.path.unlink(missing_ok=True)
+        for task in list(self._connections):
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections[task] = writer
+        task.add_done_callback(lambda done: self._connections.pop(done, None))
         try:
             while line := await reader.readline():
                 answer = await self._answer(line)
@@ -74,6 +84,8 @@ class ControlServer:
             pass  # the operator's terminal went away, or the line had no end
         finally:
             writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
 
     async def _answer(self, line: bytes) -> dict[str, Any]:
         number = None
@@ -91,7 +103,7 @@ class ControlServer:
             return {"id": number, "ok": True, "result": result}
         except KeyError as error:
             return {"id": number, "ok": False, "error": str(error.args[0]) if error.args else "missing"}
-        except (OpError, ValueError, TypeError, TimeoutError, OSError) as error:
+        except (OpError, ValueError, TypeError, RecursionError, OSError) as error:
             return {"id": number, "ok": False, "error": str(error) or type(error).__name__}
 
 

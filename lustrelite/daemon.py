@@ -18,10 +18,10 @@ from lustrelite.ids import Nid
 from lustrelite.mdt.mdt import Mdt
 from lustrelite.mgs.mgs import Mgs
 from lustrelite.ost.ost import Ost
-from lustrelite.rpc.client_import import Xids
 from lustrelite.rpc.config import ConfigFollower
 from lustrelite.rpc.links import LinkPool
 from lustrelite.rpc.node import Node
+from lustrelite.rpc.request import Xids
 from lustrelite.rpc.service import Service
 from lustrelite.store.kv import Store
 from lustrelite.store.objects import ObjectFiles

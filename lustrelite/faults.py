@@ -13,6 +13,7 @@ from typing import Any
 
 POINTS: dict[str, str] = {
     "target.connect": "a connect request was checked, the reply is not made",
+    "target.connect_flags": "a connect reply is made; an error there makes it say wrongly that recovery goes on",
     "target.client_new": "before the record of a new client is written",
     "target.execute": "a request was admitted and is about to be executed",
     "target.replay": "a replayed request is about to be executed in recovery",
@@ -21,7 +22,7 @@ POINTS: dict[str, str] = {
     "mdt.open": "an open was admitted, nothing is changed",
     "mdt.open_result": "an open has its result, the reply record is not written",
     "mdt.layout": "objects are about to be allocated",
-    "mdt.orphan_destroy": "an open-unlinked file is about to be destroyed",
+    "mdt.orphan_destroy": "an open-unlinked file is about to be destroyed; after an error it stays until the next start",
     "mdt.delorphan": "orphan cleanup is about to be sent to an OST",
     "ost.create": "object ids are about to be granted",
     "ost.write": "a write arrived, nothing is changed",

@@ -7,6 +7,7 @@ change. Sources give metric families from live objects, so nothing is counted tw
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry
@@ -62,18 +63,26 @@ class MetricsServer:
         self.metrics = metrics
         self.port = 0
         self._server: asyncio.Server | None = None
+        self._scrapes: dict[asyncio.Task[None], None] = {}
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
         """Listen; port 0 chooses one (see `port`)."""
         self._server = await asyncio.start_server(self._serve, host, port)
         self.port = int(self._server.sockets[0].getsockname()[1])
 
-    def close(self) -> None:
-        """Listen no more."""
+    async def close(self) -> None:
+        """Listen no more, and hang up."""
         if self._server is not None:
             self._server.close()
+            for task in list(self._scrapes):
+                task.cancel()
+            await asyncio.gather(*self._scrapes, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._scrapes[task] = None
+        task.add_done_callback(lambda done: self._scrapes.pop(done, None))
         try:
             async with asyncio.timeout(_REQUEST_WAIT_S):
                 line = await reader.readline()
@@ -93,3 +102,5 @@ class MetricsServer:
             pass  # the scraper went away or sent no HTTP
         finally:
             writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()

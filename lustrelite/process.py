@@ -171,9 +171,9 @@ class Process:
         try:
             await serve(self)
         finally:
-            self.metrics_server.close()
+            await self.metrics_server.close()
             if self.control is not None:
-                self.control.close()
+                await self.control.close()
             await self.node.stop_tasks()
             if self.run_dir is not None:
                 for suffix in (".pid", ".json"):

@@ -43,6 +43,13 @@ POLL_S = 0.02
 ROLES = ("mgs", "mds", "oss")
 
 
+class Detached(subprocess.Popen[bytes]):
+    """A process that is meant to outlive us: no complaint when we forget it."""
+
+    def __del__(self, _warn: object = None) -> None:
+        pass
+
+
 class Member(NamedTuple):
     """One process of the plan."""
 
@@ -97,7 +104,7 @@ class Cluster:
         self.fsname = ""
         self.members: dict[str, Member] = {}
         self.params: dict[str, str] = {}  # set in every process at its start
-        self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._children: dict[int, Detached] = {}
         if self.exists:
             self._load()
 
@@ -284,7 +291,7 @@ class Cluster:
         except ControlFailed:
             return {**record, "state": "silent" if record.get("state") == "ready" else record.get("state", "starting")}
 
-    def spawn(self, name: str) -> subprocess.Popen[bytes] | None:
+    def spawn(self, name: str) -> Detached | None:
         """Start the process `name` without waiting; None if it runs already."""
         member = self.member(name)
         if self.record(name):
@@ -302,14 +309,14 @@ class Cluster:
         for param, value in self.params.items():
             command += ["--set", f"{param}={value}"]
         with open(self.log_dir / f"{name}.log", "ab") as log:
-            child = subprocess.Popen(
+            child = Detached(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.state_dir, env=child_environment(),
                 start_new_session=True, close_fds=True,
             )  # fmt: skip
         self._children[child.pid] = child
         return child
 
-    def wait_ready(self, name: str, child: subprocess.Popen[bytes] | None, wait_s: float = START_WAIT_S) -> dict[str, Any]:
+    def wait_ready(self, name: str, child: Detached | None, wait_s: float = START_WAIT_S) -> dict[str, Any]:
         """Wait until the process serves, or is a standby; Refused with the last words of its log if it does not."""
         deadline = time.monotonic() + wait_s
         while True:

@@ -232,3 +232,7 @@ def events(prefix: str, count: int) -> None:
 def main() -> None:
     """Entry point of llctl."""
     run(llctl, "llctl")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,4 +9,4 @@ def main(arguments: Sequence[str]) -> int:
     """Run `lustrelite.sim.swarm` with these arguments; returns its exit status."""
     from lustrelite.sim import swarm
 
-    return swarm.main(arguments)
+    return swarm.main(list(arguments))

@@ -20,10 +20,11 @@ from lustrelite.client.osc import DataImport, Osc
 from lustrelite.client.tasks import Tasks
 from lustrelite.errors import OpError
 from lustrelite.ids import ROOT_FID, Fid, Nid
-from lustrelite.rpc.client_import import ClientImport, Xids
+from lustrelite.rpc.client_import import ClientImport
 from lustrelite.rpc.config import ConfigFollower
 from lustrelite.rpc.links import LinkPool
 from lustrelite.rpc.node import Node
+from lustrelite.rpc.request import Xids
 from lustrelite.wire.message import ROOT_CRED
 from lustrelite.wire.mgs import TargetInfo
 

@@ -43,8 +43,8 @@ from lustrelite.wire.mdt import (
 from lustrelite.wire.session import Empty
 
 if TYPE_CHECKING:
-    from lustrelite.mdt.mdt import Mdt
     from lustrelite.ids import Fid
+    from lustrelite.mdt.mdt import Mdt
     from lustrelite.mdt.open import OpenFile
     from lustrelite.rpc.export import Call
     from lustrelite.target.transaction import Transaction

@@ -9,10 +9,10 @@ from lustrelite.mdt.layout import Allocator
 from lustrelite.mdt.open import OpenFiles, close_all, destroy_orphans
 from lustrelite.mdt.osp import Osp
 from lustrelite.mdt.reading import Sequences
-from lustrelite.rpc.client_import import Xids
 from lustrelite.rpc.export import Export
 from lustrelite.rpc.links import LinkPool
 from lustrelite.rpc.node import Node
+from lustrelite.rpc.request import Xids
 from lustrelite.store.kv import Store
 from lustrelite.store.schema import INODES, ORPHANS
 from lustrelite.target.target import Target

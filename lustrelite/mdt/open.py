@@ -16,7 +16,7 @@ from stat import S_IFREG, S_ISDIR, S_ISLNK, S_ISREG
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from lustrelite.errors import OpError
-from lustrelite.ids import Fid
+from lustrelite.ids import Fid, fid_text
 from lustrelite.mdt import access, namespace
 from lustrelite.mdt.access import EXECUTE, READ, WRITE
 from lustrelite.mdt.create import make_child, prepare_objects
@@ -292,7 +292,10 @@ def _release(mdt: Mdt, txn: Transaction, fid: Fid) -> bool:
     if mdt.open_files.counts[fid] > 1 or mdt.recovering or txn.get(ORPHANS, fid) is None:
         return False
     if mdt.node.faults.any:
-        mdt.fault_sync("mdt.orphan_destroy", txn.call)
+        try:
+            mdt.fault_sync("mdt.orphan_destroy", txn.call)
+        except OpError:
+            return False  # it stays until the next start
     _destroy_orphan(txn, fid)
     return True
 
@@ -300,8 +303,9 @@ def _release(mdt: Mdt, txn: Transaction, fid: Fid) -> bool:
 def _destroy_orphan(txn: Transaction, fid: Fid) -> None:
     txn.delete(ORPHANS, fid)
     inode = namespace.find_inode(txn, fid)
-    if inode is not None:
-        assert inode.nlink == 0, (fid, inode)
+    if inode is not None and inode.nlink:
+        txn.target.node.events.emit("mdt.not_an_orphan", level="warning", target=txn.target.name, fid=fid_text(fid))
+    elif inode is not None:
         namespace.destroy(txn, fid, inode)
 
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 
 from lustrelite.errors import OpError
 from lustrelite.ids import Nid
-from lustrelite.rpc.client_import import ClientImport, Xids
+from lustrelite.rpc.client_import import ClientImport
 from lustrelite.rpc.links import LinkPool
 from lustrelite.rpc.node import Node
+from lustrelite.rpc.request import Xids
 from lustrelite.wire.mgs import Config, ConfigRead, TargetInfo, TargetRegister
 
 

@@ -75,8 +75,20 @@ class Call:
     """One request being served, from its arrival to its reply."""
 
     __slots__ = (
-        "answered", "arrived", "body", "bulk", "conn_cnt", "cred", "export", "header", "link", "reply_bulk", "spec",
-        "target", "xid", "on_reply",
+        "answered",
+        "arrived",
+        "body",
+        "bulk",
+        "conn_cnt",
+        "cred",
+        "export",
+        "header",
+        "link",
+        "on_reply",
+        "reply_bulk",
+        "spec",
+        "target",
+        "xid",
     )  # fmt: skip
 
     def __init__(self, link: ServerLink, header: RequestHeader, spec: Spec, bulk: memoryview | None, now: float):
@@ -117,7 +129,7 @@ class Call:
                     self.xid, status, self.header.flags, transno, last_committed, pre_versions, instance,
                     self.conn_cnt, estimate_ms, body if not status else None,
                 )
-            ),  # fmt: skip
+            ),
             self.reply_bulk if not status else None,
         )
 

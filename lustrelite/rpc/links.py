@@ -16,7 +16,8 @@ from lustrelite.wire import frame
 from lustrelite.wire.message import check_reply
 
 if TYPE_CHECKING:
-    from lustrelite.rpc.client_import import ClientImport, Request
+    from lustrelite.rpc.client_import import ClientImport
+    from lustrelite.rpc.request import Request
 
 
 class ClientLink:

@@ -301,6 +301,8 @@ class SimFile:
     async def close(self) -> None:
         """Close it."""
         await self.client.do("close", (self.handle,), lambda fs: self.file.close())
+        if self in self.client.files:
+            self.client.files.remove(self)
 
 
 class SimClient(SimProcess):
@@ -309,6 +311,8 @@ class SimClient(SimProcess):
     def __init__(self, cluster: Cluster, name: str) -> None:
         super().__init__(cluster, name)
         self.fs: FileSystem
+        self.uuids: dict[str, None] = {}  # of all its mounts
+        self.files: list[SimFile] = []  # open ones
         self.life = name  # as the oracle knows this mount: a client that was started again is somebody else
         self._handles = 0
 
@@ -327,6 +331,8 @@ class SimClient(SimProcess):
         node = self._boot()
         self.life = self.name if self.boots == 1 else f"{self.name}{self.boots}"
         self.fs = await self.cluster.finish(node, FileSystem.mount(node, [MGS_NID], FSNAME), "mount")
+        self.uuids[self.uuid] = None
+        self.files.clear()
         for imp in self.imports:
             imp.on_evicted.append(lambda imp=imp: self._evicted(imp))  # type: ignore[misc]
 
@@ -450,7 +456,8 @@ class SimClient(SimProcess):
         handle = self.cluster.new_handle()
         flags = os.O_RDWR | (os.O_CREAT if create else 0)
         file = await self.do("open", (path, create, handle), lambda fs: fs.open(path, flags, 0o644))
-        return SimFile(self, file, handle, path)
+        self.files.append(SimFile(self, file, handle, path))
+        return self.files[-1]
 
 
 class ClusterFaults:
@@ -599,6 +606,7 @@ class Cluster:
         """Heal everything, then hold the cluster to its promises. Raises Violation."""
         await self.recover()
         await self.settle()
+        await self.bury()
         self.check_crashes()
         problems = self.oracle.check(await self.read_tree())
         if problems:
@@ -622,6 +630,15 @@ class Cluster:
             if not server.alive:
                 await server.start()
             server.release_commits()
+
+    async def bury(self) -> None:
+        """Evict the clients that are dead: nobody has to wait for it to happen by itself."""
+        for client in self.clients.values():
+            for server in self.servers:
+                for target in server.running:
+                    for uuid in client.uuids:
+                        if not client.alive or uuid != client.uuid:
+                            target.evict_matching(uuid)
 
     async def leave(self) -> None:
         """Unmount and stop everything in good order; nobody may leave a task behind."""
@@ -814,6 +831,12 @@ class Cluster:
             for target in server.running
             if isinstance(target, Ost)
         }
+        if not any(client.files for client in self.clients.values() if client.alive):
+            opens = [f"{export.uuid} {handle:#x}" for export, handle in mdt.open_handles()]
+            if opens:
+                raise Violation(f"seed {self.seed}: handles are left open: {', '.join(opens)}")
+            if mdt.store.count(schema.ORPHANS):
+                raise Violation(f"seed {self.seed}: files without name are left, though nobody has them open")
         report = await fsck.examine(fsck.StoreReader(mdt.store), osts)
         if report.found:
             text = "\n  ".join(map(str, report.problems))

@@ -17,6 +17,7 @@ MESSAGES = (
     "Create", "Open", "Close", "Unlink", "Rename", "Link", "Setattr", "Setxattr", "Lookup", "Getattr", "Write", "Read",
     "Punch", "Destroy", "OstCreate", "Connect", "Ping", "Readdir", "ConfigRead", "TargetRegister", "AllocateSequence",
 )  # fmt: skip
+CHANGES = ("Create", "Open", "Close", "Unlink", "Rename", "Link", "Setattr", "Setxattr", "Write", "Punch", "Destroy")
 SLOW_POINTS = ("target.execute", "target.connect", "target.replay", "client.replay", "client.replay_done")
 
 
@@ -40,7 +41,7 @@ class Nemesis:
 
     async def act(self) -> None:
         """Do one thing."""
-        acts = [act for act in ACTS if not (self.client_killed and act.name == "kill client")]
+        acts = [act for act in ACTS if not (self.client_killed and act.name.startswith("kill client"))]
         act = self.random.choices(acts, [act.weight for act in acts])[0]
         self.performed.append(act.name)
         self.cluster.note("nemesis.acted", act=act.name)
@@ -153,6 +154,40 @@ async def _kill_client(n: Nemesis) -> None:
         client.kill(silent=n.random.random() < 0.3)
 
 
+async def _kill_client_and_server(n: Nemesis) -> None:
+    """What the client did is lost as far as it was not durable, and what depends on it must go with it."""
+    server = n.server()
+    if n.random.random() < 0.7:
+        server.hold_commits()
+
+    async def kill() -> None:
+        client = n.client()
+        if client is not None and not n.client_killed:
+            n.client_killed = True
+            client.kill()
+        if server in n.cluster.oss and n.random.random() < 0.7:
+            server.power_cut()
+        else:
+            server.kill()
+        await asyncio.sleep(n.pause_s())
+        await n.restart(server)
+
+    n.later(n.random.uniform(0.001, 0.1), kill)
+
+
+async def _lose_reply_and_kill(n: Nemesis) -> None:
+    """The change may be durable while its client does not know of it."""
+    server = n.server()
+    n.cluster.net.drop(n.random.choice((*CHANGES, None)), reply=True, source=server, times=n.random.choice((1, 2, 3)))
+
+    async def kill() -> None:
+        server.kill()
+        await asyncio.sleep(n.pause_s())
+        await n.restart(server)
+
+    n.later(n.random.choice((0.01, 0.1, 1.0, 2.0)) * n.random.random(), kill)
+
+
 async def _cut(n: Nemesis) -> None:
     x, y = n.process(), n.process()
     n.cluster.net.cut(x, y, one_way=n.random.random() < 0.4)
@@ -164,7 +199,8 @@ async def _break_links(n: Nemesis) -> None:
 
 
 async def _lose_messages(n: Nemesis) -> None:
-    n.cluster.net.drop(n.random.choice(MESSAGES), reply=n.random.random() < 0.6, times=n.random.choice((1, 1, 2)))
+    what = n.random.choice(CHANGES if n.random.random() < 0.7 else MESSAGES)
+    n.cluster.net.drop(what, reply=n.random.random() < 0.75, times=n.random.choice((1, 1, 2)))
 
 
 async def _lose_any(n: Nemesis) -> None:
@@ -233,10 +269,12 @@ ACTS = (
     Act("kill everything", 2, _kill_everything),
     Act("power cut", 4, _power_cut),
     Act("restart in order", 2, _restart_in_order),
-    Act("kill client", 3, _kill_client),
+    Act("kill client", 2, _kill_client),
+    Act("kill client and server", 6, _kill_client_and_server),
+    Act("lose reply and kill", 6, _lose_reply_and_kill),
     Act("cut", 5, _cut),
     Act("break links", 3, _break_links),
-    Act("lose messages", 5, _lose_messages),
+    Act("lose messages", 9, _lose_messages),
     Act("lose any", 3, _lose_any),
     Act("double messages", 4, _double_messages),
     Act("slow messages", 4, _slow_messages),

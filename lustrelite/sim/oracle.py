@@ -334,6 +334,13 @@ class Model:
             self._replace(number, fuzzy=True)
 
 
+    def smear_all(self) -> None:
+        """The data of every file may be anything."""
+        for number, node in self.nodes.items():
+            if node.kind == "file":
+                self._replace(number, fuzzy=True)
+
+
 READS = frozenset({"read", "pread", "stat", "exists", "readlink", "listdir", "getxattr"})
 WRITES_DATA = frozenset({"write", "write_at", "truncate", "pwrite"})
 
@@ -566,10 +573,11 @@ class _Search:
             if lost_until and (op.name in READS or op.outcome == ERROR) and (op.done or 0) < lost_until:
                 continue  # what was seen then is gone now
             kept.append(op)
-        smeared = [op for op in self.ops if op.index in lost and op.name in WRITES_DATA]
+        # A lost write may have left its data, in a file whose name then was lost as well.
+        smeared = any(op.index in lost and op.name in WRITES_DATA for op in self.ops)
         return self._search(Model(self.common), kept, smeared)
 
-    def _search(self, model: Model, ops: list[Op], smeared: list[Op]) -> bool:
+    def _search(self, model: Model, ops: list[Op], smeared: bool) -> bool:
         """Depth first; iterative while there is only one way to go on."""
         while True:
             certain = [op for op in ops if op.done is not None]
@@ -599,10 +607,10 @@ class _Search:
             return self._search(model.copy(), [op for op in ops if op.outcome != UNKNOWN or op not in ways], smeared)
         return False
 
-    def _finish(self, model: Model, unknown: list[Op], smeared: list[Op]) -> bool:
+    def _finish(self, model: Model, unknown: list[Op], smeared: bool) -> bool:
         """Only operations of unknown outcome are left: each may take effect, in any order, or not."""
-        for op in smeared:
-            model.smear(op)
+        if smeared:
+            model.smear_all()
         expected = model.tree()
         for path in self.common:
             expected.pop(path, None)
@@ -613,7 +621,7 @@ class _Search:
             self.why = why
         for op in unknown:
             for after in self._half_done(model, op):
-                if self._finish(after, [other for other in unknown if other is not op], []):
+                if self._finish(after, [other for other in unknown if other is not op], smeared):
                     return True
         return False
 
@@ -622,6 +630,9 @@ class _Search:
         self.steps += 1
         try:
             result = getattr(model, op.name)(*op.args)
+        except KeyError:
+            self._explain(op, "should have been refused: the file is not open")
+            return False
         except Refused as refused:
             if op.outcome == ERROR and op.errno == refused.errno:
                 return True

@@ -272,6 +272,7 @@ async def simulate(record: Run, operations: int = OPERATIONS) -> None:
             first = c.clients["a"]
             for path in COMMON:
                 await first.unrecorded(first.fs.mkdir(path, 0o755))
+            await c.mds.commit()
             faults = rng.randrange(2, 5)
             budget = Budget(operations, [rng.randrange(1, operations) for _ in range(faults)])
             workers = [

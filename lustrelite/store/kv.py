@@ -2,19 +2,27 @@
 
 A server answers before it commits. All requests since the last commit share one batch; `kill -9` loses the running
 batch and nothing else, which is the bargain that replay repairs. One request's writes come gathered (`apply`), so a
-request that fails leaves nothing behind. Two stores keep this rule:
+request that fails leaves nothing behind.
 
-- OpenTxnStore (MDT, MGS): the batch *is* LMDB's open write transaction. `get` and `scan` read inside it.
-- StagedStore (OST): the batch is a dict. `seal` freezes it, the caller makes the data files it names durable, `commit`
-  puts it into LMDB; requests meanwhile fill the next one. Readers look at staged, then frozen, then LMDB. Only one
-  batch is frozen at a time. `commit` alone may run in another thread; everything else belongs to the loop's.
+The running batch *is* LMDB's open write transaction, and it is a dict besides. A commit takes three steps:
+
+- `seal` (loop): the transaction takes no more, its dict is frozen. From now on changes go into the next dict only.
+  The caller makes the data files that the batch counts on durable, if there are any.
+- `commit` (any thread): LMDB makes the transaction durable. Meanwhile nobody may look into it, so a reader sees the
+  running dict over the frozen one over a snapshot of the last commit.
+- `reopen` (loop): the next transaction begins, the frozen dict goes, and what was applied meanwhile is put in a chunk
+  at a time, for the loop has other things to do. The running dict says what is true of a key until its turn comes.
+
+    txn:      open ------- seal  . . . commit . . . reopen -- chunk -- chunk -- open
+    readers:  running, txn | running, frozen, snapshot | running, new txn     | running, txn
 
 What must never happen is that state is served which a failed commit took back: after any failure of LMDB every call
 raises StoreFailed and the process must die. That a full disk is no such failure is room.py's business.
 
 LMDB runs without its own locks (lock=False): a commit may then run in another thread, and no mutex in a shared file is
 left behind by a killed process. In return we keep the rules ourselves: a file lock admits one writing process (or any
-number of offline readers), and no read transaction lives across two commits.
+number of offline readers), and no read transaction lives across two commits: the snapshot lives from `seal` to
+`reopen`.
 """
 
 from __future__ import annotations
@@ -24,7 +32,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, Self, cast
+from typing import Any, NamedTuple, NoReturn, Self, cast
 
 import lmdb
 
@@ -39,23 +47,16 @@ Row = tuple[bytes, bytes]
 MAP_BYTES = 1 << 40  # sparse: address space, not disk
 TABLES_MAX = 32
 SCAN_ROWS_MIN, SCAN_ROWS_MAX = 64, 1024
+REOPEN_RECORDS = 500  # put in one turn of the loop: half a millisecond
+WAITING_RECORDS_MAX = 250_000  # applied while a commit is under way; with more the disk is too slow for us
 
 
-class Batch:
+class Batch(NamedTuple):
     """A sealed batch: what the next commit makes durable."""
 
-    __slots__ = ("delta", "dirty", "number", "size")
-
-    def __init__(self, number: int, dirty: int, size: int, delta: Delta | None = None) -> None:
-        self.number = number
-        self.dirty = dirty  # records
-        self.size = size  # bytes of keys and values
-        self.delta = delta
-
-    def keys(self, table: str) -> list[bytes]:
-        """Keys of `table` that this batch changes, deletions included. StagedStore only: an OST asks for its objects."""
-        assert self.delta is not None, "an open transaction does not know its keys"
-        return self.delta.sorted_keys(table)
+    number: int
+    dirty: int  # records
+    size: int  # bytes of keys and values
 
 
 class Store:
@@ -68,7 +69,13 @@ class Store:
         self._env = env
         self._lock_fd = lock_fd
         self._dbs: dict[str, Any] = {}
-        self._txn: Any = None  # lmdb.Transaction; what it returns is bytes, as buffers=False
+        # lmdb.Transaction; what it returns is bytes, as buffers=False
+        self._txn: Any = None  # to read: the open transaction, or the snapshot while a batch is sealed
+        self._open: Any = None  # to write; None while a batch is sealed
+        self._sealed: Any = None  # from `seal` until it is durable
+        self._running = Delta()  # all changes since the last seal
+        self._frozen: Delta | None = None  # those of the sealed batch, until `reopen`
+        self._behind: dict[tuple[str, bytes], bytes | None] = {}  # changes in `_running` that no transaction has yet
         self._guard = threading.Lock()  # a commit in a thread against abort
         self._failed = ""
         self._lost: list[Any] = []
@@ -76,9 +83,8 @@ class Store:
         self._readonly = False
         self._batches = 0
         self._room = Room(directory, map_bytes)
-        self._records = 0  # in the running batch and a frozen one
-        self._bytes = 0
-        self._records_checked = -1  # there is room up to here
+        self._bytes = 0  # of keys and values since the last seal
+        self._dirty_checked = -1  # there is room up to here
         self._bytes_checked = 0
 
     # ------------------------------------------------------------ open and close
@@ -94,15 +100,13 @@ class Store:
         readonly: bool = False,
         map_bytes: int = MAP_BYTES,
     ) -> Self:
-        """The store of a target of `kind` ("MDT", "OST", "MGS"); of `Store` itself, the class that suits the kind.
+        """The store of a target of `kind` ("MDT", "OST", "MGS").
 
         `create` makes a new one. `durable=False` leaves out every fsync (simulator: a kill loses no more than before,
         a power cut would). `readonly` is for an offline reader: nobody else may write meanwhile.
         Errors: FormatRefused (no target, another kind, another format), OpError(EBUSY) somebody has it open,
         OpError of the disk.
         """
-        if cls is Store:
-            cls = cast(type[Self], StagedStore if kind == "OST" else OpenTxnStore)
         tables = schema.tables_of(kind)
         path = os.path.join(directory, "lmdb")
         exists = os.path.exists(os.path.join(path, "data.mdb"))
@@ -139,6 +143,7 @@ class Store:
                 store._open_tables(tables, create=False)
             else:
                 store._open_for_writing(tables, create, durable, path)
+            store._running = Delta(store._dbs)
             store._begin()
             opened = True
         finally:
@@ -205,9 +210,9 @@ class Store:
             self._shut()
 
     def close(self) -> None:
-        """Commit everything and close. StagedStore: the data of its objects must be durable by now."""
+        """Commit everything and close; no commit is under way, the data of an OST's objects is durable by now."""
         if not self._readonly:
-            self.commit(self.seal())
+            self.flush()
         self.abort()
 
     def _shut(self) -> None:
@@ -226,9 +231,9 @@ class Store:
 
     def _refuse(self, why: str) -> None:
         """Let every further call raise StoreFailed, at no cost to those before."""
-        self._lost.append(self._txn)  # not aborted here: the loop may be reading from it while a commit fails
-        self._txn = _Gone(why)
-        self._records_checked = -1  # sends `apply` to `_make_room`, which says no
+        self._lost += self._txn, self._open  # not aborted here: the loop may be reading while a commit fails
+        self._txn = self._running = cast(Any, _Gone(why))
+        self._dirty_checked = -1  # sends `apply` to `_make_room`, which says no
 
     def _check_alive(self) -> None:
         if self._failed or self._closed:
@@ -250,28 +255,32 @@ class Store:
     def reserved_permille(self, value: int) -> None:
         self._room.reserved_permille = value
 
-    def _measure(self, records: int, size: int) -> None:
-        """After a commit of `records` and `size`: see what room there is."""
-        self._room.measure(self._env, self._txn, self._dbs.values(), records, size)
-        self._records_checked = -1
-
     def _make_room(self, records: int, size: int, essential: bool) -> None:
-        """Let the batch grow to `records` and `size`, or raise OpError(ENOSPC)."""
+        """Let the batch grow to `records` and `size`, or raise OpError(ENOSPC, EAGAIN)."""
         self._check_alive()
         if self._readonly:
             raise OpError(errno.EROFS, f"{self.directory} is open for reading only")
-        more = records - self._records
+        if records > WAITING_RECORDS_MAX and self._frozen is not None and not essential:
+            raise OpError(errno.EAGAIN, f"the disk of {self.directory} is slow")
+        more = records - self.dirty, size - self._bytes
         try:
             checked = self._room.make(records, size, more=more, essential=essential)
         except OSError as error:
             self._fail(error)
-        self._records_checked, self._bytes_checked = checked
+        self._dirty_checked, self._bytes_checked = checked
 
-    # ------------------------------------------------------------ what the two stores do differently
+    # ------------------------------------------------------------ reading
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """The value of `key`, committed or not."""
-        raise NotImplementedError
+        value = self._running.tables[table].get(key, MISSING)
+        if value is MISSING:
+            if self._frozen is not None:
+                value = self._frozen.tables[table].get(key, MISSING)
+                if value is not MISSING:
+                    return cast(bytes | None, value)
+            value = self._txn.get(key, None, self._dbs[table])
+        return cast(bytes | None, value)
 
     def scan(self, table: str, after: bytes = b"", *, prefix: bytes = b"") -> Iterator[Row]:
         """Rows of `table` in key order, strictly after `after`, whose keys begin with `prefix`.
@@ -285,202 +294,34 @@ class Store:
             yield from rows
             rows_max = min(2 * rows_max, SCAN_ROWS_MAX)
 
-    def last(self, table: str, prefix: bytes = b"") -> Row | None:
-        """The last row of `table` whose key begins with `prefix`."""
-        raise NotImplementedError
-
-    def count(self, table: str) -> int:
-        """Number of rows of `table`."""
-        raise NotImplementedError
-
-    def apply(self, writes: Writes, *, essential: bool = False) -> None:
-        """Put one request's writes into the running batch, all or nothing; None deletes.
-
-        `essential` may use the space that is kept back: replays (they were acknowledged), evictions, clean-up. Writes
-        that delete something may do so anyway.  Errors: OpError(ENOSPC), nothing was changed; StoreFailed
-        """
-        raise NotImplementedError
-
-    def seal(self) -> Batch:
-        """Freeze the running batch; a new one starts."""
-        raise NotImplementedError
-
-    def commit(self, batch: Batch) -> None:
-        """Make `batch`, the last one sealed, durable. StoreFailed: the process must end, nothing may be answered."""
-        raise NotImplementedError
-
-    def _begin(self) -> None:
-        raise NotImplementedError
-
     def _rows(self, table: str, start: bytes, prefix: bytes, rows_max: int) -> tuple[list[Row], bytes | None]:
         """About `rows_max` rows from `start` on, and the key to go on after if there may be more."""
-        raise NotImplementedError
-
-    def _sealed(self, delta: Delta | None) -> Batch:
-        self._check_alive()
-        self._batches += 1
-        batch = Batch(self._batches, self.dirty, self._bytes, delta)
-        self.dirty = 0
-        self._room.pressed = False
-        return batch
-
-
-class OpenTxnStore(Store):
-    """The running batch is the open write transaction. `commit` belongs to the loop's thread, as everything else.
-
-    Writes applied between `seal` and `commit` get durable with them: earlier than promised, which harms nobody.
-    """
-
-    def _begin(self) -> None:
-        self._txn = self._env.begin(write=not self._readonly)
-        self._measure(self._records, self._bytes)
-        self._records = self._bytes = 0
-
-    def get(self, table: str, key: bytes) -> bytes | None:
-        value: bytes | None = self._txn.get(key, None, self._dbs[table])
-        return value
-
-    def apply(self, writes: Writes, *, essential: bool = False) -> None:
-        size = self._bytes
-        for (_, key), value in writes.items():
-            if value is None:
-                essential = True
-            else:
-                size += len(key) + len(value)
-        records = self._records + len(writes)
-        if records > self._records_checked or size > self._bytes_checked:
-            self._make_room(records, size, essential)
-        dbs, txn = self._dbs, self._txn
-        try:
-            put = txn.put
-            for (table, key), value in writes.items():
-                if value is not None:
-                    put(key, value, True, True, False, dbs[table])
-                else:
-                    txn.delete(key, b"", dbs[table])
-        except (lmdb.Error, KeyError, TypeError) as error:  # half a request is in the batch
-            self._fail(error)
-        self._records = records
-        self._bytes = size
-        self.dirty += len(writes)
-
-    def last(self, table: str, prefix: bytes = b"") -> Row | None:
-        return _last(self._txn, self._dbs[table], prefix)
-
-    def count(self, table: str) -> int:
-        return int(self._txn.stat(self._dbs[table])["entries"])
-
-    def _rows(self, table: str, start: bytes, prefix: bytes, rows_max: int) -> tuple[list[Row], bytes | None]:
         rows = _read(self._txn, self._dbs[table], start, prefix, rows_max)
-        return rows, rows[-1][0] if len(rows) == rows_max else None
-
-    def seal(self) -> Batch:
-        return self._sealed(None)
-
-    def commit(self, batch: Batch) -> None:
-        self._check_alive()
-        assert batch.number == self._batches, "only the last sealed batch can be committed"
-        try:
-            self._txn.commit()
-            self._begin()
-        except (lmdb.Error, OSError) as error:
-            self._fail(error)
-
-
-class StagedStore(Store):
-    """The running batch is a dict; a sealed one is frozen until `commit` has put it into LMDB."""
-
-    def __init__(self, directory: str, kind: str, env: lmdb.Environment, lock_fd: int, map_bytes: int) -> None:
-        super().__init__(directory, kind, env, lock_fd, map_bytes)
-        self._staged = Delta()
-        self._frozen: Delta | None = None
-        self._committed: Batch | None = None  # by a thread; settled by the loop's
-
-    def _begin(self) -> None:
-        self._staged = Delta(self._dbs)
-        self._txn = self._env.begin()
-        self._measure(0, 0)
-
-    def _refuse(self, why: str) -> None:
-        super()._refuse(why)
-        self._staged = cast(Delta, _Gone(why))
-
-    def _settle(self) -> Any:
-        """The read transaction, renewed if there was a commit. Never runs beside a commit: see `seal`."""
-        batch = self._committed
-        if batch is not None:
-            self._check_alive()  # nothing may begin in a closed environment
-            self._committed = None
-            self._txn.abort()
-            self._txn = self._env.begin()
-            self._records -= batch.dirty
-            self._bytes -= batch.size
-            self._measure(batch.dirty, batch.size)
-        return self._txn
-
-    def get(self, table: str, key: bytes) -> bytes | None:
-        value = self._staged.tables[table].get(key, MISSING)
-        if value is MISSING:
-            frozen = self._frozen  # looked at before LMDB: a commit lets go of it only when LMDB has it
-            if frozen is not None:
-                value = frozen.tables[table].get(key, MISSING)
-            if value is MISSING:
-                txn = self._txn if self._committed is None else self._settle()
-                value = txn.get(key, None, self._dbs[table])
-        return cast(bytes | None, value)
-
-    def apply(self, writes: Writes, *, essential: bool = False) -> None:
-        if self._committed is not None:
-            self._settle()
-        size = self._bytes
-        for (table, key), value in writes.items():
-            if value is None:
-                essential = True
-            else:
-                size += len(key) + len(value)
-            if table not in self._dbs:
-                raise KeyError(table)
-        records = self._records + len(writes)
-        if records > self._records_checked or size > self._bytes_checked:
-            self._make_room(records, size, essential)
-        tables = self._staged.tables
-        for (table, key), value in writes.items():
-            tables[table][key] = value
-        self._records = records
-        self._bytes = size
-        self.dirty += len(writes)
-
-    def seal(self) -> Batch:
-        self._check_alive()
-        assert self._frozen is None, "only one batch is frozen at a time"
-        self._settle()  # now, so that no read transaction begins beside the commit
-        batch = self._sealed(self._staged)
-        self._frozen = self._staged
-        self._staged = Delta(self._dbs)
-        return batch
-
-    def commit(self, batch: Batch) -> None:
-        with self._guard:
-            self._check_alive()
-            assert batch.delta is self._frozen and batch.delta is not None, "not the frozen batch"
-            try:
-                with self._env.begin(write=True) as txn:
-                    for table, values in batch.delta.tables.items():
-                        _put_sorted(txn, self._dbs[table], batch.delta.sorted_keys(table), values)
-            except (lmdb.Error, OSError) as error:
-                self._fail(error)
-            self._committed = batch
-            self._frozen = None
+        parts = [[key for key, _ in rows]]
+        deltas = self._deltas()
+        parts += [delta.range(table, start, prefix, rows_max) for delta in deltas]
+        more = min((part[-1] for part in parts if len(part) == rows_max), default=None)
+        merged: dict[bytes, bytes | None] = dict(rows)
+        for part in parts[1:]:
+            for key in part:
+                merged[key] = overlay(deltas, table, key)
+        if len(merged) > len(rows) or any(parts[1:]):
+            return [
+                (key, value)
+                for key, value in sorted(merged.items())
+                if value is not None and (more is None or key <= more)
+            ], more
+        return rows, more
 
     def last(self, table: str, prefix: bytes = b"") -> Row | None:
+        """The last row of `table` whose key begins with `prefix`."""
         deltas = self._deltas()
-        txn, db = self._settle(), self._dbs[table]
-        row = _last(txn, db, prefix)
-        while row is not None and any(row[0] in delta.tables[table] for delta in deltas):
-            row = _last(txn, db, prefix, below=row[0])
-        best = row
+        db = self._dbs[table]
+        best = _last(self._txn, db, prefix)
+        while best is not None and any(best[0] in delta.tables[table] for delta in deltas):
+            best = _last(self._txn, db, prefix, below=best[0])
         for delta in deltas:
-            for key in reversed(delta.range(table, prefix, prefix, None)):
+            for key in reversed(delta.range(table, prefix, prefix)):
                 if best is not None and key <= best[0]:
                     break
                 value = overlay(deltas, table, key)
@@ -490,29 +331,124 @@ class StagedStore(Store):
         return best
 
     def count(self, table: str) -> int:
+        """Number of rows of `table`."""
         deltas = self._deltas()
-        txn, db = self._settle(), self._dbs[table]
-        rows = int(txn.stat(db)["entries"])
+        db = self._dbs[table]
+        rows = int(self._txn.stat(db)["entries"])
         for key in dict.fromkeys(key for delta in deltas for key in delta.tables[table]):
-            rows += (overlay(deltas, table, key) is not None) - (txn.get(key, None, db) is not None)
+            rows += (overlay(deltas, table, key) is not None) - (self._txn.get(key, None, db) is not None)
         return rows
 
     def _deltas(self) -> list[Delta]:
-        """Newer first. To be taken before LMDB is read, as in `get`."""
-        frozen = self._frozen
-        return [self._staged] if frozen is None else [self._staged, frozen]
+        """What is to be laid over the transaction that is read, newer first."""
+        if self._frozen is not None:
+            return [self._running, self._frozen]
+        return [self._running] if self._behind else []
 
-    def _rows(self, table: str, start: bytes, prefix: bytes, rows_max: int) -> tuple[list[Row], bytes | None]:
-        deltas = self._deltas()
-        rows = _read(self._settle(), self._dbs[table], start, prefix, rows_max)
-        more = rows[-1][0] if len(rows) == rows_max else None
-        changed = [key for delta in deltas for key in delta.range(table, start, prefix, more)]
-        if not changed:
-            return rows, more
-        merged: dict[bytes, bytes | None] = dict(rows)
-        for key in changed:
-            merged[key] = overlay(deltas, table, key)
-        return [(key, value) for key, value in sorted(merged.items()) if value is not None], more
+    # ------------------------------------------------------------ changing
+
+    def apply(self, writes: Writes, *, essential: bool = False) -> None:
+        """Put one request's writes into the running batch, all or nothing; None deletes.
+
+        `essential` may use the space that is kept back: replays (they were acknowledged), evictions, clean-up. Writes
+        that delete something may do so anyway.  Errors: OpError(ENOSPC), OpError(EAGAIN) there will be room after a
+        commit; nothing was changed. StoreFailed
+        """
+        size = self._bytes
+        for (_, key), value in writes.items():
+            if value is None:
+                essential = True
+            else:
+                size += len(key) + len(value)
+        records = self.dirty + len(writes)
+        if records > self._dirty_checked or size > self._bytes_checked:
+            self._make_room(records, size, essential)
+        running, behind = self._running.tables, self._behind
+        try:
+            for (table, key), value in writes.items():
+                running[table][key] = value
+            if self._open is None:
+                behind.update(writes)
+            else:
+                self._put(writes)
+                if behind:
+                    for change in writes:
+                        behind.pop(change, None)
+        except (lmdb.Error, KeyError, TypeError) as error:  # half a request is in the batch
+            self._fail(error)
+        self.dirty = records
+        self._bytes = size
+
+    def _put(self, writes: Writes) -> None:
+        txn, dbs = self._open, self._dbs
+        put = txn.put
+        for (table, key), value in writes.items():
+            if value is not None:
+                put(key, value, True, True, False, dbs[table])
+            else:
+                txn.delete(key, b"", dbs[table])
+
+    # ------------------------------------------------------------ committing
+
+    def _begin(self) -> None:
+        self._txn = self._env.begin(write=not self._readonly)
+        if not self._readonly:
+            self._open = self._txn
+        self._room.measure(self._env, self._txn, self._dbs.values())
+        self._dirty_checked = -1
+
+    def seal(self) -> Batch:
+        """Freeze the running batch; a new one starts."""
+        self._check_alive()
+        assert self._frozen is None, "only one batch is sealed at a time"
+        self._catch_up(len(self._behind))
+        snapshot = self._env.begin()  # of the last commit
+        self._sealed, self._open, self._txn = self._open, None, snapshot
+        self._frozen, self._running = self._running, Delta(self._dbs)
+        self._batches += 1
+        batch = Batch(self._batches, self.dirty, self._bytes)
+        self._room.set_aside(self.dirty, self._bytes)
+        self.dirty = self._bytes = 0
+        self._dirty_checked = -1
+        return batch
+
+    def commit(self, batch: Batch) -> None:
+        """Make `batch`, the one that is sealed, durable; in any thread, and nothing else is. `reopen` must follow.
+
+        StoreFailed: the process must end, nothing may be answered.
+        """
+        with self._guard:
+            self._check_alive()
+            assert batch.number == self._batches and self._sealed is not None, "not the sealed batch"
+            try:
+                self._sealed.commit()
+            except (lmdb.Error, OSError) as error:
+                self._fail(error)
+            self._sealed = None
+
+    def reopen(self) -> bool:
+        """Go on after `commit`: put a chunk of what was applied meanwhile into the next transaction. Call it again
+        (other calls may come in between) until it says True: all is in."""
+        self._check_alive()
+        if self._frozen is not None:
+            assert self._sealed is None, "the batch is not committed"
+            self._txn.abort()
+            self._begin()
+            self._frozen = None
+        self._catch_up(min(REOPEN_RECORDS, len(self._behind)))
+        return not self._behind
+
+    def _catch_up(self, records: int) -> None:
+        popitem = self._behind.popitem
+        try:
+            self._put(dict(popitem() for _ in range(records)))
+        except lmdb.Error as error:
+            self._fail(error)
+
+    def flush(self) -> None:
+        """Make everything durable on the spot."""
+        self.commit(self.seal())
+        self.reopen()
 
 
 class _Gone:
@@ -557,13 +493,3 @@ def _last(txn: Any, db: Any, prefix: bytes, below: bytes | None = None) -> Row |
             return None
         row: Row = cursor.item()
         return row
-
-
-def _put_sorted(txn: Any, db: Any, keys: list[bytes], values: dict[bytes, bytes | None]) -> None:
-    rows = [(key, value) for key in keys if (value := values[key]) is not None]
-    with txn.cursor(db) as cursor:
-        cursor.putmulti(rows, dupdata=False, overwrite=True)
-    if len(rows) < len(keys):
-        for key in keys:
-            if values[key] is None:
-                txn.delete(key, b"", db)

@@ -593,6 +593,8 @@ class Target:
             export.in_recovery = True
             recovery.client_connected(export, body)
             flags |= CONNECT_RECOVERING
+        if self.node.faults.hit("target.connect_flags", export.uuid) is not None:
+            flags |= CONNECT_RECOVERING
         self.service.admit_export(export, call.link)
         call.export = export
         self.node.events.emit(

@@ -289,7 +289,7 @@ class Readdir(NamedTuple):
 
     fid: Fid
     cookie: int
-    count: int
+    count: int  # type: ignore[assignment]  # tuple has a method of that name
     plus: bool
 
 

@@ -13,7 +13,7 @@ class TargetInfo(NamedTuple):
 
     name: str
     kind: str  # MDT or OST
-    index: int
+    index: int  # type: ignore[assignment]  # tuple has a method of that name
     uuid: str
     nids: tuple[str, ...]  # current server first, then the others that may serve it
     instance: int  # mount count of the target at the last registration
@@ -29,7 +29,7 @@ class TargetRegister(NamedTuple):
 
     fsname: str
     kind: str
-    index: int
+    index: int  # type: ignore[assignment]  # tuple has a method of that name
     stamp: str  # made at format time: two targets formatted with one index differ here
     nids: tuple[str, ...]
     failover_nids: tuple[str, ...]

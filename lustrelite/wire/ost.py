@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from lustrelite.ids import Fid
-from lustrelite.wire.message import message
 from lustrelite.wire.mdt import StatfsReply
+from lustrelite.wire.message import message
 from lustrelite.wire.session import Empty
 
 # OstCreate.flags

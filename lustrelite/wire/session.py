@@ -24,7 +24,7 @@ class Hello(NamedTuple):
     """First frame on every TCP connection, both ways: which link it belongs to. Index 0 is the control connection."""
 
     link: int  # random, chosen by the connecting side
-    index: int
+    index: int  # type: ignore[assignment]  # tuple has a method of that name
     peer: str  # name of the sending process, for messages only
     bulk_connections: int  # from the server: how many bulk connections it accepts
 
@@ -39,7 +39,7 @@ class ConnectReply(NamedTuple):
     max_mod_rpcs: int
     max_bytes_per_rpc: int
     last_xid: int  # highest xid the server has on record for this UUID: number new requests above it
-    index: int
+    index: int  # type: ignore[assignment]
     recovery_left_ms: int
 
 
@@ -94,4 +94,4 @@ class IndexRead(NamedTuple):
 
     table: str
     after: bytes
-    count: int
+    count: int  # type: ignore[assignment]

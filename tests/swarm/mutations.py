@@ -21,8 +21,10 @@ from lustrelite.recovery.admit import Admit
 from lustrelite.recovery.import_fsm import ImportFsm
 from lustrelite.recovery.replay_list import ReplayList
 from lustrelite.recovery.window import Window
-from lustrelite.rpc.client_import import ClientImport, Xids
+from lustrelite.rpc.client_import import ClientImport
+from lustrelite.rpc.import_recovery import ImportRecovery
 from lustrelite.rpc.export import Call
+from lustrelite.rpc.request import Xids
 from lustrelite.store import schema
 from lustrelite.store.kv import OpenTxnStore, StagedStore
 from lustrelite.target import target as target_module
@@ -106,34 +108,34 @@ def replays_go_in_the_wrong_order_and_the_server_does_not_sort(patch):
 
 @mutation
 def a_resend_gets_a_new_xid(patch):
-    resend = ClientImport._resend
+    resend = ClientImport.resend
 
     def renumbered(self: Any, request: Any) -> None:
-        self._forget(request)
+        self.forget(request)
         request.xid = 0
         resend(self, request)
 
-    patch.setattr(ClientImport, "_resend", renumbered)
+    patch.setattr(ClientImport, "resend", renumbered)
 
 
 @mutation
 def a_resend_is_not_marked(patch):
     def unmarked(self: Any, request: Any) -> None:
-        self._send(request)
+        self.send(request)
 
-    patch.setattr(ClientImport, "_resend", unmarked)
+    patch.setattr(ClientImport, "resend", unmarked)
 
 
 @mutation
 def what_was_in_flight_is_not_resent_after_recovery(patch):
-    recover = ClientImport._recover
+    recover = ImportRecovery._recover
 
     async def forgetful(self: Any) -> None:
-        sending, self.sending = self.sending, {}
+        sending, self.imp.sending = self.imp.sending, {}
         await recover(self)
-        self.sending.update(sending)
+        self.imp.sending.update(sending)
 
-    patch.setattr(ClientImport, "_recover", forgetful)
+    patch.setattr(ImportRecovery, "_recover", forgetful)
 
 
 @mutation
@@ -218,16 +220,6 @@ def a_resent_request_is_executed_again(patch):
 
 
 @mutation
-def a_twin_is_executed_beside_its_brother(patch):
-    admit = target_module.admit
-
-    def careless(*facts: bool) -> Admit:
-        return admit(*facts[:4], False, facts[5])
-
-    patch.setattr(target_module, "admit", careless)
-
-
-@mutation
 def last_committed_runs_ahead_of_the_disk(patch):
     reply = Call.reply
 
@@ -292,26 +284,13 @@ def client_records_are_not_saved(patch):
 
 
 @mutation
-def an_evicted_client_is_served_on(patch):
-    evict = Target.evict
-
-    def mild(self: Any, export: Any, why: str) -> None:
-        if self.recovering:
-            evict(self, export, why)
-        else:
-            export.opens.clear()
-
-    patch.setattr(Target, "evict", mild)
-
-
-@mutation
 def eviction_leaves_the_files_of_the_client_open(patch):
     patch.setattr(Mdt, "export_gone", lambda self, txn, export: None)
 
 
 @mutation
 def synchronous_replies_do_not_wait_for_the_commit(patch):
-    patch.setattr(Committer, "after", lambda self, transno, callback: (self.demand(), callback()))
+    patch.setattr(Committer, "after", lambda self, transno, callback: callback())
 
 
 # ------------------------------------------------------------------------------------------------------ MDT and OSTs
@@ -373,17 +352,6 @@ def unlink_destroys_a_file_that_is_open(patch):
 @mutation
 def data_is_not_made_durable_before_its_record(patch):
     patch.setattr(Ost, "_sync", lambda self, oids: None)
-
-
-@mutation
-def object_files_go_before_their_destroy_is_durable(patch):
-    def hasty(self: Any, txn: Any, oids: Any) -> int:
-        count = destroy(self, txn, oids)
-        self._unlink_all(list(oids))
-        return count
-
-    destroy = Ost.destroy
-    patch.setattr(Ost, "destroy", hasty)
 
 
 @mutation

@@ -12,10 +12,10 @@ from lustrelite.ids import ROOT_FID, SEQ_NORMAL, Fid, make_fid
 from lustrelite.mdt.mdt import Mdt
 from lustrelite.mdt.osp import Osp
 from lustrelite.recovery.import_fsm import State
-from lustrelite.rpc.client_import import Xids
 from lustrelite.rpc.export import Call, Export, ServerLink
 from lustrelite.rpc.links import LinkPool
 from lustrelite.rpc.node import Node
+from lustrelite.rpc.request import Xids
 from lustrelite.store import schema
 from lustrelite.store.kv import Store
 from lustrelite.store.schema import Inode

@@ -1,0 +1,73 @@
+"""A request of a client, and the numbers that requests get."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from lustrelite.ids import Xid
+from lustrelite.rpc.node import Node
+from lustrelite.wire.message import Cred, Spec
+
+if TYPE_CHECKING:
+    from lustrelite.rpc.client_import import ClientImport
+
+
+class Xids:
+    """XIDs of one client: they start from the clock and only grow.  Source: protocol-facts 2"""
+
+    def __init__(self, node: Node) -> None:
+        # Fine enough that a process restarted at once begins above its predecessor: this is its incarnation, too.
+        self.last = (node.wall_ns() // 1_000) << 10
+
+    def next(self) -> Xid:
+        """A number that this client has not used."""
+        self.last += 1
+        return Xid(self.last)
+
+    def raise_above(self, xid: int) -> None:
+        """A server has seen `xid` under our UUID already (our clock was set back)."""
+        self.last = max(self.last, xid)
+
+
+class Request:
+    """One request from its call to the end of its replay."""
+
+    __slots__ = (
+        "body", "bulk", "closes", "conn_cnt", "cred", "deadline", "direct", "flags", "future", "generation",
+        "keeps_open", "owner", "pauses", "pre_versions", "replayed_at", "reply", "reply_bulk", "reply_raw", "sink",
+        "spec", "tag", "timeout_s", "transno", "xid",
+    )  # fmt: skip
+
+    def __init__(self, owner: ClientImport, spec: Spec, body: Any, cred: Cred, timeout_s: float) -> None:
+        self.owner = owner
+        self.spec = spec
+        self.body = body
+        self.cred = cred
+        self.timeout_s = timeout_s
+        self.xid = 0
+        self.tag = 0
+        self.flags = 0
+        self.transno = 0
+        self.pre_versions: tuple[int, ...] = ()
+        self.bulk: Any = None
+        self.sink: memoryview | None = None
+        self.reply: Any = None
+        self.reply_bulk: memoryview | None = None
+        self.reply_raw: tuple[Any, ...] = ()
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.deadline = 0.0
+        self.generation = 0
+        self.conn_cnt = 0
+        self.direct = False  # belongs to recovery itself: fails with LinkLost instead of waiting
+        self.keeps_open = False
+        self.closes = 0
+        self.pauses = 0
+        self.replayed_at = 0  # instance of the target that has executed the replay
+
+
+def fail(request: Request, error: Exception) -> None:
+    """End a request with `error`, whether anybody still waits for it or not."""
+    if not request.future.done():
+        request.future.set_exception(error)
+        request.future.exception()  # seen: a caller that was cancelled meanwhile will not look at it

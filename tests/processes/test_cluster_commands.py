@@ -1,0 +1,314 @@
+"""The command line on real processes: what an operator types, and what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lustrelite.cli.cluster import Cluster, child_environment
+from lustrelite.process import start_ticks
+
+pytestmark = pytest.mark.processes
+
+
+class Shell:
+    """Runs commands on one state directory."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.state_dir = state_dir
+
+    def run(self, *words: object, program: str = "main", status: int = 0) -> str:
+        """Run `lustrelite WORDS` (or llctl): its output, after it ended with `status`."""
+        done = subprocess.run(
+            [sys.executable, "-m", f"lustrelite.cli.{program}", "--state-dir", str(self.state_dir), *map(str, words)],
+            capture_output=True, text=True, stdin=subprocess.DEVNULL, env=child_environment(), timeout=90,
+        )  # fmt: skip
+        assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def llctl(self, *words: object, status: int = 0) -> str:
+        return self.run(*words, program="llctl", status=status)
+
+    def status(self, well: bool = True) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.run("status", "--json", status=0 if well else 3))
+        return found
+
+    def pids(self) -> dict[str, int]:
+        return {process["name"]: process["pid"] for process in self.status()["processes"]}
+
+    def settled(self) -> None:
+        """Wait until everything is well: `up` does, and starts nothing that runs."""
+        self.run("up")
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    shell = Shell(tmp_path_factory.mktemp("c") / "s")
+    shell.run("up", "--osts", 3, "--oss", 2, "--set", "tunables.rpc_timeout_s=2")
+    yield shell
+    shell.run("down")
+
+
+def test_up_twice_is_harmless(shell: Shell) -> None:
+    before = shell.pids()
+    assert "started" not in shell.run("up")
+    assert shell.pids() == before
+
+
+def test_a_different_shape_is_refused(shell: Shell) -> None:
+    assert "has OSTs 3, not 5" in shell.run("up", "--osts", 5, status=1)
+
+
+def test_status_names_everything(shell: Shell) -> None:
+    found = shell.status()
+    assert found["healthy"]
+    assert [p["name"] for p in found["processes"]] == ["mgs", "mds1", "oss1", "oss2"]
+    targets = [t for p in found["processes"] for t in p["targets"]]
+    assert {t["name"] for t in targets} == {
+        "MGS", "lustre-MDT0000", "lustre-OST0000", "lustre-OST0001", "lustre-OST0002"
+    }  # fmt: skip
+    assert {t["state"] for t in targets} == {"UP"}
+    for process in found["processes"]:
+        assert process["nid"].endswith("@unix")
+        assert Path(process["control"]).is_socket()
+        with urllib.request.urlopen(f"http://127.0.0.1:{process['metrics_port']}/metrics") as page:
+            assert b"lustrelite_last_committed" in page.read()
+    table = shell.run("status")
+    assert "lustre-OST0002" in table
+
+
+def test_daemons_are_detached_and_private(shell: Shell) -> None:
+    assert shell.state_dir.stat().st_mode & 0o777 == 0o700
+    for pid in shell.pids().values():
+        assert os.getsid(pid) == pid
+        assert os.readlink(f"/proc/{pid}/fd/0") == "/dev/null"
+
+
+def test_files_go_in_and_come_out(shell: Shell, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "a.bin").write_bytes(os.urandom(3_000_000))
+    (tree / "sub" / "empty").touch()
+    (tree / "sub" / "link").symlink_to("../a.bin")
+    (tree / "a.bin").chmod(0o640)
+    os.utime(tree / "a.bin", ns=(1, 1_234_567_890_123_456_789))
+    shell.run("cp", "-r", tree, "lustre:/tree")
+    assert shell.run("ls", "/tree").split() == ["a.bin", "sub"]
+    long = shell.run("ls", "-l", "/tree/sub")
+    assert "link -> ../a.bin" in long
+    shell.run("cp", "-r", "lustre:/tree", tmp_path / "back")
+    back = tmp_path / "back"
+    assert (back / "a.bin").read_bytes() == (tree / "a.bin").read_bytes()
+    assert (back / "a.bin").stat().st_mode == (tree / "a.bin").stat().st_mode
+    assert (back / "a.bin").stat().st_mtime_ns == 1_234_567_890_123_456_789
+    assert os.readlink(back / "sub" / "link") == "../a.bin"
+    assert "OST000" in shell.run("stat", "/tree/a.bin")
+    shell.run("mkdir", "-p", "/x/y")
+    shell.run("mv", "/tree/sub", "/x/y")
+    assert shell.run("cat", "/x/y/sub/empty") == ""
+    shell.run("cp", "-r", "lustre:/tree", "lustre:/copy")
+    assert shell.run("ls", "/copy").split() == ["a.bin"]
+    shell.run("rm", "-r", "/x", "/copy", "lustre:/tree")
+    assert shell.run("ls", "/").split() == []
+    assert "clean" in shell.run("fsck")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["cat", "/nope"], "No such file or directory: /nope"),
+        (["ls", "relative"], "start with a slash"),
+        (["mkdir", "/a/b/c"], "No such file or directory: /a/b/c"),
+        (["cp", "x", "y"], "one side must be in the file system"),
+        (["cp", "/etc", "lustre:/etc"], "copy it with -r"),
+        (["cp", "/etc/hosts", "other:/x"], "is called 'lustre'"),
+        (["kill", "mds7"], "there are: mgs, mds1"),
+        (["restore", "/etc/hosts"], "holds a cluster already"),
+    ],
+)
+def test_an_error_is_one_line_that_helps(shell: Shell, words: list[str], said: str) -> None:
+    output = shell.run(*words, status=1)
+    assert said in output
+    assert output.count("\n") == 1
+
+
+def test_no_cluster_is_said_so(tmp_path: Path) -> None:
+    assert "lustrelite up" in Shell(tmp_path).run("ls", status=1)
+
+
+def test_a_killed_server_loses_nothing(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"kept" * 1000)
+    shell.run("cp", tmp_path / "f", "lustre:/kept")
+    for name in ("mds1", "oss1", "oss2", "mgs"):
+        shell.run("kill", name)
+        found = shell.status(well=False)
+        assert next(p for p in found["processes"] if p["name"] == name)["state"] == "stopped"
+        assert name in shell.run("start", name)
+    shell.settled()
+    assert shell.run("cat", "/kept") == "kept" * 1000
+    shell.run("rm", "/kept")
+
+
+def test_one_target_stops_and_starts_alone(shell: Shell) -> None:
+    pids = shell.pids()
+    shell.run("stop", "lustre-OST0002")
+    rows = {t["name"]: t["state"] for p in shell.status(well=False)["processes"] for t in p["targets"]}
+    assert rows["lustre-OST0002"] == "DOWN"
+    assert rows["lustre-OST0000"] == "UP"
+    shell.run("start", "lustre-OST0002")
+    shell.settled()
+    assert shell.pids() == pids
+
+
+def test_parameters_are_read_and_set(shell: Shell) -> None:
+    assert shell.llctl("get_param", "mdt.*.commit_on_sharing") == "mdt.lustre-MDT0000.commit_on_sharing=1\n"
+    shell.llctl("set_param", "mdt.*.commit_on_sharing=0")
+    assert shell.llctl("get_param", "-n", "mdt.*.commit_on_sharing") == "0\n"
+    shell.llctl("set_param", "mdt.*.commit_on_sharing=1")
+    assert "state: FULL" in shell.llctl("get_param", "osp.lustre-OST0000-*.import")
+    assert "status:" in shell.llctl("get_param", "{mdt,obdfilter}.*.recovery_status")
+    names = shell.llctl("list_param", "obdfilter.lustre-OST0000.*").split()
+    assert "obdfilter.lustre-OST0000.evict_client" in names
+    assert "read only" in shell.llctl("set_param", "version=1", status=1)
+    assert "no parameter matches" in shell.llctl("get_param", "nothing", status=1)
+    assert shell.llctl("get_param", "-n", "health_check").split() == ["healthy"] * 4
+
+
+def test_devices_are_listed_as_lctl_does(shell: Shell) -> None:
+    lines = shell.llctl("dl").splitlines()
+    assert lines[0].split()[:4] == ["0", "UP", "mdt", "lustre-MDT0000"]
+    assert any(line.split()[2:4] == ["osp", "lustre-OST0001-osc-MDT0000"] for line in lines)
+    assert len(shell.llctl("list_nids").split()) == 4
+
+
+def test_commits_can_be_held_and_recovery_aborted(shell: Shell) -> None:
+    shell.llctl("hold_commits", "lustre-MDT0000")
+    assert "holds its commits" in shell.llctl("get_param", "--", "health_check")
+    shell.llctl("release_commits", "lustre-MDT0000")
+    shell.llctl("commit", "lustre-MDT0000")
+    assert "not in recovery" in shell.llctl("--device", "lustre-MDT0000", "abort_recovery")
+    assert "no device" in shell.llctl("--device", "lustre-MDT0009", "abort_recovery", status=1)
+    assert "has no client" in shell.llctl("set_param", "mdt.*.evict_client=nobody", status=1)
+
+
+def test_ping_reaches_a_process(shell: Shell) -> None:
+    nid = shell.status()["processes"][1]["nid"]
+    assert "mds1 is there" in shell.llctl("ping", nid)
+    assert "cannot connect" in shell.llctl("ping", "/nowhere/x@unix", status=1)
+
+
+def test_events_are_told_in_order(shell: Shell) -> None:
+    lines = [json.loads(line) for line in shell.run("events", "-n", 200).splitlines()]
+    assert [line["wall"] for line in lines] == sorted(line["wall"] for line in lines)
+    assert all(line["node"] == "mgs" for line in map(json.loads, shell.run("events", "mgs").splitlines()))
+
+
+def test_down_is_clean_and_what_was_stored_stays(tmp_path: Path) -> None:
+    shell = Shell(tmp_path / "s")
+    shell.run("up")
+    shell.run("mkdir", "/stays")
+    pids = shell.pids()
+    began = time.monotonic()
+    shell.run("down")
+    assert time.monotonic() - began < 20
+    assert not any(start_ticks(pid) for pid in pids.values())
+    assert not list((tmp_path / "s" / "run").iterdir())
+    assert "nothing was running" in shell.run("down")
+    assert "stopped" in shell.run("status", status=3)
+    assert "clean" in shell.run("fsck")
+    shell.run("up")
+    assert shell.run("ls", "/").split() == ["stays"]
+    shell.run("down")
+
+
+def test_a_standby_mds_takes_over(tmp_path: Path) -> None:
+    shell = Shell(tmp_path / "s")
+    shell.run("up", "--mds-failover")
+    try:
+        shell.run("mkdir", "/before")
+        shell.run("kill", "mds1")
+        shell.run("mkdir", "/after")
+        assert shell.run("ls", "/").split() == ["after", "before"]
+        states = {p["name"]: p["state"] for p in shell.status(well=False)["processes"]}
+        assert (states["mds1"], states["mds2"]) == ("stopped", "ready")
+        shell.run("up")  # mds1 comes back as the standby
+        states = {p["name"]: p["state"] for p in shell.status()["processes"]}
+        assert (states["mds1"], states["mds2"]) == ("standby", "ready")
+    finally:
+        shell.run("down")
+
+
+def test_a_deep_state_directory_uses_loopback_ports(tmp_path: Path) -> None:
+    shell = Shell(tmp_path / ("d" * 120) / "s")
+    shell.run("up", "--osts", 1)
+    try:
+        assert all(p["nid"].startswith("127.0.0.1:") for p in shell.status()["processes"])
+        shell.run("mkdir", "/x")
+    finally:
+        shell.run("down")
+
+
+@pytest.mark.parametrize("kind", ["directory", "archive.tar.gz"])
+def test_a_backup_is_a_whole_cluster(tmp_path: Path, kind: str) -> None:
+    shell = Shell(tmp_path / "s")
+    shell.run("up")
+    (tmp_path / "f").write_bytes(b"precious" * 50_000)
+    shell.run("cp", tmp_path / "f", "lustre:/f")
+    pids = shell.pids()
+    assert "saved lustre" in shell.run("backup", tmp_path / kind)
+    assert shell.pids().keys() == pids.keys()  # it runs again
+    shell.run("rm", "/f")
+    assert "exists already" in shell.run("backup", tmp_path / kind, status=1)
+    shell.run("down")
+    other = Shell(tmp_path / "other")
+    assert "clean" in other.run("restore", tmp_path / kind)
+    other.run("up")
+    try:
+        assert other.run("cat", "/f") == "precious" * 50_000
+    finally:
+        other.run("down")
+    if kind == "directory":
+        victim = next((tmp_path / kind / "targets").glob("*/lmdb/data.mdb"))
+        with open(victim, "r+b") as file:
+            file.write(b"\xff")
+        assert "damaged" in Shell(tmp_path / "third").run("restore", tmp_path / kind, status=1)
+
+
+def test_the_demo_on_a_small_tree(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    for number in range(400):
+        path = tree / f"d{number % 7}" / f"f{number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.urandom(number * 37))
+    shell = Shell(tmp_path / "s")
+    output = shell.run("demo", "--json", "--source", tree)
+    report = json.loads(output[output.index("{") : output.rindex("}") + 1])
+    assert (report["lost"], report["problems"], report["fsck"]) == (0, 0, "clean")
+    assert report["files"] >= 300
+    assert not list((tmp_path / "s").glob("demo-*"))
+
+
+def test_a_pid_that_belongs_to_another_process_is_left_alone(tmp_path: Path) -> None:
+    """A record whose process is gone must not make `down` kill whoever has its pid now."""
+    shell = Shell(tmp_path / "s")
+    shell.run("up")
+    shell.run("down")
+    bystander = subprocess.Popen(["sleep", "60"])
+    try:
+        cluster = Cluster(tmp_path / "s")
+        record = {"name": "mgs", "role": "mgs", "pid": bystander.pid, "start_ticks": 1, "state": "ready"}
+        (cluster.run_dir / "mgs.json").write_text(json.dumps(record))
+        shell.run("down")
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()

@@ -1,0 +1,100 @@
+"""Connects that meet, hang, get lost or are answered wrongly."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from steps import EVICTION, soon
+
+from lustrelite.wire.session import Connect
+
+
+async def break_connection(c: Any, client: Any, server: Any) -> None:
+    """The link between them breaks, silently, for long enough that both give it up."""
+    c.net.cut(client, server)
+    await asyncio.sleep(20.0)
+    c.net.heal()
+
+
+@pytest.mark.lustre("RS 44a")
+async def test_two_connects_that_meet_in_the_server_do_no_harm(world: Any) -> None:
+    """Ten times.  Source: lustre/tests/replay-single.sh test_44a"""
+    async with world(clients=1) as c:
+        for i in range(10):
+            await break_connection(c, c.a, c.mds)
+            c.net.double(Connect, source=c.a, to=c.mds)
+            await c.a.create(f"/f{i}")
+            await c.settle()
+            await c.a.fs.statfs()
+        c.never_saw("import.evicted")
+
+
+@pytest.mark.lustre("RS 44b")
+async def test_a_server_that_sits_on_a_reconnect_is_asked_again(world: Any) -> None:
+    """For two timeouts, ten times.  Source: lustre/tests/replay-single.sh test_44b"""
+    async with world(clients=1) as c:
+        for i in range(10):
+            c.net.cut(c.a, c.mds)
+            await asyncio.sleep(20.0)
+            c.faults.arm("target.connect", "delay", on=c.mds, delay_s=7.0, peer=c.a.uuid)
+            c.net.heal()
+            await c.a.create(f"/f{i}")
+            await c.settle()
+            await c.a.fs.statfs()
+        c.never_saw("import.evicted")
+
+
+@pytest.mark.lustre("RS 50")
+async def test_the_mds_recovers_its_link_to_an_ost_twice_at_once(world: Any) -> None:
+    """Source: lustre/tests/replay-single.sh test_50"""
+    async with world(oss=1, clients=1) as c:
+        for i in range(5):
+            c.net.double(Connect, source=c.mds, to=c.oss[0], times=2)
+            await c.oss[0].kill()
+            await c.oss[0].start()
+            await c.a.write(f"/f{i}", b"x")
+        await c.settle()
+        c.never_saw("import.evicted")
+
+
+@pytest.mark.lustre("OST 0a")
+async def test_a_mount_comes_up_although_the_first_reply_of_an_ost_is_lost(world: Any) -> None:
+    """Source: lustre/tests/replay-ost-single.sh test_0a"""
+    async with world(oss=1, clients=1) as c:
+        lost = c.net.drop(reply=True, source=c.oss[0])
+        mounting = soon(c.add_client())
+        await lost.caught()
+        client = await mounting
+        await client.fs.statfs()
+        await client.write("/f", b"x")
+
+
+@pytest.mark.lustre("SM 147")
+async def test_a_client_keeps_trying_while_its_connects_are_not_answered(world: Any) -> None:
+    """At least six attempts in 150 s.  Source: lustre/tests/recovery-small.sh test_147"""
+    async with world(oss=1, clients=1) as c:
+        await c.a.write("/f", b"x")
+        lost = c.net.drop(Connect, reply=True, source=c.oss[0], to=c.a, times=-1)
+        await c.oss[0].kill()
+        await c.oss[0].start()
+        c.expect(*EVICTION)
+        reading = soon(c.a.read("/f"))
+        async with asyncio.timeout(150.0):
+            await lost.caught(6)
+        lost.lift()
+        assert await reading == b"x"
+
+
+async def test_a_clock_that_was_set_back_does_not_bring_old_request_numbers(world: Any) -> None:
+    """The first XID comes from the clock; the server knows better.  Source: protocol-facts 2"""
+    async with world(clients=2) as c:
+        await c.a.create("/f")
+        c.b.set_clock(-3600.0)
+        c.expect(*EVICTION)
+        await c.b.kill()
+        await c.b.start()
+        await c.b.create("/g")
+        await c.fail(c.mds)
+        assert await c.b.listdir("/") == ["f", "g"]

@@ -1,0 +1,144 @@
+"""mkfs and tunefs: what a target's directory says of it, and who may change it."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from lustrelite.cli.mkfs import mkfs_command, tunefs_command
+from lustrelite.errors import FormatRefused, OpError
+from lustrelite.format import TargetConfig, check_config, claim, format_target, read_target
+from lustrelite.store.kv import Store
+from lustrelite.store.schema import FORMAT_VERSION
+
+MGS = "127.0.0.1:988@tcp"
+OST = TargetConfig("OST", "lustre", 1, "stamp", (MGS,))
+
+
+def mkfs(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(mkfs_command, [str(a) for a in arguments])
+
+
+def tunefs(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(tunefs_command, [str(a) for a in arguments])
+
+
+@pytest.mark.parametrize("kind", ["MGS", "MDT", "OST"])
+def test_what_mkfs_makes_can_be_opened(tmp_path: Path, kind: str) -> None:
+    config = TargetConfig(kind, "" if kind == "MGS" else "lustre", 0, "s", () if kind == "MGS" else (MGS,))
+    format_target(tmp_path / "t", config)
+    assert read_target(tmp_path / "t") == config
+    Store.open(tmp_path / "t", kind).close()
+
+
+def test_names_and_uuids_are_lustres(tmp_path: Path) -> None:
+    assert (OST.name, OST.uuid) == ("lustre-OST0001", "lustre-OST0001_UUID")
+    assert TargetConfig("MGS", "", 0, "s").name == "MGS"
+
+
+def test_a_target_is_not_overwritten_without_reformat(tmp_path: Path) -> None:
+    format_target(tmp_path, OST)
+    with pytest.raises(OpError, match="--reformat") as error:
+        format_target(tmp_path, OST._replace(stamp="other"))
+    assert error.value.errno == errno.EEXIST
+    assert read_target(tmp_path).stamp == "stamp"
+    format_target(tmp_path, OST._replace(stamp="other"), reformat=True)
+    assert read_target(tmp_path).stamp == "other"
+
+
+def test_a_directory_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("important")
+    with pytest.raises(OpError) as error:
+        format_target(tmp_path, OST, reformat=True)
+    assert error.value.errno == errno.ENOTEMPTY
+    assert (tmp_path / "thesis.txt").read_text() == "important"
+
+
+def test_a_running_target_is_never_reformatted_or_tuned(tmp_path: Path) -> None:
+    format_target(tmp_path, OST)
+    owner = claim(tmp_path)
+    with pytest.raises(OpError, match="belongs to process"):
+        format_target(tmp_path, OST, reformat=True)
+    result = tunefs("--param", "a=b", tmp_path)
+    assert isinstance(result.exception, OpError)
+    owner.release()
+    assert read_target(tmp_path).params == ()
+
+
+@pytest.mark.parametrize(
+    ("bad", "word"),
+    [
+        (OST._replace(fsname="toolongname"), "1 to 8 characters"),
+        (OST._replace(kind="XXX"), "bad kind"),
+        (OST._replace(index=0x10000), "bad index"),
+        (OST._replace(mgsnodes=()), "--mgsnode"),
+        (OST._replace(failnodes=("nowhere",)), "bad NID"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(bad: TargetConfig, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        check_config(bad)
+
+
+def test_another_format_version_is_refused_with_a_clear_word(tmp_path: Path) -> None:
+    format_target(tmp_path, OST)
+    raw = json.loads((tmp_path / "target.json").read_text())
+    for version, word in ((FORMAT_VERSION + 1, "newer"), (FORMAT_VERSION - 1, "older")):
+        (tmp_path / "target.json").write_text(json.dumps(raw | {"format": version}))
+        with pytest.raises(FormatRefused, match=word):
+            read_target(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "x"}', "null"])
+def test_a_damaged_file_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "target.json").write_text(text)
+    with pytest.raises(FormatRefused, match="damaged"):
+        read_target(tmp_path)
+
+
+def test_no_target_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(FormatRefused, match=r"mkfs\.lustrelite"):
+        read_target(tmp_path)
+
+
+def test_mkfs_takes_the_words_of_lustre(tmp_path: Path) -> None:
+    place = tmp_path / "ost"
+    result = mkfs("--ost", "--fsname=testfs", "--index=2", f"--mgsnode={MGS}", "--servicenode=127.0.0.1:1@tcp",
+                  "--failnode=127.0.0.1:2@tcp", "--param", "sys.timeout=20", "--backfstype=ldiskfs", place)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    config = read_target(place)
+    assert (config.name, config.mgsnodes) == ("testfs-OST0002", (MGS,))
+    assert set(config.failnodes) == {"127.0.0.1:1@tcp", "127.0.0.1:2@tcp"}
+    assert config.params == (("sys.timeout", "20"),)
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    result = mkfs("--mgs", "--dryrun", tmp_path / "mgs")
+    assert result.exit_code == 0
+    assert "dry run" in result.output
+    assert not (tmp_path / "mgs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [(["--fsname=x"], "--mgs, --mdt or --ost"), (["--ost", f"--mgsnode={MGS}"], "--index"), (["--mgs", "--param=x"], "NAME=VALUE")],
+)
+def test_mkfs_says_what_is_missing(tmp_path: Path, arguments: list[str], word: str) -> None:
+    result = mkfs(*arguments, tmp_path / "t")
+    assert result.exit_code == 1
+    assert word in result.output
+
+
+def test_tunefs_changes_what_it_is_told(tmp_path: Path) -> None:
+    format_target(tmp_path, OST._replace(params=(("a", "1"), ("b", "2"))))
+    assert tunefs("--erase-param=a", "--param=c=3", "--mgsnode=127.0.0.1:7@tcp", tmp_path).exit_code == 0
+    config = read_target(tmp_path)
+    assert (config.params, config.mgsnodes) == ((("b", "2"), ("c", "3")), ("127.0.0.1:7@tcp",))
+    assert config.stamp == OST.stamp
+    assert tunefs("--erase-params", "--dryrun", tmp_path).exit_code == 0
+    assert read_target(tmp_path) == config
+    assert "has no parameter" in tunefs("--erase-param=zzz", tmp_path).output
