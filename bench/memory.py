@@ -34,7 +34,7 @@ def _fill(directory: str, files: int) -> None:
         writes[schema.LINKS, schema.link_key(fid, ROOT_FID, name)] = b""
         if len(writes) > 30_000:
             store.apply(writes)
-            store.commit(store.seal())
+            store.flush()
             writes.clear()
     store.apply(writes)
     store.close()

@@ -74,7 +74,7 @@ class Mgs(Target):
 
     def _next_version(self, txn: Transaction) -> None:
         self.version += 1
-        txn.writes.update(self._meta_write("config_version", self.version))
+        txn.writes.update(self.meta_write("config_version", self.version))
 
     def notify(self) -> None:
         """Wake those that wait for a change."""

@@ -57,7 +57,6 @@ class Ost(Target):
     """One OST. `files` holds the data; all its calls that may take long go through the node's worker threads."""
 
     kind = "OST"
-    commits_in_thread = True
 
     def __init__(self, node: Node, store: Store, files: ObjectFiles, *, name: str, index: int = 0) -> None:
         super().__init__(node, store, name=name, index=index)

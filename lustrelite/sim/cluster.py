@@ -638,7 +638,7 @@ class Cluster:
                 for target in server.running:
                     for uuid in client.uuids:
                         if not client.alive or uuid != client.uuid:
-                            target.evict_matching(uuid)
+                            target.clients.evict_matching(uuid)
 
     async def leave(self) -> None:
         """Unmount and stop everything in good order; nobody may leave a task behind."""
@@ -872,7 +872,7 @@ class Cluster:
     async def evict(self, client: SimClient, server: SimServer | None = None) -> None:
         """By the administrator."""
         for target in (server or self.mds).running:
-            target.evict_matching(client.uuid)
+            target.clients.evict_matching(client.uuid)
 
 
 class NodeDied(Exception):

@@ -1,9 +1,10 @@
-"""Changes that are not in the database yet: what StagedStore lays over it."""
+"""A batch of changes as a dict: what a reader sees over a transaction that does not have them yet."""
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any, cast
 
 MISSING: Any = object()
@@ -22,21 +23,22 @@ class Delta:
     def sorted_keys(self, table: str) -> list[bytes]:
         """Keys of `table` in order."""
         values = self.tables[table]
-        keys = self._sorted.get(table)
-        if keys is None or len(keys) != len(values):
-            keys = self._sorted[table] = sorted(values)
+        keys = self._sorted.setdefault(table, [])
+        fresh = len(values) - len(keys)
+        if fresh:  # the newest of the dict
+            keys.extend(islice(reversed(values), fresh))
+            keys.sort()
         return keys
 
-    def range(self, table: str, start: bytes, prefix: bytes, end: bytes | None) -> list[bytes]:
-        """Keys from `start` that begin with `prefix`, not beyond `end`."""
+    def range(self, table: str, start: bytes, prefix: bytes, keys_max: int | None = None) -> list[bytes]:
+        """At most `keys_max` keys from `start` on that begin with `prefix`."""
         if not self.tables[table]:
             return []
         keys = self.sorted_keys(table)
-        stop = len(keys) if end is None else bisect_right(keys, end)
+        first = bisect_left(keys, start)
         limit = beyond(prefix)
-        if limit is not None:
-            stop = min(stop, bisect_left(keys, limit))
-        return keys[bisect_left(keys, start) : stop]
+        stop = len(keys) if limit is None else bisect_left(keys, limit, first)
+        return keys[first : stop if keys_max is None else min(stop, first + keys_max)]
 
 
 def overlay(deltas: list[Delta], table: str, key: bytes) -> bytes | None:

@@ -31,6 +31,7 @@ import errno
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Self, cast
 
@@ -231,7 +232,7 @@ class Store:
 
     def _refuse(self, why: str) -> None:
         """Let every further call raise StoreFailed, at no cost to those before."""
-        self._lost += self._txn, self._open  # not aborted here: the loop may be reading while a commit fails
+        self._lost.append(self._txn)  # not aborted here: the loop may be reading from it while a commit fails
         self._txn = self._running = cast(Any, _Gone(why))
         self._dirty_checked = -1  # sends `apply` to `_make_room`, which says no
 
@@ -297,21 +298,17 @@ class Store:
     def _rows(self, table: str, start: bytes, prefix: bytes, rows_max: int) -> tuple[list[Row], bytes | None]:
         """About `rows_max` rows from `start` on, and the key to go on after if there may be more."""
         rows = _read(self._txn, self._dbs[table], start, prefix, rows_max)
-        parts = [[key for key, _ in rows]]
         deltas = self._deltas()
-        parts += [delta.range(table, start, prefix, rows_max) for delta in deltas]
-        more = min((part[-1] for part in parts if len(part) == rows_max), default=None)
+        if not deltas:
+            return rows, rows[-1][0] if len(rows) == rows_max else None
+        parts = [delta.range(table, start, prefix, rows_max) for delta in deltas]
         merged: dict[bytes, bytes | None] = dict(rows)
-        for part in parts[1:]:
-            for key in part:
-                merged[key] = overlay(deltas, table, key)
-        if len(merged) > len(rows) or any(parts[1:]):
-            return [
-                (key, value)
-                for key, value in sorted(merged.items())
-                if value is not None and (more is None or key <= more)
-            ], more
-        return rows, more
+        parts.append(list(merged))
+        more = min((keys[-1] for keys in parts if len(keys) == rows_max), default=None)
+        for key in chain(*parts[:-1]):
+            merged[key] = overlay(deltas, table, key)
+        seen = sorted(merged.items())
+        return [(key, value) for key, value in seen if value is not None and (more is None or key <= more)], more
 
     def last(self, table: str, prefix: bytes = b"") -> Row | None:
         """The last row of `table` whose key begins with `prefix`."""
@@ -432,8 +429,11 @@ class Store:
         self._check_alive()
         if self._frozen is not None:
             assert self._sealed is None, "the batch is not committed"
-            self._txn.abort()
-            self._begin()
+            try:
+                self._txn.abort()
+                self._begin()
+            except (lmdb.Error, OSError) as error:
+                self._fail(error)
             self._frozen = None
         self._catch_up(min(REOPEN_RECORDS, len(self._behind)))
         return not self._behind

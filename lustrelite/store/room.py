@@ -5,9 +5,10 @@ anything is touched, how many pages the batch may need at worst, and refused wit
 
 - pages inside the file that are free already, plus blocks allocated ahead of its end (fallocate: they are ours, object
   data on the same disk cannot take them), plus what statvfs leaves above the reserve;
+- what a sealed batch may need is set aside until it is durable, for the pages that it frees come back even later;
 - the last `kept` bytes are for deletions and for essential writes (replays, evictions, clean-up), or a full target
   could never be emptied. Who meets that bound sets `pressed`: a commit gives back what the reckoning was too careful
-  about, and the pages that the batch freed.
+  about, and the pages that the batch freed. Who would fit but for the others is told to come again after it.
 
 Between checks stand at most CHECK_RECORDS records, so the common case is a comparison in the store.
 """
@@ -45,6 +46,7 @@ class Room:
         self._allocated = 0
         self._reusable = 0
         self._tree_bytes = 0
+        self._aside = FIXED_BYTES
 
     def allocate_for(self, path: str) -> None:
         """From now on allocate the blocks of the file `path` before they are needed."""
@@ -56,11 +58,16 @@ class Room:
             os.close(self._data_fd)
             self._data_fd = -1
 
-    def measure(self, env: Any, txn: Any, dbs: Iterable[Any], records: int, size: int) -> None:
-        """See how large file and trees are after a commit of `records` and `size`, whose freed pages cannot be used
+    def set_aside(self, records: int, size: int) -> None:
+        """A batch of `records` and `size` is sealed: what comes now is of the next one."""
+        self._aside = self.need(records, size)
+        self.pressed = False
+
+    def measure(self, env: Any, txn: Any, dbs: Iterable[Any]) -> None:
+        """See how large file and trees are after the sealed batch was committed, whose freed pages cannot be used
         again before the next commit (LMDB keeps the last state whole)."""
         self._file_end = (env.info()["last_pgno"] + 1) * PAGE
-        freed = self.need(records, size)
+        freed, self._aside = self._aside, 0
         used = 0
         for db in dbs:
             stat = txn.stat(db)
@@ -74,19 +81,21 @@ class Room:
 
         Each record copies at most one leaf and splits it (two pages, one more for a value with pages of its own), with
         branches shared; or every page of the trees is copied once and new ones are at least a third full."""
-        return FIXED_BYTES + min(3 * PAGE * records + size, self._tree_bytes + 3 * size)
+        tree_bytes = self._tree_bytes + self._aside  # the sealed batch may let it grow so much
+        return FIXED_BYTES + min(3 * PAGE * records + size, tree_bytes + 3 * size)
 
-    def make(self, records: int, size: int, *, more: int, essential: bool) -> tuple[int, int]:
-        """Let the batch grow to `records` and `size`, of which `more` records are new; OpError(ENOSPC) if it may not.
+    def make(self, records: int, size: int, *, more: tuple[int, int], essential: bool) -> tuple[int, int]:
+        """Let the batch grow to `records` and `size`, of which `more` (records, size) is new.
 
-        Returns the records and the size up to which nobody needs to ask again, unless it is essential."""
+        Returns the records and the size up to which nobody needs to ask again, unless it is essential.
+        Errors: OpError(ENOSPC); OpError(EAGAIN), it would fit if the rest were committed"""
         need = self.need(records, size)
         space = disk.space(self.directory)
         reserved = 0 if essential else space.total * self.reserved_permille // 1000
         on_disk = self._allocated - self._file_end + max(0, space.available - reserved)
-        room = self._reusable + min(on_disk, self._map_bytes - self._file_end)
+        room = self._reusable + min(on_disk, self._map_bytes - self._file_end) - self._aside
         ordinary = room - self._kept
-        if need > ordinary and records > more:
+        if need > ordinary and records > more[0]:
             self.pressed = True
         if essential:
             if need <= room and self._allocate(need):
@@ -97,11 +106,13 @@ class Room:
                 return records + CHECK_RECORDS, size + CHECK_BYTES
             if self._allocate(need + self._kept):
                 return records, size
+        elif self.need(*more) <= ordinary + self._aside:
+            raise OpError(errno.EAGAIN, f"{self.directory} has no room before the next commit")
         raise OpError(errno.ENOSPC, f"{self.directory} is full")
 
     def _allocate(self, batch_bytes: int) -> bool:
         """Have disk blocks behind the file's end for a batch of that size. False if the disk is full."""
-        end = self._file_end + max(0, batch_bytes - self._reusable)
+        end = self._file_end + max(0, self._aside + batch_bytes - self._reusable)
         if end <= self._allocated or self._data_fd < 0:
             return True
         for size in (max(end - self._allocated, ALLOCATE_BYTES), end - self._allocated):

@@ -1,6 +1,8 @@
 """When the running batch becomes durable: at an interval, above a bound, or because somebody waits.
 
-Demands of one turn of the loop are served by one commit. While commits are held (`hold`, Lustre's replay_barrier) the
+Only the commit itself runs in a worker thread (store/kv.py): the batch is sealed before it, requests go on meanwhile, and
+after it the store takes a few turns of the loop until it has caught up. One commit is under way at a time; demands that
+come meanwhile are served by the next one, demands of one turn of the loop by one commit. While commits are held (`hold`, Lustre's replay_barrier) the
 waiters stay and say so after a while. `last_committed` moves only after the disk said yes (LU-8348); a disk that says
 no ends the process: its successor gets the clients' replays.
 """
@@ -48,7 +50,7 @@ class Committer:
 
     def after(self, transno: int, callback: Callable[[], None]) -> None:
         """Call back when `transno` is durable, which is asked for now."""
-        if transno <= self.target.last_committed and not self.target.store.dirty:
+        if transno <= self.target.last_committed and not self.target.store.dirty and not self._busy:
             callback()
             return
         self.call_when(transno, callback)
@@ -102,15 +104,22 @@ class Committer:
             if handle is not None:
                 handle.cancel()
 
+    async def finish(self) -> None:
+        """Commit everything, held or not, and begin no commit from now on."""
+        self.held = False
+        while self._busy or self.target.store.dirty:
+            await self.wait()
+            await asyncio.sleep(0)  # the commit that served us may have to catch up
+        self.close()
+
     def commit_now(self) -> None:
-        """Commit on the spot, for what must be durable before the next step (mount count, recovery epoch)."""
-        if self._busy:
-            raise AssertionError("a commit is under way")
+        """Commit on this thread: at the start, before anybody is served."""
+        assert not self._busy, "a commit is under way"
         began = self.node.now()
         upto = self.target.last_transno
-        batch = self.target.seal()
-        self.target.store_commit(batch)
-        self._done(upto, began)
+        self.target.store_commit(self.target.seal())
+        self.target.store.reopen()
+        self._done(upto, began, self._counter)
 
     def _interval_over(self) -> None:
         self._timer = None
@@ -138,37 +147,34 @@ class Committer:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        try:
-            if self.target.commits_in_thread:
-                self._busy = True
-                self.node.spawn(self._commit_in_thread(), f"commit {self.target.name}")
-            else:
-                self.commit_now()
-        except StoreFailed as error:
-            self.node.crash(f"commit of {self.target.name}: {error}", error)
+        self._busy = True
+        self.node.spawn(self._commit(), f"commit {self.target.name}")
 
-    async def _commit_in_thread(self) -> None:
+    async def _commit(self) -> None:
+        target = self.target
         began = self.node.now()
-        upto = self.target.last_transno
+        upto = target.last_transno
         counter = self._counter
-        batch = self.target.seal()
         try:
-            await self.target.commit_batch(batch)
+            await target.commit_batch(target.seal())
+            if not self._closed:
+                caught_up = target.store.reopen()
+                self._done(upto, began, counter)
+                while not caught_up and not self._closed:
+                    await asyncio.sleep(0)
+                    caught_up = target.store.reopen()
         except StoreFailed as error:
-            self.node.crash(f"commit of {self.target.name}: {error}", error)
+            if not self._closed:
+                self.node.crash(f"commit of {target.name}: {error}", error)
             return
         self._busy = False
-        if self._closed:
-            return
-        self._done(upto, began, counter)
-        if self._again or self.target.store.dirty or self._waiters:
-            again, self._again = self._again, False
-            if again or self._waiters:
-                self._start_soon()
-            else:
-                self.changed()
+        again, self._again = self._again, False
+        if again or self._waiters:
+            self._start_soon()
+        elif target.store.dirty:
+            self.changed()
 
-    def _done(self, upto: int, began: float, counter: int | None = None) -> None:
+    def _done(self, upto: int, began: float, counter: int) -> None:
         self.commits += 1
         self.last_seconds = self.node.now() - began
         target = self.target
@@ -179,7 +185,7 @@ class Committer:
         waiters = self._waiters
         while waiters and waiters[0][0] <= upto:
             entry = heapq.heappop(waiters)
-            (later if counter is not None and entry[1] > counter else ready).append(entry)
+            (later if entry[1] > counter else ready).append(entry)
         for entry in later:  # came while the batch was sealed: their change may be in the next one
             heapq.heappush(waiters, entry)
         for _, _, callback in ready:

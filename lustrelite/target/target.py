@@ -22,7 +22,8 @@ from lustrelite.rpc.export import Call, Export
 from lustrelite.rpc.node import CORRUPT, Node
 from lustrelite.store import schema
 from lustrelite.store.kv import Batch, Store
-from lustrelite.store.schema import ClientRecord, ReplyRecord
+from lustrelite.store.schema import ReplyRecord
+from lustrelite.target.clients import Clients
 from lustrelite.target.committer import Committer
 from lustrelite.target.handlers import EMPTY, Dropped, Handler, NotReady, reading
 from lustrelite.target.server_recovery import ServerRecovery
@@ -30,13 +31,6 @@ from lustrelite.target.transaction import Transaction
 from lustrelite.tunables import limits
 from lustrelite.wire.message import LOCK_REPLAY_DONE, REPLAY, REQ_REPLAY_DONE, RESENT
 from lustrelite.wire.session import (
-    CONNECT_RECONNECT,
-    CONNECT_RECOVERING,
-    CONNECT_REPLAYABLE,
-    FEATURE_SERVER,
-    FEATURES_KNOWN,
-    Connect,
-    ConnectReply,
     Disconnect,
     IndexPage,
     IndexRead,
@@ -70,7 +64,6 @@ class Target:
     """One target of a server process."""
 
     recoverable = True  # keeps client records and replays; the MGS does not
-    commits_in_thread = False  # the store's commit runs in a worker thread (OST)
     kind = ""
 
     def __init__(
@@ -89,13 +82,13 @@ class Target:
         self.last_committed = 0
         self.boot_committed = 0  # last_committed when this incarnation started
         self.committer = Committer(self)
+        self.clients = Clients(self)
         self.recovery: ServerRecovery | None = None
         self.recovering = False
         self.stopping = False
         self.evictions = 0
         self.reconstructed = 0
         self.unapplied: list[Transaction] = []
-        self._client_generation = 0
         self._started_at = 0.0
 
     # hooks ------------------------------------------------------------------------------------------------------
@@ -113,15 +106,11 @@ class Target:
         """`last_committed` moved."""
 
     def store_commit(self, batch: Batch) -> None:
-        """Make a sealed batch durable on the spot."""
+        """Make a sealed batch durable on this thread, after the data that it counts on."""
         self.store.commit(batch)
 
-    async def data_sync(self, batch: Batch) -> None:
-        """Make durable what `batch` names, before it is committed itself (commits_in_thread)."""
-
     async def commit_batch(self, batch: Batch) -> None:
-        """Make a sealed batch durable in a worker thread (commits_in_thread)."""
-        await self.data_sync(batch)
+        """The same in a worker thread."""
         await self.node.run_blocking(self.store_commit, batch)
 
     # life -------------------------------------------------------------------------------------------------------
@@ -131,10 +120,9 @@ class Target:
         self._started_at = self.node.now()
         self.instance = self.get_meta("instance", 0) + 1
         self.last_transno = self.last_committed = self.boot_committed = self.get_meta("last_transno", first_transno(1))
-        self._client_generation = self.get_meta("client_generation", 0)
-        self._load_clients()
+        self.clients.load()
         self.load()
-        self.store.apply(self._meta_write("instance", self.instance), essential=True)
+        self.store.apply(self.meta_write("instance", self.instance), essential=True)
         self.committer.commit_now()
         self.node.events.emit(
             "target.started", target=self.name, instance=self.instance, last_committed=self.last_committed,
@@ -147,21 +135,19 @@ class Target:
             for export in list(self.exports.values()):
                 self.evict(export, "recovery aborted at start")
             await self.finish_recovery()
-        self.node.spawn(self._evict_the_silent(), f"evictor {self.name}")
+        self.node.spawn(self.clients.evict_the_silent(), f"evictor {self.name}")
 
     async def stop(self) -> None:
         """Orderly stop: everything is committed; client records stay, so a restart recovers (30.1.4)."""
         self.stopping = True
         if self.service is not None:
             self.service.remove_target(self)
-        self.committer.held = False
-        await self.committer.wait()
+        await self.committer.finish()
         self.close()
         self.node.events.emit("target.stopped", target=self.name)
 
     def close(self) -> None:
-        """No more commits, the store is closed."""
-        self.committer.close()
+        """Close the store; `stop` has committed everything."""
         self.store.close()
 
     def kill(self) -> None:
@@ -174,30 +160,14 @@ class Target:
         value = self.store.get(schema.META, schema.meta_key(name))
         return default if value is None else schema.unpack_meta(value)
 
-    def _meta_write(self, name: str, value: Any) -> dict[tuple[str, bytes], bytes | None]:
+    def meta_write(self, name: str, value: Any) -> dict[tuple[str, bytes], bytes | None]:
+        """The write that sets one of the target's own facts."""
         return {(schema.META, schema.meta_key(name)): schema.pack_meta(value)}
 
     def seal(self) -> Batch:
         """Freeze the running batch, with the counters that belong to it."""
-        self.store.apply(self._meta_write("last_transno", self.last_transno), essential=True)
+        self.store.apply(self.meta_write("last_transno", self.last_transno), essential=True)
         return self.store.seal()
-
-    def _load_clients(self) -> None:
-        by_index: dict[int, Export] = {}
-        for key, value in self.store.scan(schema.CLIENTS):
-            record = schema.unpack_client(value)
-            index = schema.split_client_key(key)
-            export = Export(self, record.uuid, index, record.incarnation, record.generation, self.node.now())
-            export.nid = record.nid
-            export.record_durable = True
-            self.exports[record.uuid] = by_index[index] = export
-        for key, value in self.store.scan(schema.REPLIES):
-            index, tag = schema.split_reply_key(key)
-            reply = schema.unpack_reply(value)
-            owner = by_index.get(index)
-            if owner is not None and owner.generation == reply.generation:
-                owner.replies[tag] = reply
-                assert reply.transno <= self.last_transno, f"{self.name}: reply record from the future"
 
     async def committed(self, transno: int | None = None) -> None:
         """Return when `transno` (default: everything executed so far) is durable."""
@@ -251,7 +221,7 @@ class Target:
             self._ping(call)
             return
         if type(call.body) is Disconnect:
-            self._disconnect(call)
+            self.clients.disconnect(call)
             return
         flags = header.flags
         xid = call.xid
@@ -535,135 +505,19 @@ class Target:
         else:
             self.reply(call, 0, body, record.transno, record.pre_versions)
 
-    # connections ------------------------------------------------------------------------------------------------
+    # clients ------------------------------------------------------------------------------------------------------
 
     def connect(self, call: Call) -> None:
-        """Connect or reconnect.  Source: target_handle_connect(), ldlm/ldlm_lib.c; protocol-facts 1.5"""
-        body: Connect = call.body
-        fault = self.node.faults.hit("target.connect", body.client)
-        if fault is not None and fault.action == "delay":
-            asyncio.get_running_loop().call_later(fault.delay_s, self._connect_or_refuse, call)
-        elif fault is not None and fault.action == "error":
-            self.reply(call, -fault.errno, None)
-        elif fault is None:
-            self._connect_or_refuse(call)
-
-    def _connect_or_refuse(self, call: Call) -> None:
-        try:
-            self._connect(call)
-        except OpError as error:
-            self.reply(call, -error.errno, None)
-
-    def _connect(self, call: Call) -> None:
-        body: Connect = call.body
-        if self.stopping:
-            raise OpError(errno.ENODEV, f"{self.name} is stopping")
-        recovery = self.recovery if self.recovering else None
-        if recovery is not None:
-            recovery.window.attempt(self.node.now())
-            recovery.step_soon()
-        export = self.exports.get(body.client)
-        last_xid = 0
-        flags = CONNECT_REPLAYABLE if self.recoverable else 0
-        if export is not None:
-            if body.incarnation < export.incarnation:
-                raise OpError(errno.EALREADY, "a newer incarnation of this client is connected")
-            if body.incarnation == export.incarnation and call.conn_cnt <= export.conn_cnt:
-                raise OpError(errno.EALREADY, "a delayed connect")
-            last_xid = max([export.last_xid, *(r.xid for r in export.replies.values())])
-            if body.incarnation > export.incarnation:
-                self._renew(export, body)
-            elif body.handle and body.handle == export.handle:
-                flags |= CONNECT_RECONNECT
-            elif body.handle and export.conn_cnt and recovery is None:
-                # it missed our recovery, or an eviction and all that followed
-                self.evict(export, "it reconnected with an old handle")
-                export = None
-        if export is None:
-            if recovery is not None and (not body.features & FEATURE_SERVER or body.client in recovery.known):
-                recovery.deny(body.client)
-                raise OpError(errno.EBUSY, "in recovery")
-            export = self._new_client(body, call)
-        export.conn_cnt = call.conn_cnt
-        export.last_request = self.node.now()
-        export.last_xid = 0
-        export.nid = body.nid
-        export.features = body.features & FEATURES_KNOWN
-        if recovery is not None and export.uuid in recovery.known:
-            export.in_recovery = True
-            recovery.client_connected(export, body)
-            flags |= CONNECT_RECOVERING
-        if self.node.faults.hit("target.connect_flags", export.uuid) is not None:
-            flags |= CONNECT_RECOVERING
-        self.service.admit_export(export, call.link)
-        call.export = export
-        self.node.events.emit(
-            "client.connected", target=self.name, client=export.uuid, nid=export.nid, conn_cnt=export.conn_cnt,
-            reconnect=bool(flags & CONNECT_RECONNECT), recovering=bool(flags & CONNECT_RECOVERING),
-        )  # fmt: skip
-        tunables = self.node.tunables
-        reply = ConnectReply(
-            export.handle, flags, export.features, self.instance, min(tunables.max_mod_rpcs, limits.mod_rpcs_max),
-            min(tunables.max_bytes_per_rpc, limits.brw_bytes_max) if tunables.max_bytes_per_rpc else 0, last_xid,
-            self.index, 0,
-        )  # fmt: skip
-        if export.record_durable or not self.recoverable:
-            self.reply(call, 0, reply)
-            return
-        final_export = export
-
-        def durable() -> None:
-            final_export.record_durable = True
-            self.reply(call, 0, reply)
-
-        # A client that may change something must be on record first: a crash would lose it, and its replays with it.
-        self.committer.after(self.last_transno, durable)
-
-    def _new_client(self, body: Connect, call: Call) -> Export:
-        fault = self.node.faults.hit("target.client_new", body.client)
-        if fault is not None and fault.action == "error":
-            raise OpError(fault.errno, "fault at target.client_new")
-        used = {e.client_index for e in self.exports.values()}
-        index = next(i for i in range(len(used) + 1) if i not in used)
-        self._client_generation += 1
-        export = Export(self, body.client, index, body.incarnation, self._client_generation, self.node.now())
-        self.exports[body.client] = export
-        if self.recoverable:
-            self._write_client(export)
-        return export
-
-    def _write_client(self, export: Export) -> None:
-        record = ClientRecord(
-            export.uuid, export.incarnation, export.generation, epoch_of(self.last_transno), export.nid
-        )
-
-        def write(txn: Transaction) -> None:
-            txn.put(schema.CLIENTS, schema.client_key(export.client_index), schema.pack_client(record))
-            txn.writes.update(self._meta_write("client_generation", self._client_generation))
-
-        self.run(write)
-
-    def _renew(self, export: Export, body: Connect) -> None:
-        """The client process behind `export` was restarted under its stable UUID: it has nothing to replay."""
-        self.run(self.export_gone, export)
-        self._drop_calls(export)
-        if self.service is not None:
-            self.service.forget(export)
-        export.handle = self.node.random.getrandbits(63) | 1
-        export.incarnation = body.incarnation
-        export.replies.clear()
-        export.opens.clear()
-        export.conn_cnt = 0
-        export.vbr_failed = False
-        self._client_generation += 1
-        export.generation = self._client_generation
-        export.record_durable = False
-        if self.recoverable:
-            self._write_client(export)
+        """A client connects or reconnects."""
+        self.clients.connect(call)
 
     def link_lost(self, export: Export) -> None:
-        """The client's link broke. It stays a client until it is silent for too long."""
-        self.node.events.emit("client.link_lost", target=self.name, client=export.uuid)
+        """A client's link broke."""
+        self.clients.link_lost(export)
+
+    def evict(self, export: Export, why: str) -> None:
+        """Throw a client out."""
+        self.clients.evict(export, why)
 
     def _ping(self, call: Call) -> None:
         final = call.header.flags & (REQ_REPLAY_DONE | LOCK_REPLAY_DONE)
@@ -672,83 +526,6 @@ class Target:
             self.recovery.final_ping(call)
         else:
             self.reply(call, 0, EMPTY)
-
-    def _disconnect(self, call: Call) -> None:
-        """The client leaves; the answer comes when everything it did is durable."""
-        export = call.export
-        self._remove(export)
-        self.node.events.emit("client.disconnected", target=self.name, client=export.uuid)
-        if self.recovery is not None and self.recovering:
-            self.recovery.client_gone(export)
-        self.committer.after(self.last_transno, lambda: self.reply(call, 0, EMPTY))
-
-    def _remove(self, export: Export) -> None:
-        """Forget a client: its open files, record and reply records, in one transaction."""
-
-        def remove(txn: Transaction) -> None:
-            self.export_gone(txn, export)
-            if self.recoverable:
-                txn.delete(schema.CLIENTS, schema.client_key(export.client_index))
-                for tag in export.replies:
-                    txn.delete(schema.REPLIES, schema.reply_key(export.client_index, tag))
-
-        self.run(remove)
-        export.failed = True
-        export.opens.clear()
-        self.exports.pop(export.uuid, None)
-        if self.service is not None:
-            self.service.forget(export)
-
-    def _drop_calls(self, export: Export, status: int = 0) -> None:
-        for waiting in list(export.in_progress.values()):
-            if status:
-                self.reply(waiting, status, None)
-            else:
-                self.abandon(waiting)
-        export.in_progress.clear()
-
-    def evict(self, export: Export, why: str) -> None:
-        """Throw a client out: its handles and slots go, what it did is committed (LU-3455), waiters go on.
-
-        Its requests in progress will change nothing any more; it learns of it at its next request (ENOTCONN).
-        """
-        if export.failed:
-            return
-        self.evictions += 1
-        self.node.events.emit(
-            "client.evicted", level="warning", target=self.name, client=export.uuid, nid=export.nid, why=why,
-            recovering=self.recovering,
-        )  # fmt: skip
-        self._remove(export)
-        self._drop_calls(export, -errno.ENOTCONN)
-        if self.recovery is not None and self.recovering:
-            self.recovery.client_gone(export)
-        self.committer.demand()
-
-    def evict_matching(self, pattern: str) -> int:
-        """`evict_client`: "UUID", "uuid:UUID" or "nid:NID"; returns how many went."""
-        kind, _, value = pattern.partition(":") if pattern.startswith(("uuid:", "nid:")) else ("uuid", "", pattern)
-        chosen = [
-            e for e in self.exports.values() if (e.nid == value if kind == "nid" else e.uuid == value)
-        ]
-        for export in chosen:
-            self.evict(export, "by the administrator")
-        return len(chosen)
-
-    async def _evict_the_silent(self) -> None:
-        """Evict who is silent while others talk.  Source: ping_evictor_main(); protocol-facts 6.4"""
-        while True:
-            limit = self.node.tunables.evict_silent_s
-            await asyncio.sleep(limit / 4)
-            if self.recovering or not self.recoverable or not self.exports:
-                continue
-            now = self.node.now()
-            newest = max(e.last_request for e in self.exports.values())
-            if now - newest > limit / 2:
-                continue  # nobody talks: it is the network
-            for export in list(self.exports.values()):
-                if now - export.last_request > limit:
-                    self.evict(export, f"silent for {now - export.last_request:.0f} s while others talk")
 
     # recovery ---------------------------------------------------------------------------------------------------
 
@@ -761,7 +538,7 @@ class Target:
         """A new epoch begins: no transno of the last incarnation, committed or lost, can come again."""
         epoch = epoch_of(self.last_transno) + 1
         self.last_transno = first_transno(epoch)
-        self.store.apply(self._meta_write("epoch", epoch), essential=True)
+        self.store.apply(self.meta_write("epoch", epoch), essential=True)
         await self.committer.wait(forced=True)
         self.recovering = False
         now = self.node.now()

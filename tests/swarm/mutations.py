@@ -26,7 +26,7 @@ from lustrelite.rpc.import_recovery import ImportRecovery
 from lustrelite.rpc.export import Call
 from lustrelite.rpc.request import Xids
 from lustrelite.store import schema
-from lustrelite.store.kv import OpenTxnStore, StagedStore
+from lustrelite.store.kv import Store
 from lustrelite.target import target as target_module
 from lustrelite.target.committer import Committer
 from lustrelite.target.target import Target
@@ -65,15 +65,14 @@ def without(table: str, *, kind: str, deletes: bool = False) -> Plant:
     """Writes to `table` never reach the store of a target of this kind."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
-        store = StagedStore if kind == "OST" else OpenTxnStore
-        apply = store.apply
+        apply = Store.apply
 
         def lossy(self: Any, writes: Any, **options: Any) -> None:
             if self.kind == kind:
                 writes = {k: v for k, v in writes.items() if k[0] != table or (v is None) is not deletes}
             apply(self, writes, **options)
 
-        patch.setattr(store, "apply", lossy)
+        patch.setattr(Store, "apply", lossy)
 
     return plant
 
@@ -191,7 +190,7 @@ def reply_records_are_not_saved(patch):
 
 @mutation
 def reply_records_are_saved_in_a_later_batch(patch):
-    apply, commit = OpenTxnStore.apply, OpenTxnStore.commit
+    apply, commit = Store.apply, Store.commit
 
     def late(self: Any, writes: Any, **options: Any) -> None:
         mine = {k: v for k, v in writes.items() if k[0] == schema.REPLIES}
@@ -204,8 +203,8 @@ def reply_records_are_saved_in_a_later_batch(patch):
         if writes:
             apply(self, writes, essential=True)
 
-    patch.setattr(OpenTxnStore, "apply", late)
-    patch.setattr(OpenTxnStore, "commit", commit_late)
+    patch.setattr(Store, "apply", late)
+    patch.setattr(Store, "commit", commit_late)
 
 
 @mutation
@@ -236,12 +235,12 @@ def commits_are_reported_but_not_made(patch):
     def lie(self: Any, batch: Any) -> None:
         self._check_alive()
 
-    commit = OpenTxnStore.commit
+    commit = Store.commit
 
     def sometimes(self: Any, batch: Any) -> None:
         (lie if self.kind == "MDT" and batch.number % 5 == 4 else commit)(self, batch)
 
-    patch.setattr(OpenTxnStore, "commit", sometimes)
+    patch.setattr(Store, "commit", sometimes)
 
 
 @mutation
@@ -356,11 +355,11 @@ def data_is_not_made_durable_before_its_record(patch):
 
 @mutation
 def the_ost_forgets_its_last_id(patch):
-    apply = StagedStore.apply
+    apply = Store.apply
     key = (schema.META, schema.meta_key("last_id"))
 
     def lossy(self: Any, writes: Any, **options: Any) -> None:
         apply(self, {k: v for k, v in writes.items() if k != key or k not in self.__dict__.setdefault("once", {})}, **options)
         self.__dict__["once"][key] = None
 
-    patch.setattr(StagedStore, "apply", lossy)
+    patch.setattr(Store, "apply", lossy)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from lustrelite.errors import FormatRefused, OpError, StoreFailed
 from lustrelite.store import disk, kv, room, schema
-from lustrelite.store.kv import OpenTxnStore, StagedStore, Store
+from lustrelite.store.kv import Store
 
 BOTH = pytest.mark.parametrize("kind", ["MDT", "OST"])
 T = schema.REPLIES  # a table that every kind has
@@ -55,7 +55,7 @@ def calls(store: Store) -> list[Callable[[], Any]]:
         lambda: store.count(T),
         lambda: store.apply({(T, b"b"): b""}),
         lambda: store.apply({}),
-        lambda: store.commit(store.seal()),
+        lambda: store.flush(),
     ]
 
 
@@ -114,7 +114,7 @@ def test_only_the_sealed_batch_is_committed(tmp_path: Path, reopen: Callable[[st
 def test_one_batch_is_frozen_at_a_time(tmp_path: Path) -> None:
     store = make(tmp_path, "OST")
     store.apply({(T, b"a"): b"123"})
-    store.commit(store.seal())
+    store.flush()
     batch = store.seal()
     assert (batch.dirty, batch.size) == (0, 0)  # the one before is settled
     with pytest.raises(AssertionError):
@@ -146,7 +146,7 @@ store = Store.open(sys.argv[1], sys.argv[2], create=True)
 for number in range(3000):
     store.apply({("replies", b"%08d" % number): bytes(300), ("clients", b"last"): b"%08d" % number})
     if number == 999:
-        store.commit(store.seal())
+        store.flush()
 batch = store.seal()
 print("go", flush=True)
 while True:
@@ -181,7 +181,7 @@ def test_a_failed_commit_fails_everything_after_it(tmp_path: Path, kind: str, re
     """State that a commit took back must never be seen: not the old, not the new."""
     store = make(tmp_path, kind)
     store.apply({(T, b"a"): b"1"})
-    store.commit(store.seal())
+    store.flush()
     store.apply({(T, b"a"): b"2", (T, b"b"): b"2"})
     batch = store.seal()
     break_commits(store)
@@ -275,7 +275,7 @@ def fill(store: Store, value: int, commit_every: int, random_keys: bool = True) 
             store.apply({(T, key): bytes(value), (U, b"%08d" % number): b"x"})
             number += 1
             if number % commit_every == 0:
-                store.commit(store.seal())
+                store.flush()
     assert caught.value.errno == errno.ENOSPC
     return number
 
@@ -295,16 +295,16 @@ def test_a_small_map_refuses_while_the_batch_still_fits(
         store.apply({(T, b"the next"): bytes(value), (U, b"the next"): b"x"})
     assert store.get(T, b"the next") is None and store.get(U, b"the next") is None
     assert store.pressed or commit_every == 1
-    store.commit(store.seal())  # not in danger
+    store.flush()  # not in danger
     pressed = store.pressed
     assert not pressed
     store.apply({(T, b"replayed"): bytes(value)}, essential=True)
     for key, _ in list(store.scan(T)):  # a full target can be emptied
         store.apply({(T, key): None})
         if store.dirty >= 100 or store.pressed:
-            store.commit(store.seal())
-    store.commit(store.seal())
-    store.commit(store.seal())  # pages of the last commit can be used after the next
+            store.flush()
+    store.flush()
+    store.flush()  # pages of the last commit can be used after the next
     store.apply({(T, b"the next"): bytes(value)})
     store.close()
 
@@ -315,13 +315,13 @@ def test_a_full_disk_refuses_what_is_not_essential(
 ) -> None:
     store = make(tmp_path, kind)
     store.apply({(T, b"a"): b"1"})
-    store.commit(store.seal())
+    store.flush()
     real = disk.space(str(tmp_path))
     available = room.KEPT_BYTES + (4 << 20)
     monkeypatch.setattr(disk, "space", lambda path: real._replace(total=1 << 30, available=available))
     store.reserved_permille = 0
     store.apply({(T, b"b"): b"1"})
-    store.commit(store.seal())
+    store.flush()
     store.reserved_permille = 5  # 5 MiB of this disk
     with pytest.raises(OpError) as caught:
         store.apply({(T, b"c"): b"1", (T, b"b"): b"2"})
@@ -362,7 +362,7 @@ def test_blocks_are_ours_before_the_batch_needs_them(
     store.apply({(T, b"a"): b"1"})
     assert os.stat(tmp_path / "lmdb" / "data.mdb").st_blocks * 512 >= room.KEPT_BYTES
     assert os.stat(tmp_path / "lmdb" / "data.mdb").st_size < 1 << 20
-    store.commit(store.seal())
+    store.flush()
 
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, "full")
@@ -462,7 +462,7 @@ def test_a_scan_goes_on_over_changes_and_commits(tmp_path: Path, kind: str) -> N
         if number % 2 == 0:
             store.apply({(T, key): None, (T, b"%04d" % (number + 501)): b""})
         if number % 100 == 0:
-            store.commit(store.seal())
+            store.flush()
     assert seen == sorted(set(seen))
     assert set(seen) >= {b"%04d" % number for number in range(0, 1000, 2)}
     store.abort()

@@ -1,0 +1,175 @@
+"""How long a server waits for whom after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from steps import EVICTION, soon
+
+from lustrelite.wire.session import Ping
+
+
+@pytest.mark.lustre("RS 0c")
+async def test_what_is_behind_the_barrier_is_lost_with_its_client(world: Any) -> None:
+    """The barrier throws work away: all other scenarios stand on it.  Source: lustre/tests/replay-single.sh test_0c"""
+    async with world(clients=1) as c:
+        c.expect(*EVICTION)
+        await c.replay_barrier(c.mds)
+        await c.a.create("/f")
+        await c.a.kill()
+        await c.mds.kill()
+        await c.mds.start()
+        await c.a.start()
+        assert not await c.a.exists("/f")
+
+
+@pytest.mark.lustre("RS 0d")
+async def test_recovery_does_not_wait_for_ever_for_a_client_that_never_comes(world: Any) -> None:
+    """Source: lustre/tests/replay-single.sh test_0d"""
+    async with world(clients=1) as c:
+        c.expect(*EVICTION)
+        await c.replay_barrier(c.mds)
+        await c.a.kill()
+        await c.mds.kill()
+        await c.mds.start()
+        mounted = await c.add_client()
+        await mounted.write("/f", b"new")
+        c.saw("recovery.denied", target=c.mds)
+        c.saw("recovery.over", target=c.mds, completed=0, evicted=1)
+
+
+@pytest.mark.lustre("RS 72")
+async def test_slow_replays_meet_the_end_of_recovery(world: Any) -> None:
+    """Source: lustre/tests/replay-single.sh test_72 of b1_8"""
+    async with world(clients=2) as c:
+        await c.replay_barrier(c.mds)
+        for i in range(20):
+            await c.clients["ab"[i % 2]].create(f"/{i}")
+        await c.mds.kill()
+        c.faults.arm("target.replay", "delay", on=c.mds, keep=True, times=-1, delay_s=0.3)
+        await c.mds.start()
+        await c.settle()
+        assert len(await c.a.listdir("/")) == 20
+        c.never_saw("import.evicted")
+
+
+@pytest.mark.lustre("RS 93b")
+async def test_clients_stay_while_the_last_stage_of_recovery_is_held(world: Any) -> None:
+    """For 80 s.  Source: lustre/tests/replay-single.sh test_93b"""
+    async with world(clients=2) as c:
+        await c.replay_barrier(c.mds)
+        await c.a.create("/a")
+        await c.b.create("/b")
+        await c.mds.kill()
+        c.faults.arm("target.recovery_end", "delay", on=c.mds, keep=True, delay_s=80.0)
+        await c.mds.start()
+        await c.settle()
+        assert await c.a.listdir("/") == ["a", "b"]
+        c.never_saw("import.evicted")
+
+
+@pytest.mark.lustre("RD 0a")
+async def test_a_client_that_does_not_say_that_it_is_done_is_thrown_out_and_comes_back(world: Any) -> None:
+    """Source: lustre/tests/replay-dual.sh test_0a"""
+    async with world(clients=2) as c:
+        c.expect(*EVICTION)
+        await c.replay_barrier(c.mds)
+        await c.b.create("/b")
+        for i in range(50):
+            await c.a.create(f"/a{i}")
+        c.faults.arm("client.replay_done", "delay", on=c.b, delay_s=30.0)
+        await c.fail(c.mds)
+        c.saw("import.evicted", client=c.b)
+        c.never_saw("import.evicted", client=c.a)
+        for i in range(50):
+            await c.a.unlink(f"/a{i}")
+        await c.b.create("/back")
+
+
+@pytest.mark.lustre("RD 0a")
+@pytest.mark.parametrize("reply", [False, True], ids=["request", "reply"])
+async def test_a_lost_word_that_replay_is_done_is_said_again(world: Any, reply: bool) -> None:
+    """Source: signal_completed_replay(), ptlrpc/recover.c"""
+    async with world(clients=2) as c:
+        await c.replay_barrier(c.mds)
+        await c.a.create("/a")
+        await c.mds.kill()
+        lost = c.net.drop(Ping, reply=reply, **{"to" if reply else "source": c.b})
+        await c.mds.start()
+        await lost.caught()
+        await c.settle()
+        assert await c.b.exists("/a")
+        c.never_saw("import.evicted")
+
+
+@pytest.mark.lustre("RD 0b")
+async def test_both_clients_are_gone_and_new_mounts_work(world: Any) -> None:
+    """One left before the crash, one in recovery.  Source: lustre/tests/replay-dual.sh test_0b"""
+    async with world(clients=2) as c:
+        c.expect(*EVICTION)
+        await c.replay_barrier(c.mds)
+        await c.a.create("/a")
+        await c.b.create("/b")
+        await c.b.kill()
+        await c.mds.kill()
+        await c.mds.start()
+        await asyncio.sleep(2.0)
+        await c.a.kill()
+        await c.a.start()
+        await c.b.start()
+        assert not await c.a.exists("/b")
+        await c.b.create("/new")
+
+
+@pytest.mark.lustre("RD 16")
+@pytest.mark.parametrize("after_s", [0.0, 0.1, 1.0, 5.0, 9.0, 11.0])
+async def test_the_mds_fails_again_in_recovery(world: Any, after_s: float) -> None:
+    """Source: lustre/tests/replay-dual.sh test_16"""
+    async with world(clients=2) as c:
+        c.expect(*EVICTION)
+        await c.replay_barrier(c.mds)
+        for i in range(12):
+            await c.a.create(f"/a{i}")
+        await c.b.create("/b")
+        for i in range(12, 25):
+            await c.a.create(f"/a{i}")
+        await c.b.kill()
+        await c.mds.kill()
+        await c.mds.start()
+        await asyncio.sleep(after_s)
+        await c.fail(c.mds)
+        assert sorted(await c.a.listdir("/")) == sorted(f"a{i}" for i in range(25))
+        c.never_saw("import.evicted")
+
+
+@pytest.mark.lustre("RD 20")
+async def test_a_second_recovery_with_a_lost_client_takes_no_longer(world: Any) -> None:
+    """Source: lustre/tests/replay-dual.sh test_20"""
+    async with world(clients=3) as c:
+        c.expect(*EVICTION)
+        took = []
+        for name in ("b", "c"):
+            await c.a.create(f"/{name}")
+            await c.clients[name].kill()
+            await c.fail(c.mds)
+            took.append(c.saw("recovery.over", target=c.mds)[-1].fields["duration_s"])
+        assert took[1] < 1.5 * took[0]
+
+
+async def test_a_client_that_comes_late_but_in_time_is_waited_for(world: Any) -> None:
+    """Source: chapter 30.2.5"""
+    async with world(clients=2) as c:
+        await c.replay_barrier(c.mds)
+        await c.a.create("/a")
+        await c.b.create("/b")
+        await c.b.pause()
+        await c.mds.kill()
+        await c.mds.start()
+        settled = soon(c.settle())
+        await asyncio.sleep(5.0)
+        await c.b.resume()
+        await settled
+        assert await c.b.listdir("/") == ["a", "b"]
+        c.never_saw("import.evicted")
