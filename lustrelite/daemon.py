@@ -188,8 +188,10 @@ class Daemon:
         follower = self.followers.get(config.fsname)
         if follower is None:
             mgs_nids = self.mgs_nids or tuple(map(Nid, config.mgsnodes))
+            # A new UUID at each start: there is nothing to recover, and clocks may go back between two of them.
+            uuid = f"{self.node.name}-mgc-{self.node.random.getrandbits(64):016x}"
             follower = ConfigFollower(
-                self.node, self.links, mgs_nids, config.fsname, client_uuid=f"{self.node.name}-mgc_UUID", xids=self.xids
+                self.node, self.links, mgs_nids, config.fsname, client_uuid=uuid, xids=self.xids
             )
             self.followers[config.fsname] = follower
             follower.start()

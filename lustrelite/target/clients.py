@@ -252,15 +252,16 @@ class Clients:
 
     async def evict_the_silent(self) -> None:
         """Evict who is silent while others talk.  Source: ping_evictor_main(); protocol-facts 6.4"""
+        target = self.target
         while True:
-            limit = self.target.node.tunables.evict_silent_s
+            limit = target.node.tunables.evict_silent_s
             await asyncio.sleep(limit / 4)
-            if self.target.recovering or not self.target.recoverable or not self.target.exports:
+            if target.recovering or not target.exports:
                 continue
-            now = self.target.node.now()
-            newest = max(e.last_request for e in self.target.exports.values())
+            now = target.node.now()
+            newest = max(e.last_request for e in target.exports.values())
             if now - newest > limit / 2:
                 continue  # nobody talks: it is the network
-            for export in list(self.target.exports.values()):
+            for export in list(target.exports.values()):
                 if now - export.last_request > limit:
                     self.evict(export, f"silent for {now - export.last_request:.0f} s while others talk")

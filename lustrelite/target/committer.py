@@ -168,6 +168,8 @@ class Committer:
                 self.node.crash(f"commit of {target.name}: {error}", error)
             return
         self._busy = False
+        if self._closed:
+            return
         again, self._again = self._again, False
         if again or self._waiters:
             self._start_soon()
