@@ -47,7 +47,7 @@ class Tunables:
     # longer than a client needs to notice a silent death: ping_interval_s + 2 * rpc_timeout_s + connect_timeout_s
     recovery_time_soft_s: float = 20.0
     recovery_time_hard_s: float = 90.0
-    replay_timeout_s: float = 20.0  # a client's request during replay
+    replay_timeout_s: float = 10.0  # how long a server may be silent in recovery; well below recovery_time_soft_s
     commit_interval_s: float = 1.0
     commit_dirty_max: int = 50_000  # records in a batch before it is committed at once
     commit_wait_warn_s: float = 5.0  # a waiter held this long by hold_commits says so

@@ -326,7 +326,7 @@ class ClientImport:
                 "request.timed_out", target=self.target, op=request.spec.name, xid=request.xid,
                 resent=bool(request.flags & RESENT),
             )  # fmt: skip
-            if request.flags & RESENT:
+            if request.flags & RESENT and now - request.working_at > 1.5 * request.timeout_s:
                 self._timed_out(request.conn_cnt, f"{request.spec.name} timed out twice")
                 return
             self.resend(request)
@@ -348,7 +348,8 @@ class ClientImport:
     ) -> Request:
         """A request of recovery itself: sent in any state, LinkLost if the connection breaks or time runs out.
 
-        With `resend_s` another copy follows whenever that long has passed without an answer.
+        With `resend_s` another copy follows whenever that long has passed without an answer. `timeout_s` is how long
+        the server may be silent: it answers a copy of what it has by saying that it is still working.
         """
         if self.link is None:
             raise LinkLost("no link")
@@ -360,14 +361,14 @@ class ClientImport:
             request.pre_versions, request.cred, request.bulk = like.pre_versions, like.cred, like.bulk
         request.generation = self.fsm.generation
         self.send(request)
-        give_up = self.node.now() + timeout_s
+        began = self.node.now()
         try:
-            while (left := give_up - self.node.now()) > 0:
+            while (left := max(began, request.working_at) + timeout_s - self.node.now()) > 0:
                 await asyncio.wait([request.future], timeout=left if resend_s is None else min(left, resend_s))
                 if request.future.done():
                     request.future.result()
                     return request
-                if self.node.now() < give_up:
+                if resend_s is not None:
                     self.resend(request)
             self._timed_out(request.conn_cnt, f"{request.spec.name} timed out")
             raise LinkLost(f"{request.spec.name} timed out")
@@ -447,8 +448,11 @@ class ClientImport:
         self.replays.drop_committed(last_committed)
 
     def early_reply_received(self, request: Request, raw: tuple[Any, ...]) -> None:
-        """The server is still working: more time."""
-        request.deadline = self.node.now() + max(request.timeout_s, raw[8] / 1000)
+        """The server has the request and is still working: more time."""
+        if raw[7] != self.fsm.conn_cnt:
+            return
+        request.working_at = self.node.now()
+        request.deadline = request.working_at + max(request.timeout_s, raw[8] / 1000)
 
     def _faulty_receive(self, request: Request, raw: tuple[Any, ...], bulk: memoryview | None) -> bool:
         fault = self.node.faults.message("receive", request.spec.name, self.target)

@@ -145,6 +145,11 @@ class Call:
         header = (self.xid, status, self.header.flags, transno, last, pre, instance, self.conn_cnt, 0, body)
         self.link.link.send(frame.REPLY, pack(header), self.reply_bulk if not status else None)
 
+    def still_working(self) -> None:
+        """The client asked again: tell it that it will be answered, so that it keeps the connection."""
+        header = (self.xid, 0, self.header.flags, 0, 0, (), 0, self.conn_cnt, 0, None)
+        self.link.link.send(frame.EARLY_REPLY, pack(header))
+
     @property
     def still_valid(self) -> bool:
         """False if the client was evicted while the call waited: then nothing may be changed for it."""

@@ -211,7 +211,7 @@ class ImportRecovery:
         try:
             await self.imp.exchange(
                 Ping(),
-                timeout_s=self.imp.node.tunables.recovery_time_hard_s + self.imp.node.tunables.replay_timeout_s,
+                timeout_s=self.imp.node.tunables.replay_timeout_s,
                 flags=REQ_REPLAY_DONE | LOCK_REPLAY_DONE,
                 resend_s=self.imp.node.tunables.rpc_timeout_s,
             )

@@ -226,7 +226,7 @@ class SocketListener:
             link.listener = self
             link.timer = link.loop.call_later(network.hello_wait_s, link.drop, "bulk connections did not come")
             self.links[hello.link] = link
-        elif link is None or link.whole or not 1 <= hello.index <= link.bulk_granted or hello.index in link.connections:
+        elif link is None or not 1 <= hello.index <= link.bulk_granted or hello.index in link.connections:
             raise ProtocolError(f"a HELLO for bulk connection {hello.index} of a link that does not wait for it")
         self.strangers.pop(connection, None)
         link.attach(hello.index, connection)

@@ -34,7 +34,7 @@ from lustrelite.sim.disk import MAP_BYTES, SimDisks, SimObjectFiles
 from lustrelite.sim.loop import NodeKilled, SimLoop
 from lustrelite.sim.net import Latency, Rule, SimNetwork
 from lustrelite.sim.node import SimNode, discard
-from lustrelite.sim.oracle import Oracle, Seen, Tree
+from lustrelite.sim.oracle import Marks, Oracle, Seen, Tree
 from lustrelite.store import schema
 from lustrelite.store.kv import Store
 from lustrelite.target.ownership import Owner, Ownership
@@ -206,7 +206,7 @@ class SimServer(SimProcess):
             for config in self.configs:
                 directory = str(self.cluster.disks.directory(config.name))
                 target = await daemon.start_target(directory, wait=wait, abort_recovery=abort_recovery)
-                self.cluster.started(self, target)
+                self.cluster.started(target)
 
         await self.cluster.finish(node, boot(), "boot")
 
@@ -337,8 +337,7 @@ class SimClient(SimProcess):
             imp.on_evicted.append(lambda imp=imp: self._evicted(imp))  # type: ignore[misc]
 
     def _evicted(self, imp: ClientImport) -> None:
-        if "-MDT" in imp.target:
-            self.cluster.oracle.client_gone(self.life, "evicted")
+        self.cluster.oracle.client_gone(self.life, "evicted", imp.target)
 
     def _kill(self, node: SimNode, silent: bool) -> None:
         self.cluster.oracle.client_gone(self.life, "killed")
@@ -524,7 +523,9 @@ class Cluster:
         self.events: list[Event] = []
         self.errors: list[Event] = []
         self.warnings: list[Event] = []
+        self.evictions: list[Event] = []
         self.expected: set[str] = set()
+        self.unjust: list[Event] = []
         self.dead_nodes: list[SimNode] = []
         self.strict = strict
         self.keep_events = keep_events
@@ -532,8 +533,7 @@ class Cluster:
         self.events_seen = 0
         self._hash = hashlib.sha256()
         self._handles = 0
-        self._mdt_lives = 0
-        self._mdt: Mdt | None = None
+        self._running: dict[str, Target] = {}
         self._stack = AsyncExitStack()
 
         def config(kind: str, index: int) -> TargetConfig:
@@ -632,7 +632,15 @@ class Cluster:
             server.release_commits()
 
     async def bury(self) -> None:
-        """Evict the clients that are dead: nobody has to wait for it to happen by itself."""
+        """Evict the clients that are dead: nobody has to wait for it to happen by itself.
+
+        `unjust` remembers evictions of the living until now that no change of theirs can explain.
+        """
+        living = {client.uuid: client.name for client in self.clients.values() if client.alive}
+        self.unjust = [
+            event for event in self.evictions
+            if event.fields["client"] in living and not str(event.fields["why"]).startswith("version mismatch")
+        ]  # fmt: skip
         for client in self.clients.values():
             for server in self.servers:
                 for target in server.running:
@@ -697,26 +705,27 @@ class Cluster:
         self._handles += 1
         return self._handles
 
-    def started(self, server: SimServer, target: Target) -> None:
+    def started(self, target: Target) -> None:
         """A target runs."""
-        if isinstance(target, Mdt):
-            self._mdt_lives += 1
-            self._mdt = target
+        self._running[target.name] = target
 
     def died(self, server: SimServer) -> None:
         """A server runs no more."""
-        if self._mdt is not None and self._mdt.node is server.node:
-            self.oracle.server_died(self._mdt_lives, self._mdt.last_committed)
-            self._mdt = None
+        for target in list(self._running.values()):
+            if target.node is server.node:
+                del self._running[target.name]
+                self.oracle.target_died(target.name, target.instance, target.last_transno, target.last_committed)
 
-    def _mark(self) -> tuple[int, int]:
-        return (self._mdt_lives, self._mdt.last_transno) if self._mdt is not None else (0, 0)
+    def _mark(self) -> Marks:
+        return {target.name: (target.instance, target.last_transno) for target in self._running.values()}
 
     # -- events
 
     def record(self, event: Event) -> None:
         """Sink of every node's events."""
         self.events_seen += 1
+        if event.name == "client.evicted":
+            self.evictions.append(event)
         self._hash.update(f"{event.time!r}{event.node}{event.name}{event.fields}".encode())
         if self.keep_events:
             self.events.append(event)

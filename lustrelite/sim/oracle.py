@@ -353,6 +353,20 @@ def parent(path: str) -> str:
 # ---------------------------------------------------------------------------------------------------- the history
 
 
+# By target: how often it was started, and its last transno; that of an operation which is over is not greater.
+Marks = dict[str, tuple[int, int]]
+
+
+class Death(NamedTuple):
+    """A target's life ended."""
+
+    target: str
+    life: int
+    last: int  # transno
+    committed: int
+    when: int  # in the count of everything that happened
+
+
 @dataclass
 class Op:
     """One operation of one client."""
@@ -366,9 +380,9 @@ class Op:
     outcome: str = PENDING
     result: Any = None
     errno: int = 0
-    life: int = 0  # of the MDT, when it was acknowledged: how often it was started
-    transno: int = 0  # the MDT's last one then: the operation's own is not greater
-    at_risk: int = 0  # when its server died before it was durable
+    marks: Marks = field(default_factory=dict)  # when it was acknowledged
+    at_risk: int = 0  # when the MDT died before it was durable, as a count
+    data_at_risk: bool = False  # an OST did
 
     def __str__(self) -> str:
         args = ", ".join(_short(a) for a in self.args)
@@ -395,9 +409,11 @@ class Oracle:
     def __init__(self, area_of: Callable[[str], str] | None = None, common: tuple[str, ...] = ()) -> None:
         self.common = common
         self.ops: list[Op] = []
-        self.gone: dict[str, str] = {}  # client -> why
+        self.gone: dict[str, str] = {}  # client -> why: killed, or evicted by the MDT
+        self.gone_data: dict[str, str] = {}  # client -> why: killed, or evicted by an OST
+        self.deaths: list[Death] = []
         self.area_of = area_of or first_component
-        self.mark: Callable[[], tuple[int, int]] = lambda: (0, 0)  # the MDT's life and last transno
+        self.mark: Callable[[], Marks] = dict
         self._count = 0
         self._handle_paths: dict[int, str] = {}
 
@@ -414,7 +430,7 @@ class Oracle:
         self._count += 1
         op.done = self._count
         op.outcome = outcome
-        op.life, op.transno = self.mark()
+        op.marks = self.mark()
 
     def ok(self, op: Op, result: Any = None) -> None:
         """It was acknowledged."""
@@ -424,7 +440,9 @@ class Oracle:
     def error(self, op: Op, number: int) -> None:
         """It was refused: nothing was changed. What may be half done (no space) counts as unknown."""
         op.errno = number
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EIO) and op.name not in READS:
+        if number == errno.ESTALE and op.client in self.gone:
+            self.unknown(op)  # it has lost its handles
+        elif number in (errno.ENOSPC, errno.EDQUOT, errno.EIO) and op.name not in READS:
             self.unknown(op)
         else:
             self._end(op, ERROR)
@@ -435,16 +453,34 @@ class Oracle:
             op.outcome = UNKNOWN
             op.done = None
 
-    def client_gone(self, client: str, why: str) -> None:
-        """`client` was killed or evicted: what it has under way, and what was not durable, may be lost."""
-        self.gone.setdefault(client, why)
+    def client_gone(self, client: str, why: str, target: str = "") -> None:
+        """`client` was killed, or evicted by `target`: what it has under way, and what was not durable, may be lost."""
+        if not target or "-MDT" in target:
+            self.gone.setdefault(client, why)
+        if not target or "-OST" in target:
+            self.gone_data.setdefault(client, why)
 
-    def server_died(self, life: int, committed: int) -> None:
-        """The MDT's life number `life` ended with everything up to `committed` durable."""
+    def target_died(self, target: str, life: int, last: int, committed: int) -> None:
+        """Life number `life` of `target` ended: of its transnos up to `last` those up to `committed` were durable."""
         self._count += 1
-        for op in self.ops:
-            if op.outcome == OK and op.life == life and op.transno > committed and op.name not in READS:
-                op.at_risk = self._count
+        self.deaths.append(Death(target, life, last, committed, self._count))
+
+    def _find_risks(self) -> None:
+        """Which acknowledged operations were not durable when a target died that may have executed them?"""
+        for death in self.deaths:
+            for op in self.ops:
+                if op.outcome != OK or op.name in READS or op.invoked > death.when:
+                    continue
+                assert op.done is not None
+                if op.done < death.when:
+                    lost = op.marks.get(death.target, (0, 0))
+                    risk = lost[0] == death.life and lost[1] > death.committed
+                else:  # its answer was still on its way
+                    risk = death.last > death.committed
+                if risk and "-MDT" in death.target:
+                    op.at_risk = death.when
+                elif risk and op.name in WRITES_DATA:
+                    op.data_at_risk = True
 
     # -- judging
 
@@ -454,6 +490,7 @@ class Oracle:
         for op in self.ops:
             if op.outcome == PENDING:
                 self.unknown(op)
+        self._find_risks()
         areas = self._areas()
         problems += [f"{path} is missing" for path in self.common if path not in observed]
         observed = {path: seen for path, seen in observed.items() if path not in self.common}
@@ -520,7 +557,8 @@ class Oracle:
         return found
 
     def _check_area(self, key: str, area: _Area, observed: Tree) -> str:
-        search = _Search(area.ops, observed, self.common)
+        torn = any(op.data_at_risk and op.client in self.gone_data for op in area.ops)
+        search = _Search(area.ops, observed, self.common, torn)
         for lost in self._losses(area.ops):
             if search.explains(lost):
                 return ""
@@ -534,10 +572,10 @@ class Oracle:
 
     def _losses(self, ops: list[Op]) -> Iterator[frozenset[int]]:
         """Sets of acknowledged operations that may be lost, likely ones first: per client and life a last part."""
-        groups: dict[tuple[str, int], list[int]] = {}
+        groups: dict[tuple[str, int], list[int]] = {}  # by client and death
         for op in ops:
             if self._may_be_lost(op):
-                groups.setdefault((op.client, op.life), []).append(op.index)
+                groups.setdefault((op.client, op.at_risk), []).append(op.index)
         choices: list[list[list[int]]] = []
         for group in groups.values():
             cuts = [[], group] + [group[i:] for i in range(1, len(group))]
@@ -554,8 +592,9 @@ def first_component(path: str) -> str:
 class _Search:
     """Looks for an order of operations that explains their answers and the tree at the end."""
 
-    def __init__(self, ops: list[Op], observed: Tree, common: tuple[str, ...]) -> None:
+    def __init__(self, ops: list[Op], observed: Tree, common: tuple[str, ...], torn: bool) -> None:
         self.ops = ops
+        self.torn = torn  # data may be lost
         self.common = common
         self.observed = observed
         self.steps = 0
@@ -570,11 +609,13 @@ class _Search:
                 continue
             if op.outcome == UNKNOWN and op.name in READS:
                 continue
+            if self.torn and op.name in ("read", "pread"):
+                continue
             if lost_until and (op.name in READS or op.outcome == ERROR) and (op.done or 0) < lost_until:
                 continue  # what was seen then is gone now
             kept.append(op)
         # A lost write may have left its data, in a file whose name then was lost as well.
-        smeared = any(op.index in lost and op.name in WRITES_DATA for op in self.ops)
+        smeared = self.torn or any(op.index in lost and op.name in WRITES_DATA for op in self.ops)
         return self._search(Model(self.common), kept, smeared)
 
     def _search(self, model: Model, ops: list[Op], smeared: bool) -> bool:

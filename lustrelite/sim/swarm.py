@@ -31,6 +31,7 @@ from lustrelite.sim.cluster import TUNABLES, Cluster, NodeDied, SimClient, SimFi
 from lustrelite.sim.loop import SimError, run
 from lustrelite.sim.nemesis import Nemesis
 from lustrelite.sim.net import Latency
+from lustrelite.sim.world import lines
 
 OPERATIONS = 60
 CLIENTS = 3
@@ -38,6 +39,11 @@ COMMON = ("/shared", "/contested")
 TIME_S_MAX = 4000.0
 CALLBACKS_MAX = 2_000_000
 CONTESTED = tuple(f"/contested/{name}" for name in "pqr")
+# After these a client that lives may be evicted. Deaths and restarts alone give no reason to.
+MAY_EVICT = frozenset(
+    {"cut", "pause", "evict", "abort recovery", "slow messages", "slow point", "lose messages", "lose any",
+     "lose reply and kill", "double messages", "set clock"}
+)  # fmt: skip
 LATENCIES = (
     Latency(),
     Latency(max_s=0.002, slow_permille=20, slow_s=0.05),
@@ -286,6 +292,8 @@ async def simulate(record: Run, operations: int = OPERATIONS) -> None:
             record.faults = nemesis.performed
             await _contend(c, workers, nemesis, budget)
             record.operations = len(c.oracle.ops)
+        if cluster.unjust and not any(act in MAY_EVICT for act in nemesis.performed):
+            raise Violation(f"the living were evicted without need:\n{lines(cluster.unjust, ())}")
     finally:
         record.digest = cluster.digest()
         record.callbacks = cluster.loop.callbacks

@@ -87,6 +87,7 @@ class ServerRecovery:
         old = self.window.locks_done(call.export.uuid, call)
         if old is not None and old is not call:
             self.target.service.dropped(old)
+            call.still_working()
         self.step_soon()
 
     def abort(self) -> None:

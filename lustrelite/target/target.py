@@ -256,6 +256,7 @@ class Target:
             twin.link = call.link
             twin.conn_cnt = call.conn_cnt
             call.answered = True
+            twin.still_working()
         elif verdict is Admit.RECONSTRUCT:
             self._reconstruct(call, record)
         elif verdict is Admit.QUEUE:

@@ -64,6 +64,7 @@ async def test_clients_stay_while_the_last_stage_of_recovery_is_held(world: Any)
         await c.b.create("/b")
         await c.mds.kill()
         c.faults.arm("target.recovery_end", "delay", on=c.mds, keep=True, delay_s=80.0)
+        c.expect("client.evicted")  # of the MGS: the MDS that was killed
         await c.mds.start()
         await c.settle()
         assert await c.a.listdir("/") == ["a", "b"]

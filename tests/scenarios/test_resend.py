@@ -89,6 +89,7 @@ async def test_a_lookup_that_takes_two_timeouts_in_the_server_succeeds(world: An
         c.faults.arm("target.execute", "delay", on=c.mds, delay_s=13.0)
         assert await c.a.exists("/f")
         c.saw("import.resent", op="Lookup")
+        c.never_saw("import.lost")
         c.never_saw("import.evicted")
 
 

@@ -207,6 +207,14 @@ def test_rows_are_checked_to_the_last_cell():
             check((1 << 20, 0, "", (*stripes, row)))
 
 
+@pytest.mark.parametrize("item", ["2", None, True, (3,)])
+def test_arrays_are_checked_to_the_last_item(item):
+    check = message.checker(ost.Destroy)
+    assert check(((1, 2),)) == ost.Destroy((1, 2))
+    with pytest.raises(ProtocolError):
+        check(((1, 2, item),))
+
+
 def test_errors_name_the_field():
     with pytest.raises(ProtocolError, match=r"Attr: nlink may not be str"):
         message.checker(mdt.Attr)((make_fid(1, 2), 0, "1", *(0,) * 11, None, make_fid(1, 2)))

@@ -15,7 +15,7 @@ class History:
     def __init__(self) -> None:
         self.oracle = Oracle()
         self.life, self.transno = 1, 0
-        self.oracle.mark = lambda: (self.life, self.transno)
+        self.oracle.mark = lambda: {"x-MDT0000": (self.life, self.transno)}
 
     def did(self, client: str, name: str, *args, result=None) -> None:
         op = self.oracle.begin(client, name, *args)
@@ -31,7 +31,7 @@ class History:
         return op
 
     def crash(self, committed: int) -> None:
-        self.oracle.server_died(self.life, committed)
+        self.oracle.target_died("x-MDT0000", self.life, self.transno, committed)
         self.life += 1
 
     def problems(self, tree: Tree) -> list[str]:

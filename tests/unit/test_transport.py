@@ -8,6 +8,7 @@ import random
 import socket
 
 import pytest
+from loopback import MIB, TCP, WAIT_S, Raw, Recorder, World, echo, nid, run
 
 from lustrelite.errors import LinkLost, ProtocolError
 from lustrelite.ids import Nid
@@ -18,7 +19,6 @@ from lustrelite.tunables import limits
 from lustrelite.wire.frame import HELLO, PREFIX_BYTES, REPLY, REQUEST, crc32c, pack_prefix
 from lustrelite.wire.message import pack
 from lustrelite.wire.session import Hello
-from tests.unit.loopback import MIB, TCP, WAIT_S, Raw, Recorder, World, echo, nid, run
 
 assert nid and run  # fixtures
 
@@ -98,6 +98,8 @@ def test_large_headers_pass_and_small_ones_after_them(run, nid):
                 link.send(REQUEST, pack(bytes(size)))
             await receiver.until(frames=len(sizes))
             assert [len(h) for _, h, _ in receiver.frames] == sizes
+            for side in (link, world.served[0][0]):  # and the memory for the large one is given back
+                assert len(side.connections[0]._buffer) == transport.CONTROL_BUFFER_BYTES
 
     run(scenario())
 
@@ -350,6 +352,49 @@ def test_a_cancelled_connect_leaves_nothing_behind(run):
             async with asyncio.timeout(WAIT_S):
                 while world.listener.links or world.listener.strangers:
                     await asyncio.sleep(0.001)
+
+    run(scenario())
+
+
+def test_a_link_lost_in_the_turn_of_its_last_hello_is_link_lost(run):
+    async def scenario():
+        async with World(TCP) as world:
+            dial = world.caller._dial
+
+            async def dial_and_lose(link, *args):
+                answer = await dial(link, *args)
+                link.drop("just now")
+                return answer
+
+            world.caller._dial = dial_and_lose
+            for bulk_connections in (0, 1):
+                receiver = Recorder()
+                with pytest.raises(LinkLost, match="just now"):
+                    await world.caller.connect(world.nid, receiver, bulk_connections=bulk_connections)
+                assert receiver.lost == []
+
+    run(scenario())
+
+
+def test_a_connection_made_after_its_link_went_is_cut(run):
+    async def scenario():
+        async with World(TCP) as world:
+            connection = transport.Connection(world.caller, lambda *_: None)
+            connection.abort()  # the link was dropped while this one was dialled
+            host, port, _ = transport._parse(world.nid)
+            made, _ = await asyncio.get_running_loop().create_connection(lambda: connection, host, port)
+            assert made.is_closing()
+
+    run(scenario())
+
+
+def test_a_whole_link_outlives_the_time_for_hello(run):
+    async def scenario():
+        async with World(TCP, hello_wait_s=0.05) as world:
+            link, receiver = await world.connect(bulk_connections=1)
+            await asyncio.sleep(0.15)
+            link.send(REQUEST, pack(1), bytes(MIB))
+            await receiver.until(frames=1)
 
     run(scenario())
 
