@@ -1,4 +1,4 @@
-"""The batch: what a crash loses, what a full disk refuses, and what may be read when. Both stores keep one contract."""
+"""The batch: what a crash loses, what a full disk refuses, and what may be read when, also while a commit is under way."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ from lustrelite.errors import FormatRefused, OpError, StoreFailed
 from lustrelite.store import disk, kv, room, schema
 from lustrelite.store.kv import Store
 
-BOTH = pytest.mark.parametrize("kind", ["MDT", "OST"])
 T = schema.REPLIES  # a table that every kind has
 U = schema.CLIENTS
 
 
-def make(directory: Path, kind: str, **options: Any) -> Store:
+def make(directory: Path = "MDT", **options: Any) -> Store:
     return Store.open(directory, kind, create=True, durable=False, **options)
 
 
@@ -38,8 +37,8 @@ def no_descriptor_is_left(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def reopen(tmp_path: Path) -> Callable[[str], Store]:
-    return lambda kind: Store.open(tmp_path, kind, durable=False)
+def reopen(tmp_path: Path) -> Callable[[], Store]:
+    return lambda: Store.open(tmp_path, "MDT", durable=False)
 
 
 def rows(store: Store, table: str = T) -> dict[bytes, bytes]:
@@ -69,9 +68,8 @@ def test_the_kind_chooses_the_store(tmp_path: Path) -> None:
         store.close()
 
 
-@BOTH
-def test_abort_loses_exactly_what_was_not_committed(tmp_path: Path, kind: str, reopen: Callable[[str], Store]) -> None:
-    store = make(tmp_path, kind)
+def test_abort_loses_exactly_what_was_not_committed(tmp_path: Path, reopen: Callable[[], Store]) -> None:
+    store = make(tmp_path)
     store.apply({(T, b"a"): b"1", (T, b"b"): b"1"})
     assert store.dirty == 2
     batch = store.seal()
@@ -80,25 +78,25 @@ def test_abort_loses_exactly_what_was_not_committed(tmp_path: Path, kind: str, r
     store.apply({(T, b"a"): b"2", (T, b"b"): None, (T, b"c"): b"2"})
     assert rows(store) == {b"a": b"2", b"c": b"2"}
     store.abort()
-    store = reopen(kind)
+    store = reopen()
     assert rows(store) == {b"a": b"1", b"b": b"1"}
     store.abort()
 
 
-def test_a_sealed_batch_is_lost_too(tmp_path: Path, reopen: Callable[[str], Store]) -> None:
-    store = make(tmp_path, "OST")
+def test_a_sealed_batch_is_lost_too(tmp_path: Path, reopen: Callable[[], Store]) -> None:
+    store = make(tmp_path)
     store.apply({(T, b"a"): b"1"})
     store.seal()
     store.apply({(T, b"b"): b"1"})
     assert rows(store) == {b"a": b"1", b"b": b"1"}
     store.abort()
-    store = reopen("OST")
+    store = reopen()
     assert rows(store) == {}
     store.abort()
 
 
-def test_only_the_sealed_batch_is_committed(tmp_path: Path, reopen: Callable[[str], Store]) -> None:
-    store = make(tmp_path, "OST")
+def test_only_the_sealed_batch_is_committed(tmp_path: Path, reopen: Callable[[], Store]) -> None:
+    store = make(tmp_path)
     store.apply({(T, b"a"): b"1", (T, b"b"): b"1"})
     batch = store.seal()
     assert batch.keys(T) == [b"a", b"b"] and batch.keys(U) == []
@@ -106,13 +104,13 @@ def test_only_the_sealed_batch_is_committed(tmp_path: Path, reopen: Callable[[st
     store.commit(batch)
     assert rows(store) == {b"a": b"2", b"c": b"2"}
     store.abort()
-    store = reopen("OST")
+    store = reopen()
     assert rows(store) == {b"a": b"1", b"b": b"1"}
     store.abort()
 
 
 def test_one_batch_is_frozen_at_a_time(tmp_path: Path) -> None:
-    store = make(tmp_path, "OST")
+    store = make(tmp_path)
     store.apply({(T, b"a"): b"123"})
     store.flush()
     batch = store.seal()
@@ -125,16 +123,15 @@ def test_one_batch_is_frozen_at_a_time(tmp_path: Path) -> None:
     store.abort()
 
 
-@BOTH
-def test_close_commits(tmp_path: Path, kind: str, reopen: Callable[[str], Store]) -> None:
-    store = make(tmp_path, kind)
+def test_close_commits(tmp_path: Path, reopen: Callable[[], Store]) -> None:
+    store = make(tmp_path)
     store.apply({(T, b"a"): b"1"})
     store.close()
     for call in calls(store):
         with pytest.raises(StoreFailed):
             call()
     store.abort()  # again: no harm
-    store = reopen(kind)
+    store = reopen()
     assert rows(store) == {b"a": b"1"}
     store.close()
 
@@ -155,8 +152,7 @@ while True:
 """
 
 
-@BOTH
-def test_kill_9_in_the_middle_of_a_batch_loses_that_batch(tmp_path: Path, kind: str) -> None:
+def test_kill_9_in_the_middle_of_a_batch_loses_that_batch(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path), kind], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "go\n"
@@ -176,10 +172,9 @@ def test_kill_9_in_the_middle_of_a_batch_loses_that_batch(tmp_path: Path, kind: 
 # ---------------------------------------------------------------- failures
 
 
-@BOTH
-def test_a_failed_commit_fails_everything_after_it(tmp_path: Path, kind: str, reopen: Callable[[str], Store]) -> None:
+def test_a_failed_commit_fails_everything_after_it(tmp_path: Path, reopen: Callable[[], Store]) -> None:
     """State that a commit took back must never be seen: not the old, not the new."""
-    store = make(tmp_path, kind)
+    store = make(tmp_path)
     store.apply({(T, b"a"): b"1"})
     store.flush()
     store.apply({(T, b"a"): b"2", (T, b"b"): b"2"})
@@ -191,7 +186,7 @@ def test_a_failed_commit_fails_everything_after_it(tmp_path: Path, kind: str, re
         with pytest.raises(StoreFailed):
             call()
     store.abort()
-    store = reopen(kind)
+    store = reopen()
     assert rows(store) == {b"a": b"1"}
     store.abort()
 
@@ -235,24 +230,24 @@ def break_commits(store: Store) -> None:
 
 @pytest.mark.parametrize("key", [b"k" * 600, b""])
 def test_a_change_that_lmdb_refuses_half_way_fails_the_store(
-    tmp_path: Path, key: bytes, reopen: Callable[[str], Store]
+    tmp_path: Path, key: bytes, reopen: Callable[[], Store]
 ) -> None:
     """The first half is in the transaction and cannot be taken out: nothing of it may be served."""
-    store = make(tmp_path, "MDT")
+    store = make(tmp_path)
     with pytest.raises(StoreFailed):
         store.apply({(T, b"a"): b"1", (T, key): b"1"})
     for call in calls(store):
         with pytest.raises(StoreFailed):
             call()
     store.abort()
-    store = reopen("MDT")
+    store = reopen()
     assert rows(store) == {}
     store.abort()
 
 
 def test_a_full_map_fails_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the reckoning were wrong: MapFullError is no ENOSPC, it has broken the batch."""
-    store = make(tmp_path, "MDT", map_bytes=1 << 20)
+    store = make(tmp_path, map_bytes=1 << 20)
     monkeypatch.setattr(store, "_make_room", lambda *_: None)
     with pytest.raises(StoreFailed) as caught:
         for number in range(10000):
@@ -280,14 +275,13 @@ def fill(store: Store, value: int, commit_every: int, random_keys: bool = True) 
     return number
 
 
-@BOTH
 @pytest.mark.parametrize("value", [10, 300, 5000])
 @pytest.mark.parametrize("commit_every", [1, 50, 100_000])
 @pytest.mark.parametrize("random_keys", [True, False])
 def test_a_small_map_refuses_while_the_batch_still_fits(
-    tmp_path: Path, kind: str, value: int, commit_every: int, random_keys: bool
+    tmp_path: Path, value: int, commit_every: int, random_keys: bool
 ) -> None:
-    store = make(tmp_path, kind, map_bytes=4 << 20)
+    store = make(tmp_path, map_bytes=4 << 20)
     number = fill(store, value, commit_every, random_keys)
     assert number * value < 4 << 20 and number > 100
     assert store.count(T) == store.count(U) == number
@@ -309,11 +303,10 @@ def test_a_small_map_refuses_while_the_batch_still_fits(
     store.close()
 
 
-@BOTH
 def test_a_full_disk_refuses_what_is_not_essential(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, reopen: Callable[[str], Store]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reopen: Callable[[], Store]
 ) -> None:
-    store = make(tmp_path, kind)
+    store = make(tmp_path)
     store.apply({(T, b"a"): b"1"})
     store.flush()
     real = disk.space(str(tmp_path))
@@ -334,16 +327,15 @@ def test_a_full_disk_refuses_what_is_not_essential(
         store.apply({(T, b"e"): bytes(1 << 20)}, essential=True)
     store.close()
     monkeypatch.undo()
-    store = reopen(kind)
+    store = reopen()
     assert rows(store) == {b"b": b"1", b"d": b"1"}
     store.close()
 
 
-@BOTH
 def test_the_disk_is_looked_at_again_in_a_long_batch(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = make(tmp_path, kind)
+    store = make(tmp_path)
     store.apply({(T, b"a"): b"1"})
     real = disk.space(str(tmp_path))
     monkeypatch.setattr(disk, "space", lambda path: real._replace(available=0))
@@ -353,9 +345,8 @@ def test_the_disk_is_looked_at_again_in_a_long_batch(
     store.abort()
 
 
-@BOTH
 def test_blocks_are_ours_before_the_batch_needs_them(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Object data may fill the disk meanwhile: what was reckoned with is allocated, and a failure of that is ENOSPC."""
     store = Store.open(tmp_path, kind, create=True)
@@ -375,8 +366,7 @@ def test_blocks_are_ours_before_the_batch_needs_them(
     store.close()
 
 
-@BOTH
-def test_a_disk_that_cannot_allocate_does_without(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_cannot_allocate_does_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cannot(*_: int) -> None:
         raise OSError(errno.EOPNOTSUPP, "no")
 
@@ -398,19 +388,18 @@ steps = st.one_of(
 )
 
 
-@BOTH
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
 @given(
     st.lists(steps, max_size=25), st.lists(st.tuples(some_keys | st.just(b""), some_keys | st.just(b"")), max_size=4)
 )
 def test_reads_see_staged_over_frozen_over_committed(
-    tmp_path_factory: pytest.TempPathFactory, kind: str, some: list[tuple[str, Any]], ranges: list[tuple[bytes, bytes]]
+    tmp_path_factory: pytest.TempPathFactory, some: list[tuple[str, Any]], ranges: list[tuple[bytes, bytes]]
 ) -> None:
     directory = tmp_path_factory.mktemp("s")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kv, "SCAN_ROWS_MIN", 2)  # many chunks
         patch.setattr(kv, "SCAN_ROWS_MAX", 3)
-        store = make(directory, kind)
+        store = make(directory)
         durable: dict[bytes, bytes] = {}
         model: dict[bytes, bytes] = {}
         sealed: dict[bytes, bytes] | None = None
@@ -451,9 +440,8 @@ def check(store: Store, model: dict[bytes, bytes], ranges: list[tuple[bytes, byt
         assert store.last(T, prefix) == (expected[-1] if expected else None)
 
 
-@BOTH
-def test_a_scan_goes_on_over_changes_and_commits(tmp_path: Path, kind: str) -> None:
-    store = make(tmp_path, kind)
+def test_a_scan_goes_on_over_changes_and_commits(tmp_path: Path) -> None:
+    store = make(tmp_path)
     store.apply({(T, b"%04d" % number): b"" for number in range(0, 1000, 2)})
     seen = []
     for key, _ in store.scan(T):
@@ -468,9 +456,9 @@ def test_a_scan_goes_on_over_changes_and_commits(tmp_path: Path, kind: str) -> N
     store.abort()
 
 
-def test_reads_stay_right_while_a_thread_commits(tmp_path: Path, reopen: Callable[[str], Store]) -> None:
+def test_reads_stay_right_while_a_thread_commits(tmp_path: Path, reopen: Callable[[], Store]) -> None:
     """The moment at which a frozen batch moves into LMDB must not be visible."""
-    store = make(tmp_path, "OST")
+    store = make(tmp_path)
     model: dict[bytes, bytes] = {}
     for turn in range(30):
         writes = {b"%04d" % ((turn * 37 + number) % 700): b"%d" % turn for number in range(300)}
@@ -485,7 +473,7 @@ def test_reads_stay_right_while_a_thread_commits(tmp_path: Path, reopen: Callabl
         assert list(store.scan(T)) == sorted(model.items())
         thread.join()
     store.abort()
-    store = reopen("OST")
+    store = reopen()
     assert rows(store) == model
     store.abort()
 
@@ -493,7 +481,7 @@ def test_reads_stay_right_while_a_thread_commits(tmp_path: Path, reopen: Callabl
 # ---------------------------------------------------------------- formats and openings
 
 
-def set_format(directory: Path, kind: str, value: Any) -> None:
+def set_format(directory: Path, value: Any) -> None:
     store = Store.open(directory, kind)
     store.apply({(schema.META, schema.FORMAT_KEY): schema.pack_meta(value)})
     store.close()
@@ -504,7 +492,7 @@ def set_format(directory: Path, kind: str, value: Any) -> None:
 )
 @pytest.mark.parametrize("readonly", [False, True])
 def test_another_format_is_refused_with_a_sentence(tmp_path: Path, version: int, word: str, readonly: bool) -> None:
-    make(tmp_path, "MDT").close()
+    make(tmp_path).close()
     set_format(tmp_path, "MDT", (version, "MDT"))
     with pytest.raises(FormatRefused) as caught:
         Store.open(tmp_path, "MDT", readonly=readonly)
@@ -514,7 +502,7 @@ def test_another_format_is_refused_with_a_sentence(tmp_path: Path, version: int,
 
 
 def test_another_kind_is_refused(tmp_path: Path) -> None:
-    make(tmp_path, "MDT").close()
+    make(tmp_path).close()
     with pytest.raises(FormatRefused, match="holds a LustreLite MDT, not an OST"):
         Store.open(tmp_path, "OST")
     with pytest.raises(FormatRefused, match="already holds a LustreLite MDT"):
@@ -535,19 +523,18 @@ def test_what_is_no_target_is_refused_and_left_alone(tmp_path: Path, readonly: b
 
 @pytest.mark.parametrize("readonly", [False, True])
 def test_a_format_that_was_cut_short_is_refused_and_can_be_repeated(tmp_path: Path, readonly: bool) -> None:
-    make(tmp_path, "MDT").close()
+    make(tmp_path).close()
     store = Store.open(tmp_path, "MDT")
     store.apply({(schema.META, schema.FORMAT_KEY): None})
     store.close()
     with pytest.raises(FormatRefused, match="not finished"):
         Store.open(tmp_path, "MDT", readonly=readonly)
-    make(tmp_path, "MDT").close()
+    make(tmp_path).close()
     Store.open(tmp_path, "MDT").close()
 
 
-@BOTH
-def test_one_writer_or_many_readers(tmp_path: Path, kind: str) -> None:
-    writer = make(tmp_path, kind)
+def test_one_writer_or_many_readers(tmp_path: Path) -> None:
+    writer = make(tmp_path)
     writer.apply({(T, b"a"): b"1"})
     for readonly in (False, True):
         with pytest.raises(OpError) as caught:
@@ -567,7 +554,7 @@ def test_one_writer_or_many_readers(tmp_path: Path, kind: str) -> None:
 class reader:
     """A store opened for reading only."""
 
-    def __init__(self, directory: Path, kind: str) -> None:
+    def __init__(self, directory: Path) -> None:
         self.store = Store.open(directory, kind, readonly=True)
 
     def __enter__(self) -> Store:
@@ -578,7 +565,7 @@ class reader:
 
 
 def test_opening_and_closing_leaves_no_descriptor(tmp_path: Path) -> None:
-    make(tmp_path, "OST").close()
+    make(tmp_path).close()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         Store.open(tmp_path, "OST").close()
