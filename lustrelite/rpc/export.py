@@ -150,6 +150,10 @@ class Call:
         header = (self.xid, 0, self.header.flags, 0, 0, (), 0, self.conn_cnt, 0, None)
         self.link.link.send(frame.EARLY_REPLY, pack(header))
 
+    def overdue(self, now: float) -> bool:
+        """Has the client given up waiting? It asks again long before, as long as it wants the answer."""
+        return now > self.arrived + 2 * self.header.timeout_ms / 1000
+
     @property
     def still_valid(self) -> bool:
         """False if the client was evicted while the call waited: then nothing may be changed for it."""

@@ -255,6 +255,7 @@ class Target:
             assert twin is not None
             twin.link = call.link
             twin.conn_cnt = call.conn_cnt
+            twin.arrived = call.arrived
             call.answered = True
             twin.still_working()
         elif verdict is Admit.RECONSTRUCT:
@@ -381,7 +382,7 @@ class Target:
                 self.abandon(call)
                 return
             # admission once more: export and ownership may have changed while it waited (D4)
-            if call.answered or not call.still_valid or self.stopping:
+            if call.answered or not call.still_valid or self.stopping or call.overdue(self.node.now()):
                 self.abandon(call)
                 return
             if self._mutate(call, handler):

@@ -24,8 +24,9 @@ async def test_two_connects_that_meet_in_the_server_do_no_harm(world: Any) -> No
     async with world(clients=1) as c:
         for i in range(10):
             await break_connection(c, c.a, c.mds)
-            c.net.double(Connect, source=c.a, to=c.mds)
+            doubled = c.net.double(Connect, source=c.a, to=c.mds)
             await c.a.create(f"/f{i}")
+            await doubled.caught()
             await c.settle()
             await c.a.fs.statfs()
         c.never_saw("import.evicted")
@@ -51,9 +52,10 @@ async def test_the_mds_recovers_its_link_to_an_ost_twice_at_once(world: Any) -> 
     """Source: lustre/tests/replay-single.sh test_50"""
     async with world(oss=1, clients=1) as c:
         for i in range(5):
-            c.net.double(Connect, source=c.mds, to=c.oss[0], times=2)
+            doubled = c.net.double(Connect, source=c.mds, to=c.oss[0])
             await c.oss[0].kill()
             await c.oss[0].start()
+            await doubled.caught()
             await c.a.write(f"/f{i}", b"x")
         await c.settle()
         c.never_saw("import.evicted")

@@ -22,8 +22,8 @@ from lustrelite.recovery.import_fsm import ImportFsm
 from lustrelite.recovery.replay_list import ReplayList
 from lustrelite.recovery.window import Window
 from lustrelite.rpc.client_import import ClientImport
-from lustrelite.rpc.import_recovery import ImportRecovery
 from lustrelite.rpc.export import Call
+from lustrelite.rpc.import_recovery import ImportRecovery
 from lustrelite.rpc.request import Xids
 from lustrelite.store import schema
 from lustrelite.store.kv import Store

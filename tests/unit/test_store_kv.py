@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import lmdb
 import pytest
@@ -25,7 +27,7 @@ T = schema.REPLIES  # a table that every kind has
 U = schema.CLIENTS
 
 
-def make(directory: Path = "MDT", **options: Any) -> Store:
+def make(directory: Path, kind: str = "MDT", **options: Any) -> Store:
     return Store.open(directory, kind, create=True, durable=False, **options)
 
 
@@ -54,17 +56,19 @@ def calls(store: Store) -> list[Callable[[], Any]]:
         lambda: store.count(T),
         lambda: store.apply({(T, b"b"): b""}),
         lambda: store.apply({}),
-        lambda: store.flush(),
+        store.seal,
+        store.flush,
     ]
 
 
 # ---------------------------------------------------------------- crashes
 
 
-def test_the_kind_chooses_the_store(tmp_path: Path) -> None:
-    for kind, cls in (("MDT", OpenTxnStore), ("MGS", OpenTxnStore), ("OST", StagedStore)):
+def test_every_kind_has_its_tables(tmp_path: Path) -> None:
+    for kind in schema.KINDS:
         store = make(tmp_path / kind, kind)
-        assert type(store) is cls and store.kind == kind
+        assert store.kind == kind
+        store.apply({(table, b"a"): b"1" for table in schema.tables_of(kind)})
         store.close()
 
 
@@ -95,13 +99,18 @@ def test_a_sealed_batch_is_lost_too(tmp_path: Path, reopen: Callable[[], Store])
     store.abort()
 
 
-def test_only_the_sealed_batch_is_committed(tmp_path: Path, reopen: Callable[[], Store]) -> None:
+@pytest.mark.parametrize("reopened", [False, True])
+def test_only_the_sealed_batch_is_committed(tmp_path: Path, reopened: bool, reopen: Callable[[], Store]) -> None:
+    """An OST's data of what came after the seal need not be durable yet."""
     store = make(tmp_path)
     store.apply({(T, b"a"): b"1", (T, b"b"): b"1"})
     batch = store.seal()
-    assert batch.keys(T) == [b"a", b"b"] and batch.keys(U) == []
+    assert (batch.dirty, batch.size) == (2, 4)
     store.apply({(T, b"a"): b"2", (T, b"c"): b"2", (T, b"b"): None})
     store.commit(batch)
+    if reopened:
+        assert store.reopen()
+    assert store.dirty == 3
     assert rows(store) == {b"a": b"2", b"c": b"2"}
     store.abort()
     store = reopen()
@@ -109,17 +118,80 @@ def test_only_the_sealed_batch_is_committed(tmp_path: Path, reopen: Callable[[],
     store.abort()
 
 
-def test_one_batch_is_frozen_at_a_time(tmp_path: Path) -> None:
+def test_the_steps_of_a_commit_go_in_order(tmp_path: Path) -> None:
     store = make(tmp_path)
     store.apply({(T, b"a"): b"123"})
     store.flush()
     batch = store.seal()
-    assert (batch.dirty, batch.size) == (0, 0)  # the one before is settled
-    with pytest.raises(AssertionError):
-        store.seal()
+    assert (batch.dirty, batch.size) == (0, 0)  # nothing of the one before
+    for early in (store.seal, store.reopen):
+        with pytest.raises(AssertionError):
+            early()
     store.commit(batch)
+    for wrong in (store.seal, lambda: store.commit(batch)):
+        with pytest.raises(AssertionError):
+            wrong()
+    assert store.reopen() and store.reopen()
     with pytest.raises(AssertionError):
-        store.commit(batch)
+        store.commit(store.seal()._replace(number=1))
+    store.abort()
+
+
+def test_what_came_during_a_commit_is_put_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And until its turn comes it is what readers see; a newer change is never overwritten by its elder."""
+    store = make(tmp_path)
+    store.apply({(T, b"%04d" % number): b"old" for number in range(1000)})
+    batch = store.seal()
+    for number in range(0, 3 * kv.REOPEN_RECORDS, 5):
+        store.apply({(T, b"%04d" % n): b"%d" % n for n in range(number, number + 5)})
+    store.commit(batch)
+    puts: list[int] = []
+    put = store._put
+    monkeypatch.setattr(store, "_put", lambda writes: (puts.append(len(writes)), put(writes)))
+    model = {b"%04d" % number: b"%d" % number for number in range(3 * kv.REOPEN_RECORDS)}
+    turns = 0
+    while not store.reopen():
+        turns += 1
+        for number in (turns, 500 + turns, 1499 - turns, 2000 + turns):
+            change = {b"%04d" % number: b"new", b"%04d" % (number + 300): None}
+            store.apply({(T, key): value for key, value in change.items()})
+            model.update({key: value for key, value in change.items() if value is not None})
+            model.pop(b"%04d" % (number + 300), None)
+        assert rows(store) == model and store.count(T) == len(model)
+        assert store.last(T) == max(model.items())
+        assert all(store.get(T, b"%04d" % n) == model.get(b"%04d" % n) for n in range(0, 2100, 7))
+    assert turns == 2 and max(puts) == kv.REOPEN_RECORDS
+    assert rows(store) == model
+    assert store.dirty == 3 * kv.REOPEN_RECORDS + 2 * 4 * turns
+    store.abort()
+
+
+def test_a_seal_while_the_store_catches_up_takes_everything(tmp_path: Path, reopen: Callable[[], Store]) -> None:
+    store = make(tmp_path)
+    batch = store.seal()
+    store.apply({(T, b"%04d" % number): b"" for number in range(3 * kv.REOPEN_RECORDS)})
+    store.commit(batch)
+    assert not store.reopen()
+    store.commit(store.seal())
+    store.abort()
+    store = reopen()
+    assert store.count(T) == 3 * kv.REOPEN_RECORDS
+    store.abort()
+
+
+def test_a_store_that_waits_for_its_disk_refuses_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv, "WAITING_RECORDS_MAX", 1000)
+    store = make(tmp_path)
+    store.apply({(T, b"%04d" % number): b"" for number in range(1500)})  # no commit is under way
+    batch = store.seal()
+    with pytest.raises(OpError) as caught:
+        for number in range(3000):
+            store.apply({(T, b"n%04d" % number): b""})
+    assert caught.value.errno == errno.EAGAIN and 1000 <= store.dirty < 1000 + room.CHECK_RECORDS
+    store.apply({(T, b"replayed"): b""}, essential=True)
+    store.commit(batch)
+    store.reopen()
+    store.apply({(T, b"b"): b""})
     store.abort()
 
 
@@ -139,7 +211,7 @@ def test_close_commits(tmp_path: Path, reopen: Callable[[], Store]) -> None:
 KILLED = """
 import sys
 from lustrelite.store.kv import Store
-store = Store.open(sys.argv[1], sys.argv[2], create=True)
+store = Store.open(sys.argv[1], "MDT", create=True)
 for number in range(3000):
     store.apply({("replies", b"%08d" % number): bytes(300), ("clients", b"last"): b"%08d" % number})
     if number == 999:
@@ -153,36 +225,146 @@ while True:
 
 
 def test_kill_9_in_the_middle_of_a_batch_loses_that_batch(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path), kind], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "go\n"
     with pytest.raises(OpError) as caught:
-        Store.open(tmp_path, kind)
+        Store.open(tmp_path, "MDT")
     assert caught.value.errno == errno.EBUSY  # it is alive
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    store = Store.open(tmp_path, kind)
+    store = Store.open(tmp_path, "MDT")
     assert [key for key, _ in store.scan(T)] == [b"%08d" % number for number in range(1000)]
     assert store.get(U, b"last") == b"00000999"
     store.apply({(T, b"x"): b""})  # and it works
     store.close()
 
 
+KILLED_COMMITTING = """
+import sys, threading
+from lustrelite.store.kv import Store
+store = Store.open(sys.argv[1], "MDT", create=True)
+number = 0
+
+def apply():
+    global number
+    number += 1
+    store.apply({("replies", b"%08d" % (number * 7919 % 99991)): b"%d" % number, ("clients", b"last"): b"%d" % number})
+
+while True:
+    for _ in range(3000):
+        apply()
+    batch = store.seal()
+    sealed = number
+    print("sealed", sealed, flush=True)
+    thread = threading.Thread(target=store.commit, args=(batch,))
+    thread.start()
+    while thread.is_alive():
+        apply()
+    print("durable", sealed, flush=True)
+    while not store.reopen():
+        apply()
+"""
+
+
+@pytest.mark.parametrize("commits", [1, 2, 4])
+def test_kill_9_in_the_middle_of_a_commit_leaves_it_whole_or_not_at_all(tmp_path: Path, commits: int) -> None:
+    for place in range(4):
+        directory = tmp_path / str(place)
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED_COMMITTING, str(directory)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        said = [process.stdout.readline().split() for _ in range(2 * commits + 1)]  # the last word is "sealed"
+        time.sleep(place * 0.002)
+        process.send_signal(signal.SIGKILL)
+        said += [line.split() for line in process.stdout]
+        process.wait()
+        process.stdout.close()
+        sealed = [int(number) for word, number in said if word == "sealed"]
+        durable = [int(number) for word, number in said if word == "durable"]
+        assert said[0][0] == "sealed" and len(durable) >= commits
+        store = Store.open(directory, "MDT")
+        last = int(store.get(U, b"last") or b"0")
+        assert last in sealed and last >= durable[-1]
+        model = {b"%08d" % (number * 7919 % 99991): b"%d" % number for number in range(1, last + 1)}
+        assert rows(store) == model
+        store.apply({(T, b"x"): b""})
+        store.close()
+
+
+def test_abort_waits_for_a_commit_in_another_thread(tmp_path: Path, reopen: Callable[[], Store]) -> None:
+    """In a killed process everything stops at once; here the thread must not find its environment closed."""
+    store = make(tmp_path)
+    store.apply({(T, b"a"): b"1"})
+    batch = store.seal()
+    store.apply({(T, b"b"): b"1"})
+    began, go_on = threading.Event(), threading.Event()
+    sealed = store._sealed
+
+    class Slow:
+        def commit(self) -> None:
+            began.set()
+            assert go_on.wait(10)
+            sealed.commit()
+
+    store._sealed = Slow()
+    thread = threading.Thread(target=store.commit, args=(batch,))
+    thread.start()
+    assert began.wait(10)
+    killer = threading.Thread(target=store.abort)
+    killer.start()
+    assert rows(store) == {b"a": b"1", b"b": b"1"}
+    go_on.set()
+    for one in (thread, killer):
+        one.join(10)
+        assert not one.is_alive()
+    with pytest.raises(StoreFailed):
+        store.reopen()
+    store = reopen()
+    assert rows(store) == {b"a": b"1"}
+    store.abort()
+
+
+def test_a_commit_that_comes_after_an_abort_is_refused(tmp_path: Path, reopen: Callable[[], Store]) -> None:
+    store = make(tmp_path)
+    store.apply({(T, b"a"): b"1"})
+    batch = store.seal()
+    store.abort()
+    with pytest.raises(StoreFailed):
+        store.commit(batch)
+    store = reopen()
+    assert rows(store) == {}
+    store.abort()
+
+
 # ---------------------------------------------------------------- failures
 
 
-def test_a_failed_commit_fails_everything_after_it(tmp_path: Path, reopen: Callable[[], Store]) -> None:
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_a_failed_commit_fails_everything_after_it(
+    tmp_path: Path, meanwhile: bool, reopen: Callable[[], Store]
+) -> None:
     """State that a commit took back must never be seen: not the old, not the new."""
     store = make(tmp_path)
     store.apply({(T, b"a"): b"1"})
     store.flush()
     store.apply({(T, b"a"): b"2", (T, b"b"): b"2"})
     batch = store.seal()
-    break_commits(store)
+    if meanwhile:
+        store.apply({(T, b"c"): b"3"})
+    sealed = store._sealed
+
+    class Broken:
+        def commit(self) -> None:
+            sealed.abort()
+            raise lmdb.DiskError("mdb_txn_commit: Input/output error")
+
+    store._sealed = Broken()
     with pytest.raises(StoreFailed):
         store.commit(batch)
-    for call in [*calls(store), lambda: store.commit(batch), store.close]:
+    for call in [*calls(store), lambda: store.commit(batch), store.reopen, store.flush, store.close]:
         with pytest.raises(StoreFailed):
             call()
     store.abort()
@@ -191,50 +373,19 @@ def test_a_failed_commit_fails_everything_after_it(tmp_path: Path, reopen: Calla
     store.abort()
 
 
-def break_commits(store: Store) -> None:
-    """Let the next LMDB commit fail as with an I/O error."""
-
-    class Broken:
-        def __init__(self, txn: Any) -> None:
-            self.txn = txn
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.txn, name)
-
-        def __enter__(self) -> Self:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self.commit()
-
-        def commit(self) -> None:
-            self.txn.abort()
-            raise lmdb.DiskError("mdb_txn_commit: Input/output error")
-
-    class Environment:
-        def __init__(self, env: lmdb.Environment) -> None:
-            self.env = env
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.env, name)
-
-        def begin(self, **options: Any) -> Any:
-            txn = self.env.begin(**options)
-            return Broken(txn) if options.get("write") else txn
-
-    if isinstance(store, OpenTxnStore):
-        store._txn = Broken(store._txn)
-    else:
-        store._env = Environment(store._env)  # type: ignore[assignment]
-
-
+@pytest.mark.parametrize("meanwhile", [False, True])
 @pytest.mark.parametrize("key", [b"k" * 600, b""])
 def test_a_change_that_lmdb_refuses_half_way_fails_the_store(
-    tmp_path: Path, key: bytes, reopen: Callable[[], Store]
+    tmp_path: Path, key: bytes, meanwhile: bool, reopen: Callable[[], Store]
 ) -> None:
     """The first half is in the transaction and cannot be taken out: nothing of it may be served."""
     store = make(tmp_path)
     with pytest.raises(StoreFailed):
+        if meanwhile:
+            batch = store.seal()
+            store.apply({(T, b"a"): b"1", (T, key): b"1"})
+            store.commit(batch)
+            store.reopen()
         store.apply({(T, b"a"): b"1", (T, key): b"1"})
     for call in calls(store):
         with pytest.raises(StoreFailed):
@@ -261,45 +412,85 @@ def test_a_full_map_fails_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # ---------------------------------------------------------------- no space
 
 
-def fill(store: Store, value: int, commit_every: int, random_keys: bool = True) -> int:
-    """Apply until ENOSPC; how many went in."""
+def fill(store: Store, value: int, commit_every: int, random_keys: bool, meanwhile: int) -> int:
+    """Apply until ENOSPC, with commits that last while `meanwhile` requests are applied; how many went in."""
     number = 0
-    with pytest.raises(OpError) as caught:
-        while number < 200_000:
-            key = schema.name_cookie(b"%d" % number).to_bytes(8, "big") if random_keys else b"%08d" % number
+    batch: kv.Batch | None = None
+    sealed_at = 0
+    while number < 200_000:
+        key = schema.name_cookie(b"%d" % number).to_bytes(8, "big") if random_keys else b"%08d" % number
+        wait = False
+        try:
             store.apply({(T, key): bytes(value), (U, b"%08d" % number): b"x"})
             number += 1
-            if number % commit_every == 0:
-                store.flush()
-    assert caught.value.errno == errno.ENOSPC
-    return number
+        except OpError as error:
+            if error.errno == errno.ENOSPC:
+                if batch is not None:
+                    store.commit(batch)
+                    store.reopen()
+                return number
+            assert error.errno == errno.EAGAIN and (store.dirty or batch is not None)
+            wait = True
+        if batch is not None and (wait or number >= sealed_at + meanwhile):
+            store.commit(batch)
+            while not store.reopen():
+                pass
+            batch = None
+        elif batch is None and (wait or number % commit_every == 0 or store.pressed):
+            batch, sealed_at = store.seal(), number
+    raise AssertionError("it is never full")
 
 
 @pytest.mark.parametrize("value", [10, 300, 5000])
-@pytest.mark.parametrize("commit_every", [1, 50, 100_000])
+@pytest.mark.parametrize(("commit_every", "meanwhile"), [(1, 0), (50, 0), (100_000, 0), (50, 20), (500, 500), (1000, 300)])
 @pytest.mark.parametrize("random_keys", [True, False])
 def test_a_small_map_refuses_while_the_batch_still_fits(
-    tmp_path: Path, value: int, commit_every: int, random_keys: bool
+    tmp_path: Path, value: int, commit_every: int, meanwhile: int, random_keys: bool
 ) -> None:
-    store = make(tmp_path, map_bytes=4 << 20)
-    number = fill(store, value, commit_every, random_keys)
-    assert number * value < 4 << 20 and number > 100
+    store = make(tmp_path, map_bytes=2 << 20)
+    number = fill(store, value, commit_every, random_keys, meanwhile)
+    assert number * value < 2 << 20 and number > 100
     assert store.count(T) == store.count(U) == number
-    with pytest.raises(OpError):
-        store.apply({(T, b"the next"): bytes(value), (U, b"the next"): b"x"})
-    assert store.get(T, b"the next") is None and store.get(U, b"the next") is None
-    assert store.pressed or commit_every == 1
     store.flush()  # not in danger
-    pressed = store.pressed
-    assert not pressed
+    for _ in range(2):  # pages of the last commit can be used after the next
+        with pytest.raises(OpError) as caught:
+            for more in range(500):
+                store.apply({(T, b"the next %d" % more): bytes(value), (U, b"the next"): b"x"})
+        assert store.get(T, b"the next %d" % more) is None
+        store.flush()
+    assert caught.value.errno in (errno.ENOSPC, errno.EAGAIN)
+    assert not store.pressed
     store.apply({(T, b"replayed"): bytes(value)}, essential=True)
     for key, _ in list(store.scan(T)):  # a full target can be emptied
         store.apply({(T, key): None})
         if store.dirty >= 100 or store.pressed:
             store.flush()
     store.flush()
-    store.flush()  # pages of the last commit can be used after the next
+    store.flush()
     store.apply({(T, b"the next"): bytes(value)})
+    store.close()
+
+
+def test_a_sealed_batch_has_its_room_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next batch is refused what only the freed pages of this one would make room for."""
+    store = make(tmp_path, map_bytes=4 << 20)
+    while not store.pressed:
+        try:
+            store.apply({(T, b"%08d" % store.dirty): bytes(300)})
+        except OpError as error:
+            assert error.errno == errno.EAGAIN
+    records = store.dirty
+    assert records > 50
+    batch = store.seal()
+    assert not store.pressed
+    with pytest.raises(OpError) as caught:
+        store.apply({(T, b"a"): bytes(300)})
+    assert caught.value.errno == errno.EAGAIN and store.dirty == 0
+    for number in range(10):
+        store.apply({(T, b"e%d" % number): bytes(300)}, essential=True)
+    store.commit(batch)
+    assert store.reopen()
+    store.apply({(T, b"a"): bytes(300)})
     store.close()
 
 
@@ -349,7 +540,7 @@ def test_blocks_are_ours_before_the_batch_needs_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Object data may fill the disk meanwhile: what was reckoned with is allocated, and a failure of that is ENOSPC."""
-    store = Store.open(tmp_path, kind, create=True)
+    store = Store.open(tmp_path, "MDT", create=True)
     store.apply({(T, b"a"): b"1"})
     assert os.stat(tmp_path / "lmdb" / "data.mdb").st_blocks * 512 >= room.KEPT_BYTES
     assert os.stat(tmp_path / "lmdb" / "data.mdb").st_size < 1 << 20
@@ -371,7 +562,7 @@ def test_a_disk_that_cannot_allocate_does_without(tmp_path: Path, monkeypatch: p
         raise OSError(errno.EOPNOTSUPP, "no")
 
     monkeypatch.setattr(disk, "fallocate", cannot)
-    store = Store.open(tmp_path, kind, create=True)
+    store = Store.open(tmp_path, "MDT", create=True)
     store.apply({(T, b"a"): b"1"})
     store.close()
 
@@ -380,51 +571,165 @@ def test_a_disk_that_cannot_allocate_does_without(tmp_path: Path, monkeypatch: p
 
 keys = st.binary(min_size=1, max_size=3).map(lambda key: bytes(byte & 0x83 | (byte & 0x40) >> 6 for byte in key))
 some_keys = st.one_of(keys, st.sampled_from([b"\xff", b"\xff\xff", b"a\xff", b"b"]))
+some_writes = st.dictionaries(some_keys, st.one_of(st.none(), st.binary(max_size=2)), max_size=6)
 steps = st.one_of(
-    st.tuples(st.just("apply"), st.dictionaries(some_keys, st.one_of(st.none(), st.binary(max_size=2)), max_size=6)),
+    st.tuples(st.just("apply"), some_writes),
+    st.tuples(st.just("step"), st.none()),  # of a commit: seal, commit, reopen, and again
+    st.tuples(st.just("apply"), some_writes),
+    st.tuples(st.just("step"), st.none()),
     st.tuples(st.just("seal"), st.none()),
-    st.tuples(st.just("commit"), st.none()),
     st.tuples(st.just("kill"), st.none()),
 )
+some_ranges = st.lists(st.tuples(some_keys | st.just(b""), some_keys | st.just(b"")), max_size=4)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
-@given(
-    st.lists(steps, max_size=25), st.lists(st.tuples(some_keys | st.just(b""), some_keys | st.just(b"")), max_size=4)
-)
-def test_reads_see_staged_over_frozen_over_committed(
+class Model:
+    """A store, and what must be in it: now, and after a kill."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.store = make(directory)
+        self.now: dict[bytes, bytes] = {}
+        self.sealed: dict[bytes, bytes] = {}
+        self.durable: dict[bytes, bytes] = {}
+        self.batch: kv.Batch | None = None  # sealed, not committed
+        self.closed = False  # committed, not reopened
+
+    def act(self, what: str, writes: dict[bytes, bytes | None] | None) -> None:
+        if what == "apply" and writes is not None:
+            self.store.apply({(T, key): value for key, value in writes.items()})
+            for key, value in writes.items():
+                if value is None:
+                    self.now.pop(key, None)
+                else:
+                    self.now[key] = value
+        elif what == "kill":
+            self.store.abort()
+            self.store = Store.open(self.directory, "MDT", durable=False)
+            self.now, self.batch, self.closed = dict(self.durable), None, False
+        elif self.batch is not None:
+            self.store.commit(self.batch)
+            self.durable, self.batch, self.closed = self.sealed, None, True
+        elif self.closed and (what == "step" or self.store._frozen is not None):
+            self.closed = not self.store.reopen()
+        else:  # "seal": even if it has not caught up
+            self.batch, self.sealed, self.closed = self.store.seal(), dict(self.now), False
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+@given(st.lists(steps, max_size=30), some_ranges)
+def test_reads_see_running_over_frozen_over_committed(
     tmp_path_factory: pytest.TempPathFactory, some: list[tuple[str, Any]], ranges: list[tuple[bytes, bytes]]
 ) -> None:
-    directory = tmp_path_factory.mktemp("s")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kv, "SCAN_ROWS_MIN", 2)  # many chunks
         patch.setattr(kv, "SCAN_ROWS_MAX", 3)
-        store = make(directory)
-        durable: dict[bytes, bytes] = {}
-        model: dict[bytes, bytes] = {}
-        sealed: dict[bytes, bytes] | None = None
-        batch: kv.Batch | None = None
-        for act, writes in some:
-            if act == "apply":
-                store.apply({(T, key): value for key, value in writes.items()})
-                for key, value in writes.items():
-                    if value is None:
-                        model.pop(key, None)
-                    else:
-                        model[key] = value
-            elif act == "seal" and batch is None:
-                batch, sealed = store.seal(), dict(model)
-            elif act == "commit" and batch is not None:
-                store.commit(batch)
-                assert sealed is not None
-                durable = sealed if kind == "OST" else dict(model)  # an open transaction takes all there is
-                batch = sealed = None
-            elif act == "kill":
-                store.abort()
-                store = Store.open(directory, kind, durable=False)
-                model, batch, sealed = dict(durable), None, None
-            check(store, model, ranges)
-        store.abort()
+        patch.setattr(kv, "REOPEN_RECORDS", 2)
+        model = Model(tmp_path_factory.mktemp("s"))
+        try:
+            for what, writes in some:
+                model.act(what, writes)
+                check(model.store, model.now, ranges)
+            model.act("kill", None)
+            check(model.store, model.now, ranges)
+        finally:
+            model.store.abort()
+
+
+def delta_is_dropped_after_the_commit(patch: pytest.MonkeyPatch) -> None:
+    reopen = Store.reopen
+    patch.setattr(Store, "reopen", lambda self: (self._behind.clear(), reopen(self))[1])
+
+
+def chunks_overwrite_what_is_newer(patch: pytest.MonkeyPatch) -> None:
+    class Stubborn(dict):  # type: ignore[type-arg]
+        def pop(self, *_: Any) -> Any:
+            return None
+
+    init = Store.__init__
+
+    def stubborn(self: Any, *args: Any) -> None:
+        init(self, *args)
+        self._behind = Stubborn()
+
+    patch.setattr(Store, "__init__", stubborn)
+
+
+def the_frozen_batch_is_not_read(patch: pytest.MonkeyPatch) -> None:
+    seal = Store.seal
+
+    def forgetful(self: Any) -> Any:
+        batch = seal(self)
+        self._frozen = kv.Delta(self._dbs)
+        return batch
+
+    patch.setattr(Store, "seal", forgetful)
+
+
+def the_sealed_batch_takes_more(patch: pytest.MonkeyPatch) -> None:
+    apply = Store.apply
+
+    def greedy(self: Any, writes: Any, **options: Any) -> None:
+        apply(self, writes, **options)
+        if self._sealed is not None:
+            self._open = self._sealed
+            self._put(writes)
+            self._open = None
+
+    patch.setattr(Store, "apply", greedy)
+
+
+def a_scan_sees_no_delta_while_it_catches_up(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Store, "_deltas", lambda self: [self._running, self._frozen] if self._frozen is not None else [])
+
+
+def keys_are_sorted_once(patch: pytest.MonkeyPatch) -> None:
+    def once(self: Any, table: str) -> list[bytes]:
+        return self._sorted.setdefault(table, sorted(self.tables[table]))  # type: ignore[no-any-return]
+
+    patch.setattr(kv.Delta, "sorted_keys", once)
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        delta_is_dropped_after_the_commit,
+        chunks_overwrite_what_is_newer,
+        the_frozen_batch_is_not_read,
+        the_sealed_batch_takes_more,
+        a_scan_sees_no_delta_while_it_catches_up,
+        keys_are_sorted_once,
+    ],
+)
+def test_planted_bugs_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    """The test above, with luck instead of hypothesis: it need not be explained what fails."""
+    monkeypatch.setattr(kv, "SCAN_ROWS_MIN", 2)
+    monkeypatch.setattr(kv, "SCAN_ROWS_MAX", 3)
+    monkeypatch.setattr(kv, "REOPEN_RECORDS", 2)
+    runs_until_found = []
+    for plants in ((), (plant,)):
+        for one in plants:
+            one(monkeypatch)
+        runs_until_found.append(next((n for n in range(200) if fails(tmp_path / f"{len(plants)}-{n}", n)), None))
+    assert runs_until_found[0] is None and runs_until_found[1] is not None, runs_until_found
+
+
+def fails(directory: Path, seed: int) -> bool:
+    chance = random.Random(seed)
+    model = Model(directory)
+    try:
+        for _ in range(30):
+            what = chance.choices(["apply", "step", "seal", "kill"], [9, 9, 1, 1])[0]
+            writes = {b"%c" % chance.choice(b"abcdefgh"): chance.choice([None, b"1", b"2"]) for _ in range(4)}
+            model.act(what, writes)
+            check(model.store, model.now, [])
+        return False
+    except AssertionError:
+        return True
+    finally:
+        model.store.abort()
 
 
 def check(store: Store, model: dict[bytes, bytes], ranges: list[tuple[bytes, bytes]]) -> None:
@@ -456,22 +761,46 @@ def test_a_scan_goes_on_over_changes_and_commits(tmp_path: Path) -> None:
     store.abort()
 
 
+def test_a_scan_takes_no_more_of_a_delta_than_it_needs(tmp_path: Path) -> None:
+    """A listing goes on page by page; with 50,000 names in the batch each page must not look at all of them."""
+    store = make(tmp_path)
+    store.apply({(T, b"%04d" % number): b"" for number in range(0, 3000, 2)})
+    store.seal()
+    store.apply({(T, b"%04d" % number): b"" for number in range(1, 3000, 2)})
+    store.apply({(T, b"%04d" % number): None for number in range(0, 3000, 4)})
+    some, more = store._rows(T, b"0100", b"", 64)
+    assert 40 <= len(some) <= 128 and more is not None and some[-1][0] == more
+    assert [key for key, _ in store.scan(T)] == [b"%04d" % number for number in range(3000) if number % 4]
+    store.abort()
+
+
 def test_reads_stay_right_while_a_thread_commits(tmp_path: Path, reopen: Callable[[], Store]) -> None:
-    """The moment at which a frozen batch moves into LMDB must not be visible."""
     store = make(tmp_path)
     model: dict[bytes, bytes] = {}
-    for turn in range(30):
-        writes = {b"%04d" % ((turn * 37 + number) % 700): b"%d" % turn for number in range(300)}
+
+    def change(turn: int, count: int) -> None:
+        writes = {b"%04d" % ((turn * 37 + number) % 700): b"%d" % turn for number in range(count)}
         store.apply({(T, key): value for key, value in writes.items()})
         model.update(writes)
-        thread = threading.Thread(target=store.commit, args=(store.seal(),))
-        thread.start()
+
+    def check_all() -> None:
         for number in range(0, 700, 7):
             key = b"%04d" % number
             assert store.get(T, key) == model.get(key)
         assert store.count(T) == len(model)
         assert list(store.scan(T)) == sorted(model.items())
+
+    for turn in range(30):
+        change(turn, 300)
+        thread = threading.Thread(target=store.commit, args=(store.seal(),))
+        thread.start()
+        change(turn + 1000, 100)
+        check_all()
         thread.join()
+        check_all()
+        while not store.reopen():
+            check_all()
+    store.flush()
     store.abort()
     store = reopen()
     assert rows(store) == model
@@ -482,7 +811,7 @@ def test_reads_stay_right_while_a_thread_commits(tmp_path: Path, reopen: Callabl
 
 
 def set_format(directory: Path, value: Any) -> None:
-    store = Store.open(directory, kind)
+    store = Store.open(directory, "MDT")
     store.apply({(schema.META, schema.FORMAT_KEY): schema.pack_meta(value)})
     store.close()
 
@@ -538,24 +867,24 @@ def test_one_writer_or_many_readers(tmp_path: Path) -> None:
     writer.apply({(T, b"a"): b"1"})
     for readonly in (False, True):
         with pytest.raises(OpError) as caught:
-            Store.open(tmp_path, kind, readonly=readonly)
+            Store.open(tmp_path, "MDT", readonly=readonly)
         assert caught.value.errno == errno.EBUSY
     writer.close()
-    with reader(tmp_path, kind) as one:
+    with reader(tmp_path) as one:
         assert rows(one) == {b"a": b"1"} and one.get(T, b"a") == b"1" and one.count(T) == 1
         with pytest.raises(OpError) as caught:
             one.apply({(T, b"b"): b"1"})
         assert caught.value.errno == errno.EROFS
         with pytest.raises(OpError):
-            Store.open(tmp_path, kind)
-    Store.open(tmp_path, kind).close()
+            Store.open(tmp_path, "MDT")
+    Store.open(tmp_path, "MDT").close()
 
 
 class reader:
     """A store opened for reading only."""
 
     def __init__(self, directory: Path) -> None:
-        self.store = Store.open(directory, kind, readonly=True)
+        self.store = Store.open(directory, "MDT", readonly=True)
 
     def __enter__(self) -> Store:
         return self.store
@@ -568,8 +897,8 @@ def test_opening_and_closing_leaves_no_descriptor(tmp_path: Path) -> None:
     make(tmp_path).close()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
-        Store.open(tmp_path, "OST").close()
-        Store.open(tmp_path, "OST").abort()
+        Store.open(tmp_path, "MDT").close()
+        Store.open(tmp_path, "MDT").abort()
         with pytest.raises(FormatRefused):
-            Store.open(tmp_path, "MDT")
+            Store.open(tmp_path, "OST")
     assert len(os.listdir("/proc/self/fd")) == before
