@@ -149,6 +149,8 @@ async def serve(process: Process) -> None:
         return
     fs = mounting.result()
     mounted = MountProcess(process, fs)
+    if fs.connections.config is not None:
+        process.follow_params(fs.connections.config)
     process.ready(client=fs.connections.uuid, fsname=options.fsname)
     work = asyncio.ensure_future(mounted.obey(_stdin_lines())) if options.stdin else stopped
     if options.stdin:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from lustrelite import __version__
@@ -127,6 +127,17 @@ class ParamTree:
             if waiting is not None:
                 await waiting
         return [param.dotted for param in settable]
+
+    async def apply(self, params: Mapping[str, str]) -> list[str]:
+        """Set the permanent parameters that are about this process; returns complaints about values."""
+        complaints = []
+        for pattern, value in params.items():
+            if any(param.set is not None for param in self.find(pattern)):
+                try:
+                    await self.set(pattern, value)
+                except ValueError as error:
+                    complaints.append(f"{pattern}: {error}")
+        return complaints
 
     def level(self, pattern: str) -> list[str]:
         """What `list_param` prints: names that match `pattern` as far as it goes, a dot behind those that go on."""

@@ -31,8 +31,10 @@ from lustrelite.events import Event
 from lustrelite.ids import Nid, parse_nid
 from lustrelite.metrics import Metrics, MetricsServer
 from lustrelite.params import ParamTree, add_node_params
+from lustrelite.rpc.config import ConfigFollower
 from lustrelite.rpc.node import Node
 from lustrelite.rpc.transport import SocketNetwork
+from lustrelite.wire.mgs import SetParam
 
 EXIT_REFUSED = 2  # the arguments or the directories are wrong: starting again does not help
 EXIT_CRASHED = 70  # a commit failed or a bug: starting again recovers
@@ -209,6 +211,25 @@ class Process:
         loop.default_exception_handler(context)
         if error is not None and not isinstance(error, (ConnectionError, TimeoutError)):
             self.node.crash(f"{context.get('message')}: {error!r}", error)
+
+    def follow_params(self, follower: ConfigFollower) -> None:
+        """Apply the permanent parameters of the MGS (`llctl set_param -P`), now and whenever they change."""
+        follower.on_params(self._apply)
+        self._apply(follower.params)
+        self.commands["set_permanent"] = lambda request: self._set_permanent(follower, request)
+
+    def _apply(self, params: dict[str, str]) -> None:
+        if params:
+            self.node.spawn(self._apply_all(dict(params)), "permanent parameters")
+
+    async def _apply_all(self, params: dict[str, str]) -> None:
+        for complaint in await self.tree.apply(params):
+            self.node.events.emit("param.refused", level="warning", why=complaint)
+
+    async def _set_permanent(self, follower: ConfigFollower, request: dict[str, Any]) -> str:
+        name = str(request["pattern"])
+        await follower.mgs.call(SetParam(follower.fsname, name, str(request["value"])))
+        return name
 
     # commands -----------------------------------------------------------------------------------------------------
 

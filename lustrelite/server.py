@@ -64,6 +64,9 @@ class Server:
             done, _ = await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if starting in done:
                 starting.result()
+                for follower in self.daemon.followers.values():
+                    process.follow_params(follower)
+                    process.node.spawn(follower.load_when_known(), f"parameters of {follower.fsname}")
                 process.ready()
                 await stopped
         finally:

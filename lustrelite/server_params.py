@@ -33,8 +33,8 @@ def health(daemon: Daemon) -> str:
     """`healthy`, or NOT HEALTHY and why: one line for each reason.  Read by resource agents."""
     reasons = []
     for target in daemon.targets.values():
-        if target.recovering:
-            reasons.append(f"{target.name} is in recovery")
+        if target.recovering and not (target.recovery and target.recovery.status()["waiting"]):
+            reasons.append(f"{target.name} is in recovery")  # one that waits for its first client is well
         if target.committer.held:
             reasons.append(f"{target.name} holds its commits")
         allocator: Any = getattr(target, "allocator", None)

@@ -43,6 +43,14 @@ def up(
         started = cluster.up()
         cluster.wait_healthy()
     click.echo(f"{cluster.fsname} is up in {cluster.state_dir}" + (f" (started {', '.join(started)})" if started else ""))
+    for process in cluster.status()["processes"]:
+        for target in process["targets"]:
+            recovery = target.get("recovery") or {}
+            if target["state"] == "RECOVERING" and recovery.get("waiting"):
+                click.echo(
+                    f"{target['name']} waits for {recovery['max_clients']} client(s) of before; the next one that "
+                    f"connects starts the clock, or `llctl --device {target['name']} abort_recovery` gives them up"
+                )
 
 
 def _assignment(text: str) -> tuple[str, str]:

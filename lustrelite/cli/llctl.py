@@ -47,6 +47,16 @@ class Processes:
             raise Refused(refusals[0] if refusals else f"no process runs in {self.run_dir}: see `lustrelite up`")
         return results
 
+    def call_any(self, cmd: str, **fields: Any) -> Any:
+        """The result of the first process that does it; Refused if none does."""
+        refusal = f"no process runs in {self.run_dir}: see `lustrelite up`"
+        for path in self.sockets.values():
+            try:
+                return control.call(path, cmd, **fields)
+            except ControlFailed as error:
+                refusal = str(error)
+        raise Refused(refusal)
+
     def call_on(self, name: str, cmd: str, **fields: Any) -> Any:
         """The result of one process."""
         return control.call(self.sockets[name], cmd, **fields)
@@ -122,7 +132,7 @@ def set_param(quiet: bool, permanent: bool, delete: bool, assignments: tuple[str
         if not equals and not delete:
             raise Refused(f"bad argument {assignment!r}: NAME=VALUE expected")
         if permanent:
-            _processes().call("set_permanent", pattern=name, value="" if delete else value)
+            _processes().call_any("set_permanent", pattern=name, value="" if delete else value)
             continue
         for node, names in _processes().call("set_param", pattern=name, value=value).items():
             for each in names if not quiet else ():

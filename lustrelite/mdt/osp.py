@@ -63,7 +63,7 @@ class Osp:
         self.full = False  # says its statfs
         self.refusing = False  # it answered ENOSPC or EROFS to the last request for ids
         self.destroyed = 0
-        self.destroys_written = False  # since the last commit
+        self.destroys_written = True  # since the last commit; perhaps before this OST was known
         self._filled = False  # since the last cleanup
         self._connection = 0  # counts on_full: answers of an older one are void
         self._ids_wanted = asyncio.Event()

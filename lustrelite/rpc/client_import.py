@@ -80,6 +80,8 @@ class ClientImport:
         self.link: ClientLink | None = None
         self.current_nid: Nid | None = None
         self.inactive = False
+        # Data comes from OSTs only: on other servers a connection per client would be memory for nothing.
+        self.bulk_connections = node.tunables.bulk_connections if "-OST" in target_uuid else 0
         self.max_bytes_per_rpc = node.tunables.max_bytes_per_rpc
         self.index = 0
         self.slots = ModSlots()

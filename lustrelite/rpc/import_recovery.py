@@ -73,7 +73,7 @@ class ImportRecovery:
         if not self.imp.nids:
             raise LinkLost(f"no NID is known for {self.imp.target}")
         nid = self.imp.current_nid = self._choose_nid(same_nid)
-        link = await self.imp.links.get(nid)
+        link = await self.imp.links.get(nid, self.imp.bulk_connections)
         if self.imp.fsm.conn_cnt != conn_cnt or self.imp.fsm.state is not State.CONNECTING:
             raise LinkLost("overtaken")
         self.imp.link = link

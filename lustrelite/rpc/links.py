@@ -87,14 +87,14 @@ class LinkPool:
         self._opening: dict[Nid, asyncio.Task[ClientLink]] = {}
         self.on_callback: Callable[[ClientLink, Any], None] | None = None
 
-    async def get(self, nid: Nid) -> ClientLink:
-        """The living link to `nid`, opened if need be; LinkLost if nobody answers."""
+    async def get(self, nid: Nid, bulk_connections: int = 0) -> ClientLink:
+        """The living link to `nid`, opened if need be (with so many bulk connections); LinkLost if nobody answers."""
         link = self.links.get(nid)
         if link is not None and not link.closed:
             return link
         task = self._opening.get(nid)
         if task is None:
-            task = self.node.spawn(self._open(nid), f"link {nid}")
+            task = self.node.spawn(self._open(nid, bulk_connections), f"link {nid}")
             self._opening[nid] = task
             task.add_done_callback(lambda _: self._opening.pop(nid, None))
         found = await asyncio.shield(task)
@@ -102,12 +102,12 @@ class LinkPool:
             return found
         raise LinkLost(found)
 
-    async def _open(self, nid: Nid) -> Any:
+    async def _open(self, nid: Nid, bulk_connections: int) -> Any:
         """A ClientLink, or the reason why there is none (an exception in a task of the node would be a crash)."""
         link = ClientLink(self, nid)
         try:
             link.link = await asyncio.wait_for(
-                self.node.network.connect(nid, link, bulk_connections=self.node.tunables.bulk_connections),
+                self.node.network.connect(nid, link, bulk_connections=bulk_connections),
                 self.node.tunables.connect_timeout_s,
             )
         except (LinkLost, OSError, TimeoutError, ProtocolError) as error:

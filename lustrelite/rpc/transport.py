@@ -57,6 +57,8 @@ HEAD_BUFFER_BYTES = 4 << 10  # of a bulk connection, and of any before its HELLO
 HELLO_BYTES_MAX = 1 << 10
 PEER_NAME_CHARS_MAX = 255
 JOIN_BYTES_MAX = 16 << 10  # copying this much is cheaper than another entry in the transport's queue
+REST_BUFFER_BYTES = 16 << 10  # for a frame that came in part
+NOTHING = memoryview(bytearray())
 UNIX_SEND_BUFFER_BYTES = 4 << 20
 SO_SNDBUFFORCE = 32  # asm-generic/socket.h; not in Python's socket module
 BACKLOG = 1024
@@ -92,6 +94,9 @@ class SocketNetwork:
         self.links_max = links_max
         self.hello_wait_s = hello_wait_s
         self.unsent_bytes_max = unsent_bytes_max
+        # Where every connection reads to: a read and what is done with it happen in one turn of the loop, so only an
+        # unfinished frame needs memory of its own, and an idle connection has none.
+        self.scratch = memoryview(bytearray(CONTROL_BUFFER_BYTES))
 
     async def connect(self, nid: Nid, receiver: Receiver, *, bulk_connections: int = 1) -> Link:
         """A link to whoever listens at `nid`; LinkLost if nobody does, or does not say HELLO in time.
@@ -308,8 +313,8 @@ class SocketLink:
 class Connection(asyncio.BufferedProtocol):
     """One socket: bytes to frames and back.
 
-    Receiving has two states. In the first, prefix and header collect in `_buffer[:_end]`; in the second, `_bulk` is
-    the rest of the receiver's memory that is still to be filled, for the frame kept in `_frame`.
+    Receiving has two states. In the first, frames come into the network's scratch memory, and what is there of an
+    unfinished one collects in `_view[:_end]`; in the second, `_bulk` is the rest of the receiver's memory that is still to be filled, for the frame kept in `_frame`.
     """
 
     def __init__(
@@ -324,9 +329,8 @@ class Connection(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._said_hello = False  # the other side did
         self._over = False
-        self._buffer = bytearray(HEAD_BUFFER_BYTES)
-        self._view = memoryview(self._buffer)
-        self._buffer_bytes = HEAD_BUFFER_BYTES  # the size to return to after a large header
+        self._view = NOTHING  # an unfinished frame, and room for the rest of it
+        self._share = HEAD_BUFFER_BYTES  # how much of the network's scratch memory one read may fill
         self._end = 0
         self._bulk: memoryview | None = None
         self._frame: tuple[int, Any, memoryview, int] = (0, None, CORRUPT, 0)  # kind, header, whole bulk, its CRC
@@ -338,7 +342,7 @@ class Connection(asyncio.BufferedProtocol):
         """From now on frames belong to `link`."""
         self.link = link
         if index == 0:
-            self._buffer_bytes = CONTROL_BUFFER_BYTES
+            self._share = CONTROL_BUFFER_BYTES
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -434,15 +438,17 @@ class Connection(asyncio.BufferedProtocol):
     # receiving
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._view[self._end :] if self._bulk is None else self._bulk
+        if self._bulk is not None:
+            return self._bulk
+        return self._view[self._end :] if self._end else self.network.scratch[: self._share]
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._over:
             return
         try:
             if self._bulk is None:
-                self._end += nbytes
-                self._take_frames()
+                view = self._view if self._end else self.network.scratch
+                self._take_frames(view, self._end + nbytes)
             elif nbytes < len(self._bulk):
                 self._bulk = self._bulk[nbytes:]
             else:
@@ -451,9 +457,9 @@ class Connection(asyncio.BufferedProtocol):
         except ProtocolError as error:
             self.refuse(str(error))
 
-    def _take_frames(self) -> None:
-        """Deliver every whole frame in the buffer and keep the rest at its front."""
-        start, end, view, wanted = 0, self._end, self._view, 0
+    def _take_frames(self, view: memoryview, end: int) -> None:
+        """Deliver every whole frame in `view[:end]` and keep the rest."""
+        start, wanted = 0, 0
         while end - start >= PREFIX_BYTES:
             kind, header_bytes, bulk_bytes, header_crc, bulk_crc = unpack_prefix(view, start)
             body = start + PREFIX_BYTES
@@ -493,19 +499,16 @@ class Connection(asyncio.BufferedProtocol):
                     self._deliver_bulk()
             if self._over:  # the receiver closed the link
                 return
-        self._keep(start, end, wanted)
+        self._keep(view[start:end], wanted)
 
-    def _keep(self, start: int, end: int, wanted: int) -> None:
-        """Move the unfinished frame at `start` to the front of a buffer that can hold its `wanted` bytes."""
-        rest = self._view[start:end]
-        size = max(self._buffer_bytes, wanted)
-        if size != len(self._buffer) and (not rest or size > len(self._buffer)):
-            self._buffer = bytearray(size)
-            self._view = memoryview(self._buffer)
-        if rest and (start or rest.obj is not self._buffer):
-            self._view[: len(rest)] = rest
+    def _keep(self, rest: memoryview, wanted: int) -> None:
+        """Keep the unfinished frame `rest` in memory of its own that can hold its `wanted` bytes."""
+        if rest and (rest.obj is not self._view.obj or len(self._view) < max(wanted, REST_BUFFER_BYTES)):
+            self._view = memoryview(bytearray(max(wanted, REST_BUFFER_BYTES)))
+        elif not rest:
+            self._view = NOTHING
+        self._view[: len(rest)] = rest
         self._end = len(rest)
-        assert self._end < len(self._buffer)
 
     def _take_hello(self, value: Any) -> None:
         hello: Hello = _check_hello(value)

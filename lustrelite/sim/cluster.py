@@ -773,9 +773,17 @@ class Cluster:
     def unsettled(self) -> list[str]:
         """What is not at rest."""
         busy = []
+        instances = {target.name: target.instance for server in self.servers for target in server.running}
+
+        def look(who: str, imp: ClientImport) -> None:
+            if why := import_busy(imp):
+                busy.append(f"{who}: {why}")
+            elif imp.instance != instances.get(imp.target, imp.instance):
+                busy.append(f"{who}: the import of {imp.target} has not noticed its restart")
+
         for client in self.clients.values():
-            if client.alive:
-                busy += [f"{client.name}: {why}" for imp in client.imports if (why := import_busy(imp))]
+            for imp in client.imports:
+                look(client.name, imp)
         for server in self.servers:
             if not server.alive:
                 continue
@@ -787,7 +795,8 @@ class Cluster:
                 if isinstance(target, Mdt):
                     if len(target.allocator.osps) < sum(len(oss.configs) for oss in self.oss):
                         busy.append(f"{target.name} does not know all OSTs")
-                    busy += [f"{target.name}: {why}" for osp in target.allocator.osps.values() if (why := import_busy(osp.imp))]
+                    for osp in target.allocator.osps.values():
+                        look(target.name, osp.imp)
         return busy
 
     async def until(self, true: Callable[[], bool], timeout_s: float = SETTLE_S_MAX) -> None:

@@ -11,13 +11,14 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from lustrelite.sim.cluster import Cluster, SimClient, SimProcess, SimServer
+from lustrelite.sim.cluster import Cluster, NodeDied, SimClient, SimProcess, SimServer
 
 MESSAGES = (
     "Create", "Open", "Close", "Unlink", "Rename", "Link", "Setattr", "Setxattr", "Lookup", "Getattr", "Write", "Read",
     "Punch", "Destroy", "OstCreate", "Connect", "Ping", "Readdir", "ConfigRead", "TargetRegister", "AllocateSequence",
 )  # fmt: skip
 CHANGES = ("Create", "Open", "Close", "Unlink", "Rename", "Link", "Setattr", "Setxattr", "Write", "Punch", "Destroy")
+CHANGES_ONCE = ("Unlink", "Rename", "Link", "Open", "Create")  # doing them twice gives another answer
 SLOW_POINTS = ("target.execute", "target.connect", "target.replay", "client.replay", "client.replay_done")
 
 
@@ -176,16 +177,30 @@ async def _kill_client_and_server(n: Nemesis) -> None:
 
 
 async def _lose_reply_and_kill(n: Nemesis) -> None:
-    """The change may be durable while its client does not know of it."""
+    """The change is durable, but its client does not know of it, and the server that does dies."""
     server = n.server()
-    n.cluster.net.drop(n.random.choice((*CHANGES, None)), reply=True, source=server, times=n.random.choice((1, 2, 3)))
+    changes = CHANGES_ONCE if server is n.cluster.mds else ("Write", "Punch")
+    what = n.random.choice((*changes, None)) if n.random.random() < 0.8 else n.random.choice(CHANGES)
+    lost = n.cluster.net.drop(what, reply=True, source=server, times=n.random.choice((1, 2, 3)))
 
     async def kill() -> None:
+        try:
+            async with asyncio.timeout(5.0):
+                await lost.caught()
+        except TimeoutError:
+            pass
+        if n.random.random() < 0.7 and server.alive and server.node is not None and not server.node.paused:
+            try:
+                await server.commit()
+            except NodeDied:
+                return
+        else:
+            await asyncio.sleep(n.random.uniform(0.0, 2.0))
         server.kill()
         await asyncio.sleep(n.pause_s())
         await n.restart(server)
 
-    n.later(n.random.choice((0.01, 0.1, 1.0, 2.0)) * n.random.random(), kill)
+    n.later(0.0, kill)
 
 
 async def _cut(n: Nemesis) -> None:

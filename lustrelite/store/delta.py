@@ -41,7 +41,7 @@ class Delta:
         return keys[first : stop if keys_max is None else min(stop, first + keys_max)]
 
 
-def overlay(deltas: list[Delta], table: str, key: bytes) -> bytes | None:
+def overlay(deltas: Iterable[Delta], table: str, key: bytes) -> bytes | None:
     """What the newest of `deltas` that changed `key` says of it."""
     for delta in deltas:
         value = delta.tables[table].get(key, MISSING)

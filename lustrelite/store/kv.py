@@ -76,6 +76,7 @@ class Store:
         self._sealed: Any = None  # from `seal` until it is durable
         self._running = Delta()  # all changes since the last seal
         self._frozen: Delta | None = None  # those of the sealed batch, until `reopen`
+        self._over: tuple[Delta, ...] = ()  # which of the two a reader lays over `_txn`, newer first
         self._behind: dict[tuple[str, bytes], bytes | None] = {}  # changes in `_running` that no transaction has yet
         self._guard = threading.Lock()  # a commit in a thread against abort
         self._failed = ""
@@ -234,6 +235,7 @@ class Store:
         """Let every further call raise StoreFailed, at no cost to those before."""
         self._lost.append(self._txn)  # not aborted here: the loop may be reading from it while a commit fails
         self._txn = self._running = cast(Any, _Gone(why))
+        self._over = ()
         self._dirty_checked = -1  # sends `apply` to `_make_room`, which says no
 
     def _check_alive(self) -> None:
@@ -274,14 +276,12 @@ class Store:
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """The value of `key`, committed or not."""
-        value = self._running.tables[table].get(key, MISSING)
-        if value is MISSING:
-            if self._frozen is not None:
-                value = self._frozen.tables[table].get(key, MISSING)
-                if value is not MISSING:
-                    return cast(bytes | None, value)
-            value = self._txn.get(key, None, self._dbs[table])
-        return cast(bytes | None, value)
+        for delta in self._over:
+            value = delta.tables[table].get(key, MISSING)
+            if value is not MISSING:
+                return cast(bytes | None, value)
+        found: bytes | None = self._txn.get(key, None, self._dbs[table])
+        return found
 
     def scan(self, table: str, after: bytes = b"", *, prefix: bytes = b"") -> Iterator[Row]:
         """Rows of `table` in key order, strictly after `after`, whose keys begin with `prefix`.
@@ -298,7 +298,7 @@ class Store:
     def _rows(self, table: str, start: bytes, prefix: bytes, rows_max: int) -> tuple[list[Row], bytes | None]:
         """About `rows_max` rows from `start` on, and the key to go on after if there may be more."""
         rows = _read(self._txn, self._dbs[table], start, prefix, rows_max)
-        deltas = self._deltas()
+        deltas = self._over
         if not deltas:
             return rows, rows[-1][0] if len(rows) == rows_max else None
         parts = [delta.range(table, start, prefix, rows_max) for delta in deltas]
@@ -312,7 +312,7 @@ class Store:
 
     def last(self, table: str, prefix: bytes = b"") -> Row | None:
         """The last row of `table` whose key begins with `prefix`."""
-        deltas = self._deltas()
+        deltas = self._over
         db = self._dbs[table]
         best = _last(self._txn, db, prefix)
         while best is not None and any(best[0] in delta.tables[table] for delta in deltas):
@@ -329,18 +329,12 @@ class Store:
 
     def count(self, table: str) -> int:
         """Number of rows of `table`."""
-        deltas = self._deltas()
+        deltas = self._over
         db = self._dbs[table]
         rows = int(self._txn.stat(db)["entries"])
         for key in dict.fromkeys(key for delta in deltas for key in delta.tables[table]):
             rows += (overlay(deltas, table, key) is not None) - (self._txn.get(key, None, db) is not None)
         return rows
-
-    def _deltas(self) -> list[Delta]:
-        """What is to be laid over the transaction that is read, newer first."""
-        if self._frozen is not None:
-            return [self._running, self._frozen]
-        return [self._running] if self._behind else []
 
     # ------------------------------------------------------------ changing
 
@@ -360,26 +354,28 @@ class Store:
         records = self.dirty + len(writes)
         if records > self._dirty_checked or size > self._bytes_checked:
             self._make_room(records, size, essential)
-        running, behind = self._running.tables, self._behind
+        behind = self._behind
         try:
-            for (table, key), value in writes.items():
-                running[table][key] = value
-            if self._open is None:
-                behind.update(writes)
-            else:
+            if self._open is not None:
                 self._put(writes)
                 if behind:
                     for change in writes:
                         behind.pop(change, None)
+            else:
+                running = self._running.tables
+                for (table, key), value in writes.items():
+                    running[table][key] = value
+                behind.update(writes)
         except (lmdb.Error, KeyError, TypeError) as error:  # half a request is in the batch
             self._fail(error)
         self.dirty = records
         self._bytes = size
 
     def _put(self, writes: Writes) -> None:
-        txn, dbs = self._open, self._dbs
+        running, txn, dbs = self._running.tables, self._open, self._dbs
         put = txn.put
         for (table, key), value in writes.items():
+            running[table][key] = value
             if value is not None:
                 put(key, value, True, True, False, dbs[table])
             else:
@@ -402,6 +398,7 @@ class Store:
         snapshot = self._env.begin()  # of the last commit
         self._sealed, self._open, self._txn = self._open, None, snapshot
         self._frozen, self._running = self._running, Delta(self._dbs)
+        self._over = self._running, self._frozen
         self._batches += 1
         batch = Batch(self._batches, self.dirty, self._bytes)
         self._room.set_aside(self.dirty, self._bytes)
@@ -434,9 +431,12 @@ class Store:
                 self._begin()
             except (lmdb.Error, OSError) as error:
                 self._fail(error)
+            self._over = (self._running,)
             self._frozen = None
         self._catch_up(min(REOPEN_RECORDS, len(self._behind)))
-        return not self._behind
+        if not self._behind:
+            self._over = ()
+        return not self._over
 
     def _catch_up(self, records: int) -> None:
         popitem = self._behind.popitem

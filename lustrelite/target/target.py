@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from lustrelite.errors import OpError, StoreFailed
 from lustrelite.ids import epoch_of, first_transno, target_uuid
 from lustrelite.recovery.admit import Admit, admit
+from lustrelite.recovery.versions import UNCHECKED
 from lustrelite.rpc.export import Call, Export
 from lustrelite.rpc.node import CORRUPT, Node
 from lustrelite.store import schema
@@ -199,14 +200,17 @@ class Target:
         """A replay depends on a change that is not there (or missed one): the client will be evicted."""
         export = txn.export
         assert export is not None and txn.call is not None
-        export.vbr_failed = True
-        if self.recovery is not None:
-            self.recovery.window.version_mismatch(export.uuid)
+        self._out_of_step(export)
         self.node.events.emit(
             "replay.version_mismatch", level="warning", target=self.name, client=export.uuid, op=txn.call.spec.name,
             transno=txn.transno, slot=slot, expected=list(expected), found=found,
             message="Version mismatch during replay",
         )  # fmt: skip
+
+    def _out_of_step(self, export: Export) -> None:
+        export.vbr_failed = True
+        if self.recovery is not None:
+            self.recovery.window.version_mismatch(export.uuid)
 
     # requests ---------------------------------------------------------------------------------------------------
 
@@ -461,7 +465,24 @@ class Target:
             except OpError:
                 pass  # the disk is full to the last block: the answer stands in memory
             export.replies[tag] = record
+        if call.header.flags & REPLAY:
+            self._replay_failed(call, error)
         self.reply(call, -error.errno, None)
+
+    def _replay_failed(self, call: Call, error: OpError) -> None:
+        """What was answered cannot be done again (rmdir: its directory is not empty without a lost unlink).
+
+        Its client must go as after a version mismatch, or it would never hear that it lost something. An open or a
+        change of times depends on no version of what is there: it went with its file.
+        """
+        header, export = call.header, call.export
+        if header.transno <= self.boot_committed or header.pre_versions[:1] in ((), (UNCHECKED,)) or export.vbr_failed:
+            return
+        self._out_of_step(export)
+        self.node.events.emit(
+            "replay.impossible", target=self.name, client=export.uuid, op=call.spec.name, transno=header.transno,
+            error=str(error),
+        )  # fmt: skip
 
     def reply(
         self, call: Call, status: int, body: Any, transno: int = 0, pre_versions: tuple[int, ...] = ()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lustrelite.cli.cluster import Cluster, child_environment
+from lustrelite.cli.cluster import Cluster, child_environment, module_command
 from lustrelite.process import start_ticks
 
 pytestmark = pytest.mark.processes
@@ -183,6 +183,23 @@ def test_parameters_are_read_and_set(shell: Shell) -> None:
     assert shell.llctl("get_param", "-n", "health_check").split() == ["healthy"] * 4
 
 
+def test_a_permanent_parameter_survives_a_restart(shell: Shell) -> None:
+    def values() -> list[str]:
+        return shell.llctl("get_param", "-n", "tunables.max_rpcs_in_flight").split()
+
+    shell.llctl("set_param", "-P", "tunables.max_rpcs_in_flight=5")
+    deadline = time.monotonic() + 20
+    while values().count("5") < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    shell.run("kill", "oss1")
+    shell.run("start", "oss1")
+    while values().count("5") < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert values().count("5") == 3  # all that follow the MGS, which itself does not
+    shell.llctl("set_param", "-P", "-d", "tunables.max_rpcs_in_flight")
+    shell.settled()
+
+
 def test_devices_are_listed_as_lctl_does(shell: Shell) -> None:
     lines = shell.llctl("dl").splitlines()
     assert lines[0].split()[:4] == ["0", "UP", "mdt", "lustre-MDT0000"]
@@ -228,6 +245,25 @@ def test_down_is_clean_and_what_was_stored_stays(tmp_path: Path) -> None:
     shell.run("up")
     assert shell.run("ls", "/").split() == ["stays"]
     shell.run("down")
+
+
+def test_a_client_that_died_does_not_keep_the_cluster_down(tmp_path: Path) -> None:
+    shell = Shell(tmp_path / "s")
+    shell.run("up", "--set", "tunables.recovery_time_soft_s=1")
+    try:
+        command = [*module_command("client"), "--name", "c", "--mgsnode", shell.status()["mgs"][0], "--stdin"]
+        with subprocess.Popen(
+            command, env=child_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as client:
+            assert client.stdout is not None
+            assert json.loads(client.stdout.readline())["ready"]
+            client.kill()
+        shell.run("down")
+        assert "lustre-MDT0000 waits for 1 client(s)" in shell.run("up")
+        shell.run("mkdir", "/x")
+        assert "evicted_clients" not in shell.llctl("get_param", "mdt.*.recovery_status")
+    finally:
+        shell.run("down")
 
 
 def test_a_standby_mds_takes_over(tmp_path: Path) -> None:

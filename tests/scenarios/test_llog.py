@@ -12,6 +12,7 @@ import pytest
 from steps import ABORT, contents, soon
 
 from lustrelite.wire.mdt import Unlink
+from lustrelite.wire.mgs import ConfigRead
 from lustrelite.wire.ost import Destroy
 
 
@@ -179,3 +180,15 @@ async def test_a_removed_file_stays_readable_until_its_unlink_is_durable(world: 
         await asyncio.sleep(5.0)
         await c.fail_abort(c.mds)
         assert await contents(c.b, ["/f"]) == [b"still there"]
+
+
+async def test_an_ost_that_is_known_only_after_recovery_gets_its_destroys(world: Any) -> None:
+    """They were logged before there was a connection to wake.  Found by a seed of the crash in replay above"""
+    async with world(oss=1, clients=1) as c:
+        await c.a.write("/f", b"x")
+        await c.replay_barrier(c.mds)
+        await c.a.unlink("/f")
+        await c.mds.kill()
+        c.net.slow(ConfigRead, reply=True, to=c.mds, delay_s=0.5)
+        await c.mds.start()
+        await objects_gone(c)

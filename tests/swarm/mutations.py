@@ -24,7 +24,6 @@ from lustrelite.recovery.window import Window
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.rpc.export import Call
 from lustrelite.rpc.import_recovery import ImportRecovery
-from lustrelite.rpc.request import Xids
 from lustrelite.store import schema
 from lustrelite.store.kv import Store
 from lustrelite.target import target as target_module
@@ -163,14 +162,6 @@ def opens_are_forgotten_when_they_are_committed(patch):
 
 
 @mutation
-def xids_start_from_a_constant(patch):
-    def constant(self: Any, node: Any) -> None:
-        self.last = 1 << 20
-
-    patch.setattr(Xids, "__init__", constant)
-
-
-@mutation
 def a_new_instance_is_taken_for_the_old_one(patch):
     reply = ImportFsm.on_connect_reply
 
@@ -232,15 +223,34 @@ def last_committed_runs_ahead_of_the_disk(patch):
 
 @mutation
 def commits_are_reported_but_not_made(patch):
-    def lie(self: Any, batch: Any) -> None:
-        self._check_alive()
-
-    commit = Store.commit
+    commit, reopen = Store.commit, Store.reopen
 
     def sometimes(self: Any, batch: Any) -> None:
-        (lie if self.kind == "MDT" and batch.number % 5 == 4 else commit)(self, batch)
+        if self.kind == "MDT" and batch.number % 5 == 4:
+            self._check_alive()
+        else:
+            commit(self, batch)
+
+    def go_on(self: Any) -> bool:
+        if self._sealed is not None:  # with the transaction that should be on disk
+            self._txn.abort()
+            self._txn = self._open = self._sealed
+            self._sealed = self._frozen = None
+        return reopen(self)
 
     patch.setattr(Store, "commit", sometimes)
+    patch.setattr(Store, "reopen", go_on)
+
+
+@mutation
+def what_came_during_a_commit_is_lost(patch):
+    reopen = Store.reopen
+
+    def forgetful(self: Any) -> bool:
+        self._behind.clear()
+        return reopen(self)
+
+    patch.setattr(Store, "reopen", forgetful)
 
 
 @mutation

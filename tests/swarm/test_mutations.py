@@ -11,7 +11,7 @@ from lustrelite.sim import swarm
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from mutations import MUTATIONS, Mutation, planted  # noqa: E402
+from mutations import MUTATIONS, Mutation, planted
 
 RUNS_MAX = 200
 FIRST_SEED = 1000

@@ -99,7 +99,7 @@ def test_large_headers_pass_and_small_ones_after_them(run, nid):
             await receiver.until(frames=len(sizes))
             assert [len(h) for _, h, _ in receiver.frames] == sizes
             for side in (link, world.served[0][0]):  # and the memory for the large one is given back
-                assert len(side.connections[0]._buffer) == transport.CONTROL_BUFFER_BYTES
+                assert len(side.connections[0]._view) == 0
 
     run(scenario())
 
