@@ -133,9 +133,9 @@ def make_child(
     default: StripeHint | None = None
     if kind == S_IFREG:
         if txn.replay:
-            if layout is None:
-                raise OpError(errno.EINVAL)
-            mdt.allocator.claim(txn, layout)
+            # None: it was removed before its maker had the answer (rebuild_create), and the replay will remove it again.
+            if layout is not None:
+                mdt.allocator.claim(txn, layout)
             objects = layout
         else:
             wish = wish_of(mdt.node, hint, parent.hint)

@@ -165,8 +165,15 @@ def _create(mdt: Mdt, txn: Transaction, req: Open, parent: Inode) -> Inode:
 
 def _open_found(txn: Transaction, req: Open, fid: Fid, inode: Inode) -> Inode:
     """Check whether the caller may open what is there; truncation takes set-id bits."""
-    flags, mode = req.flags, inode.mode
     txn.check(1, inode.version)
+    _check_open(inode, req.flags, txn.cred)
+    if req.flags & OPEN_TRUNC and S_ISREG(inode.mode):
+        return _truncated(txn, fid, inode, req.time)
+    return inode
+
+
+def _check_open(inode: Inode, flags: int, cred: Cred) -> None:
+    mode = inode.mode
     if S_ISLNK(mode):
         raise OpError(errno.ELOOP)
     if S_ISDIR(mode):
@@ -184,10 +191,7 @@ def _open_found(txn: Transaction, req: Open, fid: Fid, inode: Inode) -> Inode:
             raise OpError(errno.EACCES)
         want |= EXECUTE
     if want:
-        access.require(inode, txn.cred, want)
-    if flags & OPEN_TRUNC and S_ISREG(mode):
-        return _truncated(txn, fid, inode, req.time)
-    return inode
+        access.require(inode, cred, want)
 
 
 def _truncated(txn: Transaction, fid: Fid, inode: Inode, time: int) -> Inode:
@@ -220,22 +224,28 @@ def _replay(mdt: Mdt, txn: Transaction, req: Open) -> tuple[Fid, Inode, int]:
 def rebuild_open(call: Call, req: Open, record: ReplyRecord) -> OpenReply:
     """The reply of an open that was executed: its handle, or after a failover the file opened anew.  ESTALE
 
+    By name that is whatever has it today, so it must be allowed today.
     Source: mdt_reconstruct_open(); protocol-facts 4.3
     """
     mdt = cast("Mdt", call.target)
+    anew = False
     file: OpenFile | None = call.export.opens.get(call.xid)
     if file is not None:
         fid = file.fid
     elif req.flags & OPEN_BY_FID or record.data & DISP_OPEN_CREATE:
         fid = req.fid
     else:
+        parent = namespace.find_inode(mdt.store, req.parent)
         found = namespace.find_name(mdt.store, req.parent, req.name)
-        if found is None:
+        if parent is None or found is None:
             raise OpError(errno.ESTALE)
-        fid = found
+        fid, anew = found, True
+        access.require(parent, call.cred, EXECUTE)
     inode = namespace.find_inode(mdt.store, fid)
     if inode is None:
         raise OpError(errno.ESTALE)
+    if anew:
+        _check_open(inode, req.flags, call.cred)
     mdt.open_files.add(call.export, call.xid, OpenFile(fid, req.flags, call.cred))
     return OpenReply(record.data, namespace.attr_of(fid, inode))
 

@@ -148,15 +148,34 @@ class ClientImport:
             self._task.cancel()
 
     async def disconnect(self) -> None:
-        """Leave in good order: what we did is committed, the server forgets us. Gives up after a timeout."""
-        connected = self.state is State.FULL
-        if connected:
-            try:
-                await self.exchange(Disconnect(), timeout_s=self.node.tunables.rpc_timeout_s)
-            except (LinkLost, OpError):
-                pass  # the server will evict us in its own time
+        """Leave in good order: what we did is committed, the server forgets us. Gives up after a timeout.
+
+        If the server is away and may have lost what it has answered, it is waited for as long as a recovery may take:
+        nobody else can replay that.
+        """
+        orderly = False
+        try:
+            async with asyncio.timeout(self.node.tunables.recovery_time_hard_s):
+                while not (orderly := await self._say_goodbye()) and self.replays.uncommitted:
+                    await self.wait_full()
+        except (TimeoutError, OpError):
+            pass  # the server will evict us in its own time
         self.stop()
-        self.node.events.emit("import.disconnected", target=self.target, orderly=connected)
+        self.node.events.emit("import.disconnected", target=self.target, orderly=orderly)
+
+    async def _say_goodbye(self) -> bool:
+        """False if the connection is or gets broken.  Raises OpError if there is no answer, or it is an error."""
+        if self.state is not State.FULL:
+            return False
+        timeout_s = self.node.tunables.rpc_timeout_s
+        began = self.node.now()
+        try:
+            await self.exchange(Disconnect(), timeout_s=timeout_s)
+        except LinkLost:
+            if self.node.now() - began >= timeout_s:
+                raise OpError(errno.ETIMEDOUT) from None
+            return False
+        return True
 
     def _close(self) -> None:
         if self.state is State.CLOSED:
@@ -169,9 +188,13 @@ class ClientImport:
             self._timer.cancel()
 
     def deactivate(self) -> None:
-        """Administratively inactive: requests fail at once (lctl deactivate)."""
+        """Administratively inactive: requests fail at once (lctl deactivate). A change that was sent keeps its slot."""
         self.inactive = True
-        self.fail_all(Deactivated(self.target))
+        for request in [*self.sending.values(), *self.delayed]:
+            if not request.direct:
+                self._abandon(request)
+                fail(request, Deactivated(self.target))
+        self.slots.wake_all()
 
     def activate(self) -> None:
         """Undo `deactivate`."""
@@ -398,7 +421,7 @@ class ClientImport:
             if status in _NOT_EXECUTED and not request.direct:
                 self._pause_and_resend(request, new_xid=False)
                 return
-            if status == -errno.EINPROGRESS:
+            if status == -errno.EINPROGRESS and not request.direct:
                 self._pause_and_resend(request, new_xid=True)
                 return
             if status in _NOT_CONNECTED and not request.direct:
@@ -475,6 +498,7 @@ class ClientImport:
         if new_xid:
             request.xid = 0
             request.flags &= ~RESENT
+            self.delayed[request] = None
         else:
             self.unreplied[request.xid] = None
             self._reorder_unreplied()
@@ -482,25 +506,20 @@ class ClientImport:
         request.pauses += 1
         request.deadline = self.node.now() + 3600
         pause = min(0.02 * (1 << min(request.pauses, 7)), 2.0)
-        asyncio.get_running_loop().call_later(pause, self._send_again, request, request.generation)
+        asyncio.get_running_loop().call_later(pause, self._send_again, request, request.xid, request.conn_cnt)
 
     def _reorder_unreplied(self) -> None:
         self.unreplied = dict.fromkeys(sorted(self.unreplied))
 
-    def _send_again(self, request: Request, generation: int) -> None:
-        if request.future.done() and not request.spec.mutates:
-            self.forget(request)
-            return
-        if self.fsm.generation != generation or self.fsm.state is State.CLOSED:
-            return  # failed already
-        if request.direct:
-            if self.link is not None and not request.future.done():
-                self.send(request)
-        elif self.fsm.state is State.FULL:
+    def _send_again(self, request: Request, xid: int, conn_cnt: int) -> None:
+        """The pause is over. A recovery meanwhile has sent it, and perhaps it was answered: then this copy must not go."""
+        if self.fsm.state is not State.FULL:
+            return  # it goes when recovery ends
+        if not xid and request in self.delayed:
+            del self.delayed[request]
             self.send(request)
-        elif not request.xid:
-            self.delayed[request] = None
-        # with an xid it is in `sending` and goes out when recovery ends
+        elif xid and self.sending.get(xid) is request and conn_cnt == self.fsm.conn_cnt:
+            self.send(request)
 
     # failure ----------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,8 @@ from lustrelite.wire.session import CONNECT_INITIAL, CONNECT_TRANSNO, Connect, C
 if TYPE_CHECKING:
     from lustrelite.rpc.client_import import ClientImport
 
+_NOT_DONE = frozenset((errno.ENOTCONN, errno.ENODEV, errno.EBUSY, errno.EAGAIN, errno.EINPROGRESS))
+
 
 class ImportRecovery:
     """Keeps one import connected."""
@@ -188,7 +190,7 @@ class ImportRecovery:
             )
 
     def _replay_failed(self, request: Request, error: OpError) -> None:
-        if error.errno in (errno.ENOTCONN, errno.ENODEV):
+        if error.errno in _NOT_DONE:  # and must be: it was answered once
             raise LinkLost(f"replay of {request.spec.name}: {error}") from None
         if error.errno == errno.EOVERFLOW:
             self.imp.fsm.vbr_failed = True  # go on: every transaction is offered; the server decides at the end

@@ -17,13 +17,16 @@ class ModSlots:
     def __init__(self) -> None:
         self.granted = limits.mod_rpcs_max
         self._free = list(range(limits.mod_rpcs_max, 0, -1))
+        self._taken: dict[int, None] = {}
         self._waiters: dict[asyncio.Future[None], None] = {}
         self._close_tag_busy = False
 
     def try_take(self, *, close: bool) -> int:
         """A tag, or 0 if all are in use."""
         if self._free:
-            return self._free.pop()
+            tag = self._free.pop()
+            self._taken[tag] = None
+            return tag
         # One close may go above the limit, else 32 blocked opens could keep the close away that unblocks them (b=3462).
         if close and not self._close_tag_busy:
             self._close_tag_busy = True
@@ -47,8 +50,10 @@ class ModSlots:
         """The reply under `tag` was received."""
         if tag > limits.mod_rpcs_max:
             self._close_tag_busy = False
-        elif tag and tag <= self.granted:
-            self._free.append(tag)
+        elif tag in self._taken:
+            del self._taken[tag]
+            if tag <= self.granted:
+                self._free.append(tag)
         self._wake_one()
 
     def _wake_one(self) -> None:
@@ -67,7 +72,7 @@ class ModSlots:
         """The server allows `granted` of them (connect reply). Tags above it are not given out again."""
         granted = max(1, min(granted, limits.mod_rpcs_max))
         if granted > self.granted:
-            self._free[:0] = range(granted, self.granted, -1)
+            self._free[:0] = [tag for tag in range(granted, self.granted, -1) if tag not in self._taken]
         elif granted < self.granted:
             self._free = [tag for tag in self._free if tag <= granted]
         self.granted = granted

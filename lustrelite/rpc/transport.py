@@ -59,6 +59,7 @@ PEER_NAME_CHARS_MAX = 255
 JOIN_BYTES_MAX = 16 << 10  # copying this much is cheaper than another entry in the transport's queue
 REST_BUFFER_BYTES = 16 << 10  # for a frame that came in part
 NOTHING = memoryview(bytearray())
+NO_FRAME: tuple[int, Any, memoryview, int] = (0, None, CORRUPT, 0)  # kind, header, whole bulk, its CRC
 UNIX_SEND_BUFFER_BYTES = 4 << 20
 SO_SNDBUFFORCE = 32  # asm-generic/socket.h; not in Python's socket module
 BACKLOG = 1024
@@ -239,12 +240,18 @@ class SocketListener:
         if len(link.connections) == 1 + link.bulk_granted:
             assert link.timer is not None
             link.timer.cancel()
+            link.timer = None
             link.whole = True
             link.receiver = self.accept(link)
 
 
 class SocketLink:
     """node.Link over sockets."""
+
+    __slots__ = (
+        "_turn", "bulk_granted", "closed", "connections", "id", "listener", "loop", "network", "nid", "peer", "receiver",
+        "timer", "waiter", "whole", "why",
+    )  # fmt: skip
 
     def __init__(self, network: SocketNetwork, nid: Nid, link_id: int) -> None:
         self.network = network
@@ -317,6 +324,11 @@ class Connection(asyncio.BufferedProtocol):
     unfinished one collects in `_view[:_end]`; in the second, `_bulk` is the rest of the receiver's memory that is still to be filled, for the frame kept in `_frame`.
     """
 
+    __slots__ = (
+        "_bulk", "_end", "_frame", "_listener", "_loop", "_on_hello", "_over", "_queue", "_said_hello", "_share", "_timer",
+        "_view", "link", "network", "transport",
+    )  # fmt: skip
+
     def __init__(
         self, network: SocketNetwork, on_hello: Callable[[Connection, Hello], None], listener: SocketListener | None = None
     ) -> None:
@@ -333,7 +345,7 @@ class Connection(asyncio.BufferedProtocol):
         self._share = HEAD_BUFFER_BYTES  # how much of the network's scratch memory one read may fill
         self._end = 0
         self._bulk: memoryview | None = None
-        self._frame: tuple[int, Any, memoryview, int] = (0, None, CORRUPT, 0)  # kind, header, whole bulk, its CRC
+        self._frame = NO_FRAME
         self._queue: list[bytes | memoryview] = []
 
     # life
@@ -369,7 +381,7 @@ class Connection(asyncio.BufferedProtocol):
         """Cut this connection; nothing more is received or sent on it."""
         self._over = True
         self._bulk = None  # the memory is its owner's again
-        self._frame = (0, None, CORRUPT, 0)
+        self._frame = NO_FRAME
         self._queue.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -520,9 +532,10 @@ class Connection(asyncio.BufferedProtocol):
         self._said_hello = True
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
 
     def _deliver_bulk(self) -> None:
-        (kind, header, memory, bulk_crc), self._frame = self._frame, (0, None, CORRUPT, 0)
+        (kind, header, memory, bulk_crc), self._frame = self._frame, NO_FRAME
         link = self.link
         assert link is not None and link.receiver is not None
         if crc32c(memory) != bulk_crc:

@@ -337,8 +337,9 @@ class SimNetwork:
     def delay(self) -> float:
         """How long the next frame takes."""
         latency, draw = self.latency, self.random.random()
-        if self.random.random() * 1000.0 < latency.slow_permille:
-            return latency.max_s + draw * latency.slow_s
+        slow = latency.slow_permille / 1000
+        if draw < slow:
+            return latency.max_s + draw / slow * latency.slow_s
         return latency.min_s + draw * (latency.max_s - latency.min_s)
 
     async def connect(self, station: Station, nid: Nid, receiver: Receiver, bulk_connections: int) -> Link:

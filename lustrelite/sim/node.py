@@ -114,12 +114,15 @@ class SimNode(Node):
 
     def pause(self) -> None:
         """SIGSTOP."""
-        self.paused = self.loop.watching = True
+        if not self.paused:
+            self.paused = True
+            self.loop.stopped()
 
     def resume(self) -> None:
         """SIGCONT: what piled up happens now."""
-        self.paused = False
-        self.loop.resumed(self.name)
+        if self.paused:
+            self.paused = False
+            self.loop.resumed(self.name)
 
     @property
     def tasks(self) -> list[asyncio.Task[Any]]:

@@ -575,12 +575,15 @@ class Oracle:
             if search.steps > STEPS_MAX:
                 break
         # Seldom: a client lost changes in several deaths, or in the middle, where versions did not match.
-        optional = frozenset(
+        ragged = frozenset(
             op.index for op in area.ops
             if self._may_be_lost(op) and (self.gone[op.client] == "evicted" or len(self._risks[op.client]) > 1)
         )  # fmt: skip
-        if len(optional) > 1 and search.steps <= STEPS_MAX and search.explains(optional, optional=True):
-            return ""
+        for lost in self._losses([op for op in area.ops if op.index not in ragged]) if ragged else ():
+            if search.steps > STEPS_MAX:
+                break
+            if search.explains(lost, ragged):
+                return ""
         if search.steps > STEPS_MAX:
             return f"area {key!r}: gave up after {search.steps} steps, {len(area.ops)} operations"
         history = "\n    ".join(str(op) + (" (at risk)" if self._may_be_lost(op) else "") for op in area.ops)
@@ -621,12 +624,13 @@ class _Search:
         self.steps = 0
         self.why = ""
 
-    def explains(self, lost: frozenset[int], *, optional: bool = False) -> bool:
-        """Is there an order without the operations `lost`, or with any of them if they are `optional`?"""
-        lost_until = max((op.at_risk for op in self.ops if op.index in lost), default=0)
+    def explains(self, lost: frozenset[int], optional: frozenset[int] = frozenset()) -> bool:
+        """Is there an order without the operations `lost`, and with any of those that are `optional`?"""
+        missing = lost | optional
+        lost_until = max((op.at_risk for op in self.ops if op.index in missing), default=0)
         kept = []
         for op in self.ops:
-            if op.index in lost and not optional:
+            if op.index in lost:
                 continue
             if op.outcome == UNKNOWN and op.name in READS:
                 continue
@@ -635,10 +639,12 @@ class _Search:
             if lost_until and (op.name in READS or op.outcome == ERROR) and (op.done or 0) < lost_until:
                 continue  # what was seen then is gone now
             kept.append(op)
-        self.optional = lost if optional else frozenset()
+        self.optional = optional
         self.failed.clear()
         # A lost write may have left its data, in a file whose name then was lost as well.
-        smeared = self.torn or any(op.index in lost and op.name in WRITES_DATA for op in self.ops)
+        smeared = self.torn or any(
+            op.name in WRITES_DATA and (op.index in missing or (missing and op.outcome == UNKNOWN)) for op in self.ops
+        )
         return self._search(Model(self.common), kept, smeared)
 
     def _search(self, model: Model, ops: list[Op], smeared: bool) -> bool:

@@ -150,9 +150,9 @@ class Clients:
         index = next(i for i in range(len(used) + 1) if i not in used)
         self._client_generation += 1
         export = Export(self.target, body.client, index, body.incarnation, self._client_generation, self.target.node.now())
-        self.target.exports[body.client] = export
         if self.target.recoverable:
             self._write_client(export)
+        self.target.exports[body.client] = export  # it has its record now: a full disk may have refused it
         return export
 
     def _write_client(self, export: Export) -> None:
@@ -231,7 +231,7 @@ class Clients:
             return
         self.target.evictions += 1
         self.target.node.events.emit(
-            "client.evicted", level="warning", target=self.target.name, client=export.uuid, nid=export.nid, why=why,
+            "client.evicted", level="warning" if self.target.recoverable else "info", target=self.target.name, client=export.uuid, nid=export.nid, why=why,
             recovering=self.target.recovering,
         )  # fmt: skip
         self._remove(export)
@@ -255,10 +255,15 @@ class Clients:
         target = self.target
         while True:
             limit = target.node.tunables.evict_silent_s
+            slept_at = target.node.now()
             await asyncio.sleep(limit / 4)
             if target.recovering or not target.exports:
                 continue
             now = target.node.now()
+            if now - slept_at > limit / 2:  # it was us who stood still: what they said meanwhile is yet to be read
+                for export in target.exports.values():
+                    export.last_request = now
+                continue
             newest = max(e.last_request for e in target.exports.values())
             if now - newest > limit / 2:
                 continue  # nobody talks: it is the network

@@ -112,7 +112,8 @@ def test_a_paused_owner_stands_still_and_goes_on():
         loop.create_task(tick("paused"), context=context)
         other = loop.create_task(tick("other"))
         await asyncio.sleep(1.5)
-        owner.paused = loop.watching = True
+        owner.paused = True
+        loop.stopped()
         await other
         owner.paused = False
         loop.resumed("n")
