@@ -68,7 +68,7 @@ class ServerLink:
     def __init__(self, link: Link) -> None:
         self.link = link
         self.peer = link.peer
-        self.exports: dict[int, Export] = {}
+        self.exports: list[Export] = []  # one or two: a dict would be three times the size
 
 
 class Call:

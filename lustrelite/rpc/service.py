@@ -80,16 +80,18 @@ class Service:
     def admit_export(self, export: Export, link: ServerLink) -> None:
         """`export` is connected over `link` from now on."""
         self.exports[export.handle] = export
-        if export.link is not None and export.link is not link:
-            export.link.exports.pop(export.handle, None)
+        self._unlink(export)
         export.link = link
-        link.exports[export.handle] = export
+        link.exports.append(export)
 
     def forget(self, export: Export) -> None:
         """The export is gone: its handle is answered ENOTCONN."""
         self.exports.pop(export.handle, None)
+        self._unlink(export)
+
+    def _unlink(self, export: Export) -> None:
         if export.link is not None:
-            export.link.exports.pop(export.handle, None)
+            export.link.exports.remove(export)
             export.link = None
 
     # receiver ---------------------------------------------------------------------------------------------------
@@ -107,7 +109,8 @@ class Service:
         server_link = self.links.pop(link, None)
         if server_link is None:
             return
-        for export in list(server_link.exports.values()):
+        exports, server_link.exports = server_link.exports, []
+        for export in exports:
             export.link = None
             export.target.link_lost(export)
 

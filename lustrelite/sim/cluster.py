@@ -641,6 +641,7 @@ class Cluster:
             event for event in self.evictions
             if event.fields["client"] in living and not str(event.fields["why"]).startswith("version mismatch")
         ]  # fmt: skip
+        warnings = list(self.warnings)
         for client in self.clients.values():
             for server in self.servers:
                 for target in server.running:

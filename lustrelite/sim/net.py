@@ -449,7 +449,7 @@ class SimNetwork:
             return
         when = self.loop.time() + self.delay()
         if not side.other.reset:
-            when = max(when, *side.other.due)
+            when = max(when, max(side.other.due) + 1e-6)  # behind the last byte
         self.loop.call_at(when, self._lost, side, why, context=side.station.context)
 
     def _lost(self, side: SimLink, why: str) -> None:
