@@ -11,7 +11,8 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from lustrelite.sim.cluster import Cluster, NodeDied, SimClient, SimProcess, SimServer
+from lustrelite.sim.cluster import Cluster
+from lustrelite.sim.processes import NodeDied, SimClient, SimProcess, SimServer
 
 MESSAGES = (
     "Create", "Open", "Close", "Unlink", "Rename", "Link", "Setattr", "Setxattr", "Lookup", "Getattr", "Write", "Read",
@@ -158,7 +159,7 @@ async def _kill_client(n: Nemesis) -> None:
 async def _kill_client_and_server(n: Nemesis) -> None:
     """What the client did is lost as far as it was not durable, and what depends on it must go with it."""
     server = n.server()
-    if n.random.random() < 0.7:
+    if n.random.random() < 0.8:
         server.hold_commits()
 
     async def kill() -> None:
@@ -173,7 +174,7 @@ async def _kill_client_and_server(n: Nemesis) -> None:
         await asyncio.sleep(n.pause_s())
         await n.restart(server)
 
-    n.later(n.random.uniform(0.001, 0.1), kill)
+    n.later(n.random.uniform(0.001, n.random.choice((0.1, 1.0))), kill)
 
 
 async def _lose_reply_and_kill(n: Nemesis) -> None:

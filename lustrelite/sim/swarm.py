@@ -27,10 +27,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lustrelite.errors import Deactivated, Evicted, OpError
-from lustrelite.sim.cluster import TUNABLES, Cluster, NodeDied, SimClient, SimFile, Violation
+from lustrelite.sim.cluster import TUNABLES, Cluster, Violation
 from lustrelite.sim.loop import SimError, run
 from lustrelite.sim.nemesis import Nemesis
 from lustrelite.sim.net import Latency
+from lustrelite.sim.processes import NodeDied, SimClient, SimFile
 from lustrelite.sim.world import lines
 
 OPERATIONS = 60
@@ -134,7 +135,7 @@ class Worker:
             (4, self.read),
             (3, self.look),
             (4, self.handle),
-            (8, self.contest),
+            (self.budget.contest_weight, self.contest),
         ]
         await self.random.choices([c for _, c in choices], [w for w, _ in choices])[0]()
 
@@ -218,7 +219,7 @@ class Worker:
             await file.close()
 
     async def contest(self) -> None:
-        """An operation on names that others use too."""
+        """An operation on names that others use too: one that is atomic (a link or a write by path is not)."""
         path, other = self.random.choice(CONTESTED), self.random.choice(CONTESTED)
         act = self.random.randrange(8)
         if act < 2:
@@ -230,7 +231,7 @@ class Worker:
         elif act == 4:
             await self.client.rename(path, other)
         elif act == 5:
-            await self.client.link(path, other)
+            await self.client.rename(other, path)
         elif act == 6:
             await self.client.rmdir(path)
         else:
@@ -240,7 +241,8 @@ class Worker:
 class Budget:
     """The operations of a run; some of them are preceded by an act of the nemesis."""
 
-    def __init__(self, operations: int, faults_at: list[int]) -> None:
+    def __init__(self, operations: int, faults_at: list[int], contest_weight: int) -> None:
+        self.contest_weight = contest_weight  # of operations on names that clients share, against some 55
         self.left = operations
         self.taken = 0
         self.faults_at = sorted(faults_at)
@@ -280,7 +282,7 @@ async def simulate(record: Run, operations: int = OPERATIONS) -> None:
                 await first.unrecorded(first.fs.mkdir(path, 0o755))
             await c.mds.commit()
             faults = rng.randrange(2, 5)
-            budget = Budget(operations, [rng.randrange(1, operations) for _ in range(faults)])
+            budget = Budget(operations, [rng.randrange(1, operations) for _ in range(faults)], rng.choice((8, 8, 60)))
             workers = [
                 Worker(client, number, random.Random(f"worker {record.seed} {client.name}{number}"), budget)
                 for client in c.clients.values()

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from steps import ABORT, contents, soon
 
+from lustrelite.errors import OpError
 from lustrelite.mdt import reading
+from lustrelite.store import schema
 
 
 @pytest.mark.lustre("RS 33a")
@@ -131,3 +133,23 @@ async def test_a_running_recovery_is_aborted_by_the_administrator(world: Any) ->
         await settled
         c.saw("recovery.aborted")
         await c.a.create("/g")
+
+
+async def test_a_client_whose_record_a_full_disk_refused_is_on_record_when_it_gets_in(world: Any) -> None:
+    """A crash must not make a stranger of it."""
+    async with world(clients=1) as c:
+        store = c.mds.target().store
+        apply, full = store.apply, [True]
+
+        def refusing(writes: Any, **how: Any) -> None:
+            if full and any(table == schema.CLIENTS for table, _ in writes):
+                full.pop()
+                raise OpError(errno.ENOSPC)
+            apply(writes, **how)
+
+        store.apply = refusing
+        b = await c.add_client("b")
+        assert not full
+        await b.create("/f")
+        await c.fail(c.mds)
+        c.never_saw("import.evicted")

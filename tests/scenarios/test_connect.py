@@ -100,3 +100,14 @@ async def test_a_clock_that_was_set_back_does_not_bring_old_request_numbers(worl
         await c.b.create("/g")
         await c.fail(c.mds)
         assert await c.b.listdir("/") == ["f", "g"]
+
+
+async def test_a_server_that_stood_still_does_not_call_its_clients_silent(world: Any) -> None:
+    """The first that is heard again is no proof that the others had nothing to say."""
+    async with world(clients=4, oss=1) as c:
+        c.expect(*EVICTION)  # of the MDS, at the OST
+        await c.mds.pause()
+        await asyncio.sleep(100)
+        await c.mds.resume()
+        await asyncio.sleep(30)
+        c.never_saw("client.evicted", on=c.mds)

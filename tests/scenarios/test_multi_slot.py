@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from steps import soon
 
+from lustrelite.errors import Deactivated
 from lustrelite.wire.mdt import Close, Create
 
 #        id         close      create
@@ -136,3 +137,21 @@ async def test_the_reply_of_every_slot_is_rebuilt_after_a_crash(world: Any) -> N
         await asyncio.gather(*creates)
         c.saw("reply.reconstructed", op="Create", times=32)
         assert len(await c.a.listdir("/")) == 32
+
+
+async def test_no_slot_is_given_out_twice_after_a_deactivation(world: Any) -> None:
+    """What was sent keeps its slot until the late answer comes."""
+    async with world(clients=1) as c:
+        mdt = c.a.fs.connections.imports["lustre-MDT0000"]
+        late = c.net.slow(Create, reply=True, delay_s=1.0)
+        creating = soon(c.a.create("/f"))
+        await late.caught()
+        mdt.deactivate()
+        with pytest.raises(Deactivated):
+            await creating
+        mdt.activate()
+        await asyncio.sleep(2)
+        lost = c.drop_reply(Create, times=32)
+        await asyncio.gather(*(c.a.create(f"/{i}") for i in range(32)))
+        await lost.caught(32)
+        c.saw("reply.reconstructed", op="Create", times=32)

@@ -130,3 +130,37 @@ async def test_a_truncate_whose_file_has_gone_before_it_was_answered(world: Any)
         with refused(errno.ENOENT):
             await truncating
         c.saw("reply.reconstructed", op="Setattr", times=1)
+
+
+async def test_a_create_whose_file_had_gone_is_replayed_for_those_that_saw_it(world: Any) -> None:
+    """The made-up answer has no layout; the removal by somebody else must find the name again."""
+    async with world(clients=2, area_of=lambda path: path[:1]) as c:
+        await c.replay_barrier(c.mds)
+        lost = c.drop_reply(Create)
+        creating = soon(c.a.fs.create("/f"))
+        await lost.caught()
+        await c.b.fs.unlink("/f")
+        await creating
+        c.saw("reply.reconstructed", op="Create", times=1)
+        await c.fail(c.mds)
+        c.never_saw("import.evicted")
+        assert not await c.b.exists("/f")
+
+
+async def test_a_rebuilt_open_does_not_open_what_is_forbidden(world: Any) -> None:
+    """After a failover the name of a file that was opened may be that of another one."""
+    async with world(clients=2, oss=1, area_of=lambda path: path[:1]) as c:
+        await c.a.write("/f", b"public", mode=0o644)
+        await c.a.write("/secret", b"secret", mode=0o600)
+        lost = c.drop_reply(Open)
+        opening = soon(c.a.fs.as_user(1000, 1000).open("/f"))
+        await lost.caught()
+        await c.mds.commit()
+        await c.mds.kill()
+        held = c.net.hold(Open, source=c.a)
+        await c.mds.start()
+        await held.caught()
+        await c.b.rename("/secret", "/f")
+        held.release()
+        with refused(errno.EACCES):
+            await opening

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from typing import Any
 
 import pytest
 from steps import EVICTION, soon
 
+from lustrelite.faults import Fault
 from lustrelite.wire.session import Ping
 
 
@@ -174,3 +176,37 @@ async def test_a_client_that_comes_late_but_in_time_is_waited_for(world: Any) ->
         await settled
         assert await c.b.listdir("/") == ["a", "b"]
         c.never_saw("import.evicted")
+
+
+async def test_a_replay_that_the_server_is_too_busy_for_comes_again(world: Any) -> None:
+    """EBUSY is "not executed" for a replay, too: it was answered once and may not get lost."""
+    async with world(clients=1) as c:
+        await c.replay_barrier(c.mds)
+        await c.a.create("/f")
+        await c.mds.kill()
+        starting = soon(c.mds.start())
+        while not c.mds.alive:
+            await asyncio.sleep(0)
+        c.mds.node.faults.on_message("request", "Create", Fault("error", errno=errno.EBUSY))
+        await starting
+        await c.settle()
+        c.never_saw("import.evicted")
+        assert await c.a.exists("/f")
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+async def test_an_unmount_waits_for_a_server_that_lost_what_it_had_answered(world: Any, when: str) -> None:
+    """Nobody else can replay it."""
+    async with world(clients=2) as c:
+        await c.replay_barrier(c.mds)
+        await c.a.create("/f")
+        if when == "before":
+            await c.mds.kill()
+        leaving = soon(c.a.unmount())
+        await asyncio.sleep(0.5)
+        await c.mds.kill()
+        await asyncio.sleep(0.5)
+        await c.mds.start()
+        await leaving
+        await c.settle()
+        assert await c.b.exists("/f")

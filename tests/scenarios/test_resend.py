@@ -7,8 +7,10 @@ import errno
 from typing import Any
 
 import pytest
-from steps import refused, soon, touch
+from steps import EVICTION, refused, soon, touch
 
+from lustrelite.errors import Evicted
+from lustrelite.faults import Fault
 from lustrelite.wire.mdt import Close, Create, Getattr, Lookup, Open, Readdir, Unlink
 
 
@@ -193,3 +195,34 @@ async def test_removals_in_flight_meet_the_stop_of_the_mds(world: Any, orderly: 
         await c.mds.start()
         await both
         assert await c.a.listdir("/") == ["h"]
+
+
+PAUSES_S = 1.5  # of a request that is refused six times; the next pause is longer than a second
+
+
+async def test_a_refused_change_that_recovery_has_sent_is_not_sent_again(world: Any) -> None:
+    """The connection breaks in the pause after EBUSY, and the answer comes before its end."""
+    async with world(clients=1) as c:
+        mdt = c.a.fs.connections.imports["lustre-MDT0000"]
+        c.mds.node.faults.on_message("request", "Create", Fault("error", times=6, errno=errno.EBUSY))
+        creating = soon(c.a.create("/f"))
+        await asyncio.sleep(PAUSES_S)
+        mdt.link.link.close("test")
+        await creating
+        await asyncio.sleep(30)
+        assert not mdt.sending
+        assert mdt.counts["timeouts"] == 0
+        c.saw("import.lost", target="lustre-MDT0000", times=1)
+
+
+async def test_a_client_is_evicted_while_its_create_is_in_progress(world: Any) -> None:
+    """The request waits for its next turn, under no xid: it must fail like all others."""
+    async with world(clients=1) as c:
+        c.expect(*EVICTION)
+        c.faults.arm("mdt.create", "error", on=c.mds, errno=errno.EINPROGRESS, times=6)
+        creating = soon(c.a.create("/f"))
+        await asyncio.sleep(PAUSES_S)
+        await c.evict(c.a)
+        c.a.fs.connections.imports["lustre-MDT0000"].link.link.close("test")
+        with pytest.raises(Evicted):
+            await creating

@@ -318,3 +318,25 @@ async def test_a_replayed_file_keeps_its_objects_over_a_gap(world: Any) -> None:
         await c.b.kill()
         await c.fail(c.mds)
         assert [await c.a.fs.getstripe(f"/a{i}") for i in range(10)] == before
+
+
+@pytest.mark.parametrize(
+    ("lost", "after"),
+    [
+        ("mkdir /new", "create /new/x"),
+        ("mkdir /new", "mkdir /new/x"),
+        ("mkdir /new", "symlink x /new/x"),
+        ("mkdir /new", "touch /new/x"),
+        ("mkdir /new", "link /d/f /new/x"),
+        ("mkdir /new", "rename /d/f /new/x"),
+        ("unlink /d/f", "rmdir /d"),
+        ("unlink /d/f", "rename /e /d"),
+    ],
+)
+async def test_a_change_that_cannot_be_done_again_evicts(world: Any, lost: str, after: str) -> None:
+    """No version says so, but what was answered is lost: its client must hear of it."""
+    async with world(clients=2, area_of=lambda path: path[:1]) as c:
+        c.expect(*MISMATCH)
+        await do(c.a, "mkdir /d; mkdir /e; create /d/f")
+        await lose(c, "", lost, after)
+        c.saw("import.evicted", client=c.a, times=1)

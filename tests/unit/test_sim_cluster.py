@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from lustrelite.errors import OpError
-from lustrelite.sim.cluster import NodeDied, Violation
+from lustrelite.sim.cluster import Violation
+from lustrelite.sim.processes import NodeDied
 from lustrelite.store import schema
 from lustrelite.wire.mdt import Create
 
