@@ -182,6 +182,7 @@ class Committer:
         target = self.target
         assert upto >= target.last_committed
         target.last_committed = upto
+        target.sharing.committed(upto)
         ready: list[tuple[int, int, Callable[[], None]]] = []
         later: list[tuple[int, int, Callable[[], None]]] = []
         waiters = self._waiters

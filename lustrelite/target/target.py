@@ -28,6 +28,7 @@ from lustrelite.target.clients import Clients
 from lustrelite.target.committer import Committer
 from lustrelite.target.handlers import EMPTY, Dropped, Handler, NotReady, reading
 from lustrelite.target.server_recovery import ServerRecovery
+from lustrelite.target.sharing import Sharing
 from lustrelite.target.transaction import Transaction
 from lustrelite.tunables import limits
 from lustrelite.wire.message import LOCK_REPLAY_DONE, REPLAY, REQ_REPLAY_DONE, RESENT
@@ -89,7 +90,7 @@ class Target:
         self.stopping = False
         self.evictions = 0
         self.reconstructed = 0
-        self.unapplied: list[Transaction] = []
+        self.sharing = Sharing()
         self._started_at = 0.0
 
     # hooks ------------------------------------------------------------------------------------------------------
@@ -442,8 +443,14 @@ class Target:
             export.replies[tag] = record
         if transno > self.last_transno:
             self.last_transno = transno
+        if transno > self.last_committed:
+            self.sharing.changed(txn)
         self._applied(txn)
-        if handler.sync and transno > self.last_committed:
+        sync = handler.sync
+        if txn.dependent and not replay and self.node.tunables.commit_on_sharing:
+            self.sharing.commits += 1
+            sync = True
+        if sync and transno > self.last_committed:
             call.export.in_progress[call.xid] = call
             self.committer.after(transno, lambda: self.reply(call, 0, body, transno, txn.pre_versions))
         else:

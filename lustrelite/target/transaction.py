@@ -4,7 +4,9 @@ A transaction has its transno from the start, gathers its writes in Python and i
 OpError on the way leaves no trace. With it go the versions of what it changed (stamped with the transno), the reply
 record and whatever logs it wrote: one batch holds all of them or none.
 
-`check` declares the versions the change depends on: remembered for the reply, compared on a replay.
+`check` declares the versions the change depends on: remembered for the reply, compared on a replay. A version that
+another client has made and that is not committed makes this change dependent: with commit on share its reply waits until
+both are durable, so that the loss of one client never takes another one's work along (chapter 30.5).
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ class Transaction:
     """A change of one target, of a client's request or of the target's own."""
 
     __slots__ = (
-        "_get", "_pre", "call", "cred", "data", "export", "replay", "resent", "target", "transno", "undo_list",
+        "_get", "_pre", "call", "cred", "data", "dependent", "export", "removals", "replay", "resent", "target", "transno", "undo_list",
         "when_committed_list", "writes", "xid",
     )  # fmt: skip
 
@@ -41,6 +43,8 @@ class Transaction:
         self.transno = transno
         self.replay = replay
         self.resent = resent
+        self.removals: list[tuple[str, bytes]] = []
+        self.dependent = False  # on another client's uncommitted change
         self.data = 0  # for the reply record: the disposition of an open
         self.writes: dict[tuple[str, bytes], bytes | None] = {}
         self.when_committed_list: list[Callable[[], None]] = []
@@ -54,7 +58,10 @@ class Transaction:
             value = self.writes.get((table, key), _MISSING)
             if value is not _MISSING:
                 return value  # type: ignore[no-any-return]
-        return self._get(table, key)
+        value = self._get(table, key)
+        if value is None and self.target.sharing.removed:
+            self.dependent |= self.target.sharing.was_removed(table, key, self.export)
+        return value  # type: ignore[no-any-return]
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
         """Set `key`."""
@@ -63,9 +70,12 @@ class Transaction:
     def delete(self, table: str, key: bytes) -> None:
         """Remove `key`, if it is there."""
         self.writes[table, key] = None
+        self.removals.append((table, key))
 
     def scan(self, table: str, after: bytes = b"", *, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Rows in key order, strictly after `after`, this transaction's own writes included."""
+        if self.target.sharing.removed and prefix:
+            self.dependent |= self.target.sharing.removed_below(table, prefix, self.export)
         own = sorted(k for t, k in self.writes if t == table and k.startswith(prefix) and k > after)
         if not own:
             yield from self.target.store.scan(table, after, prefix=prefix)
@@ -99,6 +109,9 @@ class Transaction:
         while len(pre) <= slot:
             pre.append(UNCHECKED)
         pre[slot] = version
+        target = self.target
+        if version > target.last_committed and target.sharing.authors.get(version) is not self.export:
+            self.dependent = True
         if self.replay:
             assert self.call is not None
             expected = self.call.header.pre_versions
