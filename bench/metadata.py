@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -118,6 +120,7 @@ async def paced_creates(fs: FileSystem, directory: str, pace: float, seconds: fl
     over = loop.create_future()
     gc.collect()
     gc.freeze()  # nor what the benchmarks before have left
+    made = 0
 
     async def one(number: int, due: float) -> None:
         await fs.create_at(parent, b"f%d" % number, 0o644)
@@ -125,20 +128,34 @@ async def paced_creates(fs: FileSystem, directory: str, pace: float, seconds: fl
         if len(taken) == count:
             over.set_result(None)
 
+    def tick() -> None:
+        nonlocal made
+        for _ in range(int.from_bytes(os.read(timer, 8), sys.byteorder)):
+            due = began + (len(late) + 1) * TICK_S
+            late.append(clock() - due)
+            upto = min(count, int(len(late) * TICK_S * pace))
+            for number in range(made, upto):
+                loop.create_task(one(number, due))
+            made = upto
+
+    timer = periodic_timer(TICK_S)
     began = clock()
-    made = 0
-    while made < count:
-        due = began + (len(late) + 1) * TICK_S
-        while (wait := due - clock()) > 0:
-            await asyncio.sleep(wait)
-        late.append(clock() - due)
-        upto = min(count, int((due - began) * pace) + 1)
-        for number in range(made, upto):
-            loop.create_task(one(number, due))
-        made = upto
+    loop.add_reader(timer, tick)
     await over
+    loop.remove_reader(timer)
+    os.close(timer)
     gc.unfreeze()
     return sorted(taken), sorted(late)
+
+
+def periodic_timer(interval_s: float) -> int:
+    """A timerfd: the loop's own timers count milliseconds, and to spin until it is time would take a core."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    timer: int = libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+    nanoseconds = int(interval_s * 1e9)
+    if timer < 0 or libc.timerfd_settime(timer, 0, struct.pack("qqqq", 0, nanoseconds, 0, nanoseconds), None):
+        raise OSError(ctypes.get_errno(), "timerfd")
+    return timer
 
 
 @bench

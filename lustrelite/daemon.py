@@ -18,6 +18,7 @@ from lustrelite.ids import Nid
 from lustrelite.mdt.mdt import Mdt
 from lustrelite.mgs.mgs import Mgs
 from lustrelite.ost.ost import Ost
+from lustrelite.params import parse_like
 from lustrelite.rpc.config import ConfigFollower
 from lustrelite.rpc.links import LinkPool
 from lustrelite.rpc.node import Node
@@ -161,7 +162,7 @@ class Daemon:
             if current is None:
                 self.node.events.emit("param.unknown", level="warning", target=config.name, param=name)
             else:
-                setattr(self.node.tunables, key, type(current)(value))
+                setattr(self.node.tunables, key, parse_like(current, value))
 
     async def _register(self, target: Target, config: TargetConfig) -> None:
         """Tell the MGS where the target runs; an MDT also learns where its OSTs are."""

@@ -1,7 +1,8 @@
 """One `emit(name, **fields)` is the log line, the metric, the test's mark and the transcript line.
 
 A process (or a simulated node) owns one EventLog: a bounded ring, a counter per name, and any number of sinks
-(JSON lines on disk, metrics, the simulator's transcript). Names are `area.past_participle`, fields are JSON values.
+(JSON lines on disk, metrics, the simulator's transcript). Names are `area.what_happened`, fields are JSON values;
+a field `message` is what Lustre's console would say.
 Levels: info, warning (an operator may care), error (something was lost or broken).
 """
 

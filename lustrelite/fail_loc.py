@@ -4,7 +4,7 @@
 
 Only numbers with a counterpart here are known; another is refused with the list. Modifiers: 0x80000000 once,
 0x20000000 skip the first fail_val, 0x10000000 at most fail_val times.
-Source: cfs_fail.h; the table in docs is scenarios section 3.
+Source: OBD_FAIL_* and CFS_FAIL_*, include/obd_support.h and libcfs_fail.h
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NUMBER = 0xFFFF
 
 REINT = ("Create", "Link", "Unlink", "Rename", "Setattr", "Setxattr", "SetDirStripe")
 
-# number -> (direction, messages, action, for ever even without a modifier) or (point, (), action, ...)
+# number -> (direction, messages, action), or (point, (), action)
 NUMBERS: dict[int, tuple[str, tuple[str, ...], str]] = {
     0x104: ("request", ("Readdir",), "drop"),
     0x106: ("reply", ("Readdir",), "drop"),

@@ -34,14 +34,22 @@ POINTS: dict[str, str] = {
     "client.replay_done": "the ping that ends replay is about to be sent",
 }
 
-DIRECTIONS = ("request", "reply", "send", "receive")
+# what can happen to a message, by direction
+MESSAGE_ACTIONS = {
+    "request": ("drop", "delay", "error", "duplicate"),
+    "reply": ("drop", "delay"),
+    "send": ("drop", "delay"),
+    "receive": ("drop", "delay"),
+}
+# what can happen at a point; where nothing can wait, a delay does nothing, and only a request can be dropped
+POINT_ACTIONS = ("drop", "delay", "error", "crash")
 
 
 @dataclass
 class Fault:
     """What happens at an armed point or to a matched message."""
 
-    action: str  # "drop", "delay", "error", "duplicate", "hold", "crash"
+    action: str  # of POINT_ACTIONS or MESSAGE_ACTIONS
     times: int = 1  # how often; -1 is for ever
     delay_s: float = 0.0
     errno: int = 5
@@ -59,17 +67,19 @@ class Faults:
         self.log: list[str] = []
 
     def arm(self, point: str, fault: Fault) -> Fault:
-        """Arm `point`; KeyError if there is no such point."""
+        """Arm `point`; KeyError if there is no such point, ValueError if nothing of the kind can happen there."""
         if point not in POINTS:
             raise KeyError(f"no fault point {point!r}; there are: {', '.join(sorted(POINTS))}")
+        _check_action(fault.action, point, POINT_ACTIONS)
         self._points.setdefault(point, []).append(fault)
         self.any = True
         return fault
 
     def on_message(self, direction: str, opname: str, fault: Fault) -> Fault:
-        """Apply `fault` to messages called `opname` ("*" is any) in `direction`."""
-        if direction not in DIRECTIONS:
-            raise KeyError(f"no direction {direction!r}; there are: {', '.join(DIRECTIONS)}")
+        """Apply `fault` to messages called `opname` ("*" is any) in `direction`.  KeyError, ValueError as in `arm`"""
+        if direction not in MESSAGE_ACTIONS:
+            raise KeyError(f"no direction {direction!r}; there are: {', '.join(MESSAGE_ACTIONS)}")
+        _check_action(fault.action, direction, MESSAGE_ACTIONS[direction])
         self._messages.setdefault((direction, opname), []).append(fault)
         self.any = True
         return fault
@@ -111,6 +121,11 @@ class Faults:
         return None
 
 
+def _check_action(action: str, where: str, known: tuple[str, ...]) -> None:
+    if action not in known:
+        raise ValueError(f"bad fault action {action!r} at {where}: one of {', '.join(known)}")
+
+
 def parse_fault(text: str) -> tuple[str, str, Fault]:
     """(point or direction, opcode name or "", fault) of a line such as `reply Create drop times=2 peer=a`.
 
@@ -119,14 +134,13 @@ def parse_fault(text: str) -> tuple[str, str, Fault]:
     words = text.split()
     plain = [w for w in words if "=" not in w]
     options: dict[str, Any] = dict(w.split("=", 1) for w in words if "=" in w)
-    if len(plain) == 3 and plain[0] in DIRECTIONS:
+    if len(plain) == 3 and plain[0] in MESSAGE_ACTIONS:
         where, opname, action = plain
     elif len(plain) == 2 and plain[0] in POINTS:
         (where, action), opname = plain, ""
     else:
         raise ValueError(f"bad fault {text!r}: expected POINT ACTION or DIRECTION MESSAGE ACTION [times=N delay_s=S errno=N skip=N peer=NAME]")
-    if action not in ("drop", "delay", "error", "duplicate", "hold", "crash"):
-        raise ValueError(f"bad fault action {action!r}")
+    _check_action(action, where, MESSAGE_ACTIONS.get(where, POINT_ACTIONS))
     kinds: dict[str, Any] = {"times": int, "delay_s": float, "errno": int, "skip": int, "peer": str}
     for key in options:
         if key not in kinds:

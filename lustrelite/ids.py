@@ -36,16 +36,6 @@ def make_fid(seq: int, oid: int, ver: int = 0) -> Fid:
 ROOT_FID = make_fid(SEQ_ROOT, 1)
 
 
-def fid_seq(fid: Fid) -> int:
-    """The sequence of `fid`."""
-    return int.from_bytes(fid[:8], "big")
-
-
-def fid_oid(fid: Fid) -> int:
-    """The number of `fid` in its sequence."""
-    return int.from_bytes(fid[8:12], "big")
-
-
 def fid_text(fid: bytes) -> str:
     """`fid` as Lustre prints it: `[0x200000401:0x1:0x0]`."""
     seq, oid, ver = _FID.unpack(fid)

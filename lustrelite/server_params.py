@@ -176,15 +176,8 @@ def _exports(prefix: str, target: Target) -> Iterable[Param]:
 def evict_client(target: Target, text: str) -> None:
     """`UUID`, `uuid:UUID` or `nid:NID`.  ValueError if nobody is meant."""
     text = text.strip()
-    if text.startswith("nid:"):
-        wanted = [export for export in target.exports.values() if export.nid == text[4:]]
-    else:
-        uuid = text.removeprefix("uuid:")
-        wanted = [export for export in target.exports.values() if export.uuid == uuid]
-    if not wanted:
+    if not target.clients.evict_matching(text):
         raise ValueError(f"{target.name} has no client {text!r}: see {_TREES[target.kind]}.{target.name}.exports.*.uuid")
-    for export in wanted:
-        target.evict(export, "evicted by the administrator")
 
 
 def _of_osp(prefix: str, osp: Any) -> Iterable[Param]:

@@ -40,7 +40,6 @@ START_WAIT_S = 30.0
 STOP_WAIT_S = 25.0
 KILL_WAIT_S = 10.0
 POLL_S = 0.02
-ROLES = ("mgs", "mds", "oss")
 
 
 class Detached(subprocess.Popen[bytes]):

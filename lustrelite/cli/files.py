@@ -6,6 +6,7 @@ name in front, as in `lustre:/dir/file`; everything else is on this machine. (Th
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat as modes
@@ -257,7 +258,7 @@ def rm(recursive: bool, force: bool, paths: tuple[str, ...]) -> None:
                 else:
                     await fs.unlink(path)
             except OpError as error:
-                if not force or error.errno != 2:
+                if not force or error.errno != errno.ENOENT:
                     raise named(error, path) from None
 
     with_file_system(work)

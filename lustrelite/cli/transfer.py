@@ -118,7 +118,7 @@ class Putter:
                 while data := await run_blocking(local.read, PIECE_BYTES):
                     await file.pwrite(data, offset)
                     offset += len(data)
-            await self.fs.setattr_fid(
+            await self.fs.change_fid(
                 file.fid, mode=stat.S_IMODE(info.st_mode), atime=info.st_atime_ns, mtime=info.st_mtime_ns
             )
 

@@ -30,6 +30,7 @@ from lustrelite.wire.mdt import (
     XATTR_REPLACE,
     Attr,
     Bytes,
+    Create,
     DirStripeReply,
     GetDirStripe,
     Getxattr,
@@ -105,8 +106,8 @@ def _open_for_writing(txn: Transaction, fid: Fid, handle: int) -> bool:
     return file is not None and file.fid == fid and bool(file.flags & OPEN_WRITE)
 
 
-def rebuild_setattr(call: Call, req: Setattr, record: ReplyRecord) -> Attr:
-    """The attributes of today; made up if the file is gone."""
+def rebuild_attr(call: Call, req: Create | Setattr, record: ReplyRecord) -> Attr:
+    """Of a create or setattr that was executed: the attributes of today; made up if the file is gone (LU-5285)."""
     inode = namespace.find_inode(call.target.store, req.fid)
     return namespace.vanished_attr(req.fid) if inode is None else namespace.attr_of(req.fid, inode)
 

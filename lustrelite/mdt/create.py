@@ -23,7 +23,6 @@ from lustrelite.store.schema import (
     LINKS,
     NAMES,
     Inode,
-    ReplyRecord,
     link_key,
     name_key,
     pack_entry,
@@ -133,7 +132,7 @@ def make_child(
     default: StripeHint | None = None
     if kind == S_IFREG:
         if txn.replay:
-            # None: it was removed before its maker had the answer (rebuild_create), and the replay will remove it again.
+            # None: it was removed before its maker had the answer (rebuild_attr), and the replay will remove it again.
             if layout is not None:
                 mdt.allocator.claim(txn, layout)
             objects = layout
@@ -159,9 +158,3 @@ def make_child(
     writes[LINKS, link_key(fid, parent_fid, name)] = b""
     writes[INODES, parent_fid] = pack_inode(namespace.touched(parent, time, subdirectories))
     return inode
-
-
-def rebuild_create(call: Call, req: Create, record: ReplyRecord) -> Attr:
-    """The attributes of today; made up if the file is gone (LU-5285)."""
-    inode = namespace.find_inode(call.target.store, req.fid)
-    return namespace.vanished_attr(req.fid) if inode is None else namespace.attr_of(req.fid, inode)

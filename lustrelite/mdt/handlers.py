@@ -8,13 +8,13 @@ from lustrelite.target.handlers import reading as looking
 from lustrelite.wire import mdt as wire
 
 HANDLERS: dict[type, Handler] = {
-    wire.Create: mutating(create.create, prepare=create.prepare_create, rebuild=create.rebuild_create),
+    wire.Create: mutating(create.create, prepare=create.prepare_create, rebuild=attributes.rebuild_attr),
     wire.Open: mutating(open.open_file, prepare=open.prepare_open, rebuild=open.rebuild_open),
     wire.Close: mutating(open.close, rebuild=open.rebuild_close, essential=True),
     wire.Link: mutating(link.link),
     wire.Unlink: mutating(link.unlink, rebuild=link.rebuild_unlink),
     wire.Rename: mutating(rename.rename, rebuild=link.rebuild_unlink),
-    wire.Setattr: mutating(attributes.setattr_, rebuild=attributes.rebuild_setattr),
+    wire.Setattr: mutating(attributes.setattr_, rebuild=attributes.rebuild_attr),
     wire.Setxattr: mutating(attributes.setxattr),
     wire.SetDirStripe: mutating(attributes.set_dir_stripe),
     wire.Getattr: looking(reading.getattr_),

@@ -28,6 +28,7 @@ from lustrelite.mdt.layout import raise_last_used
 from lustrelite.recovery.import_fsm import State
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.store.schema import DESTROYS, destroy_key, pool_key, split_destroy_key, unpack_u64
+from lustrelite.wire.mdt import STATFS_NO_SPACE, STATFS_READ_ONLY
 from lustrelite.wire.ost import CREATE_DELORPHAN, Destroy, OstCreate, OstCreateReply, OstStatfs
 from lustrelite.wire.session import FEATURE_SERVER
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 DESTROYS_MAX = 1000  # objects in one request
 RETRY_S = 1.0  # after the OST refused
 STATFS_S = 5.0  # between looks at its space (Lustre: qos_maxage)
-STATE_FULL = 0x4 | 0x2  # StatfsReply.state: nothing can be made there
+CANNOT_CREATE = STATFS_NO_SPACE | STATFS_READ_ONLY  # StatfsReply.state
 
 
 class Osp:
@@ -256,7 +257,7 @@ class Osp:
                 space = await self.imp.call(OstStatfs())
             except OpError:
                 continue
-            full = bool(space.state & STATE_FULL) or space.bytes_available <= 0
+            full = bool(space.state & CANNOT_CREATE) or space.bytes_available <= 0
             if full != self.full:
                 self.full = full
                 self.node.events.emit("osp.full" if full else "osp.has_space", ost=self.name)

@@ -28,6 +28,7 @@ from lustrelite.store.schema import (
 from lustrelite.target.handlers import EMPTY
 from lustrelite.tunables import limits
 from lustrelite.wire.mdt import (
+    STATFS_NO_SPACE,
     AllocateSequence,
     Attr,
     Bytes,
@@ -56,7 +57,6 @@ ENTRIES_MAX = 4096  # in one page, and as many more as have the last one's cooki
 PAGE_BYTES_MAX = limits.header_bytes_max // 2
 NEXT_SEQUENCE = "next_sequence"  # in META: all before it may have been given
 SEQUENCES_AHEAD = 1000  # reserved at once
-STATE_FULL = 4
 
 
 def getattr_(call: Call, req: Getattr) -> Attr:
@@ -146,7 +146,7 @@ def statfs(call: Call, req: Statfs) -> StatfsReply:
     total, free, available, files_total, files_free = disk.space(store.directory)
     reserved = total * store.reserved_permille // 1000
     available = max(0, available - reserved)
-    return StatfsReply(total, free, available, files_total, files_free, 0 if available else STATE_FULL)
+    return StatfsReply(total, free, available, files_total, files_free, 0 if available else STATFS_NO_SPACE)
 
 
 async def sync(call: Call, req: Sync) -> Empty:

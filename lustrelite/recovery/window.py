@@ -76,7 +76,6 @@ class Window(Generic[I]):
         self.aborted = False
         self.replayed = 0
         self.gaps = 0
-        self.executing: str | None = None
 
     # what happens -----------------------------------------------------------------------------------------------
 
@@ -87,15 +86,13 @@ class Window(Generic[I]):
             self.deadline = now + self.soft_s
             self.stage = Stage.GATHER
 
-    def connected(self, client: str, first_transno: int, waited_s: float, now: float) -> None:
-        """A known client is back (perhaps again) and may replay."""
+    def connected(self, client: str, waited_s: float, now: float) -> None:
+        """A known client is back (perhaps again) and may replay; its requests have been waiting for `waited_s` already."""
         self.attempt(now)
         if client in self.missing:
             del self.missing[client]
             self.replaying[client] = None
             self.locking[client] = None
-        if self.stage is Stage.GATHER and 0 < first_transno < self.next_transno:
-            pass  # at or below what is committed: a client without replays (LU-653)
         self.extend(now, 2 * waited_s)
 
     def extend(self, now: float, by_s: float) -> None:

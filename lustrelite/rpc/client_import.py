@@ -92,7 +92,6 @@ class ClientImport:
         self._timer: asyncio.TimerHandle | None = None
         self.last_reply_at = node.now()
         self.down_since: float | None = None
-        self._recovery_began: float | None = None
         self.replay_locks: Callable[[], Awaitable[None]] | None = None  # the lock manager's part of recovery
         self.on_full: list[Callable[[], None]] = []
         self.on_evicted: list[Callable[[], None]] = []
@@ -117,11 +116,13 @@ class ClientImport:
         return self.replays.last_committed
 
     def to_state(self, new: State) -> None:
+        """Enter `new` and say so."""
         old = self.fsm.state
         self.fsm.to(new, self.node.now())
         self.state_changed(old)
 
     def state_changed(self, old: State) -> None:
+        """The state machine went on from `old`: tell the events, and who waits for FULL."""
         new = self.fsm.state
         self.node.events.emit("import.state", target=self.target, old=str(old), new=str(new))
         if new is State.FULL:
@@ -271,6 +272,7 @@ class ClientImport:
             self.forget(request)
 
     def forget(self, request: Request) -> None:
+        """`request` waits for no answer any more: one that still comes finds nobody."""
         self.sending.pop(request.xid, None)
         self.unreplied.pop(request.xid, None)
         if self.link is not None:
@@ -279,6 +281,7 @@ class ClientImport:
     # sending ----------------------------------------------------------------------------------------------------
 
     def send(self, request: Request) -> None:
+        """Send `request` over the present link, under a new XID if it has none yet, and expect the answer in time."""
         xid = request.xid
         if not xid:
             xid = request.xid = self.xids.next()
@@ -298,7 +301,7 @@ class ClientImport:
             return
         link.send(
             pack(
-                (
+                (  # a RequestHeader, field by field: making one costs more than packing it
                     xid,
                     request.spec.opcode,
                     self.fsm.handle,
@@ -357,6 +360,7 @@ class ClientImport:
             self.resend(request)
 
     def resend(self, request: Request) -> None:
+        """Send another copy of a request that the server may have: the same XID, with RESENT (chapter 30.3)."""
         request.flags |= RESENT
         self.counts["resent"] += 1
         self.node.events.emit("import.resent", target=self.target, op=request.spec.name, xid=request.xid)
@@ -470,6 +474,7 @@ class ClientImport:
         self.replays.add(request)
 
     def committed(self, last_committed: int) -> None:
+        """Everything up to this transno is durable on the server: forget it."""
         self.replays.drop_committed(last_committed)
 
     def early_reply_received(self, request: Request, raw: tuple[Any, ...]) -> None:
@@ -504,7 +509,7 @@ class ClientImport:
             self._reorder_unreplied()
             self.sending[request.xid] = request
         request.pauses += 1
-        request.deadline = self.node.now() + 3600
+        request.deadline = self.node.now() + 3600  # until it is sent again, which sets it anew, it cannot time out
         pause = min(0.02 * (1 << min(request.pauses, 7)), 2.0)
         asyncio.get_running_loop().call_later(pause, self._send_again, request, request.xid, request.conn_cnt)
 
@@ -530,6 +535,7 @@ class ClientImport:
             self.connection_failed(0, why)
 
     def connection_failed(self, conn_cnt: int, why: str) -> None:
+        """Connection `conn_cnt` (0: whichever) is given up; ImportRecovery makes the next. Late news of an older one is ignored."""
         old = self.fsm.state
         if not self.fsm.lost(conn_cnt, self.node.now()):
             return
@@ -556,6 +562,7 @@ class ClientImport:
                     del link.waiting[xid]
 
     def fail_all(self, error: OpError) -> None:
+        """End every request that was not answered, and free the slots: evicted or closed."""
         requests = [*self.sending.values(), *self.delayed]
         self.sending.clear()
         self.delayed.clear()

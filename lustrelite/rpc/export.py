@@ -125,7 +125,7 @@ class Call:
         self.link.link.send(
             frame.REPLY,
             pack(
-                (
+                (  # a ReplyHeader, field by field
                     self.xid, status, self.header.flags, transno, last_committed, pre_versions, instance,
                     self.conn_cnt, estimate_ms, body if not status else None,
                 )

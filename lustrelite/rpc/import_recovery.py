@@ -30,6 +30,7 @@ class ImportRecovery:
         self.imp = imp
 
     async def keep_connected(self) -> None:
+        """Connect, recover and stay, over and over with growing pauses, until the import is CLOSED. Runs as a task."""
         pause = 0.0
         same_nid = False
         while self.imp.fsm.state is not State.CLOSED:

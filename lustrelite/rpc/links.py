@@ -88,7 +88,10 @@ class LinkPool:
         self.on_callback: Callable[[ClientLink, Any], None] | None = None
 
     async def get(self, nid: Nid, bulk_connections: int = 0) -> ClientLink:
-        """The living link to `nid`, opened if need be (with so many bulk connections); LinkLost if nobody answers."""
+        """The living link to `nid`, opened if need be; LinkLost if nobody answers.
+
+        `bulk_connections` counts when the link is opened: whoever comes later shares what the first one asked for.
+        """
         link = self.links.get(nid)
         if link is not None and not link.closed:
             return link

@@ -2,8 +2,8 @@
 
 A request is served inline, in the turn of the loop in which it arrived, unless it has to wait for something. How many
 may wait is bounded, with a reserve for what others wait on: connects, pings, closes, cancels, resends and replays
-(chapter 30 of Lustre's history calls the lack of it a livelock: b=7034). Above the bound the answer is EBUSY, which
-means: not executed, send again later.
+(the lack of it was a livelock in Lustre: b=7034). Above the bound the answer is EBUSY, which means: not executed, send
+again later.
 """
 
 from __future__ import annotations

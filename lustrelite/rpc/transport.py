@@ -1,4 +1,4 @@
-"""Links over TCP and Unix sockets. The only socket code in the product.
+"""Links over TCP and Unix sockets. The only socket code of the protocol (control.py and metrics.py have their own).
 
 A link is one control connection and N bulk connections, bound together by the HELLO that opens each of them:
 
@@ -25,8 +25,8 @@ Rules kept here:
 Not here: timeouts of requests, pings and reconnecting (client_import), authentication (there is none: loopback only
 unless told otherwise; the link id is a name, not a secret).
 
-Cost and choice of the pieces: docs of the measurements, "RPC" and "Bulk" (BufferedProtocol, inline dispatch, one write
-per turn, no SO_SNDBUF for TCP, 4 MiB for Unix). uvloop is never imported: whoever starts the loop chooses it.
+Chosen by measurement (`python -m bench` has the numbers of today): BufferedProtocol, inline dispatch, one write per
+turn, no SO_SNDBUF for TCP, 4 MiB for Unix. uvloop is never imported: whoever starts the loop chooses it.
 """
 
 from __future__ import annotations
@@ -321,7 +321,8 @@ class Connection(asyncio.BufferedProtocol):
     """One socket: bytes to frames and back.
 
     Receiving has two states. In the first, frames come into the network's scratch memory, and what is there of an
-    unfinished one collects in `_view[:_end]`; in the second, `_bulk` is the rest of the receiver's memory that is still to be filled, for the frame kept in `_frame`.
+    unfinished one collects in `_view[:_end]`; in the second, `_bulk` is the rest of the receiver's memory that is still
+    to be filled, for the frame kept in `_frame`.
     """
 
     __slots__ = (

@@ -230,9 +230,11 @@ class Cluster:
         `unjust` remembers evictions of the living until now that no change of theirs can explain.
         """
         living = {client.uuid: client.name for client in self.clients.values() if client.alive}
+        told = {(living.get(e.fields.get("client", "")), e.fields["target"]) for e in self.evictions}
         self.unjust = [
             event for event in self.evictions
-            if event.fields["client"] in living and not str(event.fields["why"]).startswith("version mismatch")
+            if (event.node in living.values() and (event.node, event.fields["target"]) not in told)  # forgotten
+            or (event.fields.get("client") in living and not str(event.fields["why"]).startswith("version mismatch"))
         ]  # fmt: skip
         warnings = list(self.warnings)
         for client in self.clients.values():
@@ -319,7 +321,7 @@ class Cluster:
     def record(self, event: Event) -> None:
         """Sink of every node's events."""
         self.events_seen += 1
-        if event.name == "client.evicted":
+        if event.name in ("client.evicted", "import.evicted"):
             self.evictions.append(event)
         self._hash.update(f"{event.time!r}{event.node}{event.name}{event.fields}".encode())
         if self.keep_events:

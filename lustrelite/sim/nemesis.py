@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from lustrelite.sim.cluster import Cluster
+from lustrelite.sim.oracle import OK
 from lustrelite.sim.processes import NodeDied, SimClient, SimProcess, SimServer
 
 MESSAGES = (
@@ -177,6 +178,41 @@ async def _kill_client_and_server(n: Nemesis) -> None:
     n.later(n.random.uniform(0.001, n.random.choice((0.1, 1.0))), kill)
 
 
+async def _kill_what_others_stand_on(n: Nemesis) -> None:
+    """A client dies with the MDS while others have built on what it did and what is not durable."""
+    server = n.cluster.mds
+    server.hold_commits()
+    ops = n.cluster.oracle.ops
+    begun = len(ops)
+
+    def depended_on() -> str:
+        made: dict[str, str] = {}
+        for op in ops[begun:]:
+            if op.outcome == OK and op.name in ("create", "mkdir", "rename") and op.client not in n.cluster.oracle.gone:
+                for path in op.args[:2]:
+                    if path in made and made[path] != op.client:
+                        return made[path]
+                if op.name != "rename":
+                    made[op.args[0]] = op.client
+        return ""
+
+    async def kill() -> None:
+        for _ in range(400):
+            if depended_on():
+                break
+            await asyncio.sleep(0.005)
+        name = depended_on()
+        victim = next((c for c in n.cluster.clients.values() if c.alive and c.life == name), None)
+        if victim is not None and not n.client_killed:
+            n.client_killed = True
+            victim.kill()
+        server.kill()
+        await asyncio.sleep(n.pause_s())
+        await n.restart(server)
+
+    n.later(0.0, kill)
+
+
 async def _lose_reply_and_kill(n: Nemesis) -> None:
     """The change is durable, but its client does not know of it, and the server that does dies."""
     server = n.server()
@@ -287,6 +323,7 @@ ACTS = (
     Act("restart in order", 2, _restart_in_order),
     Act("kill client", 2, _kill_client),
     Act("kill client and server", 6, _kill_client_and_server),
+    Act("kill client others stand on", 5, _kill_what_others_stand_on),
     Act("lose reply and kill", 6, _lose_reply_and_kill),
     Act("cut", 5, _cut),
     Act("break links", 3, _break_links),

@@ -420,6 +420,8 @@ class Oracle:
         self.gone: dict[str, str] = {}  # client -> why: killed, or evicted by the MDT
         self.gone_data: dict[str, str] = {}  # client -> why: killed, or evicted by an OST
         self.deaths: list[Death] = []
+        # Data operations that are answered before they are durable (a write to new bytes is not, so far).
+        self.unsynced = frozenset({"write", "truncate"})
         self._risks: dict[str, dict[int, None]] = {}  # by client: the deaths that may have cost it something
         self.area_of = area_of or first_component
         self.mark: Callable[[], Marks] = dict
@@ -489,7 +491,7 @@ class Oracle:
                 if risk and "-MDT" in death.target:
                     op.at_risk = death.when
                     self._risks.setdefault(op.client, {})[death.when] = None
-                elif risk and op.name in WRITES_DATA:
+                elif risk and op.name in self.unsynced:
                     op.data_at_risk = True
 
     # -- judging

@@ -14,6 +14,11 @@ from lustrelite.wire.session import Connect
 if TYPE_CHECKING:
     from lustrelite.target.target import Target
 
+_SAID = {
+    "recovery aborted": "recovery is aborted, evict exports in recovery",
+    "version mismatch during replay": "evict exports whose versions did not match",
+}  # what the console says when it is not the time that is up
+
 
 class ServerRecovery:
     """From the start of a target with clients on record until everybody is in step again."""
@@ -26,7 +31,6 @@ class ServerRecovery:
             clients, target.last_committed, tunables.recovery_time_soft_s, tunables.recovery_time_hard_s
         )
         self.known = dict.fromkeys(clients)
-        self.completed = 0
         self.denied: dict[str, None] = {}
         self.ended_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -40,7 +44,7 @@ class ServerRecovery:
 
     def client_connected(self, export: Export, body: Connect) -> None:
         """A known client is back."""
-        self.window.connected(export.uuid, body.first_transno, body.waited_ms / 1000, self.node.now())
+        self.window.connected(export.uuid, body.waited_ms / 1000, self.node.now())
         self.step_soon()
 
     def client_gone(self, export: Export) -> None:
@@ -163,7 +167,7 @@ class ServerRecovery:
     def _evict(self, clients: tuple[str, ...], why: str) -> None:
         self.node.events.emit(
             "recovery.evicting", level="warning", target=self.target.name, clients=len(clients), why=why,
-            message=f"{self.target.name}: recovery is timed out, evict stale exports",
+            message=f"{self.target.name}: {_SAID.get(why, 'recovery is timed out, evict stale exports')}",
         )  # fmt: skip
         for uuid in clients:
             export = self.target.exports.get(uuid)
@@ -179,14 +183,14 @@ class ServerRecovery:
         await self.target.fault("target.recovery_end")
         window = self.window
         self.ended_at = self.node.now()
-        self.completed = len(window.final)
+        completed = len(window.final)
         began = window.started_at if window.started_at is not None else self.ended_at
         await self.target.finish_recovery()
         self.node.events.emit(
             "recovery.over", target=self.target.name, duration_s=round(self.ended_at - began, 3),
-            completed=self.completed, evicted=len(window.evicted), replayed=window.replayed, gaps=window.gaps,
+            completed=completed, evicted=len(window.evicted), replayed=window.replayed, gaps=window.gaps,
             message=f"{self.target.name}: Recovery over after {int(self.ended_at - began) // 60}:"
-            f"{int(self.ended_at - began) % 60:02d}, of {window.max_clients} clients {self.completed} recovered and "
+            f"{int(self.ended_at - began) % 60:02d}, of {window.max_clients} clients {completed} recovered and "
             f"{len(window.evicted)} were evicted.",
         )  # fmt: skip
         for call in list(window.final.values()):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from lustrelite.errors import OpError, StoreFailed
@@ -120,6 +120,7 @@ class Target:
     async def start(self, *, abort_recovery: bool = False) -> None:
         """Read the store and begin to serve: with recovery if clients are on record."""
         self._started_at = self.node.now()
+        self.store.reserved_permille = self.node.tunables.reserved_permille
         self.instance = self.get_meta("instance", 0) + 1
         self.last_transno = self.last_committed = self.boot_committed = self.get_meta("last_transno", first_transno(1))
         self.clients.load()
@@ -575,10 +576,6 @@ class Target:
         for export in self.exports.values():
             export.last_request = now  # silent because we were: LU-5312
         self.recovery_over()
-
-    def all_exports(self) -> Iterable[Export]:
-        """The clients, in the order they came."""
-        return self.exports.values()
 
     def uncommitted(self) -> int:
         """How many transactions would be lost by a crash now."""

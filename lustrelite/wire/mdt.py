@@ -47,6 +47,10 @@ UNLINK_RMDIR = 0x1
 XATTR_CREATE = 0x1
 XATTR_REPLACE = 0x2
 
+# StatfsReply.state (OS_STATFS_*)
+STATFS_READ_ONLY = 0x2
+STATFS_NO_SPACE = 0x4
+
 
 class Layout(NamedTuple):
     """Where a file's data is (LOV EA, raid0): stripe i is object stripes[i] = (ost index, object id)."""
@@ -152,8 +156,8 @@ class Close(NamedTuple):
     fid: Fid
     atime: int
     mtime: int
-    size: int  # the client's idea of the size, a hint (lazy size on MDS)
-    blocks: int
+    size: int  # the client's idea of the size, for lazy size on MDS: nothing reads it yet
+    blocks: int  # nor this
 
 
 @message(op=37, reply=Empty, mutates=True)
@@ -355,7 +359,7 @@ class StatfsReply(NamedTuple):
     bytes_available: int
     files_total: int
     files_free: int
-    state: int  # 0 fine, 1 degraded, 2 read-only, 4 out of space
+    state: int  # STATFS_*, 0 is fine
 
 
 @message(op=54, reply=StatfsReply)

@@ -126,6 +126,6 @@ class OstStatfs(NamedTuple):
 
 @message(op=16, reply=Empty)
 class OstSync(NamedTuple):
-    """Answered when everything executed so far is durable (OST_SYNC). `object` 0 is all."""
+    """Answered when everything executed so far is durable (OST_SYNC): all objects, whichever `object` names."""
 
     object: int

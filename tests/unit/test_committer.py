@@ -164,6 +164,20 @@ async def test_in_recovery_a_wait_for_an_old_transno_sees_the_commit_under_way(t
         await asyncio.sleep(0.001)
 
 
+async def test_a_demand_during_a_commit_is_met_right_after_it(target: SlowDisk) -> None:
+    """An eviction wants its commit soon and does not wait for it."""
+    target.slow = True
+    target.change()
+    target.committer.demand()
+    await target.commit_begins()
+    target.change()
+    target.committer.demand()
+    await asyncio.sleep(0)
+    target.go_on.release()
+    await target.commit_begins()
+    target.go_on.release()
+
+
 async def test_a_forced_commit_goes_through_a_hold(target: SlowDisk) -> None:
     """The end of recovery must be durable, whatever the administrator holds; also if a commit is under way."""
     target.slow = True

@@ -26,7 +26,7 @@ def test_it_waits_for_ever_until_somebody_tries() -> None:
 def test_replays_run_strictly_by_transno_over_all_clients() -> None:
     w = window("a", "b")
     for c in "ab":
-        w.connected(c, 101, 0, 0.0)
+        w.connected(c, 0, 0.0)
     w.enqueue("b", 102, "b102")
     assert w.step(1.0).execute is None, "101 is still to come"
     w.enqueue("a", 101, "a101")
@@ -36,7 +36,7 @@ def test_replays_run_strictly_by_transno_over_all_clients() -> None:
 
 def test_nothing_is_executed_before_all_known_clients_are_back_or_given_up() -> None:
     w = window("a", "b")
-    w.connected("a", 101, 0, 0.0)
+    w.connected("a", 0, 0.0)
     w.enqueue("a", 101, "a101")
     assert w.step(SOFT - 1).execute is None
     decision = w.step(SOFT)
@@ -49,7 +49,7 @@ def test_a_gap_is_passed_when_every_replaying_client_has_one_queued() -> None:
     """Source: check_for_next_transno(); LU-2397"""
     w = window("a", "b")
     for c in "ab":
-        w.connected(c, 0, 0, 0.0)
+        w.connected(c, 0, 0.0)
     w.enqueue("a", 105, "a105")
     assert w.step(1.0).execute is None, "b may have 101"
     w.enqueue("b", 103, "b103")
@@ -62,7 +62,7 @@ def test_a_gap_is_passed_when_every_replaying_client_has_one_queued() -> None:
 
 def test_no_client_left_to_replay_is_no_gap() -> None:
     w = window("a")
-    w.connected("a", 0, 0, 0.0)
+    w.connected("a", 0, 0.0)
     w.locks_done("a", "ping")
     assert w.step(1.0).finish and w.gaps == 0
 
@@ -70,7 +70,7 @@ def test_no_client_left_to_replay_is_no_gap() -> None:
 def test_the_timer_throws_out_only_those_that_contribute_nothing() -> None:
     w = window("a", "b", "c")
     for c in "abc":
-        w.connected(c, 101, 0, 0.0)
+        w.connected(c, 0, 0.0)
     w.enqueue("a", 105, "a105")  # waits for what b and c may have
     w.requests_done("c")
     w.step(0.0)
@@ -83,7 +83,7 @@ def test_the_timer_throws_out_only_those_that_contribute_nothing() -> None:
 def test_a_version_mismatch_evicts_at_the_end_of_the_stage() -> None:
     w = window("a", "b")
     for c in "ab":
-        w.connected(c, 101, 0, 0.0)
+        w.connected(c, 0, 0.0)
     w.enqueue("a", 101, "a101")
     w.enqueue("b", 102, "b102")
     assert w.step(0.0).execute == "a101"
@@ -100,7 +100,7 @@ def test_a_version_mismatch_evicts_at_the_end_of_the_stage() -> None:
 def test_the_last_barrier_holds_everybody_until_all_are_done() -> None:
     w = window("a", "b")
     for c in "ab":
-        w.connected(c, 0, 0, 0.0)
+        w.connected(c, 0, 0.0)
     w.locks_done("a", "pa")
     assert not w.step(1.0).finish
     w.locks_done("b", "pb")
@@ -110,7 +110,7 @@ def test_the_last_barrier_holds_everybody_until_all_are_done() -> None:
 def test_a_second_final_ping_replaces_the_first() -> None:
     """Source: LU-7836"""
     w = window("a", "b")
-    w.connected("a", 0, 0, 0.0)
+    w.connected("a", 0, 0.0)
     assert w.locks_done("a", "first") is None
     assert w.locks_done("a", "second") == "first"
     assert w.final == {"a": "second"}
@@ -118,7 +118,7 @@ def test_a_second_final_ping_replaces_the_first() -> None:
 
 def test_a_duplicate_replay_replaces_the_queued_one() -> None:
     w = window("a")
-    w.connected("a", 101, 0, 0.0)
+    w.connected("a", 0, 0.0)
     assert w.enqueue("a", 103, "old") is None
     assert w.enqueue("a", 103, "new") == "old"
     assert w.enqueue("b", 103, "other") == "other", "two clients cannot have one transno"
@@ -127,8 +127,8 @@ def test_a_duplicate_replay_replaces_the_queued_one() -> None:
 
 def test_abort_evicts_everybody_unfinished_and_ends() -> None:
     w = window("a", "b", "c")
-    w.connected("a", 101, 0, 0.0)
-    w.connected("b", 0, 0, 0.0)
+    w.connected("a", 0, 0.0)
+    w.connected("b", 0, 0.0)
     w.locks_done("b", "pb")
     w.enqueue("a", 101, "a101")
     w.abort()
@@ -142,7 +142,7 @@ def test_abort_evicts_everybody_unfinished_and_ends() -> None:
 def test_the_hard_limit_ends_it_however_slow_the_replays() -> None:
     """Source: conf-sanity 84"""
     w = window("a", "b")
-    w.connected("a", 101, 0, 0.0)
+    w.connected("a", 0, 0.0)
     now, transno = 0.0, 101
     while True:
         w.extend(now, 5.0)
@@ -187,7 +187,7 @@ def test_recovery_ends_in_bounded_time_and_replays_in_order(seed: int) -> None:
         if active:
             c = rng.choice(active)
             if c in w.missing:
-                w.connected(c, mine[c][0] if mine[c] else 0, rng.random(), now)
+                w.connected(c, rng.random(), now)
             elif mine[c]:
                 if not waiting_for_answer[c] or rng.random() < 0.1:
                     w.enqueue(c, mine[c][0], (c, mine[c][0]))
