@@ -26,6 +26,7 @@ LAYERS = {
     "lustrelite.faults": 0,
     "lustrelite.wire": 1,
     "lustrelite.recovery": 1,
+    "lustrelite.ldlm": 1,  # namespace and lock_cache, when they come, are layer 2
     "lustrelite.rpc": 2,
     "lustrelite.store": 2,
     "lustrelite.target": 3,

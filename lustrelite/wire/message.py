@@ -6,6 +6,7 @@ NamedTuples, `X | None`) before anybody sees it: a bad one is a ProtocolError, w
 
 VERSION log (a change of any message adds a line here and pins its bytes anew in tests/unit/test_wire_bytes.py):
     1  2026-11-20  first.
+    2  2026-11-20  wire/ldlm.py: Enqueue, Convert, Cancel and the three callbacks (nothing older changed).
 """
 
 from __future__ import annotations
