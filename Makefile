@@ -62,7 +62,7 @@ sim: $(RUNS)
 	$(BIN)/lustrelite sim --seed $(SEED) --runs $(RUNS_MAX) --processes $(shell nproc)
 
 bench: $(RUNS)
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench all
 
 up status down: $(RUNS)
 	$(BIN)/lustrelite $@

@@ -50,7 +50,7 @@ class Tunables:
     replay_timeout_s: float = 10.0  # how long a server may be silent in recovery; well below recovery_time_soft_s
     commit_interval_s: float = 1.0
     commit_dirty_max: int = 50_000  # records in a batch before it is committed at once
-    commit_wait_warn_s: float = 5.0  # a waiter held this long by hold_commits says so
+    commit_wait_warn_s: float = 5.0  # commits held (hold_commits) this long while somebody waits: say so
     commit_on_sharing: int = 1
     max_mod_rpcs: int = 32
     max_rpcs_in_flight: int = 8  # data RPCs per OST

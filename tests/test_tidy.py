@@ -268,3 +268,15 @@ def test_the_package_list_is_the_tree() -> None:
     listed = set(project["tool"]["setuptools"]["packages"]) - {"lustrelite.services"}
     packages = {m.name for m in modules() if m.path.name == "__init__.py"} - {"services"}
     assert listed == packages
+
+
+def test_the_map_names_every_module_and_nothing_else() -> None:
+    """docs/architecture.md ends with a row for each module: its path, and what its docstring says first."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `")}
+    there = {
+        str(path.relative_to(ROOT / "lustrelite"))
+        for path in (ROOT / "lustrelite").rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert rows == there, f"not in the map: {sorted(there - rows)}; not there: {sorted(rows - there)}"

@@ -30,9 +30,10 @@ from lustrelite.rpc.client_import import ClientImport
 from lustrelite.sim import world
 from lustrelite.sim.disk import MAP_BYTES, SimDisks
 from lustrelite.sim.loop import NodeKilled, SimLoop
+from lustrelite.sim.model import Seen, Tree
 from lustrelite.sim.net import Latency, Rule, SimNetwork
 from lustrelite.sim.node import SimNode, discard
-from lustrelite.sim.oracle import Marks, Oracle, Seen, Tree
+from lustrelite.sim.oracle import Marks, Oracle
 from lustrelite.sim.processes import FSNAME, MGS_NID, NodeDied, SimClient, SimProcess, SimServer, kind_of
 from lustrelite.store import schema
 from lustrelite.store.kv import Store

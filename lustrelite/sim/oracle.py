@@ -28,334 +28,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from lustrelite.sim.model import READS, WRITES_DATA, Model, Refused, Tree, difference, short
+
 PENDING, OK, ERROR, UNKNOWN = "pending", "ok", "error", "unknown"
 STEPS_MAX = 200_000  # of the search in one area
-
-
-class Refused(Exception):
-    """The model's answer is an errno."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.errno = number
-
-
-class Seen(NamedTuple):
-    """One path of a tree, in the model or as a client sees it."""
-
-    kind: str  # dir, file, symlink, other
-    mode: int  # permission bits
-    nlink: int
-    content: bytes | None  # of a file; the target of a symlink; None is "anything"
-    xattrs: tuple[tuple[str, bytes], ...]
-
-
-Tree = dict[str, Seen]
-
-
-# ---------------------------------------------------------------------------------------------------- the model
-
-
-@dataclass
-class Node:
-    """An inode of the model. Never changed once it is in a tree: replaced."""
-
-    kind: str
-    mode: int
-    content: bytes = b""
-    fuzzy: bool = False
-    xattrs: tuple[tuple[str, bytes], ...] = ()
-
-
-class Model:
-    """A file tree: absolute paths to inode numbers, inode numbers to nodes. A copy is cheap."""
-
-    def __init__(self, directories: tuple[str, ...] = ()) -> None:
-        self.names: dict[str, int] = {"/": 1}
-        self.nodes: dict[int, Node] = {1: Node("dir", 0o755)}
-        self.handles: dict[int, int] = {}  # open handle -> inode
-        self._next = 2
-        for path in directories:
-            self.mkdir(path)
-
-    def copy(self) -> Model:
-        """An independent copy."""
-        other = Model.__new__(Model)
-        other.names = dict(self.names)
-        other.nodes = dict(self.nodes)
-        other.handles = dict(self.handles)
-        other._next = self._next
-        return other
-
-    def key(self) -> tuple[Any, ...]:
-        """Equal for equal trees; inode numbers count, which only makes more of them."""
-        return (
-            tuple(sorted(self.names.items())),
-            tuple((n, node.mode, node.content, node.fuzzy, node.xattrs) for n, node in sorted(self.nodes.items())),
-            tuple(sorted(self.handles.items())),
-        )
-
-    # -- looking
-
-    def find(self, path: str) -> int:
-        """The inode at `path`; Refused(ENOENT), Refused(ENOTDIR)."""
-        number = self.names.get(path)
-        if number is None:
-            self._parent(path)
-            raise Refused(errno.ENOENT)
-        return number
-
-    def _parent(self, path: str) -> None:
-        """Refuse unless the directory of `path` is there."""
-        upper = parent(path)
-        number = self.names.get(upper)
-        if number is None:
-            self._parent(upper)
-            raise Refused(errno.ENOENT)
-        if self.nodes[number].kind != "dir":
-            raise Refused(errno.ENOTDIR)
-
-    def children(self, path: str) -> list[str]:
-        """Paths of what is in the directory `path`."""
-        prefix = "/" if path == "/" else path + "/"
-        return [p for p in self.names if p.startswith(prefix) and p != "/" and "/" not in p[len(prefix) :]]
-
-    def _nlink(self, number: int) -> int:
-        if self.nodes[number].kind == "dir":
-            path = next(p for p, n in self.names.items() if n == number)
-            return 2 + sum(self.nodes[self.names[p]].kind == "dir" for p in self.children(path))
-        return sum(n == number for n in self.names.values())
-
-    def tree(self) -> Tree:
-        """Everything but the root."""
-        subdirs: dict[str, int] = {}
-        links: dict[int, int] = {}
-        for path, number in self.names.items():
-            links[number] = links.get(number, 0) + 1
-            if self.nodes[number].kind == "dir" and path != "/":
-                upper = parent(path)
-                subdirs[upper] = subdirs.get(upper, 0) + 1
-        tree = {}
-        for path, number in self.names.items():
-            if path == "/":
-                continue
-            node = self.nodes[number]
-            nlink = 2 + subdirs.get(path, 0) if node.kind == "dir" else links[number]
-            content = None if node.fuzzy or node.kind == "dir" else node.content
-            tree[path] = Seen(node.kind, node.mode, nlink, content, node.xattrs)
-        return tree
-
-    def seen(self, path: str) -> Seen:
-        """What stat and read say of `path`."""
-        number = self.find(path)
-        node = self.nodes[number]
-        content = None if node.fuzzy or node.kind == "dir" else node.content
-        return Seen(node.kind, node.mode, self._nlink(number), content, node.xattrs)
-
-    # -- changing: each raises Refused before it changes anything
-
-    def _make(self, path: str, node: Node) -> int:
-        self._parent(path)
-        if path in self.names:
-            raise Refused(errno.EEXIST)
-        number = self._next
-        self._next += 1
-        self.names[path] = number
-        self.nodes[number] = node
-        return number
-
-    def _drop(self, number: int) -> None:
-        if number not in self.names.values() and number not in self.handles.values():
-            del self.nodes[number]
-
-    def mkdir(self, path: str, mode: int = 0o755) -> None:
-        self._make(path, Node("dir", mode))
-
-    def create(self, path: str, mode: int = 0o644) -> None:
-        """open(O_CREAT | O_EXCL), close."""
-        self._make(path, Node("file", mode))
-
-    def symlink(self, target: str, path: str) -> None:
-        self._make(path, Node("symlink", 0o777, target.encode()))
-
-    def link(self, path: str, new: str) -> None:
-        number = self.find(path)
-        self._parent(new)
-        if new in self.names:
-            raise Refused(errno.EEXIST)
-        if self.nodes[number].kind == "dir":
-            raise Refused(errno.EPERM)
-        self.names[new] = number
-
-    def unlink(self, path: str) -> None:
-        number = self.find(path)
-        if self.nodes[number].kind == "dir":
-            raise Refused(errno.EISDIR)
-        del self.names[path]
-        self._drop(number)
-
-    def rmdir(self, path: str) -> None:
-        number = self.find(path)
-        if self.nodes[number].kind != "dir":
-            raise Refused(errno.ENOTDIR)
-        if self.children(path):
-            raise Refused(errno.ENOTEMPTY)
-        del self.names[path]
-        del self.nodes[number]
-
-    def rename(self, old: str, new: str) -> None:
-        number = self.find(old)
-        self._parent(new)
-        if new.startswith(old + "/"):
-            raise Refused(errno.EINVAL)
-        there = self.names.get(new)
-        if there == number:
-            return
-        is_dir = self.nodes[number].kind == "dir"
-        if there is not None:
-            if old.startswith(new + "/"):
-                raise Refused(errno.ENOTEMPTY)
-            if is_dir and self.nodes[there].kind != "dir":
-                raise Refused(errno.ENOTDIR)
-            if not is_dir and self.nodes[there].kind == "dir":
-                raise Refused(errno.EISDIR)
-            if is_dir and self.children(new):
-                raise Refused(errno.ENOTEMPTY)
-        del self.names[old]
-        self.names[new] = number
-        if there is not None:
-            self._drop(there)
-        if is_dir:
-            prefix = old + "/"
-            for path in [p for p in self.names if p.startswith(prefix)]:
-                self.names[new + path[len(old) :]] = self.names.pop(path)
-
-    def chmod(self, path: str, mode: int) -> None:
-        self._replace(self.find(path), mode=mode)
-
-    def setxattr(self, path: str, name: str, value: bytes) -> None:
-        number = self.find(path)
-        xattrs = {**dict(self.nodes[number].xattrs), name: value}
-        self._replace(number, xattrs=tuple(sorted(xattrs.items())))
-
-    def removexattr(self, path: str, name: str) -> None:
-        number = self.find(path)
-        xattrs = dict(self.nodes[number].xattrs)
-        if name not in xattrs:
-            raise Refused(errno.ENODATA)
-        del xattrs[name]
-        self._replace(number, xattrs=tuple(sorted(xattrs.items())))
-
-    def _replace(self, number: int, **fields: Any) -> None:
-        node = self.nodes[number]
-        values = {"kind": node.kind, "mode": node.mode, "content": node.content, "fuzzy": node.fuzzy}
-        self.nodes[number] = Node(**{**values, "xattrs": node.xattrs, **fields})
-
-    def _file(self, path: str) -> int:
-        number = self.find(path)
-        if self.nodes[number].kind == "dir":
-            raise Refused(errno.EISDIR)
-        return number
-
-    def write(self, path: str, data: bytes, mode: int = 0o644) -> None:
-        """open(O_CREAT | O_TRUNC), write, close."""
-        if path not in self.names:
-            self._make(path, Node("file", mode, data))
-        else:
-            self._replace(self._file(path), content=data, fuzzy=False)
-
-    def write_at(self, path: str, offset: int, data: bytes) -> None:
-        """open, pwrite, close."""
-        self._splice(self._file(path), offset, data)
-
-    def _splice(self, number: int, offset: int, data: bytes) -> None:
-        if not data:
-            return  # a write of nothing does not even extend the file
-        content = self.nodes[number].content.ljust(offset, b"\0")
-        self._replace(number, content=content[:offset] + data + content[offset + len(data) :])
-
-    def truncate(self, path: str, size: int) -> None:
-        number = self._file(path)
-        content = self.nodes[number].content[:size].ljust(size, b"\0")
-        self._replace(number, content=content, fuzzy=self.nodes[number].fuzzy and size > 0)
-
-    def open(self, path: str, create: bool, handle: int) -> None:
-        """An open for reading and writing, known as `handle`."""
-        if create and path not in self.names:
-            number = self._make(path, Node("file", 0o644))
-        else:
-            number = self._file(path)
-        self.handles[handle] = number
-
-    def pwrite(self, handle: int, offset: int, data: bytes) -> None:
-        self._splice(self.handles[handle], offset, data)
-
-    def close(self, handle: int) -> None:
-        number = self.handles.pop(handle)
-        self._drop(number)
-
-    # -- looking, as operations
-
-    def read(self, path: str) -> bytes | None:
-        node = self.nodes[self._file(path)]
-        return None if node.fuzzy else node.content
-
-    def pread(self, handle: int) -> bytes | None:
-        node = self.nodes[self.handles[handle]]
-        return None if node.fuzzy else node.content
-
-    def stat(self, path: str) -> tuple[str, int, int]:
-        """(kind, permissions, link count)."""
-        seen = self.seen(path)
-        return seen.kind, seen.mode, seen.nlink
-
-    def exists(self, path: str) -> bool:
-        return path in self.names
-
-    def readlink(self, path: str) -> str:
-        node = self.nodes[self.find(path)]
-        if node.kind != "symlink":
-            raise Refused(errno.EINVAL)
-        return node.content.decode()
-
-    def listdir(self, path: str) -> tuple[str, ...]:
-        if self.nodes[self.find(path)].kind != "dir":
-            raise Refused(errno.ENOTDIR)
-        return tuple(sorted(p.rpartition("/")[2] for p in self.children(path)))
-
-    def getxattr(self, path: str, name: str) -> bytes:
-        value = dict(self.nodes[self.find(path)].xattrs).get(name)
-        if value is None:
-            raise Refused(errno.ENODATA)
-        return value
-
-    # -- what is left of an operation that went halfway
-
-    def smear(self, op: Op) -> None:
-        """The data of the file that `op` writes may be anything from now on."""
-        args = op.args
-        if op.name in ("pwrite", "close"):
-            number = self.handles.get(args[0])
-        else:
-            number = self.names.get(args[0])
-        if number is not None and self.nodes[number].kind == "file":
-            self._replace(number, fuzzy=True)
-
-
-    def smear_all(self) -> None:
-        """The data of every file may be anything."""
-        for number, node in self.nodes.items():
-            if node.kind == "file":
-                self._replace(number, fuzzy=True)
-
-
-READS = frozenset({"read", "pread", "stat", "exists", "readlink", "listdir", "getxattr"})
-WRITES_DATA = frozenset({"write", "write_at", "truncate", "pwrite"})
-
-
-def parent(path: str) -> str:
-    """The directory of `path`."""
-    return path.rpartition("/")[0] or "/"
 
 
 # ---------------------------------------------------------------------------------------------------- the history
@@ -393,16 +69,10 @@ class Op:
     data_at_risk: bool = False  # an OST did
 
     def __str__(self) -> str:
-        args = ", ".join(_short(a) for a in self.args)
-        end = {OK: f"= {_short(self.result)}", ERROR: f"! {errno.errorcode.get(self.errno, self.errno)}"}
+        args = ", ".join(short(a) for a in self.args)
+        end = {OK: f"= {short(self.result)}", ERROR: f"! {errno.errorcode.get(self.errno, self.errno)}"}
         done = "" if self.done is None else str(self.done)
         return f"{self.invoked}..{done} {self.client}.{self.name}({args}) {end.get(self.outcome, self.outcome)}"
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, bytes) and len(value) > 24:
-        return f"{value[:12]!r}..{len(value)} bytes"
-    return repr(value)
 
 
 @dataclass
@@ -716,10 +386,10 @@ class _Search:
             self._explain(op, f"should have been refused with {errno.errorcode[refused.errno]}")
             return False
         if op.outcome != OK:
-            self._explain(op, f"should have succeeded ({_short(result)})")
+            self._explain(op, f"should have succeeded ({short(result)})")
             return False
         if op.name in READS and result is not None and result != op.result:
-            self._explain(op, f"should have said {_short(result)}")
+            self._explain(op, f"should have said {short(result)}")
             return False
         return True
 
@@ -737,22 +407,8 @@ class _Search:
             return
         if op.name in WRITES_DATA:
             # the data is anything; the name, if it made one, is there
-            whole.smear(op)
+            whole.smear(op.name, op.args)
         yield whole
-
-
-def difference(expected: Tree, observed: Tree) -> str:
-    """What of `observed` is not as expected; "" if nothing."""
-    lines = []
-    for path in sorted(expected.keys() | observed.keys()):
-        want, have = expected.get(path), observed.get(path)
-        if want is None or have is None:
-            lines.append(f"{path} is {'missing' if have is None else f'there ({have.kind})'}")
-            continue
-        for name, a, b in zip(Seen._fields, want, have, strict=True):
-            if a != b and not (name == "content" and a is None):
-                lines.append(f"{path}: {name} is {_short(b)}, should be {_short(a)}")
-    return "; ".join(lines[:6]) + (f"; and {len(lines) - 6} more" if lines[6:] else "")
 
 
 def describe(ops: Iterable[Op]) -> str:

@@ -6,7 +6,8 @@ import errno
 
 import pytest
 
-from lustrelite.sim.oracle import ERROR, Model, Op, Oracle, Refused, Tree
+from lustrelite.sim.model import Model, Refused, Tree
+from lustrelite.sim.oracle import Op, Oracle
 
 
 class History:
@@ -186,4 +187,3 @@ def test_a_renamed_directory_takes_its_contents_along():
         ("mkdir", "/a"), ("mkdir", "/a/b"), ("write", "/a/b/c", b"x"), ("mkdir", "/e"), ("rename", "/a", "/e/f")
     )
     assert sorted(tree) == ["/e", "/e/f", "/e/f/b", "/e/f/b/c"] and tree["/e"].nlink == 3
-    assert ERROR != "ok"
