@@ -2,7 +2,7 @@
 
     DIR/target.json   this file
     DIR/lmdb/         the database (store/kv.py)
-    DIR/objects/      object data, on an OST
+    DIR/O/            object data, on an OST (store/objects.py)
     DIR/owner         who runs it (target/ownership.py)
 
 The file is small, text, and replaced in one step. `stamp` is made at format time: two targets that were formatted with

@@ -24,7 +24,7 @@ from lustrelite.errors import OpError
 from lustrelite.ids import NO_FID
 from lustrelite.recovery.versions import ABSENT
 from lustrelite.store.schema import ObjectRecord
-from lustrelite.target.handlers import EMPTY, Handler, NotReady, mutating, reading, waiting
+from lustrelite.target.handlers import EMPTY, Dropped, Handler, NotReady, mutating, reading, waiting
 from lustrelite.target.target import INDEX_READ_MAX, index_read
 from lustrelite.tunables import limits
 from lustrelite.wire.mdt import StatfsReply
@@ -107,15 +107,21 @@ async def create(call: Call, body: OstCreate) -> OstCreateReply:
         _check_valid(call)
         if call.conn_cnt < call.export.conn_cnt:
             raise OpError(errno.ESTALE, "of an older connection")
+        xid, answer = ost.created.get(call.export, (0, OstCreateReply(0)))
+        if call.xid == xid:
+            return answer  # a second copy, late: what it would destroy may be in use by now
+        if call.xid < xid:
+            raise Dropped("an older create")
         if not body.flags & CREATE_DELORPHAN:
             await ost.grow(body.upto)
         elif body.upto > ost.last_id:
             await ost.regrow(body.upto)
         else:
             await ost.destroy_orphans(body.upto)
-        last_id = ost.last_id
+        reply = OstCreateReply(ost.last_id)
+        ost.created[call.export] = (call.xid, reply)
     await ost.committed()
-    return OstCreateReply(last_id)
+    return reply
 
 
 def destroy(txn: Transaction, body: Destroy) -> Empty:

@@ -30,7 +30,7 @@ from lustrelite.ids import NO_FID
 from lustrelite.ost.handlers import HANDLERS, Prepared
 from lustrelite.ost.ranges import Ranges
 from lustrelite.recovery.versions import ABSENT
-from lustrelite.rpc.export import Call
+from lustrelite.rpc.export import Call, Export
 from lustrelite.rpc.node import Node
 from lustrelite.store import schema
 from lustrelite.store.kv import Batch, Store
@@ -39,7 +39,7 @@ from lustrelite.store.schema import OBJECTS, ObjectRecord
 from lustrelite.target.target import Target
 from lustrelite.target.transaction import Transaction
 from lustrelite.wire.mdt import StatfsReply
-from lustrelite.wire.ost import OBJECT_EOF, ObjectAttr
+from lustrelite.wire.ost import OBJECT_EOF, ObjectAttr, OstCreateReply
 
 LAST_ID = schema.meta_key("last_id")
 
@@ -64,6 +64,7 @@ class Ost(Target):
         self.files = files
         self.ranges = Ranges()
         self.granting = asyncio.Lock()  # creation and orphan passes, one at a time
+        self.created: dict[Export, tuple[int, OstCreateReply]] = {}  # the last OstCreate of each MDT: xid and answer
         self.prepared: dict[Call, Prepared] = {}  # between the two halves of a write or punch, for one turn
         self._touched: dict[int, None] = {}  # data in the file, not yet durable, record staged
         self._doomed: dict[int, None] = {}  # record deleted, file not yet unlinked
@@ -72,6 +73,10 @@ class Ost(Target):
         self._listing: array[int] | None = None  # of a `files` table that is being read
 
     # ------------------------------------------------------------ life
+
+    def export_gone(self, txn: Transaction, export: Export) -> None:
+        """A client is gone, or was restarted under its old name."""
+        self.created.pop(export, None)
 
     def recovery_over(self) -> None:
         """Recovery has ended: files of objects destroyed just before the crash may go."""

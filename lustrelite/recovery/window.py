@@ -93,7 +93,7 @@ class Window(Generic[I]):
             del self.missing[client]
             self.replaying[client] = None
             self.locking[client] = None
-        self.extend(now, 2 * waited_s)
+            self.extend(now, 2 * waited_s)  # once: a client that comes again and again must not keep the others waiting
 
     def extend(self, now: float, by_s: float) -> None:
         """Somebody needs `by_s` more from now; never past the hard limit."""

@@ -27,6 +27,7 @@ class Endpoint(Protocol):
 
     name: str
     uuid: str
+    service: Any  # the Service, once it serves the target
 
     def connect(self, call: Call) -> None:
         """A Connect arrived."""
@@ -43,7 +44,7 @@ class Service:
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        self.targets: dict[str, Any] = {}  # by uuid
+        self.targets: dict[str, Endpoint] = {}  # by uuid
         self.exports: dict[int, Export] = {}  # by handle
         self.links: dict[Link, ServerLink] = {}
         self.listeners: list[Listener] = []
@@ -65,13 +66,13 @@ class Service:
             link.close("server stops")
         self.listeners.clear()
 
-    def add_target(self, target: Any) -> None:
+    def add_target(self, target: Endpoint) -> None:
         """Serve `target` from now on."""
         assert target.uuid not in self.targets
         self.targets[target.uuid] = target
         target.service = self
 
-    def remove_target(self, target: Any) -> None:
+    def remove_target(self, target: Endpoint) -> None:
         """Serve it no longer: its clients get ENODEV and look elsewhere."""
         self.targets.pop(target.uuid, None)
         for export in [e for e in self.exports.values() if e.target is target]:

@@ -132,6 +132,21 @@ async def test_an_orphan_pass_destroys_what_was_not_used_and_uses_no_id_again(ri
     assert [schema.split_object_key(key) for key, _ in rig.ost.store.scan(OBJECTS)][-2:] == [11, 12]
 
 
+async def test_a_late_second_copy_of_an_orphan_pass_destroys_nothing(rig: Rig) -> None:
+    """Ids that it would call orphans have been granted and used meanwhile.  Source: a swarm run with doubled frames"""
+    await rig.grant(5)
+    first = rig.mdt.start(OstCreate(5, CREATE_DELORPHAN))
+    xid = rig.mdt.xid
+    assert (await first).body[0] == 5
+    await rig.grant(10)
+    await rig.client.call(write_of(8), b"in use")
+    late = rig.mdt.start(OstCreate(5, CREATE_DELORPHAN), xid=xid)  # older than the grant: it gets no answer at all
+    await rig.settle()
+    assert not late.done()
+    assert rig.ost.exists(8) and rig.files() == [8]
+
+
+
 async def test_an_ost_that_lost_objects_makes_the_newest_again(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
