@@ -2,6 +2,8 @@
 
 With commit on share the reply to such a change waits for the commit of both. So no client ever has a change to replay
 that depends on an uncommitted one of another client, and a client that is lost takes nobody else along (chapter 30.5).
+A change whose own reply waits for its commit (a write) belongs to nobody until then: whoever depends on it, its author
+too, waits with it, commit on share or not. A crash would lose it without anybody to replay it.
 Dependence shows in two ways: a version that another client's uncommitted transaction has set, and a record (a name)
 that it has removed. Different names in one directory share neither, so they force no commit.
 Source: mdt_object_cos_check() and LCK_COS in Lustre; protocol-facts 5.11
@@ -22,15 +24,16 @@ class Sharing:
     """The uncommitted transactions of a target and their authors."""
 
     def __init__(self) -> None:
-        self.authors: dict[int, Export | None] = {}  # by transno
+        self.authors: dict[int, Export | None] = {}  # by transno; None: its reply waits for the commit
         self.removed: dict[tuple[str, bytes], dict[bytes, tuple[int, Export | None]]] = {}  # by table and key prefix
         self.commits = 0  # replies that had to wait
 
-    def changed(self, txn: Transaction) -> None:
-        """`txn` was applied."""
-        self.authors[txn.transno] = txn.export
+    def changed(self, txn: Transaction, *, answered: bool) -> None:
+        """`txn` was applied; `answered`: its client hears of it before it is durable."""
+        author = txn.export if answered else None
+        self.authors[txn.transno] = author
         for table, key in txn.removals:
-            self.removed.setdefault((table, key[:_PREFIX]), {})[key] = (txn.transno, txn.export)
+            self.removed.setdefault((table, key[:_PREFIX]), {})[key] = (txn.transno, author)
 
     def was_removed(self, table: str, key: bytes, reader: Export | None) -> bool:
         """Did somebody else remove this record, uncommitted?"""

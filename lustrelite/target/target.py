@@ -444,13 +444,13 @@ class Target:
             export.replies[tag] = record
         if transno > self.last_transno:
             self.last_transno = transno
-        if transno > self.last_committed:
-            self.sharing.changed(txn)
-        self._applied(txn)
         sync = handler.sync
-        if txn.dependent and not replay and self.node.tunables.commit_on_sharing:
+        if (txn.on_unanswered or (txn.dependent and self.node.tunables.commit_on_sharing)) and not replay:
             self.sharing.commits += 1
             sync = True
+        if transno > self.last_committed:
+            self.sharing.changed(txn, answered=not sync)
+        self._applied(txn)
         if sync and transno > self.last_committed:
             call.export.in_progress[call.xid] = call
             self.committer.after(transno, lambda: self.reply(call, 0, body, transno, txn.pre_versions))

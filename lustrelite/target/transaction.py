@@ -30,7 +30,7 @@ class Transaction:
     """A change of one target, of a client's request or of the target's own."""
 
     __slots__ = (
-        "_get", "_pre", "call", "cred", "data", "dependent", "export", "removals", "replay", "resent", "target", "transno", "undo_list",
+        "_get", "_pre", "call", "cred", "data", "dependent", "export", "on_unanswered", "removals", "replay", "resent", "target", "transno", "undo_list",
         "when_committed_list", "writes", "xid",
     )  # fmt: skip
 
@@ -45,6 +45,7 @@ class Transaction:
         self.resent = resent
         self.removals: list[tuple[str, bytes]] = []
         self.dependent = False  # on another client's uncommitted change
+        self.on_unanswered = False  # on a change that nobody was told of yet
         self.data = 0  # for the reply record: the disposition of an open
         self.writes: dict[tuple[str, bytes], bytes | None] = {}
         self.when_committed_list: list[Callable[[], None]] = []
@@ -110,8 +111,10 @@ class Transaction:
             pre.append(UNCHECKED)
         pre[slot] = version
         target = self.target
-        if version > target.last_committed and target.sharing.authors.get(version) is not self.export:
-            self.dependent = True
+        if version > target.last_committed:
+            author = target.sharing.authors.get(version)
+            self.dependent |= author is not self.export
+            self.on_unanswered |= author is None
         if self.replay:
             assert self.call is not None
             expected = self.call.header.pre_versions

@@ -125,9 +125,10 @@ async def test_what_depends_on_an_unanswered_change_is_not_evicted(world: Any) -
         c.never_saw("import.evicted")
 
 
-async def test_a_truncate_after_an_unanswered_write_is_not_evicted(world: Any) -> None:
-    """Source: review; an object's version is set by a write that nobody was told of"""
-    async with world(clients=2, oss=1, strict=False, area_of=lambda path: path[:1]) as c:
+@pytest.mark.parametrize("cos", [0, 1])
+async def test_a_truncate_after_an_unanswered_write_is_not_evicted(world: Any, cos: int) -> None:
+    """An object's version is set by a write that nobody was told of; commit on share or not."""
+    async with world(clients=2, oss=1, commit_on_sharing=cos, strict=False, area_of=lambda path: path[:1]) as c:
         await c.a.write("/f", b"x" * 100)
         await c.replay_barrier(c.oss[0])
         writing = soon(c.a.write_at("/f", 0, b"y" * 10))
