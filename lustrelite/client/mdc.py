@@ -3,6 +3,7 @@
 The client chooses the FIDs of what it makes, from sequences that nobody else ever gets, so that a replay makes the
 same object. The next sequence is asked for long before the current one is used up, because the answer waits for a
 commit. Times are the caller's (nanoseconds). Every method raises OpError with the operation's errno.
+Source: mdc/mdc_reint.c, mdc/mdc_locks.c; FIDs: seq_client_alloc_fid(), fid/fid_request.c
 """
 
 from __future__ import annotations

@@ -89,11 +89,13 @@ class Window(Generic[I]):
     def connected(self, client: str, waited_s: float, now: float) -> None:
         """A known client is back (perhaps again) and may replay; its requests have been waiting for `waited_s` already."""
         self.attempt(now)
+        # A client that comes again and again must not keep the others waiting for one that is dead.
+        if client in self.missing or not self.missing:
+            self.extend(now, 2 * waited_s)
         if client in self.missing:
             del self.missing[client]
             self.replaying[client] = None
             self.locking[client] = None
-            self.extend(now, 2 * waited_s)  # once: a client that comes again and again must not keep the others waiting
 
     def extend(self, now: float, by_s: float) -> None:
         """Somebody needs `by_s` more from now; never past the hard limit."""

@@ -1,4 +1,7 @@
-"""The server's end of one (client, target) connection, and one request being served."""
+"""The server's end of one (client, target) connection, and one request being served.
+
+Source: struct obd_export, include/lustre_export.h; struct ptlrpc_request, include/lustre_net.h
+"""
 
 from __future__ import annotations
 

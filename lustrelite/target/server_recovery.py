@@ -1,4 +1,8 @@
-"""The recovery of one target at work: recovery/window.py decides, this file executes, answers and keeps the time."""
+"""The recovery of one target at work: recovery/window.py decides, this file executes, answers and keeps the time.
+
+The messages are those that Lustre writes to the console, for scripts that look for them.
+Source: target_recovery_thread(), target_queue_recovery_request(), ldlm/ldlm_lib.c; chapter 30.2.5 to 30.2.8
+"""
 
 from __future__ import annotations
 

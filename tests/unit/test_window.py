@@ -67,6 +67,26 @@ def test_no_client_left_to_replay_is_no_gap() -> None:
     assert w.step(1.0).finish and w.gaps == 0
 
 
+def test_a_client_that_comes_again_and_again_does_not_prolong_the_wait_for_a_dead_one() -> None:
+    w = window("a", "dead")
+    now = 0.0
+    while now < SOFT:
+        w.connected("a", 5.0, now)
+        assert not w.step(now).evict
+        now += 1.0
+    assert w.step(SOFT + 10.0).evict == ("dead",)
+
+
+def test_it_may_take_its_time_when_nobody_else_is_missing() -> None:
+    """Source: recovery-small.sh test_147"""
+    w = window("a")
+    now = 0.0
+    while now < HARD - 5:
+        w.connected("a", 5.0, now)
+        assert not w.step(now).evict
+        now += 5.0
+
+
 def test_the_timer_throws_out_only_those_that_contribute_nothing() -> None:
     w = window("a", "b", "c")
     for c in "abc":
