@@ -57,6 +57,7 @@ HEAD_BUFFER_BYTES = 4 << 10  # of a bulk connection, and of any before its HELLO
 HELLO_BYTES_MAX = 1 << 10
 PEER_NAME_CHARS_MAX = 255
 JOIN_BYTES_MAX = 16 << 10  # copying this much is cheaper than another entry in the transport's queue
+QUEUE_PARTS_MAX = 16  # eight frames
 REST_BUFFER_BYTES = 16 << 10  # for a frame that came in part
 NOTHING = memoryview(bytearray())
 NO_FRAME: tuple[int, Any, memoryview, int] = (0, None, CORRUPT, 0)  # kind, header, whole bulk, its CRC
@@ -421,14 +422,17 @@ class Connection(asyncio.BufferedProtocol):
 
     def queue(self, *parts: bytes | memoryview) -> None:
         """Send `parts` at the end of this turn of the loop."""
-        if not self._queue:
+        queue = self._queue
+        if not queue:
             self._loop.call_soon(self._flush)
-        self._queue.extend(parts)
+        queue.extend(parts)
+        if len(queue) >= QUEUE_PARTS_MAX:  # let the peer begin while we go on
+            self._flush()
 
     def _flush(self) -> None:
-        if self._over:
+        if self._over or not self._queue:
             return
-        assert self.transport is not None and self._queue
+        assert self.transport is not None
         parts, self._queue = self._queue, []
         # What was there before this turn counts: a burst is the callers' memory, a growing rest is a peer that
         # does not read.
