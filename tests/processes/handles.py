@@ -214,8 +214,8 @@ class ProcessServer:
 class ProcessClient(SimClient):
     """A mount in the test's own loop; its operations are recorded as in the simulator."""
 
-    cluster: ProcessWorld  # type: ignore[assignment]
-    node: Node | None  # type: ignore[assignment]
+    cluster: ProcessWorld
+    node: Any  # a Node, None before the first mount
 
     async def start(self) -> None:
         """Mount."""
@@ -223,7 +223,8 @@ class ProcessClient(SimClient):
         world = self.cluster
         self.boots += 1
         self.life = self.name if self.boots == 1 else f"{self.name}{self.boots}"
-        node = self.node = new_node(self.name)
+        node: Any = new_node(self.name)
+        self.node = node
         node.tunables = replace(world.tunables)
         node.events.sinks.append(lambda event: world.record(event._replace(time=time.time())))
         node.on_crash = self._ended
@@ -250,7 +251,7 @@ class ProcessClient(SimClient):
         if hasattr(self, "fs"):
             self.fs.stop()
 
-    async def kill(self, *, silent: bool = False) -> None:  # type: ignore[override]
+    async def kill(self, *, silent: bool = False) -> None:
         """Go without goodbye, as its process would by `kill -9`."""
         if silent:
             raise NotImplementedError("a machine cannot lose its power here: its sockets always close; use the simulator")
@@ -404,7 +405,10 @@ class ProcessNet:
         server, caller = (source, to) if reply else (to, source)  # a reply goes the other way
         if server is not None and not isinstance(server, ProcessServer):
             raise NotImplementedError("rules are armed at servers: for messages that a client serves use the simulator")
-        peer = "" if caller is None else caller.targets[0] if isinstance(caller, ProcessServer) else caller.uuid
+        if isinstance(caller, ProcessServer):
+            peer = f"{caller.name}-mgc" if server is self.world.mgs else caller.targets[0]
+        else:
+            peer = "" if caller is None else caller.uuid
         servers = [server] if server is not None else [server for server in self.world.servers if server.alive]
         rule = ProcessRule(self.world, action, what, servers, peer=peer, reply=reply, times=times, delay_s=delay_s)
         self.rules.append(rule)

@@ -31,6 +31,7 @@ from lustrelite.ids import parse_target_name
 from lustrelite.params import number_text
 from lustrelite.sim import cluster as simulated
 from lustrelite.sim.cluster import CLIENT_NAMES, Violation, import_busy
+from lustrelite.sim.loop import SimLoop
 from lustrelite.sim.model import Tree
 from lustrelite.sim.oracle import Marks, Oracle
 from lustrelite.store import schema
@@ -53,6 +54,7 @@ class ProcessWorld(simulated.Cluster):
         # Not the simulator's __init__: that needs its loop, network and disks.
         assert mds == 1, "one MDT so far"
         self.loop: Any = asyncio.get_running_loop()
+        assert not isinstance(self.loop, SimLoop), "mark the test function itself `processes`, not its module"
         self.seed = seed
         self.tunables = replace(tunables or TUNABLES, **params)
         self.oracle = Oracle(area_of, common)
@@ -75,7 +77,7 @@ class ProcessWorld(simulated.Cluster):
         self._read: dict[Path, int] = {}  # how far the event files have been read
         self.directory = Path(tempfile.mkdtemp(prefix="llw"))
         self.cluster = processes.Cluster(self.directory / "c")
-        self._shape = {"oss": oss, "osts": oss * osts}
+        self._shape = (oss, oss * osts)
         self.mgs: Any = None
         self.mds: Any = None
         self.oss: Any = []
@@ -91,7 +93,8 @@ class ProcessWorld(simulated.Cluster):
     async def __aenter__(self) -> Self:
         try:
             params = {f"tunables.{name}": number_text(value) for name, value in asdict(self.tunables).items()}
-            await asyncio.to_thread(self.cluster.create, **self._shape, params=params)
+            oss, osts = self._shape
+            await asyncio.to_thread(self.cluster.create, oss=oss, osts=osts, params=params)
             handles = [ProcessServer(self, m.name, m.targets) for m in self.cluster.members.values()]
             self.mgs, self.mds, *self.oss = handles
             await self.mgs.start()
@@ -100,6 +103,7 @@ class ProcessWorld(simulated.Cluster):
                 await client.start()
             await self.settle()
         except BaseException:
+            self._show()
             await self._destroy()
             raise
         return self
@@ -113,8 +117,11 @@ class ProcessWorld(simulated.Cluster):
             raise
         finally:
             if error is not None:
-                print("\n".join(self.transcript().splitlines()[-SHOWN_LINES:]))
+                self._show()
             await self._destroy()
+
+    def _show(self) -> None:
+        print("\n".join(self.transcript().splitlines()[-SHOWN_LINES:]))
 
     async def _destroy(self) -> None:
         """Kill everything and remove the disks."""
@@ -157,13 +164,13 @@ class ProcessWorld(simulated.Cluster):
                 await client.unmount()
         if self.leaked:
             raise Violation(f"tasks are left: {', '.join(self.leaked)}")
-        children = dict(self.cluster._children)
+        records = {server.name: self.cluster.record(server.name) for server in self.servers}
         for server in reversed(self.servers):
             await server.stop()
-        left = [server.name for server in self.servers if server.alive]
-        left += [str(pid) for pid, child in children.items() if child.poll() not in (0, -9, 70)]
-        if left:
-            raise Violation(f"still running, or did not end well: {', '.join(left)}")
+        for name, record in records.items():
+            status = self.cluster._children[record["pid"]].poll() if record else "before it was stopped"
+            if status != 0:
+                raise Violation(f"{name} ended badly ({status}): {self.cluster.last_words(name)}")
         report = await asyncio.to_thread(check_stopped, self.cluster)
         if report.found:
             raise Violation("fsck of the stopped cluster says:\n  " + "\n  ".join(map(str, report.problems)))
@@ -201,9 +208,9 @@ class ProcessWorld(simulated.Cluster):
             for line in whole.splitlines():
                 with contextlib.suppress(ValueError):  # cut short by a kill
                     fields = json.loads(line)
-                    head = [fields.pop(key, "info") for key in ("wall", "node", "event", "level")]
                     fields.pop("t")
-                    self.record(Event(*head, fields))
+                    time, node, name = fields.pop("wall"), fields.pop("node"), fields.pop("event")
+                    self.record(Event(time, node, name, fields.pop("level", "info"), fields))
         self.events.sort(key=lambda event: event.time)
 
     def saw(self, event: str, *, times: int | None = None, **fields: Any) -> list[Event]:

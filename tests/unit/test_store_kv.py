@@ -261,7 +261,10 @@ while True:
     thread = threading.Thread(target=store.commit, args=(batch,))
     thread.start()
     while thread.is_alive():
-        apply()
+        if number < sealed + 10000:
+            apply()
+        else:
+            thread.join(0.001)
     print("durable", sealed, flush=True)
     while not store.reopen():
         apply()
