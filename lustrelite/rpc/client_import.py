@@ -80,6 +80,7 @@ class ClientImport:
         self.link: ClientLink | None = None
         self.current_nid: Nid | None = None
         self.inactive = False
+        self.leaving = False
         # Data comes from OSTs only: on other servers a connection per client would be memory for nothing.
         self.bulk_connections = node.tunables.bulk_connections if "-OST" in target_uuid else 0
         self.max_bytes_per_rpc = node.tunables.max_bytes_per_rpc
@@ -155,6 +156,7 @@ class ClientImport:
         nobody else can replay that.
         """
         orderly = False
+        self.leaving = True
         try:
             async with asyncio.timeout(self.node.tunables.recovery_time_hard_s):
                 while not (orderly := await self._say_goodbye()) and self.replays.uncommitted:

@@ -258,6 +258,8 @@ class ImportRecovery:
             if self.imp.state is not State.FULL:
                 raise LinkLost("lost")
             idle = self.imp.node.now() - self.imp.last_reply_at
+            if self.imp.leaving:
+                continue  # behind a Disconnect a ping would find no export and look like an eviction
             if (idle >= interval * 0.9 or uncommitted) and not any(r.spec.cls is Ping for r in self.imp.sending.values()):
                 ping = Request(self.imp, BY_CLASS[Ping], Ping(), ROOT_CRED, tunables.rpc_timeout_s)
                 ping.generation = self.imp.fsm.generation

@@ -111,3 +111,17 @@ async def test_a_server_that_stood_still_does_not_call_its_clients_silent(world:
         await c.mds.resume()
         await asyncio.sleep(30)
         c.never_saw("client.evicted", on=c.mds)
+
+
+async def test_no_ping_follows_a_goodbye(world: Any) -> None:
+    """A ping behind a Disconnect found no export; the client took itself for evicted. Source: a run on processes"""
+    async with world(clients=1, oss=1) as c:
+        await c.replay_barrier(c.mds)  # something uncommitted: the client asks often whether it is committed by now
+        await c.a.create("/f")
+        leaving = soon(c.a.unmount())
+        await asyncio.sleep(3)
+        assert not leaving.done()
+        await c.mds.release_commits()
+        await leaving
+        c.never_saw("import.lost")
+        c.never_saw("import.evicted")
