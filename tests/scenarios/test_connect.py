@@ -118,6 +118,7 @@ async def test_no_ping_follows_a_goodbye(world: Any) -> None:
     async with world(clients=1, oss=1) as c:
         await c.replay_barrier(c.mds)  # something uncommitted: the client asks often whether it is committed by now
         await c.a.create("/f")
+        await asyncio.sleep(5)
         leaving = soon(c.a.unmount())
         await asyncio.sleep(3)
         assert not leaving.done()
