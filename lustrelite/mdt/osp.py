@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from lustrelite.target.transaction import Transaction
 
 DESTROYS_MAX = 1000  # objects in one request
+COVER_S = 0.5  # half a batch shall last so long: an OST may be slow to commit the next
 RETRY_S = 1.0  # after the OST refused
 STATFS_S = 5.0  # between looks at its space (Lustre: qos_maxage)
 CANNOT_CREATE = STATFS_NO_SPACE | STATFS_READ_ONLY  # StatfsReply.state
@@ -59,6 +60,7 @@ class Osp:
         self.imp.on_full.append(self._connected)
         self.next = 1  # the next id to take
         self.granted = 0  # the last one
+        self._filled_at = 0.0
         self.batch = self.node.tunables.precreate_min
         self.synced = False  # orphans are cleaned up on this connection
         self.full = False  # says its statfs
@@ -204,8 +206,10 @@ class Osp:
         reply: OstCreateReply = await self.imp.call(OstCreate(self.granted + self.batch, 0))
         if connection != self._connection:
             return
-        if self._filled and self.available < self.batch // 4:  # creates are faster than we asked: ask for more at once
+        now = self.node.now()
+        if self._filled and now - self._filled_at < COVER_S:  # half a batch went in no time: ask for more at once
             self.batch = min(self.batch * 2, self.node.tunables.precreate_max)
+        self._filled_at = now
         if reply.last_id <= self.granted:
             self.node.events.emit("osp.nothing_granted", level="warning", ost=self.name, last_id=reply.last_id)
             await asyncio.sleep(RETRY_S)

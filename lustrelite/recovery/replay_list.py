@@ -23,14 +23,23 @@ class Replayable(Protocol):
 
 R = TypeVar("R", bound=Replayable)
 
+DROP_AT_ONCE = 64  # thousands may be committed together, and to free one takes a microsecond
+DROP_PER_ADD = 4
+
 
 class ReplayList(Generic[R]):
     """Uncommitted requests in transno order and committed opens that are still open."""
 
     def __init__(self) -> None:
-        self.uncommitted: deque[R] = deque()
+        self._queue: deque[R] = deque()  # with those that are committed and not yet forgotten
         self.open: dict[int, R] = {}  # committed opens by xid
         self.last_committed = 0
+
+    @property
+    def uncommitted(self) -> deque[R]:
+        """Requests that a crash of the server would lose, by transno."""
+        self._drop(len(self._queue))
+        return self._queue
 
     def __len__(self) -> int:
         return len(self.uncommitted) + len(self.open)
@@ -41,7 +50,8 @@ class ReplayList(Generic[R]):
         if request.transno <= self.last_committed:
             self._committed(request)
             return
-        queue = self.uncommitted
+        self._drop(DROP_PER_ADD)
+        queue = self._queue
         if not queue or queue[-1].transno < request.transno:
             queue.append(request)
             return
@@ -53,12 +63,17 @@ class ReplayList(Generic[R]):
         queue.insert(place, request)
 
     def drop_committed(self, last_committed: int) -> int:
-        """Forget replays up to `last_committed` and return how many; an open stays until its close commits."""
+        """Nothing up to `last_committed` is replayed any more; an open stays until its close commits.
+
+        Returns how many were forgotten at once; the rest go a few at a time, or all when somebody looks."""
         if last_committed <= self.last_committed:  # replies may pass each other: the mark never goes back
             return 0
         self.last_committed = last_committed
-        queue, dropped = self.uncommitted, 0
-        while queue and queue[0].transno <= last_committed:
+        return self._drop(DROP_AT_ONCE)
+
+    def _drop(self, at_most: int) -> int:
+        queue, last_committed, dropped = self._queue, self.last_committed, 0
+        while dropped < at_most and queue and queue[0].transno <= last_committed:
             self._committed(queue.popleft())
             dropped += 1
         return dropped
@@ -71,14 +86,16 @@ class ReplayList(Generic[R]):
 
     def forget_open(self, xid: int) -> None:
         """The open `xid` is closed for good (the server does not know the handle)."""
+        uncommitted = self.uncommitted  # first: it may move the open
         self.open.pop(xid, None)
-        for request in self.uncommitted:
+        for request in uncommitted:
             if request.xid == xid:
                 request.keeps_open = False
 
     def in_replay_order(self) -> list[R]:
         """Committed opens first, then everything else by transno.  Source: chapter 30.2.6"""
-        return sorted(self.open.values(), key=lambda r: r.transno) + list(self.uncommitted)
+        uncommitted = list(self.uncommitted)
+        return sorted(self.open.values(), key=lambda r: r.transno) + uncommitted
 
     def first_transno(self) -> int:
         """Lowest uncommitted transno, or 0."""
@@ -89,5 +106,5 @@ class ReplayList(Generic[R]):
 
     def clear(self) -> None:
         """Evicted: nothing can be replayed."""
-        self.uncommitted.clear()
+        self._queue.clear()
         self.open.clear()

@@ -17,7 +17,7 @@ from lustrelite.errors import Evicted, OpError
 from lustrelite.ids import make_fid
 from lustrelite.mdt import osp
 from lustrelite.mdt.layout import wish_of
-from lustrelite.mdt.osp import Osp
+from lustrelite.mdt.osp import COVER_S, Osp
 from lustrelite.recovery.import_fsm import State
 from lustrelite.store import schema
 from lustrelite.target.handlers import NotReady
@@ -315,7 +315,8 @@ async def test_refills_come_early_and_grow_with_demand(one: One) -> None:
     assert len(one.far.calls) == 2
     one.world.make(ROOT, b"one more")
     await settle()
-    assert one.far.calls[2:] == [OstCreate(128, 0)] and one.osp.batch == 64
+    assert one.far.calls[2:] == [OstCreate(128, 0)]
+    assert one.osp.batch == 128, "half a batch went at once"
     one.far.gate.clear()
     for i in range(95):
         one.world.make(ROOT, b"g%d" % i)
@@ -323,8 +324,16 @@ async def test_refills_come_early_and_grow_with_demand(one: One) -> None:
         one.world.make(ROOT, b"x")
     one.far.gate.set()
     await settle()
-    assert one.osp.batch == 128 and one.osp.ready
+    assert one.osp.batch == 256 and one.osp.ready
     one.world.make(ROOT, b"x")
+
+
+async def test_a_batch_that_lasts_long_does_not_grow(one: One) -> None:
+    one.osp._filled_at -= COVER_S
+    for i in range(33):
+        one.world.make(ROOT, b"f%d" % i)
+    await settle()
+    assert one.far.calls[2:] == [OstCreate(128, 0)] and one.osp.batch == 64
 
 
 async def test_a_reconnect_freezes_the_pool_until_orphans_are_cleaned(one: One) -> None:

@@ -92,3 +92,14 @@ def test_any_order_of_replies_gives_transno_order(order: list[int], marks: list[
             last = max(last, marks[n])
     left = [t for t in sorted(order) if t > last]
     assert transnos(replays) == left
+
+
+def test_thousands_that_were_committed_together_are_forgotten_a_few_at_a_time() -> None:
+    """Nobody sees them any more, and no turn of the loop frees them all."""
+    replays: ReplayList[R] = ReplayList()
+    for n in range(1, 1001):
+        replays.add(R(n, n, keeps_open=n == 500))
+    assert replays.drop_committed(900) < 100
+    replays.add(R(1001, 1001))
+    assert replays.first_transno() == 901
+    assert transnos(replays) == [500, *range(901, 1002)]
