@@ -332,15 +332,16 @@ async def read(call: Call, body: Read) -> ReadReply:
         ost.record(body.object)
         size = ost.files.size(body.object)
         length = max(0, min(body.length, size - body.offset))
-        buffer = bytearray(length)
-        if length > INLINE_BYTES_MAX:
+        large = length > INLINE_BYTES_MAX
+        buffer = ost.service.buffers.take(length) if large else memoryview(bytearray(length))
+        if large:
             length = await ost.node.run_blocking(ost.files.read_into, body.object, body.offset, buffer)
             _check_valid(call)
         elif length:
             length = ost.files.read_into(body.object, body.offset, buffer)
     finally:
         ost.ranges.release(hold)
-    call.reply_bulk = memoryview(buffer)[:length]
+    call.reply_bulk = buffer[:length]
     return ReadReply(length, size)
 
 

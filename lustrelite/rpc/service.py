@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from lustrelite.errors import OpError, ProtocolError
 from lustrelite.ids import Nid
+from lustrelite.rpc.buffers import BufferPool
 from lustrelite.rpc.export import Call, Export, ServerLink
 from lustrelite.rpc.node import Link, Listener, Node
 from lustrelite.tunables import limits
@@ -48,6 +49,7 @@ class Service:
         self.exports: dict[int, Export] = {}  # by handle
         self.links: dict[Link, ServerLink] = {}
         self.listeners: list[Listener] = []
+        self.buffers = BufferPool()
         self.waiting = 0  # calls that were not answered in the turn they came in
         self.counts: dict[str, int] = {}
         self.refused = 0
@@ -102,8 +104,8 @@ class Service:
         return self
 
     def bulk_buffer(self, link: Link, kind: int, header: Any, length: int) -> memoryview:
-        """Write data: a buffer of its own (the OST's direct path may want aligned ones later)."""
-        return memoryview(bytearray(length))
+        """Write data: much of it goes to memory that direct I/O can take."""
+        return self.buffers.take(length) if length > limits.bulk_inline_bytes_max else memoryview(bytearray(length))
 
     def link_lost(self, link: Link, why: str) -> None:
         """Every export on the link loses its connection; each client then recovers for itself."""

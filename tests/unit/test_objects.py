@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lustrelite.errors import OpError, StoreFailed
+from lustrelite.rpc.buffers import BufferPool
 from lustrelite.store import disk, objects
 from lustrelite.store.objects import ObjectFiles
 from lustrelite.wire.ost import OBJECT_EOF
@@ -150,7 +153,7 @@ def test_removed_data_is_gone_and_removing_again_is_no_error(files: ObjectFiles)
 def test_the_disks_errors_are_answers(files: ObjectFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in (errno.ENOSPC, errno.EIO):
         with monkeypatch.context() as patch:
-            patch.setattr(os, "pwrite", refuse(number))
+            patch.setattr(os, "pwritev", refuse(number))
             with pytest.raises(OpError) as caught:
                 files.write(1, 0, b"x")
             assert caught.value.errno == number
@@ -213,13 +216,49 @@ def test_few_descriptors_serve_many_objects_and_threads(tmp_path: Path) -> None:
 def test_a_file_that_is_removed_while_it_is_read_closes_later(files: ObjectFiles) -> None:
     files.write(1, 0, b"x")
     before = len(os.listdir("/proc/self/fd"))
-    with files._opened(1, create=False) as fd:
-        assert fd is not None
+    with files._opened(1, create=False) as file:
+        assert file is not None
         files.remove(1)
-        assert os.pread(fd, 1, 0) == b"x"
+        assert os.pread(file.fd, 1, 0) == b"x"
     assert len(os.listdir("/proc/self/fd")) == before - 1
 
 
 def test_statfs_counts_bytes_and_files(files: ObjectFiles) -> None:
     total, free, available, files_total, files_free = files.statfs()
     assert total >= free >= available > 0 and files_total >= files_free > 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_direct_and_buffered_io_mix(files: ObjectFiles, seed: int) -> None:
+    """Whole blocks of aligned memory go past the page cache, everything else through it: one file all the same."""
+    rng = random.Random(seed)
+    pool = BufferPool()
+    model = bytearray()
+    for _ in range(40):
+        length = rng.choice((1, 4096, 5000, objects.DIRECT_BYTES_MIN, objects.DIRECT_BYTES_MIN + 1, 300_000, 512 << 10))
+        offset = rng.choice((0, 4096, 8192, 100, 131072, 200_000, len(model)))
+        if rng.random() < 0.6:
+            data = pool.take(length) if rng.random() < 0.7 else memoryview(bytearray(length))
+            data[:] = rng.randbytes(length)
+            files.write(7, offset, data)
+            if len(model) < offset + length:
+                model.extend(bytes(offset + length - len(model)))
+            model[offset : offset + length] = data
+        else:
+            buffer = pool.take(length)
+            count = files.read_into(7, offset, buffer)
+            assert buffer[:count] == model[offset : offset + length]
+        assert files.size(7) == len(model)
+        if rng.random() < 0.1:
+            files.sync([7])
+
+
+def test_large_aligned_writes_are_direct(files: ObjectFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written directly is on the disk: no page of it is dirty."""
+    data = BufferPool().take(1 << 20)
+    files.write(1, 0, data)
+    with files._opened(1, create=False) as file:
+        assert file is not None
+        if file.direct is None or file.direct < 0:
+            pytest.skip("this file system has no direct I/O")
+        assert fcntl.fcntl(file.direct, fcntl.F_GETFL) & os.O_DIRECT
