@@ -52,6 +52,16 @@ class Tunables:
     commit_dirty_max: int = 50_000  # records in a batch before it is committed at once
     commit_wait_warn_s: float = 5.0  # commits held (hold_commits) this long while somebody waits: say so
     commit_on_sharing: int = 1
+    lock_callback_s: float = 8.0  # to give back a lock that was asked for, then eviction; work under it gives more time
+    lock_lease_margin_s: float = 2.0  # a client trusts its locks this much shorter than lock_callback_s without news
+    lru_size: int = 100_000  # unused locks kept, per target
+    lru_max_age_s: float = 3900.0
+    caching: int = 0  # of this client: names, attributes and data under locks; 0: every call goes to the servers
+    max_cached_bytes: int = 256 << 20  # data pages of a mount
+    max_dirty_bytes: int = 32 << 20  # per OST
+    max_read_ahead_bytes: int = 64 << 20  # of a mount
+    statahead_max: int = 128  # attributes asked for ahead of a listing
+    sync_lock_cancel: str = "blocking"  # OST: data durable before an asked-for lock goes: always, blocking, never
     max_mod_rpcs: int = 32
     max_rpcs_in_flight: int = 8  # data RPCs per OST
     max_bytes_per_rpc: int = 1 << 20

@@ -90,7 +90,7 @@ class Osc:
             bulk = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             assert 0 < len(bulk) <= limits.brw_bytes_max
             reply, _ = await self.imp.call_bulk(ost.Write(obj, offset, owner, stripe, time), bulk=bulk, cred=cred)
-            return reply  # type: ignore[no-any-return]
+            return reply.attr  # type: ignore[no-any-return]
 
     async def punch(
         self, obj: int, start: int, end: int, *, owner: Fid, stripe: int, time: int, cred: Cred

@@ -48,6 +48,7 @@ from lustrelite.wire.ost import (
     Read,
     ReadReply,
     Write,
+    WriteReply,
 )
 from lustrelite.wire.session import FEATURE_SERVER, Empty, IndexPage, IndexRead
 
@@ -193,7 +194,7 @@ def _give_back(ost: Ost, call: Call) -> None:
         ost.ranges.release(prepared.hold)
 
 
-def write(txn: Transaction, body: Write) -> ObjectAttr:
+def write(txn: Transaction, body: Write) -> WriteReply:
     """Write data, stage the record. `owner` and `stripe` count at the first write only.
 
     Times never go back behind a newer setattr or write: the newest ctime wins (the idea of tgt_fmd.c).
@@ -209,7 +210,7 @@ def write(txn: Transaction, body: Write) -> ObjectAttr:
     if not _is_done(ost, txn, call, body.object, body.offset, end):
         ost.make_room(body.object, end, len(data))
         ost.files.write(body.object, body.offset, data)
-    return ost.stage(txn, body.object, _written(txn, record, body), data=True)
+    return WriteReply(ost.stage(txn, body.object, _written(txn, record, body), data=True), 0)
 
 
 def _is_done(ost: Ost, txn: Transaction, call: Call, oid: int, start: int, end: int) -> bool:
@@ -305,6 +306,11 @@ def setattr_(txn: Transaction, body: ObjectSetattr) -> ObjectAttr:
     return ost.stage(txn, body.object, record, data=False)
 
 
+def rebuild_write(call: Call, body: Write, record: Any) -> WriteReply:
+    """See rebuild_attr."""
+    return WriteReply(rebuild_attr(call, body, record), 0)
+
+
 def rebuild_attr(call: Call, body: Write | Punch | ObjectSetattr, record: Any) -> ObjectAttr:
     """The answer to what was done before: the attributes of today, none if the object was destroyed since."""
     ost = _ost(call)
@@ -379,7 +385,7 @@ async def read_index(call: Call, body: IndexRead) -> IndexPage:
 
 HANDLERS: dict[type, Handler] = {
     OstCreate: waiting(create),
-    Write: mutating(write, prepare=prepare_write, rebuild=rebuild_attr, sync=True),
+    Write: mutating(write, prepare=prepare_write, rebuild=rebuild_write, sync=True),
     Read: waiting(read),
     Punch: mutating(punch, prepare=prepare_punch, rebuild=rebuild_attr),
     ObjectSetattr: mutating(setattr_, rebuild=rebuild_attr),

@@ -316,6 +316,7 @@ class ClientImport:
                     int(request.timeout_s * 1000),
                     request.cred,
                     "",
+                    request.ride,
                     request.body,
                 )
             ),
@@ -417,7 +418,7 @@ class ClientImport:
 
     def reply_received(self, request: Request, raw: tuple[Any, ...], bulk: memoryview | None) -> None:
         """A reply to `request`; `raw` has the shape of a ReplyHeader, its body is unchecked."""
-        _, status, _, transno, last_committed, pre_versions, _, conn_cnt, _, body = raw
+        _, status, _, transno, last_committed, pre_versions, _, conn_cnt, _, _, _, body = raw
         if self.node.faults.any and self._faulty_receive(request, raw, bulk):
             return
         if conn_cnt != self.fsm.conn_cnt:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lustrelite.rpc.node import Link
 from lustrelite.wire import frame
+from lustrelite.wire.ldlm import Granted
 from lustrelite.wire.message import RequestHeader, Spec, pack
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class Export:
 
     __slots__ = (
         "client_index", "conn_cnt", "failed", "features", "generation", "handle", "in_progress", "in_recovery",
-        "incarnation", "last_request", "last_xid", "link", "nid", "opens", "record_durable", "replay_done", "replies",
+        "incarnation", "last_callback", "last_request", "last_xid", "link", "nid", "opens", "record_durable", "replay_done", "replies",
         "target", "uuid", "vbr_failed",
     )  # fmt: skip
 
@@ -46,6 +47,7 @@ class Export:
         self.opens: dict[int, Any] = {}  # open handle (xid of the open) -> what the target keeps of an open file
         self.in_progress: dict[int, Call] = {}  # xid -> call that is waiting for something
         self.record_durable = False
+        self.last_callback = 0  # number of the last callback sent to it
 
     @property
     def connected(self) -> bool:
@@ -85,6 +87,7 @@ class Call:
         "conn_cnt",
         "cred",
         "export",
+        "granted",
         "header",
         "link",
         "on_reply",
@@ -109,6 +112,7 @@ class Call:
         self.answered = False
         self.arrived = now
         self.on_reply: Any = None
+        self.granted: tuple[Granted, ...] = ()  # locks that travel in the reply's header
 
     def reply(
         self, status: int, body: Any, *, transno: int = 0, pre_versions: tuple[int, ...] = (), last_committed: int = 0,
@@ -130,7 +134,8 @@ class Call:
             pack(
                 (  # a ReplyHeader, field by field
                     self.xid, status, self.header.flags, transno, last_committed, pre_versions, instance,
-                    self.conn_cnt, estimate_ms, body if not status else None,
+                    self.conn_cnt, estimate_ms, self.granted, self.export.last_callback if self.export is not None else 0,
+                    body if not status else None,
                 )
             ),
             self.reply_bulk if not status else None,
@@ -145,12 +150,12 @@ class Call:
         return fault.action in ("drop", "delay")
 
     def _reply_late(self, status: int, body: Any, transno: int, pre: tuple[int, ...], last: int, instance: int) -> None:
-        header = (self.xid, status, self.header.flags, transno, last, pre, instance, self.conn_cnt, 0, body)
+        header = (self.xid, status, self.header.flags, transno, last, pre, instance, self.conn_cnt, 0, (), 0, body)
         self.link.link.send(frame.REPLY, pack(header), self.reply_bulk if not status else None)
 
     def still_working(self) -> None:
         """The client asked again: tell it that it will be answered, so that it keeps the connection."""
-        header = (self.xid, 0, self.header.flags, 0, 0, (), 0, self.conn_cnt, 0, None)
+        header = (self.xid, 0, self.header.flags, 0, 0, (), 0, self.conn_cnt, 0, (), 0, None)
         self.link.link.send(frame.EARLY_REPLY, pack(header))
 
     def overdue(self, now: float) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lustrelite.ids import Xid
 from lustrelite.rpc.node import Node
+from lustrelite.wire.ldlm import Ride
 from lustrelite.wire.message import Cred, Spec
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Request:
 
     __slots__ = (
         "body", "bulk", "closes", "conn_cnt", "cred", "deadline", "direct", "flags", "future", "generation",
-        "keeps_open", "owner", "pauses", "pre_versions", "replayed_at", "reply", "reply_bulk", "reply_raw", "sink",
+        "keeps_open", "owner", "pauses", "pre_versions", "replayed_at", "reply", "reply_bulk", "reply_raw", "ride", "sink",
         "spec", "tag", "timeout_s", "transno", "working_at", "xid",
     )  # fmt: skip
 
@@ -52,6 +53,7 @@ class Request:
         self.pre_versions: tuple[int, ...] = ()
         self.bulk: Any = None
         self.sink: memoryview | None = None
+        self.ride: Ride | None = None  # locks that go with it; a replay carries none
         self.reply: Any = None
         self.reply_bulk: memoryview | None = None
         self.reply_raw: tuple[Any, ...] = ()

@@ -1,4 +1,4 @@
-"""Messages of the lock manager, and the numbers that travel in them (names and values are Lustre's where it has them).
+"""What travels of locks: in the messages of wire/locks.py and in the header of every other (names and values are Lustre's).
 
 One handle names a lock, on both sides and for ever: the client's own, chosen before the enqueue is sent and never used
 again, as the handle of an open is its xid. So a lock is known as (export, handle) from the first moment: a callback that
@@ -15,11 +15,7 @@ Source: lustre_idl.h (LDLM_*, LCK_*, MDS_INODELOCK_*), lustre_dlm_flags.h; proto
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-from lustrelite.errors import ProtocolError
-from lustrelite.wire.message import BY_OPCODE, CLASS_CALLBACK, CLASS_CLOSE, Spec, message
-from lustrelite.wire.session import Empty
+from typing import NamedTuple
 
 # types
 PLAIN = 10
@@ -113,123 +109,3 @@ class Ride(NamedTuple):
 
     cancels: tuple[int, ...]
     want: Want | None
-
-
-class EnqueueReply(NamedTuple):
-    """One for each want, in their order."""
-
-    granted: tuple[Granted, ...]
-
-
-class Statuses(NamedTuple):
-    """How it went, for each."""
-
-    statuses: tuple[int, ...]
-
-
-@message(op=101, reply=EnqueueReply)
-class Enqueue(NamedTuple):
-    """Take locks, several at once (statahead, batched glimpse, replay); each stands for itself.
-
-    Not a mutation: nothing durable. Answered at once; a want that waits has BLOCK_WAIT and a completion follows.
-    Errors: EINVAL a type or range that cannot be. In Granted: EWOULDBLOCK, EDEADLK, ENOENT no such object.
-    Source: ldlm_handle_enqueue(), ldlm/ldlm_lockd.c
-    """
-
-    wants: tuple[Want, ...]
-    cancels: tuple[int, ...]
-
-
-@message(op=102, reply=Empty, klass=CLASS_CLOSE)
-class Convert(NamedTuple):
-    """Give back `drop_bits` of each IBITS lock, keep the rest.  Source: ldlm_handle_convert()"""
-
-    locks: tuple[tuple[int, int], ...]  # (handle, drop_bits)
-
-
-@message(op=103, reply=Empty, klass=CLASS_CLOSE)
-class Cancel(NamedTuple):
-    """Give back locks, many at once. One that is not known is no error: its cancel was sent twice.
-
-    Sent when what was cached under them has been written back.  Source: ldlm_handle_cancel()
-    """
-
-    handles: tuple[int, ...]
-
-
-# server -> client, in CALLBACK frames
-
-
-class Ask(NamedTuple):
-    """One lock that somebody waits for, and what he wants of it, so that it may be converted instead of cancelled."""
-
-    handle: int
-    flags: int  # DISCARD_DATA
-    mode: int
-    bits: int
-    start: int
-    end: int
-
-
-@message(op=104, reply=Statuses, klass=CLASS_CALLBACK)
-class BlockingCallback(NamedTuple):
-    """Give these back. Answered at once, before anything is written back.
-
-    Statuses: 0, or -EINVAL no such lock (given back already).  Source: ldlm_server_blocking_ast()
-    """
-
-    asks: tuple[Ask, ...]
-
-
-@message(op=105, reply=Statuses, klass=CLASS_CALLBACK)
-class CompletionCallback(NamedTuple):
-    """Waiting locks are granted, or refused after all (EDEADLK).  Source: ldlm_server_completion_ast()"""
-
-    granted: tuple[Granted, ...]
-
-
-class GlimpseReply(NamedTuple):
-    """Per lock what its holder knows; None if there is no such lock, or nothing newer than the server has."""
-
-    lvbs: tuple[Lvb | None, ...]
-
-
-@message(op=106, reply=GlimpseReply, klass=CLASS_CALLBACK)
-class GlimpseCallback(NamedTuple):
-    """What do you know of the objects under these locks? Keep them.  Source: ldlm_server_glimpse_ast()"""
-
-    handles: tuple[int, ...]
-
-
-class CallbackHeader(NamedTuple):
-    """Every callback. The client answers with (number, status, body) in a CALLBACK_REPLY frame."""
-
-    number: int  # the server's, grows; a resent callback keeps it
-    opcode: int
-    handle: int  # the export's, from the connect reply: several targets share a link
-    conn_cnt: int
-    last_committed: int
-    body: Any
-
-
-_CALLBACK_TYPES = (int, int, int, int, int, tuple)
-_REPLY_TYPES = (int, int)
-
-
-def decode_callback(raw: Any) -> tuple[CallbackHeader, Spec]:
-    """A callback from its unpacked header; ProtocolError if anything about it is wrong."""
-    if type(raw) is not tuple or tuple(map(type, raw)) != _CALLBACK_TYPES:
-        raise ProtocolError("not a callback header")
-    spec = BY_OPCODE.get(raw[1])
-    if spec is None or spec.klass != CLASS_CALLBACK:
-        raise ProtocolError(f"opcode {raw[1]} is no callback")
-    number, opcode, handle, conn_cnt, last_committed, body = raw
-    return CallbackHeader(number, opcode, handle, conn_cnt, last_committed, spec.check(body)), spec
-
-
-def check_callback_reply(raw: Any) -> tuple[int, int, Any]:
-    """(number, status, body) of a callback's reply; the body is checked by the callback's `Spec.check_reply`."""
-    if type(raw) is not tuple or len(raw) != 3 or tuple(map(type, raw[:2])) != _REPLY_TYPES:
-        raise ProtocolError("not a callback's reply")
-    number, status, body = raw
-    return number, status, body

@@ -7,6 +7,7 @@ NamedTuples, `X | None`) before anybody sees it: a bad one is a ProtocolError, w
 VERSION log (a change of any message adds a line here and pins its bytes anew in tests/unit/test_wire_bytes.py):
     1  2026-11-20  first.
     2  2026-11-20  wire/ldlm.py: Enqueue, Convert, Cancel and the three callbacks (nothing older changed).
+    3  2026-11-21  headers: ride, granted, callback; Read, Write and Punch name a lock; grants; the lease in ConnectReply.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import msgpack
 from lustrelite.errors import ProtocolError
 from lustrelite.ids import FID_BYTES, Fid
 from lustrelite.tunables import limits
+from lustrelite.wire.ldlm import Granted, Ride
 
 # header flags, requests (MSG_* of lustre_idl.h)
 RESENT = 0x2
@@ -54,6 +56,7 @@ class RequestHeader(NamedTuple):
     timeout_ms: int  # how long the client will wait
     cred: Cred
     jobid: str
+    ride: Ride | None  # locks that go back before the operation, and one that is wanted of what it finds
     body: Any
 
 
@@ -69,6 +72,8 @@ class ReplyHeader(NamedTuple):
     instance: int
     conn_cnt: int
     estimate_ms: int  # the server's service time estimate
+    granted: tuple[Granted, ...]  # what became of the ride's wants; empty: no lock
+    callback: int  # number of the last callback that was sent to this client: the lease counts if it has seen it
     body: Any
 
 
@@ -280,8 +285,12 @@ def unpack(data: bytes | bytearray | memoryview) -> Any:
         raise ProtocolError(f"bad msgpack: {error!r}") from None
 
 
-_REQUEST_TYPES = (int, int, int, int, int, int, int, int, tuple, int, tuple, str, tuple)
-_REPLY_TYPES = (int, int, int, int, int, tuple, int, int, int)
+_REQUEST_TYPES = (int, int, int, int, int, int, int, int, tuple, int, tuple, str, type(None), tuple)
+_RIDE_AT = _REQUEST_TYPES.index(type(None))
+_REQUEST_RIDE_TYPES = (*_REQUEST_TYPES[:_RIDE_AT], tuple, tuple)
+_REPLY_TYPES = (int, int, int, int, int, tuple, int, int, int, tuple, int)
+_check_ride = checker(Ride)
+_check_granted = checker(tuple[Granted, ...])
 
 
 def encode_request(header: RequestHeader) -> bytes:
@@ -291,9 +300,9 @@ def encode_request(header: RequestHeader) -> bytes:
 
 def decode_request(raw: Any) -> tuple[RequestHeader, Spec]:
     """A request from its unpacked header; ProtocolError if anything about it is wrong."""
-    if type(raw) is not tuple or tuple(map(type, raw)) != _REQUEST_TYPES:
+    if type(raw) is not tuple or ((kinds := tuple(map(type, raw))) != _REQUEST_TYPES and kinds != _REQUEST_RIDE_TYPES):
         raise ProtocolError("not a request header")
-    xid, opcode, _, _, flags, tag, _, _, pre_versions, _, cred, _, body = raw
+    xid, opcode, _, _, flags, tag, _, _, pre_versions, _, cred, _, ride, body = raw
     spec = BY_OPCODE.get(opcode)
     if spec is None:
         raise ProtocolError(f"unknown opcode {opcode}")
@@ -308,7 +317,9 @@ def decode_request(raw: Any) -> tuple[RequestHeader, Spec]:
     for number in cred:
         if type(number) is not int or not 0 <= number < 1 << 32:
             raise ProtocolError("bad credential")
-    return _new(RequestHeader, raw[:12] + (spec.check(body),)), spec
+    if ride is not None:
+        ride = _check_ride(ride)
+    return _new(RequestHeader, raw[:_RIDE_AT] + (ride, spec.check(body))), spec
 
 
 def _check_pre_versions(versions: tuple[Any, ...]) -> None:
@@ -318,8 +329,10 @@ def _check_pre_versions(versions: tuple[Any, ...]) -> None:
 
 def check_reply(raw: Any) -> Any:
     """`raw` if it has the shape of a reply; its body is checked by `Spec.check_reply` once the request is known."""
-    if type(raw) is not tuple or len(raw) != 10 or tuple(map(type, raw[:9])) != _REPLY_TYPES:
+    if type(raw) is not tuple or len(raw) != 12 or tuple(map(type, raw[:11])) != _REPLY_TYPES:
         raise ProtocolError("not a reply header")
     if raw[5]:
         _check_pre_versions(raw[5])
+    if raw[9]:
+        raw = (*raw[:9], _check_granted(raw[9]), *raw[10:])
     return raw

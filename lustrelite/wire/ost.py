@@ -50,11 +50,19 @@ class OstCreate(NamedTuple):
     flags: int
 
 
-@message(op=4, reply=ObjectAttr, mutates=True, bulk_in=True)
+class WriteReply(NamedTuple):
+    """`grant` is what the client may cache dirty beyond what it was granted before."""
+
+    attr: ObjectAttr
+    grant: int  # bytes
+
+
+@message(op=4, reply=WriteReply, mutates=True, bulk_in=True)
 class Write(NamedTuple):
     """Write the bulk at `offset`. `owner` and `stripe` say which file the object belongs to (back-pointer).
 
-    Errors: ENOENT, ENOSPC, EFBIG, EIO.  Source: ofd_commitrw_write()
+    Errors: ENOENT, ENOSPC, EFBIG, EIO, ESTALE `lock` is not held (never executed then).
+    Source: ofd_commitrw_write(); grants: tgt_grant_prepare_write()
     """
 
     object: int
@@ -62,6 +70,9 @@ class Write(NamedTuple):
     owner: Fid
     stripe: int
     time: int  # new mtime and ctime
+    lock: int = 0  # handle of the lock it is written under, 0: none
+    from_grant: bool = False  # space was promised for it: it cannot end with ENOSPC
+    undirty: int = 0  # bytes of grant the client would like to have
 
 
 class ReadReply(NamedTuple):
@@ -78,6 +89,7 @@ class Read(NamedTuple):
     object: int
     offset: int
     length: int
+    lock: int = 0  # handle of the lock it is read under, 0: none
 
 
 @message(op=10, reply=ObjectAttr, mutates=True)
@@ -90,6 +102,7 @@ class Punch(NamedTuple):
     owner: Fid
     stripe: int
     time: int
+    lock: int = 0  # as in Write
 
 
 @message(op=2, reply=ObjectAttr, mutates=True)

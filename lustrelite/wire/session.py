@@ -41,6 +41,8 @@ class ConnectReply(NamedTuple):
     last_xid: int  # highest xid the server has on record for this UUID: number new requests above it
     index: int  # type: ignore[assignment]
     recovery_left_ms: int
+    lease_ms: int = 0  # how long after a request the client may trust its locks if it was answered
+    grant: int = 0  # OST: bytes the client may cache dirty, all in all
 
 
 @message(op=8, reply=ConnectReply, klass=CLASS_CONNECT)
@@ -60,8 +62,8 @@ class Connect(NamedTuple):
     last_transno: int  # highest seen
     waited_ms: int  # how long requests have been waiting already
     features: int
-    nid: str  # for messages
-    config_version: int
+    nid: str  # where the client says it is: for messages and `evict_client nid:`
+    grant: int  # OST: bytes of grant the client has, dirty data included
 
 
 class Empty(NamedTuple):

@@ -117,7 +117,7 @@ class FakeOst:
             data.extend(bytes(max(body.offset + len(bulk) - len(data), 0)))
             data[body.offset : body.offset + len(bulk)] = bulk
             self.times[body.object] = body.time
-            return self._attr(body.object), None
+            return ost.WriteReply(self._attr(body.object), 0), None
         finally:
             self.in_flight -= 1
 

@@ -122,7 +122,7 @@ class World:
         spec = BY_CLASS[type(body)]
         fields = dict(
             opcode=spec.opcode, handle=1, conn_cnt=1, flags=0, tag=1, last_xid=0, transno=0, pre_versions=(),
-            timeout_ms=1000, cred=cred, jobid="", body=body,
+            timeout_ms=1000, cred=cred, jobid="", ride=None, body=body,
         )  # fmt: skip
         call = Call(ServerLink(FakeLink()), RequestHeader(**{**fields, **header}), spec, None, 0.0)  # type: ignore[arg-type]
         call.target, call.export = self.mdt, self.export(client)

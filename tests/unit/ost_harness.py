@@ -43,7 +43,7 @@ class Answer:
         self.transno: int = raw[3]
         self.last_committed: int = raw[4]
         self.pre_versions: tuple[int, ...] = tuple(raw[5])
-        self.body = raw[9]
+        self.body = raw[11]
         self.bulk = bulk
 
 
@@ -94,7 +94,7 @@ class Client:
         if spec.mutates and not tag:
             tag = 1 + xid % 8
         header = RequestHeader(
-            xid, spec.opcode, self.handle, self.conn_cnt, flags, tag, 0, transno, pre_versions, 6000, cred, "", body
+            xid, spec.opcode, self.handle, self.conn_cnt, flags, tag, 0, transno, pre_versions, 6000, cred, "", None, body
         )
         self.waiting[xid] = future = asyncio.get_running_loop().create_future()
         raw = msgpack.unpackb(pack(header), use_list=False)

@@ -13,6 +13,7 @@ from lustrelite.ldlm.lock import LOCAL, Blocking, Completion, Deny, Grant, Lock,
 from lustrelite.ldlm.lru import REPLAY_FLAGS, Holding, LockLru, replayed_as_granted
 from lustrelite.ldlm.table import LockTable
 from lustrelite.wire import ldlm as wire
+from lustrelite.wire import locks
 from lustrelite.wire.ldlm import EX, EXTENT, GROUP, IBITS, LOOKUP, NO_TIMEOUT, PR, PW, UPDATE, Lvb
 
 FID = bytes(16)
@@ -245,18 +246,18 @@ def test_what_is_said_of_a_lock_after_a_restart() -> None:
 
 
 def test_a_callback_travels_and_a_bad_one_is_refused() -> None:
-    body = wire.BlockingCallback((wire.Ask(7, 0, EX, 0, 0, 9),))
-    header = wire.CallbackHeader(1, 104, 99, 2, 1000, body)
+    body = locks.BlockingCallback((locks.Ask(7, 0, EX, 0, 0, 9),))
+    header = locks.CallbackHeader(1, 104, 99, 2, 1000, body)
     raw = wire_unpacked(header)
-    decoded, spec = wire.decode_callback(raw)
-    assert decoded == header and spec.cls is wire.BlockingCallback and type(decoded.body.asks[0]) is wire.Ask
+    decoded, spec = locks.decode_callback(raw)
+    assert decoded == header and spec.cls is locks.BlockingCallback and type(decoded.body.asks[0]) is locks.Ask
     for bad in (None, raw[:5], (*raw[:1], 101, *raw[2:]), (*raw[:1], 9999, *raw[2:]), (*raw[:5], ((7, 0),))):
         with pytest.raises(ProtocolError):
-            wire.decode_callback(bad)
-    assert wire.check_callback_reply((1, 0, ((0,),))) == (1, 0, ((0,),))
+            locks.decode_callback(bad)
+    assert locks.check_callback_reply((1, 0, ((0,),))) == (1, 0, ((0,),))
     for bad in (None, (1, 2), ("1", 0, None)):
         with pytest.raises(ProtocolError):
-            wire.check_callback_reply(bad)
+            locks.check_callback_reply(bad)
 
 
 def wire_unpacked(value: object) -> tuple[object, ...]:

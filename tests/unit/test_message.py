@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from lustrelite.errors import ProtocolError
 from lustrelite.ids import Fid, make_fid
 from lustrelite.tunables import limits
-from lustrelite.wire import mdt, message, mgs, ost, session
+from lustrelite.wire import locks, mdt, message, mgs, ost, session
+from lustrelite.wire.ldlm import Ride
 
-assert mgs and ost and session  # their messages are registered
+assert locks and mgs and ost and session  # their messages are registered
 SPECS = sorted(message.BY_OPCODE.values(), key=lambda spec: spec.opcode)
 ANNOTATIONS = list(dict.fromkeys([*(s.cls for s in SPECS), *(s.reply for s in SPECS), session.Hello]))
 by_name = pytest.mark.parametrize("cls", ANNOTATIONS, ids=lambda cls: cls.__name__)
@@ -66,6 +67,7 @@ HEADERS = st.builds(
     INTS,
     st.lists(st.integers(0, 2**32 - 1), min_size=2, max_size=5).map(tuple),
     st.text(max_size=10),
+    st.none() | values(Ride),
 )
 
 
@@ -152,7 +154,7 @@ def test_any_body_behind_a_good_header_is_refused_with_a_protocol_error(spec, fi
     assert type(header.body) is spec.cls
 
 
-GOOD = message.RequestHeader(7, 33, 1, 1, 0, 0, 6, 0, (), 6000, (0, 0), "", (make_fid(1, 2),))
+GOOD = message.RequestHeader(7, 33, 1, 1, 0, 0, 6, 0, (), 6000, (0, 0), "", None, (make_fid(1, 2),))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +191,7 @@ def test_a_header_out_of_bounds_is_refused(change):
 
 
 def test_a_reply_header_is_checked():
-    good = (1, 0, 0, 5, 4, (1, 2), 1, 1, 0, None)
+    good = (1, 0, 0, 5, 4, (1, 2), 1, 1, 0, (), 0, None)
     assert message.check_reply(good) == good
     for bad in ((), good[:9], (*good, 0), (*good[:5], (None,), *good[6:]), (*good[:5], (1,) * 5, *good[6:]), (True, *good[1:])):
         with pytest.raises(ProtocolError):

@@ -58,7 +58,7 @@ class End:
 
 
 def request(xid, body=Ping):
-    return pack((xid, 400 if body is Ping else 9, 0, 0, 0, 0, 0, 0, (), 1000, ROOT_CRED, "", ()))
+    return pack((xid, 400 if body is Ping else 9, 0, 0, 0, 0, 0, 0, (), 1000, ROOT_CRED, "", None, ()))
 
 
 class World:

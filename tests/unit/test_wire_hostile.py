@@ -47,7 +47,7 @@ def framed(header: bytes, kind: int = REQUEST) -> bytes:
 
 
 def request(**change: Any) -> RequestHeader:
-    good = RequestHeader(7, 33, 1, 1, 0, 0, 6, 0, (), 6000, (0, 0), "", mdt.Getattr(make_fid(1, 2)))
+    good = RequestHeader(7, 33, 1, 1, 0, 0, 6, 0, (), 6000, (0, 0), "", None, mdt.Getattr(make_fid(1, 2)))
     return good._replace(**change)
 
 
