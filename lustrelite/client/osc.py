@@ -89,7 +89,7 @@ class Osc:
         async with self._data_slots():
             bulk = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             assert 0 < len(bulk) <= limits.brw_bytes_max
-            reply, _ = await self.imp.call_bulk(ost.Write(obj, offset, owner, stripe, time), bulk=bulk, cred=cred)
+            reply, _ = await self.imp.call_bulk(ost.Write(obj, offset, owner, stripe, time, sync=True), bulk=bulk, cred=cred)
             return reply.attr  # type: ignore[no-any-return]
 
     async def punch(

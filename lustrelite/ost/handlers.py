@@ -210,7 +210,9 @@ def write(txn: Transaction, body: Write) -> WriteReply:
     if not _is_done(ost, txn, call, body.object, body.offset, end):
         ost.make_room(body.object, end, len(data))
         ost.files.write(body.object, body.offset, data)
-    return WriteReply(ost.stage(txn, body.object, _written(txn, record, body), data=True), 0)
+    attr = ost.stage(txn, body.object, _written(txn, record, body), data=True)
+    ost.written(len(data))
+    return WriteReply(attr, 0)
 
 
 def _is_done(ost: Ost, txn: Transaction, call: Call, oid: int, start: int, end: int) -> bool:
@@ -385,12 +387,12 @@ async def read_index(call: Call, body: IndexRead) -> IndexPage:
 
 HANDLERS: dict[type, Handler] = {
     OstCreate: waiting(create),
-    Write: mutating(write, prepare=prepare_write, rebuild=rebuild_write, sync=True),
+    Write: mutating(write, prepare=prepare_write, rebuild=rebuild_write, sync=lambda body: body.sync),
     Read: waiting(read),
     Punch: mutating(punch, prepare=prepare_punch, rebuild=rebuild_attr),
     ObjectSetattr: mutating(setattr_, rebuild=rebuild_attr),
     ObjectGetattr: reading(getattr_),
-    Destroy: mutating(destroy, prepare=prepare_destroy, sync=True),
+    Destroy: mutating(destroy, prepare=prepare_destroy, sync=lambda body: True),
     OstStatfs: waiting(statfs),
     OstSync: waiting(sync),
     IndexRead: waiting(read_index),

@@ -69,6 +69,7 @@ class Ost(Target):
         self._touched: dict[int, None] = {}  # data in the file, not yet durable, record staged
         self._doomed: dict[int, None] = {}  # record deleted, file not yet unlinked
         self._room = 0  # bytes that may be written before the disk is asked again
+        self._uncommitted_bytes = 0
         self._tasks: dict[asyncio.Task[None], None] = {}  # unlinking and sweeping
         self._listing: array[int] | None = None  # of a `files` table that is being read
 
@@ -123,6 +124,7 @@ class Ost(Target):
 
     def _take_touched(self) -> list[int]:
         touched, self._touched = self._touched, {}
+        self._uncommitted_bytes = 0
         return list(touched)
 
     def _commit(self, batch: Batch, touched: list[int]) -> None:
@@ -167,6 +169,12 @@ class Ost(Target):
         if data:
             self._touched[oid] = None
         return self.attr(oid, record)
+
+    def written(self, length: int) -> None:
+        """`length` bytes are in a file and not durable: clients keep them, so there is a bound to that."""
+        self._uncommitted_bytes += length
+        if self._uncommitted_bytes >= self.node.tunables.commit_bytes_max:
+            self.committer.demand()
 
     def make_room(self, oid: int, end: int, length: int) -> None:
         """Before `length` bytes are written up to offset `end`.  Errors: ENOSPC, the rest of the disk is reserved

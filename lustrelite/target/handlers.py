@@ -34,7 +34,7 @@ class Handler(NamedTuple):
     kind: str  # "mutating", "reading", "waiting"
     prepare: Callable[[Any, Any], Awaitable[None] | None] | None = None
     rebuild: Callable[[Any, Any, Any], Any] | None = None
-    sync: bool = False  # the reply waits until the transaction is durable
+    sync: Callable[[Any], bool] | None = None  # of the body: the reply waits until the transaction is durable
     essential: bool = False  # may use the space kept in reserve: gives back more than it takes
 
 
@@ -48,7 +48,7 @@ def mutating(
     *,
     prepare: Callable[[Any, Any], Awaitable[None] | None] | None = None,
     rebuild: Callable[[Any, Any, Any], Any] = generic_rebuild,
-    sync: bool = False,
+    sync: Callable[[Any], bool] | None = None,
     essential: bool = False,
 ) -> Handler:
     """A handler that changes something."""

@@ -444,7 +444,7 @@ class Target:
             export.replies[tag] = record
         if transno > self.last_transno:
             self.last_transno = transno
-        sync = handler.sync
+        sync = handler.sync is not None and handler.sync(call.body)
         if (txn.on_unanswered or (txn.dependent and self.node.tunables.commit_on_sharing)) and not replay:
             self.sharing.commits += 1
             sync = True
@@ -528,7 +528,7 @@ class Target:
         except OpError as error:
             self.reply(call, -error.errno, None)
             return
-        if handler.sync and record.transno > self.last_committed:
+        if handler.sync is not None and handler.sync(call.body) and record.transno > self.last_committed:
             call.export.in_progress[call.xid] = call
             self.committer.after(
                 record.transno, lambda: self.reply(call, 0, body, record.transno, record.pre_versions)

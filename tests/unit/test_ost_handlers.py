@@ -57,7 +57,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 
 
 def write_of(oid: int, offset: int = 0, *, time: int = S, stripe: int = 0, owner: Any = FILE) -> Write:
-    return Write(oid, offset, owner, stripe, time)
+    return Write(oid, offset, owner, stripe, time, sync=True)
 
 
 async def fails(number: int, awaitable: Any) -> None:
