@@ -8,6 +8,7 @@ Lustre's suites (protocol-facts, scenarios 3: class G).
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,12 @@ POINTS: dict[str, str] = {
     "ost.read": "a read was admitted",
     "ost.statfs": "statfs is about to be answered",
     "ost.destroy": "objects are about to be destroyed",
+    "ldlm.bl_callback": "a client is about to be asked for its locks",
+    "ldlm.cp_callback": "a client is about to hear that its locks are granted",
+    "ldlm.gl_callback": "a client is about to be asked what it knows of objects",
+    "ldlm.replay": "replayed locks are about to be taken in",
     "client.replay": "a request is about to be replayed",
+    "client.lock_replay": "a message of the lock replay is about to be sent",
     "client.replay_done": "the ping that ends replay is about to be sent",
 }
 
@@ -42,6 +48,7 @@ MESSAGE_ACTIONS = {
     "receive": ("drop", "delay"),
 }
 # what can happen at a point; where nothing can wait, a delay does nothing, and only a request can be dropped
+LOG_MAX = 1000  # faults that happened, for `llctl get_param fault`
 POINT_ACTIONS = ("drop", "delay", "error", "crash")
 
 
@@ -64,7 +71,7 @@ class Faults:
         self.any = False
         self._points: dict[str, list[Fault]] = {}
         self._messages: dict[tuple[str, str], list[Fault]] = {}
-        self.log: list[str] = []
+        self.log: deque[str] = deque(maxlen=LOG_MAX)
 
     def arm(self, point: str, fault: Fault) -> Fault:
         """Arm `point`; KeyError if there is no such point, ValueError if nothing of the kind can happen there."""

@@ -23,7 +23,7 @@ def collect(daemon: Daemon) -> Iterable[Metric]:
     refused.add_metric([], daemon.service.refused)
     yield refused
     waiting = GaugeMetricFamily("lustrelite_rpcs_waiting", "Requests that wait for something")
-    waiting.add_metric([], daemon.service.waiting)
+    waiting.add_metric([], len(daemon.service.waiting))
     yield waiting
     yield from import_metrics([(name, imp) for _, name, imp in server_imports(daemon)])
 

@@ -12,9 +12,9 @@ from lustrelite.rpc.client_import import ClientImport
 from lustrelite.rpc.export import Export
 from lustrelite.rpc.node import Node
 from lustrelite.target.target import Target
-from lustrelite.wire.session import FEATURE_MULTIMOD, FEATURE_SERVER, FEATURE_SOM
+from lustrelite.wire.session import FEATURE_GRANT, FEATURE_MULTIMOD, FEATURE_SERVER, FEATURE_SOM
 
-_FEATURES = {FEATURE_SERVER: "mds_mds", FEATURE_MULTIMOD: "multi_mod_rpcs", FEATURE_SOM: "som"}
+_FEATURES = {FEATURE_SERVER: "mds_mds", FEATURE_MULTIMOD: "multi_mod_rpcs", FEATURE_SOM: "som", FEATURE_GRANT: "grant"}
 
 
 def wall_seconds(node: Node, loop_time: float) -> int:

@@ -38,6 +38,8 @@ class Tunables:
     """What an administrator may change. Seconds unless the name says otherwise."""
 
     rpc_timeout_s: float = 4.0  # then resend on the same connection; at the second expiry disconnect
+    at_max_s: float = 60.0  # the most that measured service times add to rpc_timeout_s; 0: nothing
+    at_history_s: float = 120.0  # what was measured counts this long
     connect_timeout_s: float = 3.0
     reconnect_pause_s: float = 0.1  # between attempts, doubled up to the maximum
     reconnect_pause_max_s: float = 1.0

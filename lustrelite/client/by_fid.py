@@ -1,7 +1,7 @@
 """POSIX operations on FIDs: by (parent, name), called `..._at`, and by FID, called `..._fid`. What FUSE stands on.
 
-No paths and no symlinks are followed here; see fs.FileSystem for those. There is no cache yet: every call asks the
-servers. `_lookup`, `stat_fid` and `_full` are the places where one will stand.
+No paths and no symlinks are followed here; see fs.FileSystem for those. What a client that caches knows already
+(attr_cache.py, and the sizes that client/lov.py knows) is answered at once, without giving up the turn.
 
 Every operation acts with the view's credential. Modes are used as given: umask is the caller's business. Errors are
 OpError with an errno; arguments of a wrong type are TypeError or ValueError. An operation whose caller is cancelled may
@@ -10,11 +10,13 @@ still happen, but leaves no open handle behind.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
+from lustrelite.client.attr_cache import STAT, AttrCache, Known
 from lustrelite.client.attributes import DirEntry, ObjectsAttr, Stat, Statfs, merge
 from lustrelite.client.connections import Connections
 from lustrelite.client.file import File
@@ -23,11 +25,13 @@ from lustrelite.errors import OpError
 from lustrelite.ids import NO_FID, Fid
 from lustrelite.tunables import limits
 from lustrelite.wire import mdt
-from lustrelite.wire.mdt import Attr, OpenReply, StatfsReply, StripeHint
+from lustrelite.wire.ldlm import LOOKUP
+from lustrelite.wire.mdt import Attr, Dirent, DirPage, OpenReply, StatfsReply, StripeHint
 from lustrelite.wire.message import ROOT_CRED, Cred
 
 NOW = -1  # as a time: the client's clock, when the request is made
-READDIR_COUNT = 1024  # names asked for at once
+READDIR_COUNT = 1000  # names asked for at once
+FEW = 16  # attributes that are asked for one by one rather than with their page
 _RENAME_FLAGS = mdt.RENAME_NOREPLACE | mdt.RENAME_EXCHANGE
 
 
@@ -47,11 +51,43 @@ class FidOperations:
 
     async def stat_at(self, parent: Fid, name: bytes) -> Stat:
         """Attributes of `name` in `parent`."""
-        return await self._full(await self._lookup(parent, name))
+        cache = self.connections.names
+        if cache is not None:
+            known = cache.look(parent, name, self.cred, STAT)
+            if known is not None and (found := self._whole(known)) is not None:
+                return found
+        return await self._full(await self._lookup(parent, name, STAT))
 
     async def stat_fid(self, fid: Fid) -> Stat:
         """Attributes of `fid`.  ENOENT"""
+        cache = self.connections.names
+        if cache is not None and (known := cache.find(fid, STAT)) is not None:
+            return self._whole(known) or await self._full(known.attr)
         return await self._full(await self.connections.mdc.getattr(fid, cred=self.cred))
+
+    async def _attributes(self, fid: Fid, need: int) -> Attr:
+        """What the MDT says of `fid`, of which `need` is looked at."""
+        cache = self.connections.names
+        if cache is not None and (known := cache.find(fid, need)) is not None:
+            return known.attr
+        return await self.connections.mdc.getattr(fid, cred=self.cred, need=need)
+
+    def _whole(self, known: Known) -> Stat | None:
+        """What stat() shows of a file of which the MDT's part is known; None if its objects must be asked."""
+        attr = known.attr
+        connections = self.connections
+        objects: ObjectsAttr | None = None
+        if attr.layout is not None:
+            objects = connections.lov.cached_attr(attr.layout)
+            if objects is None:
+                return None
+        mtime, atime = connections.open_files.pending_times(attr.fid)
+        merged = known.merged
+        if merged is not None and merged[0] == objects and merged[1] == mtime and merged[2] == atime:
+            return merged[3]  # type: ignore[no-any-return]
+        result = merge(attr, objects, mtime=mtime, atime=atime)
+        known.merged = (objects, mtime, atime, result)
+        return result
 
     async def setattr_fid(
         self, fid: Fid, *, mode: int | None = None, uid: int | None = None, gid: int | None = None,
@@ -96,7 +132,7 @@ class FidOperations:
                 # The new ctime hides older writes, and the MDT has not heard of ours yet: tell it.
                 valid, mtime = valid | mdt.SET_MTIME, pending
         if not valid:
-            return await connections.mdc.getattr(fid, cred=self.cred)
+            return await self._attributes(fid, STAT)
         attr = await connections.mdc.setattr(
             fid, valid, now, cred=self.cred, mode=mode or 0, uid=uid or 0, gid=gid or 0, flags=flags or 0,
             atime=now if atime in (None, NOW) else atime or 0, mtime=now if mtime in (None, NOW) else mtime or 0,
@@ -129,11 +165,8 @@ class FidOperations:
             try:
                 objects = await self.connections.lov.getattr(attr.layout, cred=self.cred)
             except OpError as error:
-                if error.errno != errno.ESTALE:
-                    raise
-                # Its objects are gone: removed since we asked the MDT (which then says ENOENT), or lost.
-                await self.connections.mdc.getattr(attr.fid, cred=self.cred)
-                raise OpError(errno.EIO, error.what) from None
+                await self._expect_gone(attr.fid, error)
+                raise OpError(errno.ENOENT) from None
         mtime, atime = self.connections.open_files.pending_times(attr.fid)
         return merge(attr, objects, mtime=mtime, atime=atime)
 
@@ -195,6 +228,9 @@ class FidOperations:
 
     async def readlink_fid(self, fid: Fid) -> bytes:
         """Target of a symlink.  EINVAL"""
+        cache = self.connections.names
+        if cache is not None and (target := cache.target_of(fid)) is not None:
+            return target
         return await self.connections.mdc.readlink(fid, cred=self.cred)
 
     # directories ------------------------------------------------------------------------------------------------
@@ -215,22 +251,78 @@ class FidOperations:
         self, fid: Fid, cookie: int, count: int = READDIR_COUNT, *, plus: bool = True, sizes: bool = True
     ) -> tuple[list[DirEntry], bool]:
         """About `count` entries after `cookie`, and whether they are the last."""
-        page = await self.connections.mdc.readdir(fid, cookie, count, cred=self.cred, plus=plus)
-        entries = [
-            DirEntry(e.name, e.fid, e.type, e.cookie, None if e.attr is None else merge(e.attr, None))
-            for e in page.entries
-        ]
+        page = await self._known_page(fid, cookie, count, plus)
+        if page is None:
+            page = await self.connections.mdc.readdir(fid, cookie, count, cred=self.cred, plus=plus)
+        attrs = [entry.attr for entry in page.entries]
+        stats: list[Stat | None]
         if sizes:
-            striped = [(i, e.attr) for i, e in enumerate(page.entries) if e.attr is not None and e.attr.layout]
-            stats = await self.connections.tasks.outcomes([self._full(attr) for _, attr in striped], "stat")
-            for (i, _), found in zip(striped, stats, strict=True):
-                if not isinstance(found, OpError):
-                    entries[i] = entries[i]._replace(stat=found)
-                elif found.errno == errno.ENOENT:
-                    entries[i] = entries[i]._replace(stat=None)  # removed meanwhile
-                else:
-                    raise found
+            stats = await self._full_many(attrs)
+        else:
+            stats = [None if attr is None else merge(attr, None) for attr in attrs]
+        entries = [
+            DirEntry(e.name, e.fid, e.type, e.cookie, found) for e, found in zip(page.entries, stats, strict=True)
+        ]
         return entries, page.end or not entries
+
+    async def _known_page(self, fid: Fid, cookie: int, count: int, plus: bool) -> DirPage | None:
+        """The page from the cache; the few attributes that it lacks are asked for. None: all must be asked for."""
+        cache = self.connections.names
+        page = cache.page(fid, cookie, count, self.cred) if cache is not None else None
+        if page is None or not plus:
+            return page
+        assert cache is not None
+        entries: list[Dirent] = []
+        lacking: list[int] = []
+        for entry in page.entries:
+            known = cache.find(entry.fid, STAT)
+            if known is None:
+                lacking.append(len(entries))
+                if len(lacking) > FEW:
+                    return None
+                entries.append(entry)
+            else:
+                entries.append(entry._replace(attr=known.attr))
+        mdc = self.connections.mdc
+        questions = [mdc.getattr(entries[place].fid, cred=self.cred) for place in lacking]
+        for place, attr in zip(lacking, await self.connections.tasks.outcomes(questions, "getattr"), strict=True):
+            if not isinstance(attr, OpError):
+                entries[place] = entries[place]._replace(attr=attr)
+            elif attr.errno != errno.ENOENT:  # removed meanwhile
+                raise attr
+        return DirPage(tuple(entries), page.end)
+
+    async def _full_many(self, attrs: Sequence[Attr | None]) -> list[Stat | None]:
+        """`_full` for many, in few requests; None where there is nothing (any more)."""
+        connections = self.connections
+        striped = [attr for attr in attrs if attr is not None and attr.layout is not None]
+        layouts = [attr.layout for attr in striped if attr.layout is not None]
+        found = await connections.lov.getattr_many(layouts, cred=self.cred) if layouts else []
+        objects_of = {attr.fid: objects for attr, objects in zip(striped, found, strict=True)}
+        result: list[Stat | None] = []
+        for attr in attrs:
+            objects = objects_of.get(attr.fid) if attr is not None else None
+            if attr is None:
+                result.append(None)
+            elif isinstance(objects, OpError):
+                await self._expect_gone(attr.fid, objects)
+                result.append(None)
+            else:
+                mtime, atime = connections.open_files.pending_times(attr.fid)
+                result.append(merge(attr, objects, mtime=mtime, atime=atime))
+        return result
+
+    async def _expect_gone(self, fid: Fid, error: OpError) -> None:
+        """Objects that are not there: either their file was removed since we asked the MDT, or they are lost (EIO)."""
+        if error.errno != errno.ESTALE:
+            raise error
+        try:
+            await self.connections.mdc.getattr(fid, cred=self.cred)
+        except OpError as gone:
+            if gone.errno == errno.ENOENT:
+                return
+            raise
+        raise OpError(errno.EIO, error.what) from None
 
     # open files -------------------------------------------------------------------------------------------------
 
@@ -325,10 +417,31 @@ class FidOperations:
 
     # resolution -------------------------------------------------------------------------------------------------
 
-    async def _lookup(self, parent: Fid, name: bytes) -> Attr:
-        """Attributes of `name` in `parent`: the one place where names are looked up (and later cached)."""
+    async def _lookup(self, parent: Fid, name: bytes, need: int = LOOKUP) -> Attr:
+        """Attributes of `name` in `parent`, of which `need` is what is looked at: the one place where names are looked up."""
         check_length(name)
-        return await self.connections.mdc.lookup(parent, name, cred=self.cred)
+        connections = self.connections
+        cache = connections.names
+        if cache is not None:
+            known = cache.look(parent, name, self.cred, need)
+            if known is None and need == STAT and await self._fetch_ahead(cache, parent, name):
+                known = cache.look(parent, name, self.cred, need)
+            if known is not None:
+                return known.attr
+        return await connections.mdc.lookup(parent, name, cred=self.cred, need=need)
+
+    async def _fetch_ahead(self, cache: AttrCache, parent: Fid, name: bytes) -> bool:
+        """If somebody goes through a listing, asking for each file: fetch what comes next, `name` first."""
+        ahead = cache.ahead(parent, name)
+        if ahead is None:
+            return False
+        listing, cookie, count = ahead
+        if count:
+            listing.fetch = self.connections.tasks.spawn(self.readdir_page(parent, cookie, count), "statahead")
+        if listing.fetch is None or listing.fetch.done():
+            return False
+        await asyncio.wait([listing.fetch])
+        return True
 
 
 def open_flags(flags: int) -> int:

@@ -13,6 +13,8 @@ import errno
 import uuid
 from collections.abc import Sequence
 
+from lustrelite.client.attr_cache import AttrCache
+from lustrelite.client.flocks import Flocks
 from lustrelite.client.lov import Lov
 from lustrelite.client.mdc import Mdc, MetadataImport
 from lustrelite.client.open_files import OpenFiles
@@ -20,6 +22,7 @@ from lustrelite.client.osc import DataImport, Osc
 from lustrelite.client.tasks import Tasks
 from lustrelite.errors import OpError
 from lustrelite.ids import ROOT_FID, Fid, Nid
+from lustrelite.ldlm.lock_cache import LockCache
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.rpc.config import ConfigFollower
 from lustrelite.rpc.links import LinkPool
@@ -43,8 +46,11 @@ class Connections:
         self.config: ConfigFollower | None = None
         self.lov = Lov(self.tasks)
         self.open_files = OpenFiles()
+        self.flocks = Flocks(self)
+        self.caching = bool(node.tunables.caching)  # at mount
         self.root: Fid = ROOT_FID
         self.closed = False
+        self.names: AttrCache | None = None  # what is known of the MDT's files, if this client caches
         self._mdc: Mdc | None = None
         self._mdt_known = asyncio.Event()
         self._last_time = 0
@@ -82,6 +88,7 @@ class Connections:
         """The MDT is reached through `imp`."""
         assert self._mdc is None, "one MDT serves the whole tree so far"
         self._mdc = Mdc(self.tasks, imp)
+        self.names = self._mdc.cache
         self._mdt_known.set()
 
     def add_ost(self, index: int, imp: DataImport) -> None:
@@ -103,6 +110,9 @@ class Connections:
             incarnation=self.xids.last, xids=self.xids,
         )  # fmt: skip
         self.imports[info.name] = imp
+        if self.caching:
+            imp.locks = LockCache(imp)
+            imp.on_evicted.append(imp.locks.lost_all)
         imp.start()
         if info.kind == "OST":
             self.add_ost(info.index, imp)

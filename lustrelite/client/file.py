@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 from stat import S_ISDIR, S_ISGID, S_ISREG, S_ISUID, S_IXGRP
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from lustrelite.client.attributes import Stat
+from lustrelite.client.flocks import FileLock
 from lustrelite.errors import OpError
 from lustrelite.ids import Fid
 from lustrelite.tunables import limits
+from lustrelite.wire.ldlm import NL, PR, PW
 from lustrelite.wire.mdt import SET_MTIME, SET_SIZE, Attr, Layout
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
     from lustrelite.client.by_fid import FidOperations
 
+EOF = limits.file_bytes_max
 _READ_AT_ONCE_MAX = 64 << 20  # a read of more first asks how much there is
 
 
@@ -46,6 +50,8 @@ class File:
         self._attr = attr
         self._size = 0  # highest end of a write here: a hint for the MDT
         self._position_lock = asyncio.Lock()
+        self.lock_owner = 0  # of lockf(): who this is, among those who share the mount
+        self._lock_number = 0  # of flock(): this open file
         access = flags & os.O_ACCMODE
         self.readable = access in (os.O_RDONLY, os.O_RDWR)
         self.writable = access in (os.O_WRONLY, os.O_RDWR)
@@ -217,6 +223,52 @@ class File:
         if not data_only:
             await self.fs.connections.mdc.sync()
 
+    # record locks -----------------------------------------------------------------------------------------------
+
+    async def flock(self, operation: int) -> None:
+        """Lock the whole file for this open file: fcntl.LOCK_SH, LOCK_EX, LOCK_UN, and LOCK_NB not to wait.
+
+        EWOULDBLOCK, EINVAL. A change of the mode is no atomic one, as flock(2) says.
+        """
+        self._check_open()
+        mode = _lock_mode(operation)
+        if not self._lock_number:
+            self._lock_number = self.fs.connections.flocks.new_owner()
+        await self.fs.connections.flocks.lock(
+            self.fid, self._lock_number, mode, 0, EOF, bsd=True, wait=not operation & fcntl.LOCK_NB
+        )
+
+    async def lockf(
+        self, operation: int, start: int = 0, length: int = 0, *, owner: int | None = None, pid: int = 0
+    ) -> None:
+        """Lock `length` bytes from `start` (0: to the end of all files) for `owner`: fcntl(2)'s record locks.
+
+        `operation` as in flock(); LOCK_SH needs a readable file, LOCK_EX a writable one. Without `owner` it is
+        `lock_owner`, for which any close of the file releases everything.  EAGAIN, EDEADLK, EBADF, EINVAL
+        """
+        self._check_open()
+        mode = _lock_mode(operation)
+        if (mode == PR and not self.readable) or (mode == PW and not self.writable):
+            raise OpError(errno.EBADF, "not opened for this")
+        end = _lock_end(start, length)
+        await self.fs.connections.flocks.lock(
+            self.fid, self.lock_owner if owner is None else owner, mode, start, end, bsd=False,
+            wait=not operation & fcntl.LOCK_NB, pid=pid,
+        )  # fmt: skip
+
+    async def getlk(
+        self, operation: int, start: int = 0, length: int = 0, *, owner: int | None = None, pid: int = 0
+    ) -> FileLock | None:
+        """A record lock of somebody else that is in the way of such a lockf(), or None."""
+        self._check_open()
+        mode = _lock_mode(operation)
+        end = _lock_end(start, length)
+        if mode == NL:
+            raise OpError(errno.EINVAL, "what to lock?")
+        return await self.fs.connections.flocks.test(
+            self.fid, self.lock_owner if owner is None else owner, mode, start, end, pid=pid
+        )
+
     async def close(self) -> None:
         """Give the handle back. Twice is harmless. Runs to its end even if the caller is cancelled."""
         if self.closed:
@@ -234,6 +286,10 @@ class File:
             self.fs.connections.close_later(self.handle, self.fid)
 
     async def _close(self) -> None:
+        flocks = self.fs.connections.flocks
+        if self._lock_number:
+            await flocks.release(self.fid, self._lock_number, bsd=True)
+        await flocks.release(self.fid, self.lock_owner, bsd=False)
         try:
             await self.fs.connections.mdc.close(
                 self.handle, self.fid, self.atime, self.mtime, self._size, cred=self.fs.cred
@@ -265,3 +321,19 @@ class File:
             raise OpError(errno.EINVAL, "not a regular file")
         if offset < 0:
             raise OpError(errno.EINVAL, f"offset {offset}")
+
+
+_LOCK_MODES = {fcntl.LOCK_SH: PR, fcntl.LOCK_EX: PW, fcntl.LOCK_UN: NL}
+
+
+def _lock_mode(operation: int) -> int:
+    mode = _LOCK_MODES.get(operation & ~fcntl.LOCK_NB)
+    if mode is None:
+        raise OpError(errno.EINVAL, f"lock operation {operation}")
+    return mode
+
+
+def _lock_end(start: int, length: int) -> int:
+    if start < 0 or length < 0 or start + length > EOF + 1:
+        raise OpError(errno.EINVAL, f"{length} bytes from {start}")
+    return start + length - 1 if length else EOF

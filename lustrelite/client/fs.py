@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
 from lustrelite.client import tree
+from lustrelite.client.attr_cache import STAT, AttrCache
 from lustrelite.client.attributes import DirEntry, Stat
 from lustrelite.client.by_fid import NOW, FidOperations
 from lustrelite.client.connections import Connections
@@ -23,6 +24,7 @@ from lustrelite.errors import OpError
 from lustrelite.ids import Fid, Nid, parse_fid
 from lustrelite.rpc.node import Node
 from lustrelite.tunables import limits
+from lustrelite.wire.ldlm import LOOKUP
 from lustrelite.wire.mdt import Attr, Layout, StripeHint
 from lustrelite.wire.message import ROOT_CRED, Cred
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _NEW = os.O_CREAT | os.O_EXCL
+_S_IFMT = 0o170000
 
 
 class FileSystem(FidOperations):
@@ -64,7 +67,21 @@ class FileSystem(FidOperations):
 
     async def stat(self, path: Path, follow: bool = True) -> Stat:
         """Attributes of `path`; of a symlink itself unless `follow`.  ENOENT, ENOTDIR, EACCES, ELOOP"""
-        return await self._full(await self._find(path, follow))
+        cache = self.connections.names
+        if cache is not None and (found := self._stat_known(cache, path, follow)) is not None:
+            return found
+        return await self._full(await self._find(path, follow, STAT))
+
+    def _stat_known(self, cache: AttrCache, path: Path, follow: bool) -> Stat | None:
+        """`stat` of what is known to the last bit; None: ask."""
+        names, directory = split_absolute(path)
+        known = cache.walk(names, self.cred)
+        if known is None or STAT & ~known.fresh:
+            return None
+        kind = known.attr.mode & _S_IFMT
+        if (kind == stat.S_IFLNK and (follow or directory)) or (directory and kind != stat.S_IFDIR):
+            return None
+        return self._whole(known)
 
     async def lstat(self, path: Path) -> Stat:
         """`stat` without following a symlink."""
@@ -261,7 +278,7 @@ class FileSystem(FidOperations):
 
     async def getstripe(self, path: Path) -> Layout | StripeHint | None:
         """A file's layout, or a directory's default striping; None where there is none."""
-        attr = await self._find(path)
+        attr = await self._find(path, need=STAT)
         if stat.S_ISDIR(attr.mode):
             return await self.connections.mdc.get_dir_stripe(attr.fid, cred=self.cred)
         return attr.layout
@@ -311,14 +328,14 @@ class FileSystem(FidOperations):
 
     # resolution -------------------------------------------------------------------------------------------------
 
-    async def _find(self, path: Path, follow: bool = True) -> Attr:
-        """What is at `path`."""
+    async def _find(self, path: Path, follow: bool = True, need: int = LOOKUP) -> Attr:
+        """What is at `path`; of its attributes `need` is what is looked at."""
         walk = _Walk(self, path)
         while True:
             name = await walk.to_last()
             if not name:
-                return await self.connections.mdc.getattr(walk.here, cred=self.cred)
-            attr = await self._lookup(walk.here, name)
+                return await self._attributes(walk.here, need)
+            attr = await self._lookup(walk.here, name, need)
             if stat.S_ISLNK(attr.mode) and (follow or walk.directory):
                 await walk.follow(attr)
                 continue

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from lustrelite.client import striping
@@ -137,6 +137,14 @@ class Lov:
         size = striping.file_size([attr.size for attr in attrs], layout.stripe_size)
         newest = max(attrs, key=lambda attr: (attr.ctime, attr.mtime))
         return ObjectsAttr(size, sum(attr.blocks for attr in attrs), newest.mtime, newest.ctime)
+
+    async def getattr_many(self, layouts: Sequence[Layout], *, cred: Cred) -> list[ObjectsAttr | OpError]:
+        """The same for many files at once; each fails for itself."""
+        return await self._tasks.outcomes([self.getattr(layout, cred=cred) for layout in layouts], "getattr")
+
+    def cached_attr(self, layout: Layout) -> ObjectsAttr | None:
+        """The same as far as this client knows without asking; None: it does not."""
+        return None
 
     async def _getattr(self, layout: Layout, stripe: int, cred: Cred) -> ObjectAttr:
         index, obj = layout.stripes[stripe]

@@ -1,4 +1,7 @@
-"""The client's side of one MDT: one method per operation, FIDs in and out. Thin on purpose: no state but FID sequences.
+"""The client's side of one MDT: one method per operation, FIDs in and out.
+
+A client that caches (`cache`, attr_cache.py) sends with its questions which lock it wants of what is found, and with its
+changes which of its locks these will need gone. Methods always ask the MDT; who looks into the cache first is by_fid.py.
 
 The client chooses the FIDs of what it makes, from sequences that nobody else ever gets, so that a replay makes the
 same object. The next sequence is asked for long before the current one is used up, because the answer waits for a
@@ -9,12 +12,15 @@ Source: mdc/mdc_reint.c, mdc/mdc_locks.c; FIDs: seq_client_alloc_fid(), fid/fid_
 from __future__ import annotations
 
 import asyncio
+import errno
 from typing import Any, Protocol
 
+from lustrelite.client.attr_cache import STAT, AttrCache, Question
 from lustrelite.client.tasks import Tasks
 from lustrelite.errors import OpError
 from lustrelite.ids import Fid, make_fid
 from lustrelite.wire import mdt
+from lustrelite.wire.ldlm import BITS_ALL, LAYOUT, LOOKUP, PERM, UPDATE, XATTR, Ride
 from lustrelite.wire.mdt import Attr, DirPage, OpenReply, StatfsReply, StripeHint, UnlinkReply
 from lustrelite.wire.message import ROOT_CRED, Cred
 
@@ -24,10 +30,14 @@ _PREFETCH_DIVISOR = 4  # the next sequence is asked for when this part of the cu
 class MetadataImport(Protocol):
     """What is needed of rpc.client_import.ClientImport."""
 
-    async def call(self, body: Any, *, cred: Cred = ROOT_CRED, timeout_s: float | None = None) -> Any:
+    async def call(
+        self, body: Any, *, cred: Cred = ROOT_CRED, timeout_s: float | None = None, ride: Ride | None = None
+    ) -> Any:
         """Send `body`, return the reply's body."""
 
-    async def call_open(self, body: mdt.Open, *, cred: Cred = ROOT_CRED) -> tuple[int, Any]:
+    async def call_open(
+        self, body: mdt.Open, *, cred: Cred = ROOT_CRED, ride: Ride | None = None
+    ) -> tuple[int, Any]:
         """The same for an open: (its xid, which is the handle; the reply)."""
 
 
@@ -42,6 +52,11 @@ class Mdc:
         self._last_oid = 0
         self._prefetch_at = 0
         self._allocation: asyncio.Task[mdt.SequenceReply | OpError] | None = None
+        locks = getattr(imp, "locks", None)  # None: this client does not cache
+        tunables = tasks.node.tunables
+        self.cache: AttrCache | None = None
+        if locks is not None:
+            self.cache = AttrCache(locks, entries_max=tunables.lru_size, ahead_max=tunables.statahead_max)
 
     # FIDs -------------------------------------------------------------------------------------------------------
 
@@ -77,9 +92,31 @@ class Mdc:
         """The root directory and the file system's name."""
         return await self.imp.call(mdt.GetRoot())  # type: ignore[no-any-return]
 
-    async def lookup(self, parent: Fid, name: bytes, *, cred: Cred) -> Attr:
-        """Attributes of `name` in `parent`.  ENOENT, ENOTDIR, EACCES"""
-        return await self.imp.call(mdt.Lookup(parent, name), cred=cred)  # type: ignore[no-any-return]
+    async def lookup(self, parent: Fid, name: bytes, *, cred: Cred, need: int = STAT) -> Attr:
+        """Attributes of `name` in `parent`; `need` is what shall be known of it afterwards.  ENOENT, ENOTDIR, EACCES"""
+        body = mdt.Lookup(parent, name)
+        cache = self.cache
+        if cache is None:
+            return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
+        if cred[0] and not cache.holds(parent, PERM):
+            await self._learn_permissions(parent, cred)
+        question = cache.question_name(parent, name, need)
+        try:
+            attr: Attr = await self.imp.call(body, cred=cred, ride=question.ride)
+        except OpError as error:
+            if error.errno == errno.ENOENT:
+                cache.found_nothing(question)
+            raise
+        cache.found(question, attr)
+        return attr
+
+    async def _learn_permissions(self, directory: Fid, cred: Cred) -> None:
+        """Else no name in it could be found without the MDT, who is asked for the names only."""
+        try:
+            await self.getattr(directory, cred=cred, need=PERM)
+        except OpError as error:
+            if error.errno != errno.ENOENT:  # the lookup will say the same
+                raise
 
     async def create(
         self, parent: Fid, name: bytes, mode: int, time: int, *, cred: Cred,
@@ -88,31 +125,58 @@ class Mdc:
         """Make `name` in `parent`: what, says S_IFMT of `mode`.  EEXIST, ENOENT, ENOTDIR, EACCES, ENOSPC"""
         fid = await self.new_fid()
         body = mdt.Create(parent, name, fid, mode, rdev, target, time, hint, None)
-        return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
+        if self.cache is None:
+            return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
+        return await self._change(body, cred, (parent, UPDATE))  # type: ignore[no-any-return]
 
     async def link(self, fid: Fid, parent: Fid, name: bytes, time: int, *, cred: Cred) -> None:
         """Make `name` in `parent` another name of `fid`.  EEXIST, EMLINK, EPERM"""
-        await self.imp.call(mdt.Link(fid, parent, name, time), cred=cred)
+        await self._change(mdt.Link(fid, parent, name, time), cred, (parent, UPDATE), (fid, UPDATE))
 
     async def unlink(self, parent: Fid, name: bytes, time: int, *, cred: Cred, directory: bool = False) -> UnlinkReply:
         """Remove a name, a directory's only if `directory`.  ENOENT, EISDIR, ENOTDIR, ENOTEMPTY, EACCES, EPERM"""
         body = mdt.Unlink(parent, name, mdt.UNLINK_RMDIR if directory else 0, time)
-        return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
+        return await self._change(body, cred, (parent, UPDATE), (self._child(parent, name), BITS_ALL))  # type: ignore[no-any-return]
 
     async def rename(
         self, source: Fid, source_name: bytes, target: Fid, target_name: bytes, flags: int, time: int, *, cred: Cred
     ) -> UnlinkReply:
         """Move a name; the reply says what it replaced.  The errors of unlink, EINVAL, EEXIST"""
         body = mdt.Rename(source, source_name, target, target_name, flags, time)
-        return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
+        moved, victim = self._child(source, source_name), self._child(target, target_name)
+        bits = LOOKUP | UPDATE if flags & mdt.RENAME_EXCHANGE else BITS_ALL
+        return await self._change(  # type: ignore[no-any-return]
+            body, cred, (source, UPDATE), (target, UPDATE), (moved, LOOKUP | UPDATE), (victim, bits)
+        )
+
+    def _child(self, parent: Fid, name: bytes) -> Fid | None:
+        return self.cache.child(parent, name) if self.cache is not None else None
+
+    async def _change(self, body: Any, cred: Cred, *wants: tuple[Fid | None, int]) -> Any:
+        """An operation before which own locks on `wants` go."""
+        if self.cache is not None:
+            cancels = self.cache.cancels(*wants)
+            if cancels:
+                return await self.imp.call(body, cred=cred, ride=Ride(cancels, None))
+        return await self.imp.call(body, cred=cred)
 
     async def readdir(self, fid: Fid, cookie: int, count: int, *, cred: Cred, plus: bool) -> DirPage:
         """About `count` names after `cookie`, with attributes if `plus`.  ENOTDIR, EACCES"""
-        return await self.imp.call(mdt.Readdir(fid, cookie, count, plus), cred=cred)  # type: ignore[no-any-return]
+        body = mdt.Readdir(fid, cookie, count, plus)
+        cache = self.cache
+        if cache is None:
+            return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
+        question = cache.question_page(fid, count if plus else 0)
+        page: DirPage = await self.imp.call(body, cred=cred, ride=question.ride)
+        cache.found_page(question, fid, cookie, page)
+        return page
 
     async def readlink(self, fid: Fid, *, cred: Cred) -> bytes:
         """Target of a symlink.  EINVAL"""
-        return (await self.imp.call(mdt.Readlink(fid), cred=cred)).value  # type: ignore[no-any-return]
+        target: bytes = (await self.imp.call(mdt.Readlink(fid), cred=cred)).value
+        if self.cache is not None:
+            self.cache.found_target(fid, target)
+        return target
 
     async def fid_to_path(self, fid: Fid, *, cred: Cred) -> tuple[bytes, ...]:
         """All paths of `fid`.  ENOENT"""
@@ -125,17 +189,49 @@ class Mdc:
         hint: StripeHint | None = None,
     ) -> tuple[int, OpenReply]:  # fmt: skip
         """(handle, reply). `flags` are OPEN_*; `fid` is the file with OPEN_BY_FID, else it is chosen here if needed."""
-        if flags & mdt.OPEN_CREATE and not flags & mdt.OPEN_BY_FID:
+        by_fid = bool(flags & mdt.OPEN_BY_FID)
+        if flags & mdt.OPEN_CREATE and not by_fid:
             fid = await self.new_fid()
-        return await self.imp.call_open(mdt.Open(parent, name, fid, flags, mode, time, hint, None), cred=cred)
+        body = mdt.Open(parent, name, fid, flags, mode, time, hint, None)
+        cache = self.cache
+        if cache is None:
+            return await self.imp.call_open(body, cred=cred)
+        question = self._question_open(cache, body, by_fid)
+        handle, reply = await self.imp.call_open(body, cred=cred, ride=question.ride)
+        cache.found(question, reply.attr)
+        return handle, reply
+
+    @staticmethod
+    def _question_open(cache: AttrCache, body: mdt.Open, by_fid: bool) -> Question:
+        flags = body.flags
+        found = body.fid if by_fid else cache.child(body.parent, body.name)
+        cancels: tuple[int, ...] = ()
+        if flags & mdt.OPEN_TRUNC and found is not None:
+            cancels = cache.cancels((found, UPDATE))
+        elif flags & mdt.OPEN_CREATE and found is None:
+            cancels = cache.cancels((body.parent, UPDATE))
+        need = LOOKUP | PERM | LAYOUT
+        if not flags & (mdt.OPEN_WRITE | mdt.OPEN_TRUNC):
+            need |= UPDATE  # who writes will change it, and would have to give it back
+        if by_fid:
+            return cache.question(body.fid, need, cancels)
+        return cache.question_name(body.parent, body.name, need, cancels)
 
     async def close(self, handle: int, fid: Fid, atime: int, mtime: int, size: int, *, cred: Cred) -> None:
         """Give an open handle back. `atime` and `mtime` are 0 where nothing was read or written.  ESTALE"""
-        await self.imp.call(mdt.Close(handle, fid, atime, mtime, size, 0), cred=cred)
+        body = mdt.Close(handle, fid, atime, mtime, size, 0)
+        await self._change(body, cred, (fid if atime or mtime else None, UPDATE))
 
-    async def getattr(self, fid: Fid, *, cred: Cred) -> Attr:
-        """Attributes of `fid`.  ENOENT"""
-        return await self.imp.call(mdt.Getattr(fid), cred=cred)  # type: ignore[no-any-return]
+    async def getattr(self, fid: Fid, *, cred: Cred, need: int = STAT) -> Attr:
+        """Attributes of `fid`; `need` is what shall be known of it afterwards.  ENOENT"""
+        body = mdt.Getattr(fid)
+        cache = self.cache
+        if cache is None:
+            return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
+        question = cache.question(fid, need)
+        attr: Attr = await self.imp.call(body, cred=cred, ride=question.ride)
+        cache.found(question, attr)
+        return attr
 
     async def setattr(
         self, fid: Fid, valid: int, time: int, *, cred: Cred, mode: int = 0, uid: int = 0, gid: int = 0,
@@ -143,7 +239,14 @@ class Mdc:
     ) -> Attr:  # fmt: skip
         """Change the attributes that `valid` (SET_*) names; `time` is the new ctime.  EPERM, EACCES, ENOENT"""
         body = mdt.Setattr(fid, valid, mode, uid, gid, atime, mtime, time, flags, handle)
-        return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
+        cache = self.cache
+        if cache is None or fid not in cache.files:
+            return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
+        bits = UPDATE | PERM if valid & (mdt.SET_MODE | mdt.SET_UID | mdt.SET_GID) else UPDATE
+        question = cache.question(fid, STAT, cache.cancels((fid, bits)))
+        attr: Attr = await self.imp.call(body, cred=cred, ride=question.ride)
+        cache.found(question, attr)
+        return attr
 
     async def getxattr(self, fid: Fid, name: bytes, *, cred: Cred) -> bytes:
         """Value of an extended attribute.  ENODATA"""
@@ -153,7 +256,7 @@ class Mdc:
         self, fid: Fid, name: bytes, value: bytes | None, flags: int, time: int, *, cred: Cred
     ) -> None:
         """Set an extended attribute, or remove it with None.  EEXIST, ENODATA, ENOTSUP, E2BIG, EPERM"""
-        await self.imp.call(mdt.Setxattr(fid, name, value, flags, time), cred=cred)
+        await self._change(mdt.Setxattr(fid, name, value, flags, time), cred, (fid, UPDATE | XATTR))
 
     async def listxattr(self, fid: Fid, *, cred: Cred) -> tuple[bytes, ...]:
         """Names of the extended attributes that the caller may see."""
@@ -165,7 +268,7 @@ class Mdc:
 
     async def set_dir_stripe(self, fid: Fid, hint: StripeHint | None, time: int, *, cred: Cred) -> None:
         """Set the default striping of a directory, or remove it with None.  ENOTDIR, EPERM"""
-        await self.imp.call(mdt.SetDirStripe(fid, hint, time), cred=cred)
+        await self._change(mdt.SetDirStripe(fid, hint, time), cred, (fid, UPDATE | XATTR))
 
     async def statfs(self) -> StatfsReply:
         """Space and inodes of the MDT."""

@@ -17,6 +17,8 @@ from lustrelite.tunables import limits
 Path = str | bytes
 AnyPath = TypeVar("AnyPath", str, bytes)
 
+_SLASH = ord("/")
+_SPECIAL = frozenset((b"", b".", b".."))
 SYMLINKS_MAX = 40  # MAXSYMLINKS: more than these on one path are taken for a loop
 
 
@@ -42,6 +44,9 @@ def split(path: bytes) -> tuple[list[bytes], bool]:
         raise OpError(errno.ENOENT, "the path is empty")
     if len(path) >= limits.path_bytes_max:
         raise OpError(errno.ENAMETOOLONG, f"a path of {len(path)} bytes")
+    parts = path[1:].split(b"/")
+    if path[0] == _SLASH and len(path) <= limits.name_bytes_max and _SPECIAL.isdisjoint(parts):
+        return parts, False  # as almost all paths are
     parts = [part for part in path.split(b"/") if part]
     last = len(parts) - 1
     parts = [part for i, part in enumerate(parts) if part != b"." or i == last]

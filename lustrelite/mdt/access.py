@@ -2,7 +2,8 @@
 
 A caller is (uid, gid, supplementary groups...). Uid 0 has the capabilities of a Linux root: it passes every check
 except executing a file that nobody may execute. The rules are those of the Linux VFS (fs/namei.c, fs/attr.c), which the
-MDT of Lustre applies on its own side in mdd/mdd_permission.c: it is the only place where all clients meet.
+MDT of Lustre applies on its own side in mdd/mdd_permission.c: it is the only place where all clients meet. Who may read,
+write and search is in permission.py, because clients decide it too, of what they have cached.
 
 Not handled: access control lists, capabilities other than root's, mandatory locks.
 """
@@ -13,6 +14,7 @@ import errno
 from stat import S_ISDIR, S_ISGID, S_ISREG, S_ISUID, S_ISVTX, S_IXGRP
 
 from lustrelite.errors import OpError
+from lustrelite.permission import EXECUTE, READ, WRITE, in_group, owns, permits
 from lustrelite.store.schema import Inode
 from lustrelite.wire.mdt import (
     SET_ATIME,
@@ -26,36 +28,12 @@ from lustrelite.wire.mdt import (
 )
 from lustrelite.wire.message import Cred
 
-READ = 4
-WRITE = 2
-EXECUTE = 1  # search, on a directory
+__all__ = ["EXECUTE", "READ", "WRITE", "owns", "permits"]
 
 PERMISSION_BITS = 0o7777
 PRIVILEGED_FLAGS = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL: only root changes these
 
 USER, TRUSTED, SECURITY, SYSTEM = b"user.", b"trusted.", b"security.", b"system."
-
-
-def in_group(cred: Cred, gid: int) -> bool:
-    """Does the caller belong to group `gid`?"""
-    return gid == cred[1] or (len(cred) > 2 and gid in cred[2:])
-
-
-def owns(inode: Inode, cred: Cred) -> bool:
-    """Is the caller the owner, or root?"""
-    return cred[0] == inode.uid or cred[0] == 0
-
-
-def permits(inode: Inode, cred: Cred, want: int) -> bool:
-    """May the caller do all of `want` (READ | WRITE | EXECUTE) with `inode`?  Source: generic_permission()"""
-    mode = inode.mode
-    if cred[0] == 0:
-        return not (want & EXECUTE and not mode & 0o111 and not S_ISDIR(mode))
-    if cred[0] == inode.uid:
-        mode >>= 6
-    elif in_group(cred, inode.gid):
-        mode >>= 3
-    return mode & want == want
 
 
 def require(inode: Inode, cred: Cred, want: int) -> None:

@@ -8,7 +8,6 @@ Source: mdt_reint_create(), mdt/mdt_reint.c; mdd_create(), mdd/mdd_dir.c
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable
 from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
 from typing import TYPE_CHECKING, cast
 
@@ -16,7 +15,7 @@ from lustrelite.errors import OpError
 from lustrelite.ids import FID_BYTES, SEQ_NORMAL, Fid, make_fid
 from lustrelite.mdt import access, namespace
 from lustrelite.mdt.access import EXECUTE, WRITE
-from lustrelite.mdt.layout import check_hint, wish_of
+from lustrelite.mdt.layout import Wish, check_hint, wish_of
 from lustrelite.recovery.versions import ABSENT
 from lustrelite.store.schema import (
     INODES,
@@ -43,15 +42,15 @@ KINDS = frozenset((S_IFREG, S_IFDIR, S_IFLNK, S_IFCHR, S_IFBLK, S_IFIFO, S_IFSOC
 FIRST_FID = make_fid(SEQ_NORMAL, 1)  # clients are given sequences from here on
 
 
-def prepare_create(call: Call, req: Create) -> Awaitable[None] | None:
-    """Wait for objects if a regular file is to be made."""
+def wish_of_create(call: Call, req: Create) -> Wish | None:
+    """The objects to wait for, if a regular file is to be made."""
     if req.mode & 0o170000 != S_IFREG or call.header.flags & REPLAY:
         return None
-    return prepare_objects(call, req.parent, req.name, req.hint)
+    return wish_to_wait_for(call, req.parent, req.name, req.hint)
 
 
-def prepare_objects(call: Call, parent: Fid, name: bytes, hint: StripeHint | None) -> Awaitable[None] | None:
-    """None if a new file `name` in `parent` can have its objects at once (or will fail anyway), else the wait for them."""
+def wish_to_wait_for(call: Call, parent: Fid, name: bytes, hint: StripeHint | None) -> Wish | None:
+    """None if a new file `name` in `parent` can have its objects at once (or will fail anyway), else what it needs."""
     mdt: Mdt = call.target
     allocator = mdt.allocator
     if allocator.all_ready:
@@ -61,7 +60,7 @@ def prepare_objects(call: Call, parent: Fid, name: bytes, hint: StripeHint | Non
         return None
     try:
         wish = wish_of(mdt.node, hint, directory.hint)
-        return None if allocator.stripes_now(wish) else allocator.wait_for(wish)
+        return None if allocator.stripes_now(wish) else wish
     except OpError:
         return None  # the handler will say the same
 

@@ -1,22 +1,31 @@
-"""The handler table of the MDT: every message of wire/mdt.py, and how it is served."""
+"""The handler table of the MDT: every message of wire/mdt.py, and how it is served. What waits for what: locks.py."""
 
 from __future__ import annotations
 
-from lustrelite.mdt import attributes, create, link, open, reading, rename  # noqa: A004  open is what it is called
+from lustrelite.mdt import attributes, create, link, locks, open, reading, rename  # noqa: A004  open is what it is called
+from lustrelite.mdt.locks import prepared
 from lustrelite.target.handlers import Handler, mutating, waiting
 from lustrelite.target.handlers import reading as looking
 from lustrelite.wire import mdt as wire
 
 HANDLERS: dict[type, Handler] = {
-    wire.Create: mutating(create.create, prepare=create.prepare_create, rebuild=attributes.rebuild_attr),
-    wire.Open: mutating(open.open_file, prepare=open.prepare_open, rebuild=open.rebuild_open),
-    wire.Close: mutating(open.close, rebuild=open.rebuild_close, essential=True),
-    wire.Link: mutating(link.link),
-    wire.Unlink: mutating(link.unlink, rebuild=link.rebuild_unlink),
-    wire.Rename: mutating(rename.rename, rebuild=link.rebuild_unlink),
-    wire.Setattr: mutating(attributes.setattr_, rebuild=attributes.rebuild_attr),
-    wire.Setxattr: mutating(attributes.setxattr),
-    wire.SetDirStripe: mutating(attributes.set_dir_stripe),
+    wire.Create: mutating(
+        create.create, prepare=prepared(locks.create_wants, create.wish_of_create), rebuild=attributes.rebuild_attr
+    ),
+    wire.Open: mutating(
+        open.open_file, prepare=prepared(locks.open_wants, open.wish_of_open), rebuild=open.rebuild_open
+    ),
+    wire.Close: mutating(
+        open.close, prepare=prepared(locks.close_wants), rebuild=open.rebuild_close, essential=True
+    ),
+    wire.Link: mutating(link.link, prepare=prepared(locks.link_wants)),
+    wire.Unlink: mutating(link.unlink, prepare=prepared(locks.unlink_wants), rebuild=link.rebuild_unlink),
+    wire.Rename: mutating(rename.rename, prepare=prepared(locks.rename_wants), rebuild=link.rebuild_unlink),
+    wire.Setattr: mutating(
+        attributes.setattr_, prepare=prepared(locks.setattr_wants), rebuild=attributes.rebuild_attr
+    ),
+    wire.Setxattr: mutating(attributes.setxattr, prepare=prepared(locks.setxattr_wants)),
+    wire.SetDirStripe: mutating(attributes.set_dir_stripe, prepare=prepared(locks.setxattr_wants)),
     wire.Getattr: looking(reading.getattr_),
     wire.Lookup: looking(reading.lookup),
     wire.GetRoot: looking(reading.get_root),

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lustrelite.ids import ROOT_FID, Fid, Nid, parse_target_name
 from lustrelite.mdt import namespace
 from lustrelite.mdt.handlers import HANDLERS
 from lustrelite.mdt.layout import Allocator
+from lustrelite.mdt.locks import ride
 from lustrelite.mdt.open import OpenFiles, close_all, destroy_orphans
 from lustrelite.mdt.osp import Osp
 from lustrelite.mdt.reading import Sequences
-from lustrelite.rpc.export import Export
+from lustrelite.rpc.export import Call, Export
 from lustrelite.rpc.links import LinkPool
 from lustrelite.rpc.node import Node
 from lustrelite.rpc.request import Xids
 from lustrelite.store.kv import Store
 from lustrelite.store.schema import INODES, ORPHANS
+from lustrelite.target.lock_handlers import LOCK_HANDLERS
 from lustrelite.target.target import Target
 from lustrelite.target.transaction import Transaction
+from lustrelite.wire.ldlm import Want
 from lustrelite.wire.mgs import TargetInfo
 
 ORPHANS_AT_ONCE = 500  # destroyed in one transaction
@@ -30,7 +35,7 @@ class Mdt(Target):
     def __init__(self, node: Node, store: Store, *, name: str, links: LinkPool, xids: Xids, index: int = 0) -> None:
         super().__init__(node, store, name=name, index=index)
         self.fsname = parse_target_name(name)[0]
-        self.handlers.update(HANDLERS)
+        self.handlers.update({**LOCK_HANDLERS, **HANDLERS})
         self.links = links
         self.xids = xids  # one counter for all imports that share links
         self.allocator = Allocator(node)
@@ -102,6 +107,10 @@ class Mdt(Target):
             self.node.events.emit("mdt.orphans_destroyed", target=self.name, count=len(orphans))
         for osp in self.allocator.osps.values():
             osp.wake()
+
+    def ride(self, call: Call, body: Any, want: Want) -> None:
+        """See Target.ride."""
+        ride(call, body, want)
 
     def export_gone(self, txn: Transaction, export: Export) -> None:
         """A client is gone: close its files."""

@@ -11,7 +11,6 @@ Source: mdt/mdt_open.c, mdd/mdd_orphans.c; protocol-facts 8.2, 8.3.
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable
 from stat import S_IFREG, S_ISDIR, S_ISLNK, S_ISREG
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -19,7 +18,8 @@ from lustrelite.errors import OpError
 from lustrelite.ids import Fid, fid_text
 from lustrelite.mdt import access, namespace
 from lustrelite.mdt.access import EXECUTE, READ, WRITE
-from lustrelite.mdt.create import make_child, prepare_objects
+from lustrelite.mdt.create import make_child, wish_to_wait_for
+from lustrelite.mdt.layout import Wish
 from lustrelite.recovery.versions import ABSENT
 from lustrelite.store.schema import NAMES, ORPHANS, Inode, ReplyRecord, name_key, unpack_entry
 from lustrelite.target.handlers import EMPTY
@@ -94,11 +94,11 @@ class OpenFiles:
 # ---------------------------------------------------------------- open
 
 
-def prepare_open(call: Call, req: Open) -> Awaitable[None] | None:
-    """Wait for objects if the open may make a file."""
+def wish_of_open(call: Call, req: Open) -> Wish | None:
+    """The objects to wait for, if the open may make a file."""
     if not req.flags & OPEN_CREATE or req.flags & OPEN_BY_FID or call.header.flags & REPLAY:
         return None
-    return prepare_objects(call, req.parent, req.name, req.hint)
+    return wish_to_wait_for(call, req.parent, req.name, req.hint)
 
 
 def open_file(txn: Transaction, req: Open) -> OpenReply:
@@ -261,8 +261,8 @@ def close(txn: Transaction, req: Close) -> Empty:
     file: OpenFile | None = export.opens.get(req.handle)
     if file is None:
         raise OpError(errno.ESTALE)
-    if not _release(mdt, txn, file.fid) and (req.mtime or req.atime):
-        _keep_times(txn, file, req.mtime, req.atime)
+    if not _release(mdt, txn, file.fid):
+        _keep_times(mdt, txn, file, req.mtime, req.atime)
     mdt.open_files.remove(export, req.handle)
     txn.undo(lambda: mdt.open_files.add(export, req.handle, file))
     return EMPTY
@@ -319,18 +319,29 @@ def _destroy_orphan(txn: Transaction, fid: Fid) -> None:
         namespace.destroy(txn, fid, inode)
 
 
-def _keep_times(txn: Transaction, file: OpenFile, mtime: int, atime: int) -> None:
-    """Times of the client's reads and writes; a utimes() that came after them counts."""
-    inode = namespace.find_inode(txn, file.fid)
+def _keep_times(mdt: Mdt, txn: Transaction, file: OpenFile, mtime: int, atime: int) -> None:
+    changed = with_times(mdt, txn, file, mtime, atime)
+    if changed is not None:
+        namespace.put_inode(txn, file.fid, changed)
+
+
+def with_times(mdt: Mdt, rows: namespace.Rows, file: OpenFile, mtime: int, atime: int) -> Inode | None:
+    """The inode with the times of the client's reads and writes, or None if they are no news.
+
+    A utimes() that came after them counts.
+    """
+    if not mtime and not atime:
+        return None
+    inode = namespace.find_inode(rows, file.fid)
     if inode is None or not S_ISREG(inode.mode):
-        return
-    set_at = cast("Mdt", txn.target).open_files.set_times.get(file.fid, 0)
+        return None
+    set_at = mdt.open_files.set_times.get(file.fid, 0)
     wrote = mtime > max(inode.mtime, set_at) and bool(file.flags & OPEN_WRITE)
     read = atime > max(inode.atime, set_at)
-    if wrote or read:
-        changed = inode._replace(
-            atime=atime if read else inode.atime,
-            mtime=mtime if wrote else inode.mtime,
-            ctime=max(mtime, inode.ctime) if wrote else inode.ctime,
-        )
-        namespace.put_inode(txn, file.fid, changed)
+    if not wrote and not read:
+        return None
+    return inode._replace(
+        atime=atime if read else inode.atime,
+        mtime=mtime if wrote else inode.mtime,
+        ctime=max(mtime, inode.ctime) if wrote else inode.ctime,
+    )

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from lustrelite.errors import OpError
 from lustrelite.ids import NO_FID
+from lustrelite.ldlm.policy import WRITERS
 from lustrelite.recovery.versions import ABSENT
 from lustrelite.store.schema import ObjectRecord
 from lustrelite.target.handlers import EMPTY, Dropped, Handler, NotReady, mutating, reading, waiting
@@ -49,6 +50,7 @@ from lustrelite.wire.ost import (
     ReadReply,
     Write,
     WriteReply,
+    resource_of,
 )
 from lustrelite.wire.session import FEATURE_SERVER, Empty, IndexPage, IndexRead
 
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
 FILES = "files"  # a table for IndexRead only: object id -> size of its data file
 OBJECT_ID_MAX = (1 << 63) - 1
 INLINE_BYTES_MAX = limits.bulk_inline_bytes_max  # more goes to a worker thread
+ANY_MODE = -1  # of a lock to read under
 PUNCH_INLINE_BYTES_MAX = 16 << 20  # freeing more blocks than this takes long
 
 
@@ -87,6 +90,30 @@ def _check_valid(call: Call) -> None:
 def _check_server(call: Call) -> None:
     if not call.export.features & FEATURE_SERVER:
         raise OpError(errno.EPERM, f"{call.spec.name} is for servers")
+
+
+# ---------------------------------------------------------------- locks
+
+
+def _check_lock(ost: Ost, call: Call, body: Write | Punch | Read, start: int, end: int, modes: int) -> None:
+    """If the client says under which lock it works: it gets more time to give that back.
+
+    Errors: ESTALE, it has no such lock on [start, end). Its cache is not what it thinks: nothing of it may be written.
+    Not for replays, which come before the locks are.  Source: tgt_brw_lock(), ldlm_lock_prolong_one(); protocol-facts 5.4
+    """
+    if not body.lock:
+        return
+    lock = ost.namespace.holds(call.export, body.lock, resource_of(body.object))
+    if lock is None or not lock.mode & modes or not lock.start <= start or not end - 1 <= lock.end:
+        raise OpError(errno.ESTALE, f"object {body.object}: {call.spec.name} without its lock {body.lock:#x}")
+    ost.namespace.prolong(lock)
+
+
+def _changed_under(ost: Ost, call: Call, body: Write | Punch, transno: int) -> None:
+    """A change was made: before its lock goes to somebody else it must perhaps be durable."""
+    if body.lock and transno > ost.last_committed:
+        ost.unsynced[call.export, resource_of(body.object)] = transno
+        ost.prolong(call.export, body.lock)
 
 
 # ---------------------------------------------------------------- ids
@@ -151,6 +178,7 @@ def prepare_write(call: Call, body: Write) -> Awaitable[None] | None:
     end = body.offset + (len(call.bulk) if call.bulk is not None else 0)
     if call.header.flags & REPLAY:
         return ost.fault("ost.write", call) if ost.node.faults.any else None
+    _check_lock(ost, call, body, body.offset, end, WRITERS)
     small = end - body.offset <= INLINE_BYTES_MAX
     if small and not ost.node.faults.any and ost.ranges.free(body.object, body.offset, end):
         return None
@@ -174,7 +202,8 @@ async def _write_data(ost: Ost, call: Call, body: Write) -> None:
     try:
         if call.still_valid and (len(data) > INLINE_BYTES_MAX or ost.node.faults.any):
             ost.record(body.object)
-            ost.make_room(body.object, end, len(data))
+            _check_lock(ost, call, body, body.offset, end, WRITERS)
+            ost.make_room(call.export, body, len(data))
             await ost.node.run_blocking(ost.files.write, body.object, body.offset, data)
             done = True
             await ost.fault("ost.write_done", call)
@@ -208,11 +237,13 @@ def write(txn: Transaction, body: Write) -> WriteReply:
     else:
         record = ost.record(body.object)
     if not _is_done(ost, txn, call, body.object, body.offset, end):
-        ost.make_room(body.object, end, len(data))
+        if not txn.replay:  # its space was found once
+            ost.make_room(call.export, body, len(data))
         ost.files.write(body.object, body.offset, data)
     attr = ost.stage(txn, body.object, _written(txn, record, body), data=True)
     ost.written(len(data))
-    return WriteReply(attr, 0)
+    _changed_under(ost, call, body, txn.transno)
+    return WriteReply(attr, 0 if txn.replay else ost.grants.written(call.export, body, len(data)))
 
 
 def _is_done(ost: Ost, txn: Transaction, call: Call, oid: int, start: int, end: int) -> bool:
@@ -238,6 +269,8 @@ def _written(txn: Transaction, record: ObjectRecord, body: Write | Punch) -> Obj
 def prepare_punch(call: Call, body: Punch) -> Awaitable[None] | None:
     """One that has little to free and meets nobody, and a replay, are left to the handler."""
     ost = _ost(call)
+    if not call.header.flags & REPLAY:
+        _check_lock(ost, call, body, body.start, body.end, WRITERS)
     if call.header.flags & REPLAY or (ost.ranges.free(body.object, body.start, body.end) and _is_short(ost, body)):
         return None
     return _punch_data(ost, call, body)
@@ -264,6 +297,7 @@ async def _punch_data(ost: Ost, call: Call, body: Punch) -> None:
     try:
         if call.still_valid and not _is_short(ost, body):
             ost.record(body.object)
+            _check_lock(ost, call, body, body.start, body.end, WRITERS)
             await ost.node.run_blocking(ost.files.punch, body.object, body.start, body.end)
             done = True
     finally:
@@ -281,7 +315,9 @@ def punch(txn: Transaction, body: Punch) -> ObjectAttr:
     changed = _written(txn, record, body)
     if record.owner == NO_FID and not ost.files.size(body.object):  # still without a file: fsck tells by the owner
         changed = changed._replace(owner=NO_FID, stripe=0)
-    return ost.stage(txn, body.object, changed, data=True)
+    attr = ost.stage(txn, body.object, changed, data=True)
+    _changed_under(ost, call, body, txn.transno)
+    return attr
 
 
 def _checked(txn: Transaction, ost: Ost, oid: int) -> ObjectRecord:
@@ -334,10 +370,12 @@ async def read(call: Call, body: Read) -> ReadReply:
         raise OpError(errno.EINVAL, f"read of {body.length} bytes at {body.offset}")
     if ost.node.faults.any:
         await ost.fault("ost.read", call)
+    _check_lock(ost, call, body, body.offset, body.offset + body.length, ANY_MODE)
     hold = await ost.ranges.hold(body.object, body.offset, body.offset + body.length, shared=True)
     try:
         _check_valid(call)
         ost.record(body.object)
+        _check_lock(ost, call, body, body.offset, body.offset + body.length, ANY_MODE)
         size = ost.files.size(body.object)
         length = max(0, min(body.length, size - body.offset))
         large = length > INLINE_BYTES_MAX
@@ -349,6 +387,7 @@ async def read(call: Call, body: Read) -> ReadReply:
             length = ost.files.read_into(body.object, body.offset, buffer)
     finally:
         ost.ranges.release(hold)
+    ost.prolong(call.export, body.lock)
     call.reply_bulk = buffer[:length]
     return ReadReply(length, size)
 

@@ -21,12 +21,14 @@ import asyncio
 import errno
 from array import array
 from bisect import bisect_right
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from lustrelite.errors import OpError, StoreFailed
 from lustrelite.ids import NO_FID
+from lustrelite.ldlm.lock import Lock
+from lustrelite.ost.grant import Grants
 from lustrelite.ost.handlers import HANDLERS, Prepared
 from lustrelite.ost.ranges import Ranges
 from lustrelite.recovery.versions import ABSENT
@@ -36,10 +38,13 @@ from lustrelite.store import schema
 from lustrelite.store.kv import Batch, Store
 from lustrelite.store.objects import ObjectFiles
 from lustrelite.store.schema import OBJECTS, ObjectRecord
+from lustrelite.target.lock_handlers import LOCK_HANDLERS
 from lustrelite.target.target import Target
 from lustrelite.target.transaction import Transaction
-from lustrelite.wire.mdt import StatfsReply
-from lustrelite.wire.ost import OBJECT_EOF, ObjectAttr, OstCreateReply
+from lustrelite.wire.ldlm import Lvb
+from lustrelite.wire.mdt import STATFS_NO_SPACE, StatfsReply
+from lustrelite.wire.ost import OBJECT_EOF, ObjectAttr, OstCreateReply, Write
+from lustrelite.wire.session import Connect
 
 LAST_ID = schema.meta_key("last_id")
 
@@ -48,7 +53,6 @@ ORPHANS_MAX = 20_000  # objects that one orphan pass destroys; with more the MDT
 RECREATE_MAX = 20_000  # objects made again when the OST lost them: the newest
 GRANT_CHUNK = 4096  # records in one transaction
 SWEEP_CHUNK = 512
-ROOM_BYTES_MAX = 1 << 30  # written before the disk is asked again how full it is
 
 _BLANK = schema.pack_object(ObjectRecord(0, 0, 0, 0, 0, ABSENT, NO_FID, 0))
 
@@ -60,7 +64,7 @@ class Ost(Target):
 
     def __init__(self, node: Node, store: Store, files: ObjectFiles, *, name: str, index: int = 0) -> None:
         super().__init__(node, store, name=name, index=index)
-        self.handlers.update(HANDLERS)
+        self.handlers.update({**LOCK_HANDLERS, **HANDLERS})
         self.files = files
         self.ranges = Ranges()
         self.granting = asyncio.Lock()  # creation and orphan passes, one at a time
@@ -68,8 +72,10 @@ class Ost(Target):
         self.prepared: dict[Call, Prepared] = {}  # between the two halves of a write or punch, for one turn
         self._touched: dict[int, None] = {}  # data in the file, not yet durable, record staged
         self._doomed: dict[int, None] = {}  # record deleted, file not yet unlinked
-        self._room = 0  # bytes that may be written before the disk is asked again
+        self.grants = Grants(self._space)
         self._uncommitted_bytes = 0
+        self.unsynced: dict[tuple[Export, bytes], int] = {}  # last change under a lock, if not durable: its transno
+        self.namespace.before_cancel = self._cancel_waits
         self._tasks: dict[asyncio.Task[None], None] = {}  # unlinking and sweeping
         self._listing: array[int] | None = None  # of a `files` table that is being read
 
@@ -78,6 +84,7 @@ class Ost(Target):
     def export_gone(self, txn: Transaction, export: Export) -> None:
         """A client is gone, or was restarted under its old name."""
         self.created.pop(export, None)
+        self.grants.gone(export)
 
     def recovery_over(self) -> None:
         """Recovery has ended: files of objects destroyed just before the crash may go."""
@@ -107,6 +114,61 @@ class Ost(Target):
 
     def _say(self, what: str, level: str = "info", **fields: Any) -> None:
         self.node.events.emit(what, level=level, target=self.name, **fields)
+
+    # ------------------------------------------------------------ space
+
+    def grant_on_connect(self, export: Export, body: Connect, known: bool) -> int:
+        """See Grants.connected."""
+        return self.grants.connected(export, body, known=known)
+
+    def make_room(self, export: Export, body: Write, length: int) -> None:
+        """Before a write of `length` bytes.  Errors: ENOSPC, what is left of the disk is reserved, or promised to others
+
+        The reserve is for the database, which needs room to destroy things. Rewriting what is there is always allowed.
+        """
+        if self.grants.covers(export, body, length) or self.grants.take(length):
+            return
+        if body.offset + length > self.files.size(body.object):
+            raise OpError(errno.ENOSPC, f"{self.name} is full")
+
+    def _space(self) -> int:
+        """Bytes that the disk has beyond the reserve."""
+        total, _, available, _, _ = self.files.statfs()
+        return available - total * self.node.tunables.reserved_permille // 1000
+
+    # ------------------------------------------------------------ locks
+
+    def lvb(self, resource_id: bytes) -> Lvb | None:
+        """Size, blocks and times of an object, as they are in its file and record now.  OpError(ENOENT)"""
+        oid = int.from_bytes(resource_id, "big")
+        if len(resource_id) != 8:
+            raise OpError(errno.EINVAL, "not the name of an object")
+        return Lvb(*self.attr(oid, self.record(oid))[:5])
+
+    def prolong(self, export: Export, handle: int) -> None:
+        """`export` has worked under its lock `handle` (0: none)."""
+        lock = self.namespace.table.find(export, handle) if handle else None
+        if lock is not None:
+            self.namespace.prolong(lock)
+
+    def _cancel_waits(self, lock: Lock, cancel: Callable[[], None]) -> bool:
+        """Before a lock goes to who asked for it, what was written under it must be durable, or a crash could take it.
+
+        Its author would replay it, but not if it is lost as well. True: `cancel` is called when that is so.
+        Source: sync_lock_cancel, ofd_slc_set(); protocol-facts 5.11
+        """
+        transno = self.unsynced.get((cast(Export, lock.owner), lock.resource.id), 0)
+        when = self.node.tunables.sync_lock_cancel
+        if transno <= self.last_committed or when == "never" or (when == "blocking" and not lock.asked):
+            return False
+        self.committer.after(transno, cancel)
+        return True
+
+    def after_commit(self) -> None:
+        """Changes are durable."""
+        committed = self.last_committed
+        if self.unsynced:
+            self.unsynced = {key: transno for key, transno in self.unsynced.items() if transno > committed}
 
     # ------------------------------------------------------------ commit
 
@@ -176,25 +238,11 @@ class Ost(Target):
         if self._uncommitted_bytes >= self.node.tunables.commit_bytes_max:
             self.committer.demand()
 
-    def make_room(self, oid: int, end: int, length: int) -> None:
-        """Before `length` bytes are written up to offset `end`.  Errors: ENOSPC, the rest of the disk is reserved
-
-        The reserve is for the database, which needs room to destroy things. Rewriting what is there is always allowed.
-        """
-        self._room -= length
-        if self._room >= 0:
-            return
-        total, _, available, _, _ = self.files.statfs()
-        left = available - total * self.node.tunables.reserved_permille // 1000
-        if left < length and end > self.files.size(oid):
-            raise OpError(errno.ENOSPC, f"{self.name} is full")
-        self._room = min(max(left, 0) // 8, ROOM_BYTES_MAX)  # others write to this disk too
-
     def statfs(self) -> StatfsReply:
         """Space of the disk below the reserve."""
         total, free, available, files_total, files_free = self.files.statfs()
         available = max(0, available - total * self.node.tunables.reserved_permille // 1000)
-        return StatfsReply(total, free, available, files_total, files_free, 0 if available else 4)
+        return StatfsReply(total, free, available, files_total, files_free, 0 if available else STATFS_NO_SPACE)
 
     # ------------------------------------------------------------ granting ids
 

@@ -114,6 +114,11 @@ class Window(Generic[I]):
         self.queue.insert(place, Queued(transno, client, item))
         return None
 
+    def enqueue_locks(self, client: str, item: I) -> None:
+        """Queue a lock replay: the client has no more requests to replay."""
+        self.requests_done(client)
+        self.lock_queue.append((client, item))
+
     def requests_done(self, client: str) -> None:
         """The client has no more requests to replay."""
         self.replaying.pop(client, None)

@@ -18,18 +18,21 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from lustrelite.errors import Deactivated, LinkLost, OpError
 from lustrelite.ids import Nid
+from lustrelite.recovery.adaptive import timeout_for
 from lustrelite.recovery.import_fsm import IN_RECOVERY, ImportFsm, State
 from lustrelite.recovery.replay_list import ReplayList
+from lustrelite.rpc.callbacks_received import CallbacksReceived, RecordLocks
 from lustrelite.rpc.import_recovery import ImportRecovery
 from lustrelite.rpc.links import ClientLink, LinkPool
 from lustrelite.rpc.node import CORRUPT, Node
 from lustrelite.rpc.request import Request, Xids, fail
 from lustrelite.rpc.slots import ModSlots
+from lustrelite.wire.ldlm import Granted, Ride
 from lustrelite.wire.mdt import DISP_OPEN_OPEN, Close, Open
 from lustrelite.wire.message import (
     BY_CLASS,
@@ -41,8 +44,12 @@ from lustrelite.wire.message import (
 from lustrelite.wire.session import (
     FEATURE_MULTIMOD,
     Connect,
+    ConnectReply,
     Disconnect,
 )
+
+if TYPE_CHECKING:
+    from lustrelite.ldlm.lock_cache import LockCache
 
 _NOT_EXECUTED = frozenset({-errno.EBUSY, -errno.EAGAIN})
 _NOT_CONNECTED = frozenset({-errno.ENOTCONN, -errno.ENODEV})
@@ -85,6 +92,7 @@ class ClientImport:
         self.bulk_connections = node.tunables.bulk_connections if "-OST" in target_uuid else 0
         self.max_bytes_per_rpc = node.tunables.max_bytes_per_rpc
         self.index = 0
+        self.estimate_ms = 0  # how long the server says that requests may take it
         self.slots = ModSlots()
         self._full: asyncio.Event = asyncio.Event()
         self.lost: asyncio.Event = asyncio.Event()
@@ -93,7 +101,13 @@ class ClientImport:
         self._timer: asyncio.TimerHandle | None = None
         self.last_reply_at = node.now()
         self.down_since: float | None = None
-        self.replay_locks: Callable[[], Awaitable[None]] | None = None  # the lock manager's part of recovery
+        self.locks: LockCache | None = None  # if this client caches
+        self.records: RecordLocks | None = None  # record locks, if there ever was one
+        self.callbacks = CallbacksReceived(self)
+        self.lease_s = float("inf")  # how long an answered request lets us trust our locks
+        self.lease_until = float("inf")  # past it nothing is believed (rpc/callbacks_received.py)
+        self.leased_at = node.now()  # when the request was sent that renewed the lease last
+        self._last_lock_handle = 0
         self.on_full: list[Callable[[], None]] = []
         self.on_evicted: list[Callable[[], None]] = []
         self.counts = {"replayed": 0, "resent": 0, "timeouts": 0, "evicted": 0, "requests": 0, "reconnects": 0}
@@ -156,9 +170,11 @@ class ClientImport:
         nobody else can replay that.
         """
         orderly = False
-        self.leaving = True
         try:
             async with asyncio.timeout(self.node.tunables.recovery_time_hard_s):
+                if self.locks is not None:
+                    await self.locks.flush_all(cancel=False)
+                self.leaving = True
                 while not (orderly := await self._say_goodbye()) and self.replays.uncommitted:
                     await self.wait_full()
         except (TimeoutError, OpError):
@@ -186,6 +202,9 @@ class ClientImport:
         self.to_state(State.CLOSED)
         self._drop_link()
         self.fail_all(Deactivated(self.target))
+        for lost in (self.locks, self.records):
+            if lost is not None:
+                lost.lost_all(Deactivated(self.target))
         self._full.set()  # whoever waits must look again
         if self._timer is not None:
             self._timer.cancel()
@@ -216,43 +235,44 @@ class ClientImport:
 
     # calls ------------------------------------------------------------------------------------------------------
 
-    async def call(self, body: Any, *, cred: Cred = ROOT_CRED, timeout_s: float | None = None) -> Any:
-        """Send `body` and return the reply's body, through any recovery.
+    async def call(
+        self, body: Any, *, cred: Cred = ROOT_CRED, timeout_s: float | None = None, ride: Ride | None = None
+    ) -> Any:
+        """Send `body` and return the reply's body, through any recovery. `ride` is of `locks.ride`.
 
         Raises OpError (the operation's own errno), Evicted, Deactivated.
         """
-        return (await self._call(body, cred, timeout_s, None, None)).reply
+        return (await self._call(body, cred, timeout_s, None, None, ride)).reply
 
-    async def call_open(self, body: Open, *, cred: Cred = ROOT_CRED) -> tuple[int, Any]:
+    async def call_open(self, body: Open, *, cred: Cred = ROOT_CRED, ride: Ride | None = None) -> tuple[int, Any]:
         """`call` for an open: also returns the handle, which is the request's xid."""
-        request = await self._call(body, cred, None, None, None)
+        request = await self._call(body, cred, None, None, None, ride)
         return request.xid, request.reply
 
     async def call_bulk(
-        self, body: Any, *, bulk: Any = None, sink: memoryview | None = None, cred: Cred = ROOT_CRED
-    ) -> tuple[Any, memoryview | None]:
+        self, body: Any, *, bulk: Any = None, sink: memoryview | None = None, cred: Cred = ROOT_CRED,
+        ride: Ride | None = None,
+    ) -> tuple[Any, memoryview | None]:  # fmt: skip
         """`call` with data: `bulk` is sent (and may not change until this returns), read data goes to `sink`."""
-        request = await self._call(body, cred, None, bulk, sink)
+        request = await self._call(body, cred, None, bulk, sink, ride)
         return request.reply, request.reply_bulk
 
     async def _call(
-        self, body: Any, cred: Cred, timeout_s: float | None, bulk: Any, sink: memoryview | None
+        self, body: Any, cred: Cred, timeout_s: float | None, bulk: Any, sink: memoryview | None, ride: Ride | None
     ) -> Request:
-        if self.inactive or self.fsm.state is State.CLOSED:
-            raise Deactivated(self.target)
         spec = BY_CLASS[type(body)]
-        request = Request(self, spec, body, cred, timeout_s or self.node.tunables.rpc_timeout_s)
+        request = Request(self, spec, body, cred, timeout_s or timeout_for(self.node.tunables.rpc_timeout_s, self.estimate_ms))
         request.bulk = bulk
         request.sink = sink
-        if spec.mutates:
-            if isinstance(body, Close):
-                request.closes = body.handle
-            request.tag = self.slots.try_take(close=bool(request.closes))
-            while not request.tag:
-                await self.slots.wait()
-                if self.inactive or self.state is State.CLOSED:
-                    raise Deactivated(self.target)
-                request.tag = self.slots.try_take(close=bool(request.closes))
+        request.ride = ride
+        try:
+            if self.inactive or self.fsm.state is State.CLOSED:
+                raise Deactivated(self.target)
+            if spec.mutates:
+                await self._take_slot(request)
+        except (OpError, asyncio.CancelledError):
+            self._ride_over(request, sent=False)
+            raise
         request.generation = self.fsm.generation
         if self.fsm.state is State.FULL:
             self.send(request)
@@ -265,13 +285,41 @@ class ClientImport:
             raise
         return request
 
+    async def _take_slot(self, request: Request) -> None:
+        """A reply slot for a change."""
+        if isinstance(request.body, Close):
+            request.closes = request.body.handle
+        request.tag = self.slots.try_take(close=bool(request.closes))
+        while not request.tag:
+            await self.slots.wait()
+            if self.inactive or self.state is State.CLOSED:
+                raise Deactivated(self.target)
+            request.tag = self.slots.try_take(close=bool(request.closes))
+
     def _abandon(self, request: Request) -> None:
         """The caller is gone. What was not sent never will be; a sent change runs on; a sent read is forgotten."""
         if request in self.delayed:
             del self.delayed[request]
             self.slots.free(request.tag)
+            self._ride_over(request, sent=False)
         elif request.xid in self.sending and not request.spec.mutates:
             self.forget(request)
+            self._ride_over(request, sent=True)
+
+    def _ride_over(self, request: Request, *, sent: bool = True, granted: tuple[Granted, ...] | None = None) -> None:
+        """Its locks have arrived (perhaps none), or there will be no answer. A replay carries none."""
+        ride, request.ride = request.ride, None
+        if ride is not None and self.locks is not None:
+            if granted is None:
+                self.locks.ride_failed(ride, sent=sent)
+            else:
+                self.locks.ride_answered(ride, granted)
+
+    def lock_handles(self, count: int) -> int:
+        """The first of `count` names for locks that were never used on this import."""
+        first = self._last_lock_handle + 1
+        self._last_lock_handle += count
+        return first
 
     def forget(self, request: Request) -> None:
         """`request` waits for no answer any more: one that still comes finds nobody."""
@@ -295,8 +343,12 @@ class ClientImport:
         assert link is not None
         self.sending[xid] = request
         link.waiting[xid] = request
-        conn_cnt = request.conn_cnt = self.fsm.conn_cnt
-        request.deadline = self.node.now() + request.timeout_s
+        now = self.node.now()
+        conn_cnt = self.fsm.conn_cnt
+        if request.conn_cnt != conn_cnt:  # else a copy of what was sent before
+            request.conn_cnt = conn_cnt
+            request.sent_at = now
+        request.deadline = now + request.timeout_s
         if self._timer is None:
             self._arm_timer()
         if self.node.faults.any and self._faulty_send(request):
@@ -418,12 +470,14 @@ class ClientImport:
 
     def reply_received(self, request: Request, raw: tuple[Any, ...], bulk: memoryview | None) -> None:
         """A reply to `request`; `raw` has the shape of a ReplyHeader, its body is unchecked."""
-        _, status, _, transno, last_committed, pre_versions, _, conn_cnt, _, _, _, body = raw
+        _, status, _, transno, last_committed, pre_versions, _, conn_cnt, estimate_ms, granted, callback, body = raw
         if self.node.faults.any and self._faulty_receive(request, raw, bulk):
             return
         if conn_cnt != self.fsm.conn_cnt:
             return
         self.last_reply_at = self.node.now()
+        self.estimate_ms = estimate_ms
+        self.estimate_ms = estimate_ms
         if status:
             if status in _NOT_EXECUTED and not request.direct:
                 self._pause_and_resend(request, new_xid=False)
@@ -442,6 +496,8 @@ class ClientImport:
             request.reply = request.spec.check_reply(body)
             request.reply_bulk = bulk
         self.forget(request)
+        if request.ride is not None:
+            self._ride_over(request, granted=granted)
         if request.direct:
             request.reply_raw = raw
             if status:
@@ -451,6 +507,9 @@ class ClientImport:
             if request.spec.cls is not Connect:
                 self.committed(last_committed)
             return
+        if callback <= self.callbacks.seen and request.sent_at > self.leased_at:
+            self.leased_at = request.sent_at
+            self.lease_until = request.sent_at + self.lease_s
         if transno:
             request.transno = transno
             request.pre_versions = pre_versions
@@ -575,6 +634,15 @@ class ClientImport:
                 self.slots.free(request.tag)
             fail(request, error)
         self.slots.wake_all()
+
+    def connected(self, reply: ConnectReply, sent_at: float, old_handle: int) -> None:
+        """The connect reply was adopted: what it says of callbacks and of the lease."""
+        self.lease_s = reply.lease_ms / 1000
+        if reply.handle != old_handle:
+            self.callbacks.restart()
+            self.leased_at = sent_at
+        # An old lease is not renewed by this: there may be callbacks that did not reach us.
+        self.lease_until = min(self.lease_until, sent_at + self.lease_s)
 
     def describe(self) -> dict[str, Any]:
         """The import as data, for `osc.*.import` and friends."""

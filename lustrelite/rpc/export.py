@@ -14,15 +14,20 @@ from lustrelite.wire.ldlm import Granted
 from lustrelite.wire.message import RequestHeader, Spec, pack
 
 if TYPE_CHECKING:
+    from lustrelite.rpc.callbacks import Callbacks
+    from lustrelite.rpc.service import Service
     from lustrelite.target.target import Target
+
+
+HANDLE_BITS = 29  # an int of 28 bytes; a request of another connection is told by its link and conn_cnt as well
 
 
 class Export:
     """What a target knows of one client. Made at its first connect, or from its record when the target starts."""
 
     __slots__ = (
-        "client_index", "conn_cnt", "failed", "features", "generation", "handle", "in_progress", "in_recovery",
-        "incarnation", "last_callback", "last_request", "last_xid", "link", "nid", "opens", "record_durable", "replay_done", "replies",
+        "_in_progress", "_opens", "_replies", "callbacks", "client_index", "conn_cnt", "failed", "features", "generation", "handle", "in_recovery",
+        "incarnation", "last_callback", "last_request", "last_xid", "link", "nid", "record_durable", "replay_done",
         "target", "uuid", "vbr_failed",
     )  # fmt: skip
 
@@ -33,7 +38,7 @@ class Export:
         self.client_index = client_index  # its place in last_rcvd
         self.incarnation = incarnation
         self.generation = generation  # ties reply records to this use of the place
-        self.handle = target.node.random.getrandbits(63) | 1
+        self.handle = target.node.random.getrandbits(HANDLE_BITS) | 1
         self.conn_cnt = 0
         self.link: ServerLink | None = None
         self.features = 0
@@ -43,16 +48,58 @@ class Export:
         self.vbr_failed = False
         self.last_request = now
         self.last_xid = 0  # everything up to it has been answered and received
-        self.replies: dict[int, Any] = {}  # tag -> ReplyRecord
-        self.opens: dict[int, Any] = {}  # open handle (xid of the open) -> what the target keeps of an open file
-        self.in_progress: dict[int, Call] = {}  # xid -> call that is waiting for something
+        # Most clients have none of these most of the time, and an empty dict is 64 bytes.
+        self._replies: dict[int, Any] | None = None
+        self._opens: dict[int, Any] | None = None
+        self._in_progress: dict[int, Call] | None = None
         self.record_durable = False
+        self.callbacks: Callbacks | None = None  # made when there is a first one
         self.last_callback = 0  # number of the last callback sent to it
 
     @property
     def connected(self) -> bool:
         """Has a living link."""
         return self.link is not None
+
+    @property
+    def replies(self) -> dict[int, Any]:
+        """Tag -> ReplyRecord."""
+        if self._replies is None:
+            self._replies = {}
+        return self._replies
+
+    @property
+    def opens(self) -> dict[int, Any]:
+        """Open handle (the xid of the open) -> what the target keeps of an open file."""
+        if self._opens is None:
+            self._opens = {}
+        return self._opens
+
+    def in_progress(self, xid: int) -> Call | None:
+        """The call with this xid that waits for something."""
+        return self._in_progress.get(xid) if self._in_progress is not None else None
+
+    def calls_in_progress(self) -> list[Call]:
+        """All calls that wait for something."""
+        return list(self._in_progress.values()) if self._in_progress is not None else []
+
+    def enter(self, call: Call) -> None:
+        """`call` waits for something: a second copy of it will find it."""
+        if self._in_progress is None:
+            self._in_progress = {}
+        self._in_progress[call.xid] = call
+
+    def leave(self, call: Call) -> None:
+        """`call` is answered or given up (if it is still the one: a later copy may have taken its place)."""
+        calls = self._in_progress
+        if calls is not None and calls.get(call.xid) is call:
+            del calls[call.xid]
+            if not calls:
+                self._in_progress = None
+
+    def forget_calls(self) -> None:
+        """Nothing is in progress any more."""
+        self._in_progress = None
 
     def find_reply(self, xid: int) -> Any:
         """The reply record of `xid`, or None. There are few: one per slot."""
@@ -66,14 +113,41 @@ class Export:
 
 
 class ServerLink:
-    """A link from a client process, with the exports on it."""
+    """A link from a client process, with the exports on it: the Receiver of what comes over it."""
 
-    __slots__ = ("exports", "link", "peer")
+    __slots__ = ("exports", "link", "lost", "service")
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, service: Service, link: Link) -> None:
+        self.service = service
         self.link = link
-        self.peer = link.peer
-        self.exports: list[Export] = []  # one or two: a dict would be three times the size
+        self.exports: tuple[Export, ...] = ()  # one or two
+        self.lost = False
+
+    @property
+    def peer(self) -> str:
+        """The client process, for messages."""
+        return self.link.peer
+
+    def find(self, handle: int) -> Export | None:
+        """The export that is connected over this link under `handle`: a request comes over its export's link."""
+        for export in self.exports:
+            if export.handle == handle:
+                return export
+        return None
+
+    def bulk_buffer(self, link: Link, kind: int, header: Any, length: int) -> memoryview:
+        """See node.Receiver."""
+        return self.service.bulk_buffer(length)
+
+    def frame_received(self, link: Link, kind: int, header: Any, bulk: memoryview | None) -> None:
+        """See node.Receiver."""
+        if not self.lost:
+            self.service.frame_received(self, kind, header, bulk)
+
+    def link_lost(self, link: Link, why: str) -> None:
+        """See node.Receiver."""
+        if not self.lost:
+            self.service.link_lost(self)
 
 
 class Call:
@@ -90,6 +164,7 @@ class Call:
         "granted",
         "header",
         "link",
+        "noticed",
         "on_reply",
         "reply_bulk",
         "spec",
@@ -111,12 +186,13 @@ class Call:
         self.export: Export = None  # type: ignore[assignment]  # set by the service for all but connects
         self.answered = False
         self.arrived = now
+        self.noticed = now  # when the client last heard that we are at it
         self.on_reply: Any = None
         self.granted: tuple[Granted, ...] = ()  # locks that travel in the reply's header
 
     def reply(
         self, status: int, body: Any, *, transno: int = 0, pre_versions: tuple[int, ...] = (), last_committed: int = 0,
-        instance: int = 0, estimate_ms: int = 0,
+        instance: int = 0,
     ) -> None:  # fmt: skip
         """Send the reply, once. Where it goes: the link of the newest copy of the request."""
         if self.answered:
@@ -124,38 +200,32 @@ class Call:
         self.answered = True
         if self.on_reply is not None:
             self.on_reply(self)
-        target = self.target
-        if target is not None and target.node.faults.any and self._faulty(
-            status, body, transno, pre_versions, last_committed, instance
-        ):
+        target, service = self.target, self.link.service
+        header = (  # a ReplyHeader, field by field
+            self.xid, status, self.header.flags, transno, last_committed, pre_versions, instance,
+            self.conn_cnt, service.estimate.value_ms, self.granted, self.export.last_callback if self.export is not None else 0,
+            body if not status else None,
+        )  # fmt: skip
+        if target is not None and target.node.faults.any and self._faulty(header):
             return
-        self.link.link.send(
-            frame.REPLY,
-            pack(
-                (  # a ReplyHeader, field by field
-                    self.xid, status, self.header.flags, transno, last_committed, pre_versions, instance,
-                    self.conn_cnt, estimate_ms, self.granted, self.export.last_callback if self.export is not None else 0,
-                    body if not status else None,
-                )
-            ),
-            self.reply_bulk if not status else None,
-        )
+        self._send(header)
 
-    def _faulty(self, *reply: Any) -> bool:
+    def _send(self, header: tuple[Any, ...]) -> None:
+        self.link.link.send(frame.REPLY, pack(header), self.reply_bulk if not header[1] else None)
+
+    def _faulty(self, header: tuple[Any, ...]) -> bool:
         fault = self.target.node.faults.message("reply", self.spec.name, self.export.uuid if self.export else "")
         if fault is None:
             return False
         if fault.action == "delay":
-            asyncio.get_running_loop().call_later(fault.delay_s, self._reply_late, *reply)
+            asyncio.get_running_loop().call_later(fault.delay_s, self._send, header)
         return fault.action in ("drop", "delay")
-
-    def _reply_late(self, status: int, body: Any, transno: int, pre: tuple[int, ...], last: int, instance: int) -> None:
-        header = (self.xid, status, self.header.flags, transno, last, pre, instance, self.conn_cnt, 0, (), 0, body)
-        self.link.link.send(frame.REPLY, pack(header), self.reply_bulk if not status else None)
 
     def still_working(self) -> None:
         """The client asked again: tell it that it will be answered, so that it keeps the connection."""
-        header = (self.xid, 0, self.header.flags, 0, 0, (), 0, self.conn_cnt, 0, (), 0, None)
+        header = (
+            self.xid, 0, self.header.flags, 0, 0, (), 0, self.conn_cnt, self.link.service.estimate.value_ms, (), 0, None,
+        )  # fmt: skip
         self.link.link.send(frame.EARLY_REPLY, pack(header))
 
     def overdue(self, now: float) -> bool:

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 from lustrelite.errors import Evicted, LinkLost, OpError, ProtocolError
 from lustrelite.ids import Nid
 from lustrelite.recovery.import_fsm import State
+from lustrelite.rpc.lock_replay import replay_locks
 from lustrelite.rpc.request import Request
 from lustrelite.wire.message import BY_CLASS, LOCK_REPLAY_DONE, REPLAY, REQ_REPLAY_DONE, RESENT, ROOT_CRED
 from lustrelite.wire.session import CONNECT_INITIAL, CONNECT_TRANSNO, Connect, ConnectReply, Ping
 
 if TYPE_CHECKING:
     from lustrelite.rpc.client_import import ClientImport
+
+LEASE_RENEWED_AT = 0.6  # of its time
 
 _NOT_DONE = frozenset((errno.ENOTCONN, errno.ENODEV, errno.EBUSY, errno.EAGAIN, errno.EINPROGRESS))
 
@@ -107,8 +110,9 @@ class ImportRecovery:
                 "import.time_went_back", level="error", target=self.imp.target, ours=self.imp.replays.last_committed,
                 theirs=last_committed,
             )  # fmt: skip
-        old, old_instance = self.imp.fsm.state, self.imp.fsm.instance
+        old, old_instance, old_handle = self.imp.fsm.state, self.imp.fsm.instance, self.imp.fsm.handle
         self.imp.fsm.on_connect_reply(reply, self.imp.node.now())
+        self.imp.connected(reply, request.sent_at, old_handle)
         self.imp.state_changed(old)
         if old_instance and reply.instance != old_instance:
             self.imp.node.events.emit("import.new_instance", target=self.imp.target, instance=reply.instance)
@@ -135,8 +139,7 @@ class ImportRecovery:
             await self._replay()
             self._advance(State.REPLAY, State.REPLAY_LOCKS, conn_cnt)
         if self.imp.state is State.REPLAY_LOCKS:
-            if self.imp.replay_locks is not None:
-                await self.imp.replay_locks()
+            await replay_locks(self.imp)
             self._advance(State.REPLAY_LOCKS, State.REPLAY_WAIT, conn_cnt)
         if self.imp.state is State.REPLAY_WAIT:
             await self._finish_replay()
@@ -244,13 +247,14 @@ class ImportRecovery:
             callback()
 
     async def _stay(self) -> None:
-        """FULL: ping when idle, sooner when there is something uncommitted; return by LinkLost."""
+        """FULL: ping when idle, sooner when something is uncommitted or locks need their lease; return by LinkLost."""
         tunables = self.imp.node.tunables
         while True:
             uncommitted = bool(self.imp.replays.uncommitted)
             interval = tunables.uncommitted_ping_s if uncommitted else tunables.ping_interval_s
+            pause = min(interval, max(self._lease_due() - self.imp.node.now(), self.imp.lease_s / 8))
             try:
-                async with asyncio.timeout(interval):
+                async with asyncio.timeout(pause):
                     await self.imp.lost.wait()
                 raise LinkLost("lost")
             except TimeoutError:
@@ -258,6 +262,10 @@ class ImportRecovery:
             if self.imp.state is not State.FULL:
                 raise LinkLost("lost")
             idle = self.imp.node.now() - self.imp.last_reply_at
+            if pause < interval:
+                uncommitted = False  # not yet
+                if self._lease_due() <= self.imp.node.now():
+                    idle = interval
             if self.imp.leaving:
                 continue  # behind a Disconnect a ping would find no export and look like an eviction
             if (idle >= interval * 0.9 or uncommitted) and not any(r.spec.cls is Ping for r in self.imp.sending.values()):
@@ -265,3 +273,10 @@ class ImportRecovery:
                 ping.generation = self.imp.fsm.generation
                 ping.future.add_done_callback(lambda f: f.cancelled() or f.exception())
                 self.imp.send(ping)
+
+    def _lease_due(self) -> float:
+        """When to renew the lease: never without locks."""
+        imp = self.imp
+        if imp.locks is None or not imp.locks.lock_count or imp.lease_s <= 0:
+            return float("inf")
+        return imp.leased_at + LEASE_RENEWED_AT * imp.lease_s

@@ -6,13 +6,13 @@ When a link dies, every import on it hears so and recovers for itself (chapter 3
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lustrelite.errors import LinkLost, ProtocolError
 from lustrelite.ids import Nid
 from lustrelite.rpc.node import Link, Node
 from lustrelite.wire import frame
+from lustrelite.wire.locks import decode_callback
 from lustrelite.wire.message import check_reply
 
 if TYPE_CHECKING:
@@ -46,13 +46,21 @@ class ClientLink:
                 request = self.waiting.get(raw[0])
                 if request is not None:
                     request.owner.early_reply_received(request, raw)
-            elif kind == frame.CALLBACK and self.pool.on_callback is not None:
-                self.pool.on_callback(self, header)
+            elif kind == frame.CALLBACK:
+                self._callback(header)
             else:
                 raise ProtocolError(f"frame kind {kind} from a server")
         except ProtocolError as error:
             self.pool.node.events.emit("link.protocol_error", level="warning", peer=str(self.nid), why=str(error))
             link.close(str(error))
+
+    def _callback(self, raw: Any) -> None:
+        """A callback finds its import by the export it is meant for; one for nobody here is ignored."""
+        header, spec = decode_callback(raw)
+        for owner in self.imports:
+            if owner.fsm.handle == header.handle:
+                owner.callbacks.received(self, header, spec)
+                return
 
     def bulk_buffer(self, link: Link, kind: int, header: Any, length: int) -> memoryview:
         """Read data goes straight to where the caller wants it."""
@@ -85,7 +93,6 @@ class LinkPool:
         self.node = node
         self.links: dict[Nid, ClientLink] = {}
         self._opening: dict[Nid, asyncio.Task[ClientLink]] = {}
-        self.on_callback: Callable[[ClientLink, Any], None] | None = None
 
     async def get(self, nid: Nid, bulk_connections: int = 0) -> ClientLink:
         """The living link to `nid`, opened if need be; LinkLost if nobody answers.

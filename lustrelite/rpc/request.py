@@ -36,8 +36,8 @@ class Request:
 
     __slots__ = (
         "body", "bulk", "closes", "conn_cnt", "cred", "deadline", "direct", "flags", "future", "generation",
-        "keeps_open", "owner", "pauses", "pre_versions", "replayed_at", "reply", "reply_bulk", "reply_raw", "ride", "sink",
-        "spec", "tag", "timeout_s", "transno", "working_at", "xid",
+        "keeps_open", "owner", "pauses", "pre_versions", "replayed_at", "reply", "reply_bulk", "reply_raw", "ride", "sent_at",
+        "sink", "spec", "tag", "timeout_s", "transno", "working_at", "xid",
     )  # fmt: skip
 
     def __init__(self, owner: ClientImport, spec: Spec, body: Any, cred: Cred, timeout_s: float) -> None:
@@ -59,6 +59,7 @@ class Request:
         self.reply_raw: tuple[Any, ...] = ()
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.deadline = 0.0
+        self.sent_at = 0.0  # when it was first sent over the present connection
         self.working_at = 0.0  # when the server last said that it is at it
         self.generation = 0
         self.conn_cnt = 0

@@ -14,13 +14,19 @@ from typing import Any, Protocol
 
 from lustrelite.errors import OpError, ProtocolError
 from lustrelite.ids import Nid
+from lustrelite.recovery.adaptive import ServiceEstimate
 from lustrelite.rpc.buffers import BufferPool
 from lustrelite.rpc.export import Call, Export, ServerLink
 from lustrelite.rpc.node import Link, Listener, Node
 from lustrelite.tunables import limits
 from lustrelite.wire import frame
+from lustrelite.wire.locks import check_callback_reply
 from lustrelite.wire.message import CLASS_NORMAL, REPLAY, RESENT, decode_request
 from lustrelite.wire.session import Connect
+
+
+NOTICE_TICK_S = 0.25
+NOTICE_PART = 0.6  # of the time that the client waits before it asks again
 
 
 class Endpoint(Protocol):
@@ -29,6 +35,8 @@ class Endpoint(Protocol):
     name: str
     uuid: str
     service: Any  # the Service, once it serves the target
+    exports: dict[str, Export]  # by client uuid
+    recovering: bool
 
     def connect(self, call: Call) -> None:
         """A Connect arrived."""
@@ -46,11 +54,12 @@ class Service:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.targets: dict[str, Endpoint] = {}  # by uuid
-        self.exports: dict[int, Export] = {}  # by handle
-        self.links: dict[Link, ServerLink] = {}
+        self.idle: dict[ServerLink, None] = {}  # links without an export; the others are known by their exports
         self.listeners: list[Listener] = []
         self.buffers = BufferPool()
-        self.waiting = 0  # calls that were not answered in the turn they came in
+        self.waiting: dict[Call, None] = {}  # calls that were not answered in the turn they came in
+        self.estimate = ServiceEstimate(node.tunables.at_history_s, node.tunables.at_max_s)
+        self._notices: asyncio.TimerHandle | None = None
         self.counts: dict[str, int] = {}
         self.refused = 0
 
@@ -64,8 +73,8 @@ class Service:
         """Stop listening and drop every link."""
         for listener in self.listeners:
             listener.close()
-        for link in list(self.links):
-            link.close("server stops")
+        for server_link in dict.fromkeys([*self.idle, *(e.link for t in self.targets.values() for e in t.exports.values() if e.link)]):
+            server_link.link.close("server stops")
         self.listeners.clear()
 
     def add_target(self, target: Endpoint) -> None:
@@ -77,50 +86,49 @@ class Service:
     def remove_target(self, target: Endpoint) -> None:
         """Serve it no longer: its clients get ENODEV and look elsewhere."""
         self.targets.pop(target.uuid, None)
-        for export in [e for e in self.exports.values() if e.target is target]:
+        for export in target.exports.values():
             self.forget(export)
 
     def admit_export(self, export: Export, link: ServerLink) -> None:
         """`export` is connected over `link` from now on."""
-        self.exports[export.handle] = export
-        self._unlink(export)
+        self.forget(export)
         export.link = link
-        link.exports.append(export)
+        if not link.exports:
+            self.idle.pop(link, None)
+        link.exports += (export,)
 
     def forget(self, export: Export) -> None:
-        """The export is gone: its handle is answered ENOTCONN."""
-        self.exports.pop(export.handle, None)
-        self._unlink(export)
-
-    def _unlink(self, export: Export) -> None:
-        if export.link is not None:
-            export.link.exports.remove(export)
-            export.link = None
+        """The export has no link any more: its handle is answered ENOTCONN."""
+        link, export.link = export.link, None
+        if link is not None:
+            link.exports = tuple(other for other in link.exports if other is not export)
+            if not link.exports and not link.lost:
+                self.idle[link] = None
 
     # receiver ---------------------------------------------------------------------------------------------------
 
-    def _accept(self, link: Link) -> Service:
-        self.links[link] = ServerLink(link)
-        return self
+    def _accept(self, link: Link) -> ServerLink:
+        server_link = ServerLink(self, link)
+        self.idle[server_link] = None
+        return server_link
 
-    def bulk_buffer(self, link: Link, kind: int, header: Any, length: int) -> memoryview:
+    def bulk_buffer(self, length: int) -> memoryview:
         """Write data: much of it goes to memory that direct I/O can take."""
         return self.buffers.take(length) if length > limits.bulk_inline_bytes_max else memoryview(bytearray(length))
 
-    def link_lost(self, link: Link, why: str) -> None:
+    def link_lost(self, server_link: ServerLink) -> None:
         """Every export on the link loses its connection; each client then recovers for itself."""
-        server_link = self.links.pop(link, None)
-        if server_link is None:
-            return
-        exports, server_link.exports = server_link.exports, []
+        server_link.lost = True
+        self.idle.pop(server_link, None)
+        exports, server_link.exports = server_link.exports, ()
         for export in exports:
             export.link = None
             export.target.link_lost(export)
 
-    def frame_received(self, link: Link, kind: int, raw: Any, bulk: memoryview | None) -> None:
+    def frame_received(self, server_link: ServerLink, kind: int, raw: Any, bulk: memoryview | None) -> None:
         """A request arrived. What breaks the protocol costs its sender the link and nobody else anything."""
-        server_link = self.links.get(link)
-        if server_link is None:
+        if kind == frame.CALLBACK_REPLY:
+            self._callback_answered(server_link, raw)
             return
         try:
             if kind != frame.REQUEST:
@@ -129,16 +137,31 @@ class Service:
             if bulk is not None and not spec.bulk_in:
                 raise ProtocolError(f"{spec.name} carries no bulk")
         except ProtocolError as error:
-            self.node.events.emit("link.protocol_error", level="warning", peer=link.peer, why=str(error))
-            link.close(str(error))
+            self._protocol_error(server_link, error)
             return
         call = Call(server_link, header, spec, bulk, self.node.now())
         if self.node.faults.any and self._faulty(call):
             return
         self._dispatch(call)
 
+    def _callback_answered(self, server_link: ServerLink, raw: Any) -> None:
+        try:
+            number, handle, status, body = check_callback_reply(raw)
+            export = server_link.find(handle)
+            if export is not None and export.callbacks is not None:  # else it was evicted meanwhile
+                export.last_request = self.node.now()
+                export.callbacks.answered(number, status, body)
+        except ProtocolError as error:
+            self._protocol_error(server_link, error)
+        except Exception as error:  # noqa: BLE001  as in _dispatch
+            self.node.crash(f"answer to a callback: {error!r}", error)
+
+    def _protocol_error(self, server_link: ServerLink, error: ProtocolError) -> None:
+        self.node.events.emit("link.protocol_error", level="warning", peer=server_link.peer, why=str(error))
+        server_link.link.close(str(error))
+
     def _faulty(self, call: Call) -> bool:
-        export = self.exports.get(call.header.handle)
+        export = call.link.find(call.header.handle)
         who = export.uuid if export else call.body.client if isinstance(call.body, Connect) else ""
         fault = self.node.faults.message("request", call.spec.name, who)
         if fault is None:
@@ -174,7 +197,7 @@ class Service:
             target.connect(call)
             return
         header = call.header
-        export = self.exports.get(header.handle)
+        export = call.link.find(header.handle)
         if export is None:
             raise OpError(errno.ENOTCONN)
         if header.conn_cnt != export.conn_cnt:
@@ -187,22 +210,43 @@ class Service:
         self._check_capacity(call)
         call.target.handle(call)
         if not call.answered:
-            self.waiting += 1
+            self.waiting[call] = None
             call.on_reply = self._answered
+            if self._notices is None:
+                self._notices = asyncio.get_running_loop().call_later(NOTICE_TICK_S, self._say_still_working)
 
     def _answered(self, call: Call) -> None:
-        self.waiting -= 1
+        del self.waiting[call]
+        if call.spec.klass == CLASS_NORMAL and not call.header.flags & REPLAY and not call.target.recovering:
+            now = self.node.now()
+            self.estimate.add(now - call.arrived, now)
+
+    def _say_still_working(self) -> None:
+        """Tell who waits that we are at it, well before they would ask again: an early reply.
+
+        Source: ptlrpc_at_send_early_reply(), ptlrpc/service.c
+        """
+        self._notices = None
+        if not self.waiting or self.node.dead:
+            return
+        now = self.node.now()
+        self.estimate.forget(now)
+        for call in self.waiting:
+            if now >= call.noticed + NOTICE_PART * call.header.timeout_ms / 1000:
+                call.noticed = now
+                call.still_working()
+        self._notices = asyncio.get_running_loop().call_later(NOTICE_TICK_S, self._say_still_working)
 
     def dropped(self, call: Call) -> None:
         """The call will never be answered (its client is gone, or another copy is served)."""
         if call.on_reply is not None and not call.answered:
-            self.waiting -= 1
+            del self.waiting[call]
         call.answered = True
 
     def _check_capacity(self, call: Call) -> None:
         room = limits.requests_per_service_max
         if call.spec.klass == CLASS_NORMAL and not call.header.flags & (RESENT | REPLAY):
             room -= limits.requests_reserved_max
-        if self.waiting >= room:
+        if len(self.waiting) >= room:
             self.refused += 1
             raise OpError(errno.EBUSY, "the server's queue is full")

@@ -129,7 +129,7 @@ class SocketNetwork:
     async def _dial(self, link: SocketLink, index: int, bulk_connections: int) -> Hello:
         if link.closed:
             raise LinkLost(link.why)
-        loop = link.loop
+        loop = asyncio.get_running_loop()
         answered: asyncio.Future[Hello] = loop.create_future()
         link.waiter = answered
 
@@ -188,7 +188,8 @@ class SocketListener:
         self.path = ""
         self.inode = 0
         self.server: asyncio.AbstractServer | Any = None
-        self.links: dict[int, SocketLink] = {}
+        self.links: dict[int, SocketLink] = {}  # those that are not whole yet
+        self.whole = 0
         self.strangers: dict[Connection, None] = {}  # have not said HELLO yet
 
     def close(self) -> None:
@@ -200,8 +201,7 @@ class SocketListener:
         for connection in list(self.strangers):
             connection.abort()
         for link in list(self.links.values()):
-            if not link.whole:
-                link.drop("the listener was closed")
+            link.drop("the listener was closed")
         if self.path:
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(self.path).st_ino == self.inode:  # a successor may have put its own there
@@ -210,6 +210,13 @@ class SocketListener:
     def made(self) -> Connection:
         """The protocol object of a connection that is being accepted."""
         return Connection(self.network, self._hello, self)
+
+    def dropped(self, link: SocketLink) -> None:
+        """`link` is over."""
+        if link.whole:
+            self.whole -= 1
+        else:
+            del self.links[link.id]
 
     def admit(self, connection: Connection) -> None:
         """Take in a stranger, or refuse it when there are too many."""
@@ -225,15 +232,15 @@ class SocketListener:
         if hello.index == 0:
             if link is not None:
                 raise ProtocolError("a HELLO for a link that exists")
-            if len(self.links) >= network.links_max:
+            if len(self.links) + self.whole >= network.links_max:
                 raise ProtocolError(f"too many links: {network.links_max}")
-            link = SocketLink(network, connection.called_from(self.path), hello.link)
-            link.peer = hello.peer
+            link = SocketLink(network, self.nid, hello.link)
+            link.peer = hello.peer or connection.called_from(self.path)
             link.bulk_granted = min(hello.bulk_connections, network.bulk_connections_max)
             link.listener = self
-            link.timer = link.loop.call_later(network.hello_wait_s, link.drop, "bulk connections did not come")
+            link.timer = asyncio.get_running_loop().call_later(network.hello_wait_s, link.drop, "bulk connections did not come")
             self.links[hello.link] = link
-        elif link is None or not 1 <= hello.index <= link.bulk_granted or hello.index in link.connections:
+        elif link is None or not 1 <= hello.index <= link.bulk_granted or hello.index != len(link.connections):
             raise ProtocolError(f"a HELLO for bulk connection {hello.index} of a link that does not wait for it")
         self.strangers.pop(connection, None)
         link.attach(hello.index, connection)
@@ -243,6 +250,9 @@ class SocketListener:
             link.timer.cancel()
             link.timer = None
             link.whole = True
+            del self.links[hello.link]
+            link.id = 0  # it is bound: nobody asks for it by number
+            self.whole += 1
             link.receiver = self.accept(link)
 
 
@@ -250,21 +260,19 @@ class SocketLink:
     """node.Link over sockets."""
 
     __slots__ = (
-        "_turn", "bulk_granted", "closed", "connections", "id", "listener", "loop", "network", "nid", "peer", "receiver",
+        "_turn", "bulk_granted", "closed", "connections", "id", "listener", "nid", "peer", "receiver",
         "timer", "waiter", "whole", "why",
     )  # fmt: skip
 
     def __init__(self, network: SocketNetwork, nid: Nid, link_id: int) -> None:
-        self.network = network
         self.nid = nid
         self.id = link_id
         self.peer = ""
-        self.loop = asyncio.get_running_loop()
         self.closed = False
         self.why = ""
         self.whole = False  # every connection said HELLO: the receiver has a right to hear link_lost
         self.receiver: Receiver | None = None
-        self.connections: dict[int, Connection] = {}
+        self.connections: tuple[Connection, ...] = ()  # the control connection, then those for bulk
         self.bulk_granted = 0
         self.listener: SocketListener | None = None  # of the accepting side
         self.timer: asyncio.TimerHandle | None = None
@@ -294,8 +302,8 @@ class SocketLink:
 
     def attach(self, index: int, connection: Connection) -> None:
         """Make `connection` a part of this link."""
-        assert index not in self.connections and not self.closed
-        self.connections[index] = connection
+        assert index == len(self.connections) and not self.closed
+        self.connections += (connection,)
         connection.bind(self, index)
 
     def drop(self, why: str) -> None:
@@ -307,12 +315,12 @@ class SocketLink:
         if self.timer is not None:
             self.timer.cancel()
         if self.listener is not None:
-            del self.listener.links[self.id]
-        for connection in self.connections.values():
+            self.listener.dropped(self)
+        for connection in self.connections:
             connection.abort()
         if self.whole:
             assert self.receiver is not None
-            self.loop.call_soon(self.receiver.link_lost, self, why)
+            asyncio.get_running_loop().call_soon(self.receiver.link_lost, self, why)
         elif self.waiter is not None and not self.waiter.done():
             self.waiter.set_exception(LinkLost(f"{self.nid}: {why}"))
             self.waiter.exception()  # the waiter may have been cancelled: no "never retrieved"
@@ -327,8 +335,8 @@ class Connection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
-        "_bulk", "_end", "_frame", "_listener", "_loop", "_on_hello", "_over", "_queue", "_said_hello", "_share", "_timer",
-        "_view", "link", "network", "transport",
+        "_bulk", "_end", "_frame", "_listener", "_on_hello", "_over", "_queue", "_share", "_timer",
+        "_view", "_wide", "link", "network", "transport",
     )  # fmt: skip
 
     def __init__(
@@ -337,18 +345,17 @@ class Connection(asyncio.BufferedProtocol):
         self.network = network
         self.transport: asyncio.Transport | None = None
         self.link: SocketLink | None = None
-        self._on_hello = on_hello
+        self._on_hello: Callable[[Connection, Hello], None] | None = on_hello  # until the other side said it
         self._listener = listener
-        self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._said_hello = False  # the other side did
         self._over = False
         self._view = NOTHING  # an unfinished frame, and room for the rest of it
+        self._wide = False  # carries bulk
         self._share = HEAD_BUFFER_BYTES  # how much of the network's scratch memory one read may fill
         self._end = 0
         self._bulk: memoryview | None = None
         self._frame = NO_FRAME
-        self._queue: list[bytes | memoryview] = []
+        self._queue: list[bytes | memoryview] | None = None
 
     # life
 
@@ -357,21 +364,28 @@ class Connection(asyncio.BufferedProtocol):
         self.link = link
         if index == 0:
             self._share = CONTROL_BUFFER_BYTES
+        else:
+            self._wide = True
+            self._widen()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-        sock = transport.get_extra_info("socket")
+    def _widen(self) -> None:
+        """Let a bulk connection of a Unix socket take much at once. A control connection does without."""
+        if self.transport is None or not self._wide:
+            return
+        sock = self.transport.get_extra_info("socket")
         if sock.family == socket.AF_UNIX:
             try:
                 sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, UNIX_SEND_BUFFER_BYTES)
             except OSError:  # without CAP_NET_ADMIN: up to net.core.wmem_max
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_SEND_BUFFER_BYTES)
-        else:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self._widen()
         if self._over:  # the link went while this connection was being made
             self.transport.abort()
         elif self._listener is not None:
-            self._timer = self._loop.call_later(self.network.hello_wait_s, self.refuse, "no HELLO in time")
+            self._timer = asyncio.get_running_loop().call_later(self.network.hello_wait_s, self.refuse, "no HELLO in time")
             self._listener.admit(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -384,7 +398,7 @@ class Connection(asyncio.BufferedProtocol):
         self._over = True
         self._bulk = None  # the memory is its owner's again
         self._frame = NO_FRAME
-        self._queue.clear()
+        self._queue = None
         if self._timer is not None:
             self._timer.cancel()
         if self._listener is not None:
@@ -397,7 +411,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._over:
             return
         if self.link is not None:
-            self.network.refused(self.link.peer or self.link.nid, why)
+            self.network.refused(self.link.peer, why)
             self.link.drop(why)
         else:
             self.network.refused(self.called_from(""), why)
@@ -423,17 +437,19 @@ class Connection(asyncio.BufferedProtocol):
     def queue(self, *parts: bytes | memoryview) -> None:
         """Send `parts` at the end of this turn of the loop."""
         queue = self._queue
-        if not queue:
-            self._loop.call_soon(self._flush)
-        queue.extend(parts)
+        if queue is None:
+            asyncio.get_running_loop().call_soon(self._flush)
+            queue = self._queue = list(parts)
+        else:
+            queue.extend(parts)
         if len(queue) >= QUEUE_PARTS_MAX:  # let the peer begin while we go on
             self._flush()
 
     def _flush(self) -> None:
-        if self._over or not self._queue:
+        parts, self._queue = self._queue, None
+        if self._over or parts is None:
             return
         assert self.transport is not None
-        parts, self._queue = self._queue, []
         # What was there before this turn counts: a burst is the callers' memory, a growing rest is a peer that
         # does not read.
         unsent = self.transport.get_write_buffer_size()
@@ -481,7 +497,7 @@ class Connection(asyncio.BufferedProtocol):
             kind, header_bytes, bulk_bytes, header_crc, bulk_crc = unpack_prefix(view, start)
             body = start + PREFIX_BYTES
             stop = body + header_bytes
-            if not self._said_hello and (kind != HELLO or header_bytes > HELLO_BYTES_MAX or bulk_bytes):
+            if self._on_hello is not None and (kind != HELLO or header_bytes > HELLO_BYTES_MAX or bulk_bytes):
                 raise ProtocolError("the first frame is no HELLO")
             if stop > end:
                 wanted = PREFIX_BYTES + header_bytes
@@ -491,7 +507,7 @@ class Connection(asyncio.BufferedProtocol):
                 raise ProtocolError("bad header checksum")
             value = unpack(header)
             start = stop
-            if not self._said_hello:
+            if self._on_hello is not None:
                 self._take_hello(value)
             else:
                 link = self.link
@@ -533,8 +549,9 @@ class Connection(asyncio.BufferedProtocol):
             raise ProtocolError("HELLO out of bounds")
         if len(hello.peer) > PEER_NAME_CHARS_MAX:
             raise ProtocolError("the peer's name is too long")
+        assert self._on_hello is not None
         self._on_hello(self, hello)
-        self._said_hello = True
+        self._on_hello = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -12,7 +12,6 @@ import os
 import random
 import stat
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any, Self, TypeVar
 
@@ -128,7 +127,6 @@ class Cluster:
         self._hash = hashlib.sha256()
         self._handles = 0
         self._running: dict[str, Target] = {}
-        self._stack = AsyncExitStack()
 
         def config(kind: str, index: int) -> TargetConfig:
             name = target_name(FSNAME, kind, index)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from lustrelite.sim.cluster import Cluster
@@ -35,7 +35,8 @@ class Act(NamedTuple):
 class Nemesis:
     """Performs acts on a cluster."""
 
-    def __init__(self, cluster: Cluster, rng: random.Random) -> None:
+    def __init__(self, cluster: Cluster, rng: random.Random, acts: Sequence[Act] = ()) -> None:
+        self.acts = acts or ACTS
         self.cluster = cluster
         self.random = rng
         self.performed: list[str] = []
@@ -44,7 +45,7 @@ class Nemesis:
 
     async def act(self) -> None:
         """Do one thing."""
-        acts = [act for act in ACTS if not (self.client_killed and act.name.startswith("kill client"))]
+        acts = [act for act in self.acts if not (self.client_killed and act.name.startswith("kill client"))]
         act = self.random.choices(acts, [act.weight for act in acts])[0]
         self.performed.append(act.name)
         self.cluster.note("nemesis.acted", act=act.name)
@@ -337,4 +338,66 @@ ACTS = (
     Act("evict", 2, _evict),
     Act("abort recovery", 1, _abort_recovery),
     Act("slow point", 2, _slow_point),
+)
+
+# ------------------------------------------------------------------- against clients that cache (coherence_swarm.py)
+
+LOCK_MESSAGES = ("Enqueue", "Cancel", "Convert", "Read", "Write", "Punch", "Lookup", "Getattr", "Open", "Readdir")
+
+
+async def _freeze_client(n: Nemesis) -> None:
+    """A client stands still, sometimes for longer than anybody waits for a lock."""
+    client = n.client()
+    if client is not None:
+        client.pause()
+        n.later(n.random.choice((0.1, 1.0, 3.0, 7.0, 9.0, 14.0, 30.0)) * n.random.uniform(0.8, 1.2), client.resume)
+
+
+async def _cut_client(n: Nemesis) -> None:
+    """A client and one server, or all, do not hear of each other, or one does not."""
+    client = n.client()
+    if client is not None:
+        servers = n.random.choice([[n.cluster.mds], n.cluster.oss, [n.cluster.mds, *n.cluster.oss]])
+        x, y = n.random.choice(((client, servers), (servers, client)))
+        n.cluster.net.cut(x, y, one_way=n.random.random() < 0.5)
+        n.later(n.random.choice((0.3, 3.0, 6.0, 9.0, 14.0, 30.0)) * n.random.uniform(0.8, 1.2), n.cluster.net.heal)
+
+
+async def _disturb_locks(n: Nemesis) -> None:
+    """Messages about locks and what they protect are lost or late."""
+    for _ in range(n.random.choice((1, 3, 6))):
+        what, reply = n.random.choice(LOCK_MESSAGES), n.random.random() < 0.5
+        if n.random.random() < 0.5:
+            n.cluster.net.drop(what, reply=reply, times=1, skip=n.random.randrange(6))
+        else:
+            delay_s = n.random.choice((0.01, 0.5, 3.0, 7.0))
+            n.cluster.net.slow(what, reply=reply, times=n.random.choice((1, 3)), delay_s=delay_s)
+
+
+async def _evict_everywhere(n: Nemesis) -> None:
+    client = n.client()
+    if client is not None:
+        for server in n.random.sample([n.cluster.mds, *n.cluster.oss], n.random.choice((1, 2))):
+            await n.cluster.evict(client, server)
+
+
+CACHE_ACTS = (
+    Act("kill server", 5, _kill_server),
+    Act("hold and kill", 4, _hold_and_kill),
+    Act("kill twice", 2, _kill_twice),
+    Act("power cut", 3, _power_cut),
+    Act("restart in order", 2, _restart_in_order),
+    Act("kill client", 3, _kill_client),
+    Act("kill client and server", 4, _kill_client_and_server),
+    Act("lose reply and kill", 2, _lose_reply_and_kill),
+    Act("cut", 2, _cut),
+    Act("cut client", 8, _cut_client),
+    Act("freeze client", 8, _freeze_client),
+    Act("break links", 3, _break_links),
+    Act("disturb locks", 8, _disturb_locks),
+    Act("lose any", 3, _lose_any),
+    Act("double messages", 2, _double_messages),
+    Act("slow messages", 2, _slow_messages),
+    Act("evict", 4, _evict_everywhere),
+    Act("abort recovery", 1, _abort_recovery),
 )

@@ -94,6 +94,7 @@ class SimProcess:
         self.boots = 0
         self.skew_ns = 0  # of the clock, from the next start on; `set_clock` for now
         self.kept_faults: list[tuple[str, Fault]] = []  # survive a restart
+        self.tunables: dict[str, Any] = {}  # that are not the cluster's, from the next start on
 
     @property
     def alive(self) -> bool:
@@ -106,7 +107,7 @@ class SimProcess:
         self.boots += 1
         node = SimNode(
             cluster.loop, cluster.net, self.name, seed=cluster.seed, boot=self.boots,
-            tunables=replace(cluster.tunables), skew_ns=self.skew_ns,
+            tunables=replace(cluster.tunables, **self.tunables), skew_ns=self.skew_ns,
         )  # fmt: skip
         node.events.sinks.append(cluster.record)
         node.on_crash = lambda why: self._crashed(node)

@@ -2,6 +2,7 @@
 
     python -m lustrelite.sim.swarm --seed 1 --runs 2000      one JSON line: runs, operations, faults, violations, hash
     python -m lustrelite.sim.swarm --seed 8411               one run, told in full if it fails
+    python -m lustrelite.sim.swarm --coherence ...           the same with coherence_swarm.py's runs and judge
 
 A run: 1 MDS, 2 OSTs, 3 clients, 60 operations, 2 to 4 faults. Each client has one or two workers. A worker does most of
 its operations in a directory of its own and under its own names in a shared one, so their outcome is known; the rest on
@@ -20,18 +21,17 @@ import json
 import random
 import sys
 import traceback
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from lustrelite.errors import Deactivated, Evicted, OpError
+from lustrelite.sim import coherence_swarm
 from lustrelite.sim.cluster import TUNABLES, Cluster, Violation
 from lustrelite.sim.loop import SimError, run
 from lustrelite.sim.nemesis import Nemesis
-from lustrelite.sim.net import Latency
 from lustrelite.sim.processes import NodeDied, SimClient, SimFile
+from lustrelite.sim.runs import LATENCIES, Budget, Run, contend
 from lustrelite.sim.world import lines
 
 OPERATIONS = 60
@@ -45,26 +45,30 @@ MAY_EVICT = frozenset(
     {"cut", "pause", "evict", "abort recovery", "slow messages", "slow point", "lose messages", "lose any",
      "lose reply and kill", "double messages", "set clock"}
 )  # fmt: skip
-LATENCIES = (
-    Latency(),
-    Latency(max_s=0.002, slow_permille=20, slow_s=0.05),
-    Latency(max_s=0.02, slow_permille=50, slow_s=0.5),
-    Latency(min_s=1e-5, max_s=5e-5, slow_permille=0),
-)
 
 
-@dataclass
-class Run:
-    """One seed's run and its end."""
+class Plan(NamedTuple):
+    """What kind of runs."""
 
-    seed: int
-    operations: int = 0
-    faults: list[str] = field(default_factory=list)
-    violation: str = ""
-    digest: str = ""
-    callbacks: int = 0
-    events: Counter[str] = field(default_factory=Counter)
-    history: str = ""
+    coherence: bool = False
+    operations: int = 0  # of a run; 0: as many as is usual for these
+    caching: int = -1  # 0 no client, 1 all, 2 some; -1: the seed says
+
+    @property
+    def operations_each(self) -> int:
+        """Of a run."""
+        return self.operations or (coherence_swarm.OPERATIONS if self.coherence else OPERATIONS)
+
+    def arguments(self) -> str:
+        """How to say it on the command line."""
+        return (
+            (" --coherence" if self.coherence else "")
+            + (f" --operations {self.operations}" if self.operations else "")
+            + (f" --caching {self.caching}" if self.caching >= 0 else "")
+        )
+
+
+RECOVERY, COHERENCE = Plan(), Plan(coherence=True)
 
 
 class Worker:
@@ -238,34 +242,13 @@ class Worker:
             await self.client.listdir("/contested")
 
 
-class Budget:
-    """The operations of a run; some of them are preceded by an act of the nemesis."""
-
-    def __init__(self, operations: int, faults_at: list[int], contest_weight: int) -> None:
-        self.contest_weight = contest_weight  # of operations on names that clients share, against some 55
-        self.left = operations
-        self.taken = 0
-        self.faults_at = sorted(faults_at)
-        self.due = asyncio.Event()
-
-    def take(self) -> bool:
-        """May another operation begin?"""
-        if not self.left:
-            return False
-        self.left -= 1
-        self.taken += 1
-        if self.faults_at and self.taken >= self.faults_at[0]:
-            self.due.set()
-        return True
-
-
 def area_of(path: str) -> str:
     """Names of one worker, wherever they are, are one area."""
     first, _, rest = path[1:].partition("/")
     return rest.partition("-")[0] if first == "shared" and rest else first
 
 
-async def simulate(record: Run, operations: int = OPERATIONS) -> None:
+async def simulate(record: Run, operations: int = OPERATIONS, caching: int = 0) -> None:
     """Run `record.seed` and fill `record` in. Raises what went wrong."""
     rng = random.Random(f"swarm {record.seed}")
     one_oss = rng.random() < 0.3
@@ -292,7 +275,7 @@ async def simulate(record: Run, operations: int = OPERATIONS) -> None:
                 await worker.client.mkdir(worker.home)
             nemesis = Nemesis(c, random.Random(f"nemesis {record.seed}"))
             record.faults = nemesis.performed
-            await _contend(c, workers, nemesis, budget)
+            await contend(c, workers, nemesis, budget)
             record.operations = len(c.oracle.ops)
         if cluster.unjust and not any(act in MAY_EVICT for act in nemesis.performed):
             raise Violation(f"the living were evicted without need:\n{lines(cluster.unjust, ())}")
@@ -303,42 +286,12 @@ async def simulate(record: Run, operations: int = OPERATIONS) -> None:
             record.history = "\n".join(map(str, cluster.oracle.ops))
 
 
-async def _contend(c: Cluster, workers: list[Worker], nemesis: Nemesis, budget: Budget) -> None:
-    """Safety phase with faults, then a liveness phase in which everything that can come to its end must."""
-    tasks = [c.loop.create_task(worker.work(), name=f"worker {worker.name}") for worker in workers]
-
-    async def violence() -> None:
-        while budget.faults_at:
-            await budget.due.wait()
-            budget.due.clear()
-            while budget.faults_at and budget.taken >= budget.faults_at[0]:
-                budget.faults_at.pop(0)
-                await nemesis.act()
-
-    fury = c.loop.create_task(violence(), name="nemesis")
-    working = asyncio.gather(*tasks)
-    try:
-        # The workload may hang on a fault that nobody puts right but we.
-        await asyncio.wait({working}, timeout=200.0)
-        fury.cancel()
-        await nemesis.finish()
-        await c.recover()
-        async with asyncio.timeout(600.0):
-            await working
-    except TimeoutError:
-        stuck = [worker.name for worker, task in zip(workers, tasks, strict=True) if not task.done()]
-        raise Violation(f"after all was healed, {', '.join(stuck)} did not end: {c.unsettled()}") from None
-    finally:
-        fury.cancel()
-        for task in tasks:
-            task.cancel()
-
-
-def run_seed(seed: int, operations: int = OPERATIONS, mutation: str = "") -> Run:
+def run_seed(seed: int, plan: Plan = RECOVERY) -> Run:
     """One run."""
+    simulated = coherence_swarm.simulate if plan.coherence else simulate
     record = Run(seed)
     try:
-        run(lambda: simulate(record, operations), seed, time_s_max=TIME_S_MAX, callbacks_max=CALLBACKS_MAX)
+        run(lambda: simulated(record, plan.operations_each, plan.caching), seed, time_s_max=TIME_S_MAX, callbacks_max=CALLBACKS_MAX)
     except (Violation, SimError, AssertionError) as error:
         record.violation = f"{type(error).__name__}: {error}"
     except Exception as error:
@@ -346,7 +299,7 @@ def run_seed(seed: int, operations: int = OPERATIONS, mutation: str = "") -> Run
     return record
 
 
-def swarm(first: int, runs: int, operations: int = OPERATIONS, *, stop_at: int = 0) -> dict[str, Any]:
+def swarm(first: int, runs: int, plan: Plan = RECOVERY, *, stop_at: int = 0) -> dict[str, Any]:
     """Runs of the seeds from `first` on; `stop_at` violations end it early. Returns the JSON line's fields."""
     total = {"first_seed": first, "runs": 0, "operations": 0, "faults": 0, "violations": 0, "callbacks": 0}
     digest = hashlib.sha256()
@@ -357,7 +310,7 @@ def swarm(first: int, runs: int, operations: int = OPERATIONS, *, stop_at: int =
     gc.disable()
     try:
         for seed in range(first, first + runs):
-            record = run_seed(seed, operations)
+            record = run_seed(seed, plan)
             total["runs"] += 1
             total["operations"] += record.operations
             total["faults"] += len(record.faults)
@@ -377,16 +330,16 @@ def swarm(first: int, runs: int, operations: int = OPERATIONS, *, stop_at: int =
     return {**total, "hash": digest.hexdigest(), "seeds_failed": failed, "reasons": reasons}
 
 
-def _block(job: tuple[int, int, int, int]) -> dict[str, Any]:
-    first, runs, operations, stop_at = job
-    return swarm(first, runs, operations, stop_at=stop_at)
+def _block(job: tuple[int, int, Plan, int]) -> dict[str, Any]:
+    first, runs, plan, stop_at = job
+    return swarm(first, runs, plan, stop_at=stop_at)
 
 
 def swarm_in_parallel(
-    first: int, runs: int, processes: int, operations: int = OPERATIONS, *, stop_at: int = 0, block: int = 50
+    first: int, runs: int, processes: int, plan: Plan = RECOVERY, *, stop_at: int = 0, block: int = 50
 ) -> dict[str, Any]:
     """`swarm` on several cores. The result does not depend on how many: seeds go in blocks of a fixed size."""
-    jobs = [(at, min(block, first + runs - at), operations, stop_at) for at in range(first, first + runs, block)]
+    jobs = [(at, min(block, first + runs - at), plan, stop_at) for at in range(first, first + runs, block)]
     if processes > 1 and len(jobs) > 1:
         with ProcessPoolExecutor(processes) as pool:
             parts = list(pool.map(_block, jobs))
@@ -399,13 +352,12 @@ def swarm_in_parallel(
     return whole
 
 
-def rerun_command(seed: int, operations: int = OPERATIONS) -> str:
+def rerun_command(seed: int, plan: Plan = RECOVERY) -> str:
     """What to type to see this run again."""
-    more = "" if operations == OPERATIONS else f" --operations {operations}"
-    return f"python -m lustrelite.sim.swarm --seed {seed}{more}"
+    return f"python -m lustrelite.sim.swarm --seed {seed}{plan.arguments()}"
 
 
-def tell(record: Run) -> str:
+def tell(record: Run, plan: Plan = RECOVERY) -> str:
     """A failed run in full."""
     return "\n".join(
         [
@@ -413,7 +365,7 @@ def tell(record: Run) -> str:
             f"faults: {', '.join(record.faults)}",
             "history:",
             record.history,
-            f"rerun: {rerun_command(record.seed)}",
+            f"rerun: {rerun_command(record.seed, plan)}",
         ]
     )
 
@@ -423,25 +375,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lustrelite.sim.swarm", description="simulated clusters under fire")
     parser.add_argument("--seed", type=int, default=1, help="of the first run")
     parser.add_argument("--runs", type=int, default=1)
-    parser.add_argument("--operations", type=int, default=OPERATIONS)
+    parser.add_argument("--coherence", action="store_true", help="clients that share and cache (coherence_swarm.py)")
+    parser.add_argument("--caching", type=int, default=-1, choices=(0, 1, 2), help="no client, all, some (the seed says)")
+    parser.add_argument("--operations", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--stop-at", type=int, default=0, help="end after so many violations")
     options = parser.parse_args(arguments)
+    plan = Plan(options.coherence, options.operations, options.caching)
     if options.runs == 1:
-        record = run_seed(options.seed, options.operations)
+        record = run_seed(options.seed, plan)
         if record.violation:
-            sys.stderr.write(tell(record) + "\n")
+            sys.stderr.write(tell(record, plan) + "\n")
         result: dict[str, Any] = {
             "first_seed": record.seed, "runs": 1, "operations": record.operations, "faults": len(record.faults),
             "violations": int(bool(record.violation)), "callbacks": record.callbacks, "hash": record.digest,
             "seeds_failed": [record.seed] if record.violation else [],
         }  # fmt: skip
     else:
-        result = swarm_in_parallel(
-            options.seed, options.runs, options.processes, options.operations, stop_at=options.stop_at
-        )
+        result = swarm_in_parallel(options.seed, options.runs, options.processes, plan, stop_at=options.stop_at)
         for seed, reason in zip(result["seeds_failed"], result.pop("reasons"), strict=True):
-            sys.stderr.write(f"{reason}\n  rerun: {rerun_command(seed, options.operations)}\n")
+            sys.stderr.write(f"{reason}\n  rerun: {rerun_command(seed, plan)}\n")
     sys.stdout.write(json.dumps(result) + "\n")
     return 1 if result["violations"] else 0
 

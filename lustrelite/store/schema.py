@@ -307,11 +307,6 @@ def split_object_key(key: bytes) -> int:
     return int.from_bytes(key, "big")
 
 
-def target_key(name: str) -> bytes:
-    """Key of a registered target; `FSNAME-` is the prefix of a file system's."""
-    return name.encode()
-
-
 def param_key(fsname: str, name: str) -> bytes:
     """Key of a permanent parameter; `param_key(fsname, "")` is the prefix of a file system's."""
     return f"{fsname}\0{name}".encode()
@@ -368,7 +363,6 @@ _ALL = (
     Table(TARGETS, ("MGS",), bytes.decode, unpack_target),
     Table(PARAMS, ("MGS",), split_param_key, bytes.decode),
 )
-TABLES: dict[str, Table] = {table.name: table for table in _ALL}
 
 
 def tables_of(kind: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from lustrelite.errors import OpError
 from lustrelite.ids import epoch_of
-from lustrelite.rpc.export import Call, Export
+from lustrelite.rpc.export import HANDLE_BITS, Call, Export
 from lustrelite.store import schema
 from lustrelite.store.schema import ClientRecord
 from lustrelite.target.handlers import EMPTY
@@ -87,6 +87,7 @@ class Clients:
             recovery.step_soon()
         export = self.target.exports.get(body.client)
         last_xid = 0
+        known = False
         flags = CONNECT_REPLAYABLE if self.target.recoverable else 0
         if export is not None:
             if body.incarnation < export.incarnation:
@@ -94,6 +95,7 @@ class Clients:
             if body.incarnation == export.incarnation and call.conn_cnt <= export.conn_cnt:
                 raise OpError(errno.EALREADY, "a delayed connect")
             last_xid = max([export.last_xid, *(r.xid for r in export.replies.values())])
+            known = body.handle != 0 and body.incarnation == export.incarnation
             if body.incarnation > export.incarnation:
                 self._renew(export, body)
             elif body.handle and body.handle == export.handle:
@@ -106,11 +108,12 @@ class Clients:
             if recovery is not None and (not body.features & FEATURE_SERVER or body.client in recovery.known):
                 recovery.deny(body.client)
                 raise OpError(errno.EBUSY, "in recovery")
-            export = self._new_client(body, call)
+            export, known = self._new_client(body, call), False
         export.conn_cnt = call.conn_cnt
         export.last_request = self.target.node.now()
         export.last_xid = 0
-        export.nid = body.nid
+        peer = call.link.peer
+        export.nid = peer if body.nid == peer else body.nid  # one string, not two
         export.features = body.features & FEATURES_KNOWN
         if recovery is not None and export.uuid in recovery.known:
             export.in_recovery = True
@@ -128,10 +131,12 @@ class Clients:
         reply = ConnectReply(
             export.handle, flags, export.features, self.target.instance, min(tunables.max_mod_rpcs, limits.mod_rpcs_max),
             min(tunables.max_bytes_per_rpc, limits.brw_bytes_max) if tunables.max_bytes_per_rpc else 0, last_xid,
-            self.target.index, 0,
+            self.target.index, 0, int(self.target.lease_s * 1000), self.target.grant_on_connect(export, body, known),
         )  # fmt: skip
         if export.record_durable or not self.target.recoverable:
             self.target.reply(call, 0, reply)
+            if export.callbacks is not None:
+                export.callbacks.reconnected()
             return
         final_export = export
 
@@ -170,9 +175,11 @@ class Clients:
         """The client process behind `export` was restarted under its stable UUID: it has nothing to replay."""
         self.target.run(self.target.export_gone, export)
         self._drop_calls(export)
+        self.target.namespace.owner_gone(export)
+        export.last_callback = 0
         if self.target.service is not None:
             self.target.service.forget(export)
-        export.handle = self.target.node.random.getrandbits(63) | 1
+        export.handle = self.target.node.random.getrandbits(HANDLE_BITS) | 1
         export.incarnation = body.incarnation
         export.replies.clear()
         export.opens.clear()
@@ -197,8 +204,8 @@ class Clients:
             self.target.recovery.client_gone(export)
         self.target.committer.after(self.target.last_transno, lambda: self.target.reply(call, 0, EMPTY))
 
-    def _remove(self, export: Export) -> None:
-        """Forget a client: its open files, record and reply records, in one transaction."""
+    def _remove(self, export: Export, lease_left_s: float = 0.0) -> None:
+        """Forget a client: its open files, record and reply records, in one transaction. Its locks when it does."""
 
         def remove(txn: Transaction) -> None:
             self.target.export_gone(txn, export)
@@ -213,19 +220,21 @@ class Clients:
         self.target.exports.pop(export.uuid, None)
         if self.target.service is not None:
             self.target.service.forget(export)
+        self.target.namespace.owner_gone(export, lease_left_s)
 
     def _drop_calls(self, export: Export, status: int = 0) -> None:
-        for waiting in list(export.in_progress.values()):
+        for waiting in export.calls_in_progress():
             if status:
                 self.target.reply(waiting, status, None)
             else:
                 self.target.abandon(waiting)
-        export.in_progress.clear()
+        export.forget_calls()
 
     def evict(self, export: Export, why: str) -> None:
         """Throw a client out: its handles and slots go, what it did is committed (LU-3455), waiters go on.
 
-        Its requests in progress will change nothing any more; it learns of it at its next request (ENOTCONN).
+        Its requests in progress will change nothing any more; it learns of it at its next request (ENOTCONN). Until
+        then it may serve from its caches: those of its locks that nobody has asked for stay as long as its lease.
         """
         if export.failed:
             return
@@ -234,7 +243,7 @@ class Clients:
             "client.evicted", level="warning" if self.target.recoverable else "info", target=self.target.name, client=export.uuid, nid=export.nid, why=why,
             recovering=self.target.recovering,
         )  # fmt: skip
-        self._remove(export)
+        self._remove(export, export.last_request + self.target.lease_s - self.target.node.now())
         self._drop_calls(export, -errno.ENOTCONN)
         if self.target.recovery is not None and self.target.recovering:
             self.target.recovery.client_gone(export)

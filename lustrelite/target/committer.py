@@ -28,7 +28,6 @@ class Committer:
         self.node = target.node
         self.held = False
         self.commits = 0
-        self.demanded = 0
         self.last_seconds = 0.0
         self._waiters: list[tuple[int, int, Callable[[], None]]] = []  # heap by transno
         self._counter = 0
@@ -82,7 +81,6 @@ class Committer:
 
     def demand(self) -> None:
         """Somebody waits: commit as soon as this turn of the loop is over."""
-        self.demanded += 1
         self._start_soon()
 
     def hold(self) -> None:

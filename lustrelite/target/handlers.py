@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from lustrelite.wire.session import Empty
 
 EMPTY = Empty()
+LATER: Any = object()  # what a reading handler returns if it will reply itself, when somebody has told it something
 
 
 class NotReady(Exception):

@@ -84,9 +84,16 @@ class ServerRecovery:
             self.target.node.events.emit("replay.conflict", level="warning", target=self.target.name, transno=transno)
             call.answered = True
             return
-        export.in_progress[call.xid] = call
+        export.enter(call)
         if old is not None and old is not call:
             self.target.service.dropped(old)
+        self.step_soon()
+
+    def queue_locks(self, call: Call) -> None:
+        """A client says what locks it has: it is through with its requests. Executed when everybody is."""
+        self.window.extend(self.node.now(), 2 * self.node.tunables.rpc_timeout_s)
+        self.window.enqueue_locks(call.export.uuid, call)
+        call.export.enter(call)
         self.step_soon()
 
     def final_ping(self, call: Call) -> None:
@@ -136,13 +143,14 @@ class ServerRecovery:
 
     def _replay(self, call: Call) -> None:
         if self.node.faults.any:
-            fault = self.node.faults.hit("target.replay", call.export.uuid)
+            point = "target.replay" if call.spec.mutates else "ldlm.replay"
+            fault = self.node.faults.hit(point, call.export.uuid)
             if fault is not None and fault.action == "delay":
                 self._waiting = True
                 asyncio.get_running_loop().call_later(fault.delay_s, self._replay_now, call)
                 return
             if fault is not None and fault.action == "crash":
-                self.node.crash("fault at target.replay")
+                self.node.crash(f"fault at {point}")
                 return
             if fault is not None:  # swallowed (TGT_REPLAY_DROP)
                 self.target.abandon(call)
@@ -151,10 +159,15 @@ class ServerRecovery:
 
     def _replay_now(self, call: Call) -> None:
         self._waiting = False
-        self.node.events.emit(
-            "replay.executed", target=self.target.name, client=call.export.uuid, op=call.spec.name,
-            transno=call.header.transno,
-        )  # fmt: skip
+        if call.spec.mutates:
+            self.node.events.emit(
+                "replay.executed", target=self.target.name, client=call.export.uuid, op=call.spec.name,
+                transno=call.header.transno,
+            )  # fmt: skip
+        else:
+            self.node.events.emit(
+                "lock.replayed", target=self.target.name, client=call.export.uuid, count=len(call.body.wants)
+            )
         self.target.execute(call)
         self.step_soon()
 

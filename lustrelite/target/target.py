@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from lustrelite.errors import OpError, StoreFailed
 from lustrelite.ids import epoch_of, first_transno, target_uuid
+from lustrelite.ldlm.namespace import Namespace
 from lustrelite.recovery.admit import Admit, admit
 from lustrelite.recovery.versions import UNCHECKED
 from lustrelite.rpc.export import Call, Export
@@ -26,13 +27,17 @@ from lustrelite.store.kv import Batch, Store
 from lustrelite.store.schema import ReplyRecord
 from lustrelite.target.clients import Clients
 from lustrelite.target.committer import Committer
-from lustrelite.target.handlers import EMPTY, Dropped, Handler, NotReady, reading
+from lustrelite.target.handlers import EMPTY, LATER, Dropped, Handler, NotReady, reading
+from lustrelite.target.lock_handlers import is_lock_replay
 from lustrelite.target.server_recovery import ServerRecovery
 from lustrelite.target.sharing import Sharing
 from lustrelite.target.transaction import Transaction
 from lustrelite.tunables import limits
+from lustrelite.wire.ldlm import Lvb, Want
+from lustrelite.wire.locks import Cancel, Convert, Enqueue
 from lustrelite.wire.message import LOCK_REPLAY_DONE, REPLAY, REQ_REPLAY_DONE, RESENT
 from lustrelite.wire.session import (
+    Connect,
     Disconnect,
     IndexPage,
     IndexRead,
@@ -91,7 +96,14 @@ class Target:
         self.evictions = 0
         self.reconstructed = 0
         self.sharing = Sharing()
+        self.namespace = Namespace(node, name, evict=self.evict, lvb=self.lvb)
         self._started_at = 0.0
+
+    @property
+    def lease_s(self) -> float:
+        """How long after a request a client may trust its locks: less than it has to give back one of them."""
+        tunables = self.node.tunables
+        return max(0.0, tunables.lock_callback_s - tunables.lock_lease_margin_s)
 
     # hooks ------------------------------------------------------------------------------------------------------
 
@@ -104,8 +116,22 @@ class Target:
     def export_gone(self, txn: Transaction, export: Export) -> None:
         """A client was evicted or left: drop what it had (open files), in this transaction."""
 
+    def grant_on_connect(self, export: Export, body: Connect, known: bool) -> int:
+        """How much a client that connects may cache dirty; a `known` one says what it had (OST)."""
+        return 0
+
     def after_commit(self) -> None:
         """`last_committed` moved."""
+
+    def lvb(self, resource_id: bytes) -> Lvb | None:
+        """What is known of what a lock is about.  OpError(ENOENT): there is no such thing, so no lock either"""
+        return None
+
+    def ride(self, call: Call, body: Any, want: Want) -> None:
+        """Take the lock that rides with `call` on what it has found, if it is free (`Namespace.ride`).
+
+        `body` is the answer, None if that is an error: a name that is not there is a fact about its directory.
+        """
 
     def store_commit(self, batch: Batch) -> None:
         """Make a sealed batch durable on this thread, after the data that it counts on."""
@@ -133,6 +159,7 @@ class Target:
         )  # fmt: skip
         if self.exports and not abort_recovery:
             self.recovering = True
+            self.namespace.freeze()
             self.recovery = ServerRecovery(self, list(self.exports))
         else:
             for export in list(self.exports.values()):
@@ -151,11 +178,13 @@ class Target:
 
     def close(self) -> None:
         """Close the store; `stop` has committed everything."""
+        self.namespace.close()
         self.store.close()
 
     def kill(self) -> None:
         """What `kill -9` does to a target: the running batch is lost."""
         self.committer.close()
+        self.namespace.close()
         self.store.abort()
 
     def get_meta(self, name: str, default: Any) -> Any:
@@ -231,9 +260,10 @@ class Target:
             return
         flags = header.flags
         xid = call.xid
-        twin = export.in_progress.get(xid)
-        if call.spec.mutates or flags or twin is not None or self.recovering:
-            replay = bool(flags & REPLAY)
+        twin = export.in_progress(xid)
+        kind = type(call.body)
+        if call.spec.mutates or flags or twin is not None or self.recovering or kind is Enqueue:
+            replay = bool(flags & REPLAY) or (kind is Enqueue and is_lock_replay(call.body))
             if xid <= export.last_xid and not replay:
                 self._drop(call, "answered long ago")
                 return
@@ -247,6 +277,9 @@ class Target:
                     record = export.find_reply(xid) if flags else None
                 if replay and record is not None and record.transno <= self.boot_committed:
                     record = None  # of an earlier incarnation: the open must be made again
+            if self.recovering and twin is None and (kind is Cancel or kind is Convert):
+                self.execute(call)  # perhaps of a lock that was replayed already
+                return
             verdict = admit(
                 self.recovering, replay, bool(flags & RESENT), record is not None, twin is not None, export.replay_done
             )
@@ -268,7 +301,10 @@ class Target:
             self._reconstruct(call, record)
         elif verdict is Admit.QUEUE:
             assert self.recovery is not None
-            self.recovery.queue(call)
+            if type(call.body) is Enqueue:
+                self.recovery.queue_locks(call)
+            else:
+                self.recovery.queue(call)
         elif verdict is Admit.DROP:
             self._drop(call, "answered already")
         elif verdict is Admit.EVICT:
@@ -294,6 +330,9 @@ class Target:
             return
         if self.node.faults.any and self._fault_before(call, handler):
             return
+        ride = call.header.ride
+        if ride is not None and ride.cancels:
+            self.namespace.cancel(call.export, ride.cancels)
         if handler.kind == "mutating":
             if handler.prepare is not None:
                 try:
@@ -310,11 +349,23 @@ class Target:
             try:
                 body = handler.execute(call, call.body)
             except OpError as error:
+                self._ride(call, None)
                 self.reply(call, -error.errno, None)
-            else:
-                self.reply(call, 0, body)
+                return
+            if body is LATER:
+                call.export.enter(call)
+                return
+            self._ride(call, body)
+            self.reply(call, 0, body)
         else:
             self._wait_for(call, self._serve_waiting(call, handler))
+
+    def _ride(self, call: Call, body: Any) -> None:
+        """The lock that the client wants of what its operation has found (`body`; None: an error), if it is free."""
+        ride = call.header.ride
+        if ride is None or ride.want is None or self.namespace.frozen:
+            return
+        self.ride(call, body, ride.want)
 
     def _fault_before(self, call: Call, handler: Handler) -> bool:
         fault = self.node.faults.hit("target.execute", call.export.uuid)
@@ -365,7 +416,7 @@ class Target:
             self.node.crash(f"fault at {point}")
 
     def _wait_for(self, call: Call, coroutine: Any) -> None:
-        call.export.in_progress[call.xid] = call
+        call.export.enter(call)
         self.node.spawn(coroutine, call.spec.name)
 
     async def _prepare(self, call: Call, handler: Handler, awaitable: Awaitable[None] | None) -> None:
@@ -451,8 +502,10 @@ class Target:
         if transno > self.last_committed:
             self.sharing.changed(txn, answered=not sync)
         self._applied(txn)
+        if not replay:
+            self._ride(call, body)
         if sync and transno > self.last_committed:
-            call.export.in_progress[call.xid] = call
+            call.export.enter(call)
             self.committer.after(transno, lambda: self.reply(call, 0, body, transno, txn.pre_versions))
         else:
             self.reply(call, 0, body, transno, txn.pre_versions)
@@ -496,9 +549,8 @@ class Target:
         self, call: Call, status: int, body: Any, transno: int = 0, pre_versions: tuple[int, ...] = ()
     ) -> None:
         """Answer `call`."""
-        if call.export is not None and call.export.in_progress:
-            if call.export.in_progress.get(call.xid) is call:
-                del call.export.in_progress[call.xid]
+        if call.export is not None:
+            call.export.leave(call)
         call.reply(
             status, body, transno=transno, pre_versions=pre_versions, last_committed=self.last_committed,
             instance=self.instance,
@@ -506,8 +558,7 @@ class Target:
 
     def abandon(self, call: Call) -> None:
         """Answer nothing: the client is gone."""
-        if call.export.in_progress.get(call.xid) is call:
-            del call.export.in_progress[call.xid]
+        call.export.leave(call)
         if self.service is not None:
             self.service.dropped(call)
 
@@ -528,8 +579,9 @@ class Target:
         except OpError as error:
             self.reply(call, -error.errno, None)
             return
+        self._ride(call, body)  # its first copy may have a lock: it is found by its handle
         if handler.sync is not None and handler.sync(call.body) and record.transno > self.last_committed:
-            call.export.in_progress[call.xid] = call
+            call.export.enter(call)
             self.committer.after(
                 record.transno, lambda: self.reply(call, 0, body, record.transno, record.pre_versions)
             )
@@ -572,6 +624,8 @@ class Target:
         self.store.apply(self.meta_write("epoch", epoch), essential=True)
         await self.committer.wait(forced=True)
         self.recovering = False
+        if self.namespace.frozen:
+            self.namespace.thaw()
         now = self.node.now()
         for export in self.exports.values():
             export.last_request = now  # silent because we were: LU-5312

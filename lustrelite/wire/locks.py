@@ -100,9 +100,9 @@ class GlimpseCallback(NamedTuple):
 
 
 class CallbackHeader(NamedTuple):
-    """Every callback. The client answers with (number, status, body) in a CALLBACK_REPLY frame."""
+    """Every callback. The client answers with (number, handle, status, body) in a CALLBACK_REPLY frame."""
 
-    number: int  # the server's, grows; a resent callback keeps it
+    number: int  # 1, 2, 3, ... of each export; a resent callback keeps it
     opcode: int
     handle: int  # the export's, from the connect reply: several targets share a link
     conn_cnt: int
@@ -111,7 +111,7 @@ class CallbackHeader(NamedTuple):
 
 
 _CALLBACK_TYPES = (int, int, int, int, int, tuple)
-_REPLY_TYPES = (int, int)
+_REPLY_TYPES = (int, int, int)
 
 
 def decode_callback(raw: Any) -> tuple[CallbackHeader, Spec]:
@@ -125,9 +125,9 @@ def decode_callback(raw: Any) -> tuple[CallbackHeader, Spec]:
     return CallbackHeader(number, opcode, handle, conn_cnt, last_committed, spec.check(body)), spec
 
 
-def check_callback_reply(raw: Any) -> tuple[int, int, Any]:
-    """(number, status, body) of a callback's reply; the body is checked by the callback's `Spec.check_reply`."""
-    if type(raw) is not tuple or len(raw) != 3 or tuple(map(type, raw[:2])) != _REPLY_TYPES:
+def check_callback_reply(raw: Any) -> tuple[int, int, int, Any]:
+    """(number, handle, status, body) of a callback's reply; the body is checked by the callback's `Spec.check_reply`."""
+    if type(raw) is not tuple or len(raw) != 4 or tuple(map(type, raw[:3])) != _REPLY_TYPES:
         raise ProtocolError("not a callback's reply")
-    number, status, body = raw
-    return number, status, body
+    number, handle, status, body = raw
+    return number, handle, status, body

@@ -20,6 +20,18 @@ OBJECT_MTIME = 0x10
 
 OBJECT_EOF = (1 << 63) - 1
 
+GRANT_BLOCK_BYTES = 4096  # space is promised and used in blocks of so many bytes
+
+
+def grant_bytes(start: int, end: int) -> int:
+    """How much of its grant a write of [start, end) takes: every block it touches."""
+    return -(-end // GRANT_BLOCK_BYTES) * GRANT_BLOCK_BYTES - start // GRANT_BLOCK_BYTES * GRANT_BLOCK_BYTES
+
+
+def resource_of(oid: int) -> bytes:
+    """What locks call object `oid`."""
+    return (oid & ((1 << 64) - 1)).to_bytes(8, "big")
+
 
 class ObjectAttr(NamedTuple):
     """Attributes of an object, which are those of its file's part."""

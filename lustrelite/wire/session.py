@@ -17,7 +17,8 @@ CONNECT_TRANSNO = 0x100  # request: first_transno is valid
 FEATURE_SERVER = 0x1  # the client is a server (an MDT at an OST): admitted during recovery
 FEATURE_MULTIMOD = 0x2  # several modifying RPCs in flight
 FEATURE_SOM = 0x4
-FEATURES_KNOWN = FEATURE_SERVER | FEATURE_MULTIMOD
+FEATURE_GRANT = 0x8  # the client keeps dirty data within a grant, and wants one
+FEATURES_KNOWN = FEATURE_SERVER | FEATURE_MULTIMOD | FEATURE_GRANT
 
 
 class Hello(NamedTuple):

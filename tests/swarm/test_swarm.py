@@ -33,8 +33,8 @@ def test_a_seed_is_one_history_in_every_process():
 
 @pytest.mark.parametrize("runs", [7])
 def test_the_result_does_not_depend_on_the_number_of_processes(runs):
-    alone = swarm.swarm_in_parallel(FIRST_SEED, runs, 1, 10, block=2)
-    together = swarm.swarm_in_parallel(FIRST_SEED, runs, 2, 10, block=2)
+    alone = swarm.swarm_in_parallel(FIRST_SEED, runs, 1, swarm.Plan(operations=10), block=2)
+    together = swarm.swarm_in_parallel(FIRST_SEED, runs, 2, swarm.Plan(operations=10), block=2)
     assert alone == together and alone["runs"] == runs
 
 

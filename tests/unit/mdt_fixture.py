@@ -12,6 +12,7 @@ from lustrelite.ids import ROOT_FID, SEQ_NORMAL, Fid, make_fid
 from lustrelite.mdt.mdt import Mdt
 from lustrelite.mdt.osp import Osp
 from lustrelite.recovery.import_fsm import State
+from lustrelite.recovery.adaptive import ServiceEstimate
 from lustrelite.rpc.export import Call, Export, ServerLink
 from lustrelite.rpc.links import LinkPool
 from lustrelite.rpc.node import Node
@@ -39,6 +40,12 @@ class FakeImport:
 
     def stop(self) -> None:
         """Nothing to stop."""
+
+
+class FakeService:
+    """What a link needs of its service."""
+
+    estimate = ServiceEstimate(1.0, 1.0)
 
 
 class FakeLink:
@@ -124,7 +131,7 @@ class World:
             opcode=spec.opcode, handle=1, conn_cnt=1, flags=0, tag=1, last_xid=0, transno=0, pre_versions=(),
             timeout_ms=1000, cred=cred, jobid="", ride=None, body=body,
         )  # fmt: skip
-        call = Call(ServerLink(FakeLink()), RequestHeader(**{**fields, **header}), spec, None, 0.0)  # type: ignore[arg-type]
+        call = Call(ServerLink(FakeService(), FakeLink()), RequestHeader(**{**fields, **header}), spec, None, 0.0)  # type: ignore[arg-type]
         call.target, call.export = self.mdt, self.export(client)
         return call
 

@@ -18,9 +18,11 @@ from lustrelite.store.kv import Store
 from lustrelite.store.objects import ObjectFiles
 from lustrelite.tunables import Tunables
 from lustrelite.wire import frame
+from lustrelite.wire.ldlm import Granted, Ride
+from lustrelite.wire.locks import CallbackHeader, decode_callback
 from lustrelite.wire.message import BY_CLASS, REPLAY, REQ_REPLAY_DONE, ROOT_CRED, RequestHeader, pack
 from lustrelite.wire.ost import OstCreate
-from lustrelite.wire.session import CONNECT_INITIAL, CONNECT_TRANSNO, FEATURE_SERVER, Connect, Ping
+from lustrelite.wire.session import CONNECT_INITIAL, CONNECT_TRANSNO, FEATURE_SERVER, Connect, ConnectReply, Ping
 
 FILE: Fid = make_fid(0x200000401, 7)
 
@@ -43,6 +45,8 @@ class Answer:
         self.transno: int = raw[3]
         self.last_committed: int = raw[4]
         self.pre_versions: tuple[int, ...] = tuple(raw[5])
+        self.granted = tuple(Granted(*row) for row in raw[9])
+        self.callback: int = raw[10]
         self.body = raw[11]
         self.bulk = bulk
 
@@ -61,31 +65,56 @@ class Client:
         self.handle = 0
         self.xid = 1000
         self.waiting: dict[int, asyncio.Future[Answer]] = {}
-        self.service._accept(self)
+        self.callbacks: list[CallbackHeader] = []  # as they came
+        self.says: Callable[[Any, int], Any] | None = _yes  # (item, number) -> its answer; None: no answer at all
+        self.receiver = self.service._accept(self)
 
     def link_to(self, service: Service) -> None:
         """A new link, to the next incarnation of the server."""
         self.service = service
         self.closed = False
         self.handle = 0
-        service._accept(self)
+        self.receiver = service._accept(self)
 
     # the link, as the server sees it
 
     def send(self, kind: int, header: bytes, bulk: Any = None) -> None:
         raw = msgpack.unpackb(header, use_list=False)
+        if kind == frame.CALLBACK:
+            self._called_back(raw)
+            return
+        if kind == frame.EARLY_REPLY:
+            return
         future = self.waiting.pop(raw[0], None)
         if future is not None and not future.done():
             future.set_result(Answer(raw, None if bulk is None else bytes(bulk)))
 
+    def _called_back(self, raw: Any) -> None:
+        callback, spec = decode_callback(raw)
+        self.callbacks.append(callback)
+        if self.says is not None:
+            answers = tuple(self.says(item, callback.number) for item in callback.body[0])
+            asyncio.get_running_loop().call_soon(self.reply_to, callback, 0, (answers,))
+
+    def reply_to(self, callback: CallbackHeader, status: int, body: Any) -> None:
+        """Answer a callback."""
+        raw = msgpack.unpackb(pack((callback.number, callback.handle, status, body)), use_list=False)
+        self.receiver.frame_received(self, frame.CALLBACK_REPLY, raw, None)
+
+    def heard(self, kind: type) -> list[Any]:
+        """All items of the callbacks of this kind, in their order."""
+        return [item for callback in self.callbacks if type(callback.body) is kind for item in callback.body[0]]
+
     def close(self, why: str = "") -> None:
         self.closed = True
+        self.receiver.link_lost(self, why)
 
     # the client
 
     def start(
         self, body: Any, bulk: bytes | None = None, *, flags: int = 0, tag: int = 0, transno: int = 0,
         pre_versions: tuple[int, ...] = (), xid: int = 0, cred: tuple[int, ...] = ROOT_CRED,
+        ride: Ride | None = None,
     ) -> asyncio.Future[Answer]:
         spec = BY_CLASS[type(body)]
         if not xid:
@@ -94,11 +123,11 @@ class Client:
         if spec.mutates and not tag:
             tag = 1 + xid % 8
         header = RequestHeader(
-            xid, spec.opcode, self.handle, self.conn_cnt, flags, tag, 0, transno, pre_versions, 6000, cred, "", None, body
+            xid, spec.opcode, self.handle, self.conn_cnt, flags, tag, 0, transno, pre_versions, 6000, cred, "", ride, body
         )
         self.waiting[xid] = future = asyncio.get_running_loop().create_future()
         raw = msgpack.unpackb(pack(header), use_list=False)
-        self.service.frame_received(self, frame.REQUEST, raw, None if bulk is None else memoryview(bulk))
+        self.receiver.frame_received(self, frame.REQUEST, raw, None if bulk is None else memoryview(bulk))
         return future
 
     async def ask(self, body: Any, bulk: bytes | None = None, **options: Any) -> Answer:
@@ -111,12 +140,13 @@ class Client:
             raise OpError(-answer.status)
         return BY_CLASS[type(body)].check_reply(answer.body)
 
-    async def connect(self, target: str, *, first_transno: int = 0) -> None:
+    async def connect(self, target: str, *, first_transno: int = 0) -> ConnectReply:
         self.conn_cnt += 1
         flags = CONNECT_INITIAL | (CONNECT_TRANSNO if first_transno else 0)
-        body = Connect(target, self.uuid, 1, 0, flags, first_transno, 0, 0, self.features, self.nid, 0)
-        reply = await self.call(body)
+        body = Connect(target, self.uuid, 1, self.handle, flags, first_transno, 0, 0, self.features, self.nid, 0)
+        reply: ConnectReply = await self.call(body)
         self.handle = reply.handle
+        return reply
 
     async def replay(self, body: Any, bulk: bytes | None, answer: Answer, xid: int) -> Answer:
         """`body` again, as its answer says it was executed."""
@@ -126,6 +156,11 @@ class Client:
 
     async def replay_done(self) -> None:
         await self.call(Ping(), flags=REQ_REPLAY_DONE)
+
+
+def _yes(item: Any, number: int) -> Any:
+    """Everything is fine; of an object nothing is known."""
+    return None if type(item) is int else 0
 
 
 class Rig:

@@ -254,8 +254,8 @@ def test_a_callback_travels_and_a_bad_one_is_refused() -> None:
     for bad in (None, raw[:5], (*raw[:1], 101, *raw[2:]), (*raw[:1], 9999, *raw[2:]), (*raw[:5], ((7, 0),))):
         with pytest.raises(ProtocolError):
             locks.decode_callback(bad)
-    assert locks.check_callback_reply((1, 0, ((0,),))) == (1, 0, ((0,),))
-    for bad in (None, (1, 2), ("1", 0, None)):
+    assert locks.check_callback_reply((1, 99, 0, ((0,),))) == (1, 99, 0, ((0,),))
+    for bad in (None, (1, 2), (1, 0, None), ("1", 2, 0, None)):
         with pytest.raises(ProtocolError):
             locks.check_callback_reply(bad)
 

@@ -316,7 +316,7 @@ async def test_a_full_disk_is_said_and_overwriting_goes_on(rig: Rig, monkeypatch
     await rig.grant(2)
     await rig.client.call(write_of(1), pattern(BIG))
     monkeypatch.setattr(rig.node.tunables, "reserved_permille", 1000)
-    rig.ost._room = 0
+    rig.ost.grants._budget = 0
     await fails(errno.ENOSPC, rig.client.call(write_of(2), pattern(BIG)))
     await fails(errno.ENOSPC, rig.client.call(write_of(2), b"x"))
     await fails(errno.ENOSPC, rig.mdt.call(OstCreate(10, 0)))

@@ -139,7 +139,7 @@ async def attack(world: World, data: bytes) -> None:
         raw.send(data)
         assert await raw.cut()
     assert [e.fields["why"] != "no HELLO in time" for e in world.events.select("link.refused")] == [True]
-    assert list(world.listener.links) == [link.id] and not world.listener.strangers
+    assert world.listener.whole == 1 and not world.listener.links and not world.listener.strangers
     for served, heard in world.served[1:]:
         await heard.until(lost=1)
         assert served.closed
@@ -189,7 +189,21 @@ def test_kinds_are_the_receivers_business(run, kind):
     run(scenario())
 
 
-@pytest.mark.parametrize("index", [0, 1, 2, 2**63])
+def test_a_link_with_the_id_of_another_is_one_of_its_own(run, nid):
+    """The id binds connections until the link is whole; after that it says nothing."""
+
+    async def scenario():
+        async with World(nid, answer=serve) as world:
+            link, receiver = await world.connect()
+            async with await Raw.dial(world.nid) as raw:
+                await raw.hello(link.id, 0, 0)
+                assert world.listener.whole == 2
+            await still_served(link, receiver)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("index", [1, 2, 2**63])
 def test_a_strangers_hello_does_not_touch_a_whole_link(run, nid, index):
     """A HELLO replayed with the id of somebody else's link: the stranger is cut, the link lives."""
 
@@ -228,7 +242,7 @@ def test_frames_before_the_link_is_whole_are_refused(run):
                 await raw.hello(5, 0, 1)
                 raw.send(bent())
                 assert await raw.cut()
-            assert world.listener.links == {} and world.served == []
+            assert world.listener.links == {} and not world.listener.whole and world.served == []
 
     run(scenario())
 
@@ -331,7 +345,7 @@ def test_fuzz_mutated_frames_against_a_live_listener(run, nid):
                     raw.writer.write_eof()
                     assert await raw.cut()
             async with asyncio.timeout(WAIT_S):
-                while len(world.listener.links) > 1 or world.listener.strangers:
+                while world.listener.whole > 1 or world.listener.links or world.listener.strangers:
                     await asyncio.sleep(0.001)
             assert frames > 2000
             assert world.events.counts["link.refused"] > 100

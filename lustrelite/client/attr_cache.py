@@ -1,0 +1,517 @@
+"""Names, attributes and listings that this client knows to be true, because it holds the locks under which they are.
+
+    name -> file          LOOKUP of the file (the name of the file may not change)
+    mode, owner           PERM of the file
+    all else of it        UPDATE of the file
+    no such name          UPDATE of the directory
+    listing               UPDATE of the directory; from its start on, as far as it was read
+
+Everything known goes with its lock, so the LRU of the lock cache bounds this cache as well; what one lock may hold any
+amount of (missing names, listings) has a bound of its own. The files known are a graph: a walk goes from one to the
+next by its name and looks at no lock, because whoever loses LOOKUP is taken out of its directory at once. Only the lease
+is asked, once in a walk.
+
+What an answer says may be kept only if it was true under a lock all the time since: under one that came with it, or
+one that was held when the question was sent and still is. `Question` remembers that. Of what is known already the old
+copy is kept: answers can overtake each other, and under a lock nothing changes.
+
+Sync throughout; who asks the MDT is mdc.py.  Source: ll_update_inode(), ll_revalidate_dentry(), llite/; docs/locks.md
+"""
+
+from __future__ import annotations
+
+import errno
+from bisect import bisect_right
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from lustrelite.errors import OpError
+from lustrelite.ids import NO_FID, ROOT_FID, Fid
+from lustrelite.ldlm.client_lock import ClientLock
+from lustrelite.permission import EXECUTE, READ, permits
+from lustrelite.wire.ldlm import LAYOUT, LOOKUP, PERM, PR, REPLACE_EACH, UPDATE, XATTR, Ride
+from lustrelite.wire.mdt import Attr, Dirent, DirPage
+from lustrelite.wire.message import Cred
+
+STAT = LOOKUP | PERM | UPDATE  # all of what stat() shows
+ABSENT_MAX = 4096  # names known to be missing in one directory
+SEQUENCE_MIN = 2  # files of a listing asked for one after the other, before those that follow are fetched, too
+SEQUENCE_REACH = 8  # entries that may be passed over between two of them
+
+
+class Locks(Protocol):
+    """What is needed of ldlm.lock_cache.LockCache."""
+
+    drop: Any
+
+    @property
+    def lease_valid(self) -> bool:
+        """May locks be believed in?"""
+
+    def ride(
+        self, fid: bytes, bits: int, mode: int = PR, try_bits: int = 0, cancels: tuple[int, ...] = (), *, flags: int = 0,
+        count: int = 1,
+    ) -> Ride:  # fmt: skip
+        """See LockCache."""
+
+    def ridden(self, ride: Ride) -> ClientLock | None:
+        """See LockCache."""
+
+    def ridden_each(self, ride: Ride, count: int) -> list[ClientLock]:
+        """See LockCache."""
+
+    def cancels_for(self, fid: bytes, bits: int) -> tuple[int, ...]:
+        """See LockCache."""
+
+
+class Listing:
+    """The first entries of a directory, or all of them."""
+
+    __slots__ = ("ahead_until", "complete", "cookies", "entries", "fetch", "hits", "index", "next")
+
+    def __init__(self) -> None:
+        self.entries: list[Dirent] = []  # without attributes
+        self.cookies: list[int] = []
+        self.complete = False
+        self.index: dict[bytes, int] | None = None  # name -> place; made when it is complete and a name is asked for
+        self.next = 0  # where a sequence of stats would go on
+        self.hits = 0
+        self.ahead_until = 0  # entries before this place were fetched ahead
+        self.fetch: Any = None  # the task that does it
+
+
+class Known:
+    """One inode of which something is known. There may be 100,000."""
+
+    __slots__ = (
+        "absent", "attr", "bits", "drops", "fid", "fresh", "listing", "locks", "merged", "names", "places", "target",
+    )  # fmt: skip
+
+    def __init__(self, fid: Fid) -> None:
+        self.fid = fid
+        self.attr: Attr = None  # type: ignore[assignment]  # only `fresh` parts of it are true; none at first
+        self.fresh = 0
+        self.bits = 0  # held now
+        self.drops = 0  # how often a lock, or part of one, went
+        self.locks: list[ClientLock] = []
+        self.names: dict[bytes, Known] = NO_NAMES  # of a directory; each is under its file's LOOKUP
+        self.places: tuple[tuple[Known, bytes], ...] = ()  # (directory, name): where it is in `names`
+        self.absent: dict[bytes, None] | None = None
+        self.listing: Listing | None = None
+        self.target: bytes | None = None  # of a symlink: it never changes
+        self.merged: tuple[Any, int, int, Any] | None = None  # (objects, mtime, atime) -> the last Stat made of them
+
+
+NO_NAMES: dict[bytes, Known] = {}  # never written to
+
+
+class Question:
+    """What was held when something was asked, and which lock was asked for with it."""
+
+    __slots__ = ("bits", "drops", "known", "name", "parent", "parent_bits", "parent_drops", "parent_known", "ride")
+
+    def __init__(self, known: Known | None, ride: Ride | None) -> None:
+        self.known = known
+        self.bits = known.bits if known is not None else 0
+        self.drops = known.drops if known is not None else 0
+        self.ride = ride
+        self.name = b""
+        self.parent: Fid = NO_FID  # of a question by name
+        self.parent_known: Known | None = None
+        self.parent_bits = 0
+        self.parent_drops = 0
+
+    def by_name(self, parent: Fid, name: bytes, directory: Known | None) -> Question:
+        """It is about `name` in `parent`, of which `directory` is known."""
+        self.name = name
+        self.parent = parent
+        if directory is not None:
+            self.parent_known = directory
+            self.parent_bits = directory.bits
+            self.parent_drops = directory.drops
+        return self
+
+
+class AttrCache:
+    """What one client knows of one MDT's files. It has the lock cache's `drop` hook."""
+
+    def __init__(self, locks: Locks, *, root: Fid = ROOT_FID, entries_max: int = 100_000, ahead_max: int = 128) -> None:
+        self.locks = locks
+        self.entries_max = entries_max  # in listings
+        self.ahead_max = ahead_max
+        self.root = Known(root)
+        self.files: dict[Fid, Known] = {root: self.root}
+        self.entries = 0
+        self.hits = 0
+        self.misses = 0
+        self._listings: dict[Known, None] = {}  # the longest unread first
+        locks.drop = self.dropped
+
+    # looking ----------------------------------------------------------------------------------------------------
+
+    def walk(self, names: Iterable[bytes], cred: Cred) -> Known | None:
+        """What a path leads to from the root, if every step is known and allowed; None: ask."""
+        if not self.locks.lease_valid:
+            return None
+        known = self.root
+        if cred[0]:
+            for name in names:
+                if not known.fresh & PERM or not permits(known.attr, cred, EXECUTE):
+                    return None
+                found = known.names.get(name)
+                if found is None:
+                    return None
+                known = found
+        else:
+            for name in names:
+                found = known.names.get(name)
+                if found is None:
+                    return None
+                known = found
+        return known
+
+    def find(self, fid: Fid, need: int) -> Known | None:
+        """A file of which `need` is known; None: ask."""
+        known = self.files.get(fid)
+        if known is None or need & ~known.fresh or not self.locks.lease_valid:
+            return None
+        return known
+
+    def look(self, parent: Fid, name: bytes, cred: Cred, need: int) -> Known | None:
+        """`name` in `parent`, if `need` of it is known; None: ask.  ENOENT, EACCES"""
+        directory = self.files.get(parent)
+        if directory is None or not self.locks.lease_valid:
+            return None
+        if cred[0]:
+            if not directory.fresh & PERM:
+                return None
+            if not permits(directory.attr, cred, EXECUTE):
+                raise OpError(errno.EACCES)
+        known = directory.names.get(name)
+        if known is None:
+            if name == b".":
+                known = directory
+            elif name == b"..":
+                known = self.files.get(directory.attr.parent) if directory.fresh & LOOKUP else None
+            elif self._is_absent(directory, name):
+                self.hits += 1
+                raise OpError(errno.ENOENT)
+        if known is None or need & ~known.fresh:
+            return None
+        self.hits += 1
+        _touch(known)
+        return known
+
+    def child(self, parent: Fid, name: bytes) -> Fid | None:
+        """Whose name that is, as far as is known: for what an operation will need gone, never as an answer."""
+        directory = self.files.get(parent)
+        known = directory.names.get(name) if directory is not None else None
+        return known.fid if known is not None else None
+
+    def holds(self, fid: Fid, need: int) -> bool:
+        """Is `need` of the file known?"""
+        known = self.files.get(fid)
+        return known is not None and not need & ~known.fresh
+
+    def target_of(self, fid: Fid) -> bytes | None:
+        """Target of a symlink of which anything is known."""
+        known = self.files.get(fid)
+        return known.target if known is not None and known.locks and self.locks.lease_valid else None
+
+    def _is_absent(self, directory: Known, name: bytes) -> bool:
+        if not directory.bits & UPDATE:
+            return False
+        if directory.absent is not None and name in directory.absent:
+            return True
+        listing = directory.listing
+        if listing is None or not listing.complete:
+            return False
+        if listing.index is None:
+            listing.index = {entry.name: place for place, entry in enumerate(listing.entries)}
+        return name not in listing.index and name not in (b".", b"..")
+
+    def page(self, fid: Fid, cookie: int, count: int, cred: Cred) -> DirPage | None:
+        """Entries of a directory without their attributes; None: ask."""
+        known = self.files.get(fid)
+        if known is None or known.listing is None or not self.locks.lease_valid:
+            return None
+        assert known.bits & UPDATE
+        if cred[0] and not (known.fresh & PERM and permits(known.attr, cred, READ)):
+            return None
+        listing = known.listing
+        first = bisect_right(listing.cookies, cookie)
+        size = len(listing.cookies)
+        if first == size:
+            return DirPage((), True) if listing.complete else None
+        end = min(first + max(count, 1), size)
+        while end < size and listing.cookies[end] == listing.cookies[end - 1]:  # equal hashes are never parted
+            end += 1
+        self._listings[known] = self._listings.pop(known)
+        _touch(known)
+        return DirPage(tuple(listing.entries[first:end]), listing.complete and end == size)
+
+    # asking -----------------------------------------------------------------------------------------------------
+
+    def question(self, fid: Fid, need: int, cancels: tuple[int, ...] = ()) -> Question:
+        """Attributes of `fid` are about to be asked for (or changed, under `cancels`), to know `need` of them."""
+        known = self.files.get(fid)
+        self.misses += 1
+        return Question(known, self._wish(known, fid, need, cancels))
+
+    def question_name(self, parent: Fid, name: bytes, need: int, cancels: tuple[int, ...] = ()) -> Question:
+        """`name` in `parent` is about to be looked up, or opened."""
+        directory = self.files.get(parent)
+        known = directory.names.get(name) if directory is not None else None
+        self.misses += 1
+        return Question(known, self._wish(known, b"", need, cancels)).by_name(parent, name, directory)
+
+    def question_page(self, fid: Fid, each: int) -> Question:
+        """A page of a directory is about to be asked for; `each`: with attributes, and locks of up to so many entries."""
+        known = self.files.get(fid)
+        held = known.bits if known is not None else 0
+        bits, more = UPDATE & ~held, (LOOKUP | PERM) & ~held
+        ride: Ride | None = None
+        if each:  # the first handle is the directory's, if that is named
+            resource = fid if bits else b""
+            ride = self.locks.ride(resource, UPDATE, try_bits=more, flags=REPLACE_EACH, count=each + 1)
+        elif bits:
+            ride = self.locks.ride(fid, bits, try_bits=more)
+        self.misses += 1
+        return Question(known, ride)
+
+    def _wish(self, known: Known | None, fid: bytes, need: int, cancels: tuple[int, ...]) -> Ride | None:
+        """The locks that are missing. What is not asked for is for others to change."""
+        missing = ~known.bits if known is not None else -1
+        bits = (LOOKUP | PERM | need & LAYOUT) & missing
+        more = (UPDATE | XATTR | LAYOUT) & ~bits & missing if need & UPDATE else 0
+        if not bits:
+            bits, more = more & UPDATE, more & ~UPDATE
+        if not bits:
+            return Ride(cancels, None) if cancels else None
+        return self.locks.ride(fid, bits, try_bits=more, cancels=cancels)
+
+    # answers ----------------------------------------------------------------------------------------------------
+
+    def found(self, question: Question, attr: Attr) -> None:
+        """The answer to a question, or to an operation that carried one."""
+        known = self.files.get(attr.fid)
+        lock = self._ridden(question, attr.fid)
+        true = lock.bits if lock is not None else 0
+        if known is not None and known is question.known and known.drops == question.drops:
+            true |= question.bits
+        if not true:
+            return
+        known = self._put(attr, lock, true)
+        if question.name and true & LOOKUP and question.name not in (b".", b".."):
+            self._enter(self._file(question.parent), question.name, known)
+
+    def found_nothing(self, question: Question) -> None:
+        """There is no such name (ENOENT)."""
+        lock = self._ridden(question, question.parent)
+        directory = self.files.get(question.parent)
+        if lock is not None:
+            directory = self._hold(question.parent, lock)
+        elif directory is None or directory is not question.parent_known or directory.drops != question.parent_drops:
+            return
+        if not directory.bits & UPDATE or (lock is None and not question.parent_bits & UPDATE):
+            return
+        if directory.absent is None:
+            directory.absent = {}
+        elif len(directory.absent) >= ABSENT_MAX:
+            del directory.absent[next(iter(directory.absent))]
+        directory.absent[question.name] = None
+
+    def found_page(self, question: Question, fid: Fid, cookie: int, page: DirPage) -> None:
+        """The answer to `question_page`."""
+        ride = question.ride
+        known = self.files.get(fid)
+        true = 0
+        if known is not None and known is question.known and known.drops == question.drops:
+            true = question.bits
+        lock = self._ridden(question, fid)
+        if lock is not None:
+            known = self._hold(fid, lock)
+            true |= lock.bits
+        if known is not None and true & UPDATE:
+            self._append(known, cookie, page)
+        if ride is None or ride.want is None or not ride.want.flags & REPLACE_EACH:
+            return
+        directory: Known | None = None
+        first = ride.want.handle + 1
+        entries = page.entries
+        for each in self.locks.ridden_each(ride, len(entries) + 1):
+            place = each.handle - first
+            attr = entries[place].attr if place >= 0 else None
+            if attr is None or each.data is not None or each.resource != attr.fid:
+                continue
+            found = self._put(attr, each, each.bits)
+            if each.bits & LOOKUP:
+                directory = directory or self._file(fid)
+                self._enter(directory, entries[place].name, found)
+
+    def found_target(self, fid: Fid, target: bytes) -> None:
+        """Target of a symlink."""
+        known = self.files.get(fid)
+        if known is not None and known.locks:
+            known.target = target
+
+    def _ridden(self, question: Question, fid: Fid) -> ClientLock | None:
+        """The lock that came with the answer, if it did, and is on that file."""
+        lock = self.locks.ridden(question.ride) if question.ride is not None else None
+        return lock if lock is not None and lock.resource == fid else None
+
+    def _file(self, fid: Fid) -> Known:
+        known = self.files.get(fid)
+        if known is None:
+            known = self.files[fid] = Known(fid)
+        return known
+
+    def _hold(self, fid: Fid, lock: ClientLock) -> Known:
+        """`lock` of `fid` is held."""
+        known = self._file(fid)
+        if lock.data is None:
+            lock.data = known
+            known.locks.append(lock)
+            known.bits |= lock.bits
+        return known
+
+    def _put(self, attr: Attr, lock: ClientLock | None, true: int) -> Known:
+        """`attr` is true as far as `true` goes."""
+        known = self._hold(attr.fid, lock) if lock is not None else self.files[attr.fid]
+        kept = known.fresh
+        if kept & STAT == STAT:
+            return known
+        if not kept:
+            known.attr = attr
+        else:
+            old = known.attr
+            owner = old if kept & PERM else attr
+            known.attr = (old if kept & UPDATE else attr)._replace(
+                mode=owner.mode, uid=owner.uid, gid=owner.gid, parent=(old if kept & LOOKUP else attr).parent
+            )
+        known.fresh = kept | true & known.bits
+        known.merged = None
+        return known
+
+    def _enter(self, directory: Known, name: bytes, known: Known) -> None:
+        old = directory.names.get(name)
+        if old is known:
+            return
+        if old is not None:
+            old.places = tuple([place for place in old.places if place != (directory, name)])
+        if directory.names is NO_NAMES:
+            directory.names = {}
+        directory.names[name] = known
+        known.places = (*known.places, (directory, name))
+
+    # listings ---------------------------------------------------------------------------------------------------
+
+    def _append(self, known: Known, cookie: int, page: DirPage) -> None:
+        listing = known.listing
+        if listing is None:
+            if cookie:
+                return
+            listing = known.listing = Listing()
+        elif listing.complete or (listing.cookies[-1] if listing.cookies else 0) != cookie:
+            return
+        listing.entries += [Dirent(e.cookie, e.name, e.fid, e.type, None) for e in page.entries]
+        listing.cookies += [entry.cookie for entry in page.entries]
+        listing.complete = page.end
+        self.entries += len(page.entries)
+        self._listings.pop(known, None)
+        self._listings[known] = None
+        while self.entries > self.entries_max:
+            self._forget_listing(next(iter(self._listings)))
+
+    def _forget_listing(self, known: Known) -> None:
+        if known.listing is not None:
+            self.entries -= len(known.listing.entries)
+            known.listing = None
+            del self._listings[known]
+
+    def ahead(self, parent: Fid, name: bytes) -> tuple[Listing, int, int] | None:
+        """Is a listing being gone through file by file? Then (listing, cookie, count) of what is to be fetched, from `name` on.
+
+        A count of 0: it was fetched already, or `listing.fetch` is at it.
+        Source: ll_statahead_one(), is_first_dirent(), llite/statahead.c
+        """
+        directory = self.files.get(parent)
+        listing = directory.listing if directory is not None else None
+        if listing is None or not self.ahead_max:
+            return None
+        entries = listing.entries
+        for place in range(listing.next, min(listing.next + SEQUENCE_REACH, len(entries))):
+            if entries[place].name == name:
+                break
+        else:
+            for place in range(max(0, listing.ahead_until - self.ahead_max), listing.ahead_until):
+                if entries[place].name == name:
+                    return listing, 0, 0
+            listing.hits = 0
+            if entries and entries[0].name == name:  # once more from the start
+                listing.next, listing.hits, listing.ahead_until = 1, 1, 0
+            return None
+        listing.hits += 1
+        listing.next = place + 1
+        if listing.hits <= SEQUENCE_MIN:
+            return None
+        count = min(self.ahead_max, len(entries) - place)
+        listing.next = listing.ahead_until = place + count
+        return listing, listing.cookies[place - 1] if place else 0, count
+
+    # changing ---------------------------------------------------------------------------------------------------
+
+    def cancels(self, *wants: tuple[Fid | None, int]) -> tuple[int, ...]:
+        """Own locks in the way of what is about to be changed; what they covered is forgotten here and now."""
+        handles: tuple[int, ...] = ()
+        for fid, bits in wants:
+            if fid is not None:
+                handles += self.locks.cancels_for(fid, bits)
+        return handles
+
+    def dropped(self, lock: ClientLock, lost: bool) -> None:
+        """The lock cache's hook: a lock goes, or some of its bits."""
+        known: Known | None = lock.data
+        if known is None:
+            return
+        kept = lock.bits & ~lock.going_bits
+        if not kept:
+            known.locks.remove(lock)
+            lock.data = None
+        for other in known.locks:
+            if other is not lock:
+                kept |= other.bits
+        gone = known.bits & ~kept
+        known.bits = kept
+        known.drops += 1
+        if gone:
+            self._forget(known, gone)
+
+    def _forget(self, known: Known, gone: int) -> None:
+        known.fresh &= ~gone
+        known.merged = None
+        if gone & LOOKUP:
+            for directory, name in known.places:
+                del directory.names[name]
+                self._tidy(directory)
+            known.places = ()
+        if gone & UPDATE:
+            known.absent = None
+            self._forget_listing(known)
+        self._tidy(known)
+
+    def _tidy(self, known: Known) -> None:
+        """Is anything left of it?"""
+        if not known.locks and not known.names and known is not self.root and self.files.get(known.fid) is known:
+            del self.files[known.fid]
+
+    def describe(self) -> dict[str, int]:
+        """Sizes and counts."""
+        return {"files": len(self.files), "entries": self.entries, "hits": self.hits, "misses": self.misses}
+
+
+def _touch(known: Known) -> None:
+    """It was of use: its locks stay longer."""
+    for lock in known.locks:
+        lock.touched = True
+

@@ -1,0 +1,362 @@
+"""The data of objects in the client's memory: what is cached of them, what is dirty, what is on its way. No I/O.
+
+Bytes lie in pages of 16 KiB; what of a page is there is known byte by byte, so that a write of ten bytes needs no read.
+A byte that is there is
+
+    clean       as the OST has it
+    dirty       newer than the OST
+    in flight   dirty before, and now in a Flight: a copy of it is being written. Rewritten meanwhile it is dirty again
+    lost        could not be written: it is forgotten, and who wrote it is told (client/writeback.py)
+
+A flight's bytes are not collected again before it has landed, because the OST may execute two writes in any order. A
+written byte that is not durable yet needs no state here: its request waits on the import's replay list with the copy.
+
+A Fetch is a read from the OST under way. What is written, cut or dropped meanwhile in its range is taken out of what it
+may put in, so a late answer never brings back old bytes.
+
+Memory is bounded over all objects of a mount, the longest unused clean page going first. Dirty ones are bounded by who
+writes (writeback.py), pinned ones (a reader is about to copy them) by the size of the reads.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lustrelite.client.intervals import Intervals
+from lustrelite.wire.ost import grant_bytes
+
+PAGE_SHIFT = 14
+PAGE_BYTES = 1 << PAGE_SHIFT
+_MASK = PAGE_BYTES - 1
+_ZEROS = memoryview(bytes(PAGE_BYTES))
+LOOKS_MAX = 256  # pages looked at when room is made once
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Page:
+    """Memory for one page of an object."""
+
+    __slots__ = ("number", "owner", "view")
+
+    def __init__(self, owner: ObjectPages, number: int, data: bytearray) -> None:
+        self.owner = owner
+        self.number = number
+        self.view = memoryview(data)
+
+
+class Flight:
+    """A range on its way to the OST, with a copy of its bytes."""
+
+    __slots__ = ("cost", "data", "done", "end", "lock", "reported", "start", "time")
+
+    def __init__(self, start: int, end: int, data: Buffer, cost: int) -> None:
+        self.start = start
+        self.end = end
+        self.data = data
+        self.cost = cost  # bytes of grant; 0: written through, without any
+        self.lock = 0
+        self.time = 0
+        self.done: Any = None  # of the layer above: who waits for it
+        self.reported = False  # that it is lost
+
+
+class Fetch:
+    """A range that is being read from the OST."""
+
+    __slots__ = ("done", "end", "start", "wanted")
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start = start
+        self.end = end
+        self.wanted = Intervals([(start, end)])  # what may still be put in
+        self.done: Any = None  # of the layer above
+
+
+class PageCache:
+    """The pages of all objects of one mount."""
+
+    def __init__(self, bytes_max: Callable[[], int]) -> None:
+        self.bytes_max = bytes_max
+        self.count = 0
+        self.lru: OrderedDict[Page, None] = OrderedDict()
+        self.evicted = 0
+
+    @property
+    def bytes(self) -> int:
+        """Memory in use."""
+        return self.count * PAGE_BYTES
+
+    def shrink(self) -> None:
+        """Forget clean pages until the bound is kept, or none of those looked at can go."""
+        looks = 0
+        while self.bytes > self.bytes_max() and looks < LOOKS_MAX and self.lru:
+            page = next(iter(self.lru))
+            start = page.number << PAGE_SHIFT
+            if page.owner.busy(start, start + PAGE_BYTES, pinned=True):
+                self.lru.move_to_end(page)
+                looks += 1
+                continue
+            page.owner.evict(page)
+            self.evicted += 1
+
+
+class ObjectPages:
+    """The pages of one object."""
+
+    def __init__(self, cache: PageCache) -> None:
+        self.cache = cache
+        self.pages: dict[int, Page] = {}
+        self.valid = Intervals()
+        self.dirty = Intervals()
+        self.flights: list[Flight] = []
+        self.fetches: list[Fetch] = []
+        self.pins: list[tuple[int, int]] = []
+        self.cost = 0  # bytes of grant that what is dirty or in flight takes
+
+    # reading ----------------------------------------------------------------------------------------------------
+
+    def get(self, start: int, size: int) -> bytes | None:
+        """`size` bytes from `start`, or None if not all of them are there: the fast path of reads."""
+        valid = self.valid
+        at = bisect_right(valid.starts, start) - 1
+        if at < 0 or valid.ends[at] < start + size:
+            return None
+        low = start & _MASK
+        high = low + size
+        page = self.pages[start >> PAGE_SHIFT]
+        if high <= PAGE_BYTES:
+            self.cache.lru.move_to_end(page)
+            return bytes(page.view[low:high])
+        return b"".join(self._views(start, start + size))
+
+    def read(self, start: int, view: memoryview) -> None:
+        """Fill `view` from `start`; all of it must be there."""
+        assert self.valid.covers(start, start + len(view))
+        done = 0
+        for part in self._views(start, start + len(view)):
+            view[done : done + len(part)] = part
+            done += len(part)
+
+    def _views(self, start: int, end: int) -> list[memoryview]:
+        views = []
+        touch = self.cache.lru.move_to_end
+        while start < end:
+            page = self.pages[start >> PAGE_SHIFT]
+            touch(page)
+            low = start & _MASK
+            high = min(low + end - start, PAGE_BYTES)
+            views.append(page.view[low:high])
+            start += high - low
+        return views
+
+    def busy(self, start: int, end: int, *, pinned: bool = False) -> bool:
+        """Is anything in the range dirty or in flight (or pinned)?"""
+        if self.dirty and self.dirty.overlaps(start, end):
+            return True
+        if any(flight.start < end and start < flight.end for flight in self.flights):
+            return True
+        return pinned and any(low < end and start < high for low, high in self.pins)
+
+    def flights_in(self, start: int, end: int) -> list[Flight]:
+        """The flights that overlap the range, oldest first."""
+        return [flight for flight in self.flights if flight.start < end and start < flight.end]
+
+    # fetches ----------------------------------------------------------------------------------------------------
+
+    def missing(self, start: int, end: int) -> list[tuple[int, int]]:
+        """What of the range is neither there nor being fetched."""
+        gaps = self.valid.gaps(start, end)
+        if gaps and self.fetches:
+            coming = Intervals()
+            for fetch in self.fetches:
+                for low, high in fetch.wanted.within(start, end):
+                    coming.add(low, high)
+            gaps = [gap for low, high in gaps for gap in coming.gaps(low, high)]
+        return gaps
+
+    def fetching(self, start: int, end: int) -> list[Fetch]:
+        """The fetches that may bring something of the range."""
+        return [fetch for fetch in self.fetches if fetch.wanted.overlaps(start, end)]
+
+    def begin_fetch(self, start: int, end: int) -> Fetch:
+        """[start, end) is being read."""
+        fetch = Fetch(start, end)
+        self.fetches.append(fetch)
+        return fetch
+
+    def end_fetch(self, fetch: Fetch, data: Buffer) -> None:
+        """It has brought `data`, which is shorter at the object's end: keep what is not known better."""
+        self.fetches.remove(fetch)
+        view = memoryview(data)
+        end = fetch.start + len(view)
+        for low, high in fetch.wanted.within(fetch.start, end):
+            for start, stop in self.valid.gaps(low, high):
+                self._put(start, view[start - fetch.start : stop - fetch.start])
+                self.valid.add(start, stop)
+        self.cache.shrink()
+
+    def zeros(self, start: int, end: int, fetch: Fetch) -> None:
+        """A hole: [start, end) of what `fetch` asked for is there and was never written. Call before `end_fetch`."""
+        for low, high in fetch.wanted.within(start, end):
+            for first, stop in self.valid.gaps(low, high):
+                at = first
+                while at < stop:
+                    part = min(stop - at, PAGE_BYTES - (at & _MASK))
+                    self._put(at, _ZEROS[:part])
+                    at += part
+                self.valid.add(first, stop)
+
+    # writing ----------------------------------------------------------------------------------------------------
+
+    def write_cost(self, start: int, end: int) -> int:
+        """How much more grant `write` of [start, end) would take; less than nothing if it fills gaps."""
+        old = self.dirty.whole(start, end)
+        if not old:
+            return grant_bytes(start, end)
+        return grant_bytes(min(start, old[0][0]), max(end, old[-1][1])) - sum(grant_bytes(*part) for part in old)
+
+    def write(self, start: int, pieces: Sequence[Buffer]) -> tuple[int, int]:
+        """Put the bytes of `pieces` in at `start`, dirty; returns the dirty interval that they are part of."""
+        end = start + sum(map(len, pieces))
+        assert start < end
+        self.cost += self.write_cost(start, end)
+        self._untake(start, end)
+        at = start
+        for piece in pieces:
+            self._put(at, memoryview(piece))
+            at += len(piece)
+        self.valid.add(start, end)
+        merged = self.dirty.add(start, end)
+        if self.cache.bytes > self.cache.bytes_max():
+            self.cache.shrink()
+        return merged
+
+    def _put(self, start: int, data: memoryview) -> None:
+        """Copy `data` into pages."""
+        pages, lru = self.pages, self.cache.lru
+        done, length = 0, len(data)
+        while done < length:
+            at = start + done
+            number, low = at >> PAGE_SHIFT, at & _MASK
+            part = min(length - done, PAGE_BYTES - low)
+            page = pages.get(number)
+            if page is not None:
+                page.view[low : low + part] = data[done : done + part]
+                lru.move_to_end(page)
+            else:
+                if part == PAGE_BYTES:
+                    page = Page(self, number, bytearray(data[done : done + part]))
+                else:
+                    page = Page(self, number, bytearray(PAGE_BYTES))
+                    page.view[low : low + part] = data[done : done + part]
+                pages[number] = page
+                lru[page] = None
+                self.cache.count += 1
+            done += part
+
+    # write-back -------------------------------------------------------------------------------------------------
+
+    def collect(self, start: int, end: int, bytes_max: int) -> Flight | None:
+        """The first dirty bytes of [start, end) that may be written now, as a flight; None if there are none.
+
+        At most `bytes_max`, cut at its multiples, so that equal ranges make equal RPCs. What overlaps a flight waits.
+        """
+        for low, high in self.dirty.within(start, end):
+            for first, stop in self._free(low, high):
+                stop = min(stop, (first // bytes_max + 1) * bytes_max)
+                flight = Flight(first, stop, b"".join(self._views(first, stop)), grant_bytes(first, stop))
+                self._clean(first, stop)
+                self.cost += flight.cost
+                self.flights.append(flight)
+                return flight
+        return None
+
+    def _free(self, start: int, end: int) -> list[tuple[int, int]]:
+        """What of the range is in no flight."""
+        flights = self.flights_in(start, end)
+        if not flights:
+            return [(start, end)]
+        return Intervals((max(f.start, start), min(f.end, end)) for f in flights).gaps(start, end)
+
+    def begin_flight(self, start: int, data: Buffer) -> Flight:
+        """`data` is written at `start` past the pages: nothing there may be dirty or in flight, and what is there goes."""
+        end = start + len(data)
+        assert not self.busy(start, end)
+        self.cut(start, end)
+        flight = Flight(start, end, data, 0)
+        self.flights.append(flight)
+        return flight
+
+    def end_flight(self, flight: Flight, *, lost: bool) -> None:
+        """It was written, or, `lost`, could not be: then its bytes are forgotten where they were not written anew.
+
+        Those of a write through are, too: they may have been read while it was on its way. See `keep`.
+        """
+        self.flights.remove(flight)
+        self.cost -= flight.cost
+        if lost or not flight.cost:
+            for low, high in self.dirty.gaps(flight.start, flight.end):
+                self.cut(low, high)
+
+    def keep(self, start: int, data: Buffer) -> None:
+        """`data` is what the OST has at `start`, since just now."""
+        end = start + len(data)
+        self._untake(start, end)
+        view = memoryview(data)
+        for low, high in self.valid.gaps(start, end):
+            self._put(low, view[low - start : high - start])
+            self.valid.add(low, high)
+        self.cache.shrink()
+
+    # forgetting -------------------------------------------------------------------------------------------------
+
+    def _clean(self, start: int, end: int) -> None:
+        """Nothing in the range is dirty any more."""
+        parts = [part for part in self.dirty.whole(start, end) if part[0] < end and start < part[1]]
+        if parts:
+            low, high = parts[0][0], parts[-1][1]
+            self.dirty.remove(start, end)
+            self.cost += sum(grant_bytes(*part) for part in self.dirty.within(low, high))
+            self.cost -= sum(grant_bytes(*part) for part in parts)
+
+    def _untake(self, start: int, end: int) -> None:
+        for fetch in self.fetches:
+            fetch.wanted.remove(start, end)
+
+    def cut(self, start: int, end: int) -> int:
+        """Forget the range; returns how many dirty bytes that were."""
+        assert start <= end
+        if start == end:
+            return 0
+        dirty = sum(high - low for low, high in self.dirty.within(start, end))
+        if dirty:
+            self._clean(start, end)
+        self._untake(start, end)
+        if not self.valid.overlaps(start, end):
+            return dirty
+        self.valid.remove(start, end)
+        first, last = start >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT
+        if last - first < len(self.pages):
+            numbers = [number for number in range(first, last + 1) if number in self.pages]
+        else:
+            numbers = [number for number in self.pages if first <= number <= last]
+        for number in numbers:
+            at = number << PAGE_SHIFT
+            if not self.valid.overlaps(at, at + PAGE_BYTES):
+                self._free_page(self.pages[number])
+        return dirty
+
+    def evict(self, page: Page) -> None:
+        """Forget a page that is not busy."""
+        start = page.number << PAGE_SHIFT
+        self.valid.remove(start, start + PAGE_BYTES)
+        self._free_page(page)
+
+    def _free_page(self, page: Page) -> None:
+        del self.pages[page.number]
+        del self.cache.lru[page]
+        self.cache.count -= 1

@@ -1,0 +1,541 @@
+"""The client's locks of one target: taken, matched, used, asked for, given back, replayed.
+
+    match_bits, match_extent    a lock that serves, now; sync: most operations end here and send nothing
+    take_bits, take_extent      match, or enqueue and wait: the lock has a user more, who must `release` it
+    ride ... ridden             the lock travels with an operation (wire/ldlm.py)
+
+A lock goes in this order: it is no longer matched; its last user lets go; `flush` (written data only); `drop`; Cancel.
+An inode's lock that is wanted in part loses that part only (Convert). Cancels of one turn of the loop are one RPC.
+Reasons to go: a blocking callback, AST_SENT in a grant, the LRU, `cancels_for`, `flush_all`. Evicted: all are lost at
+once, nothing is flushed. A callback for a lock whose enqueue is not answered yet is remembered.
+
+Who takes a lock must not take another one of the same resource while he uses it: if the first was asked for meanwhile,
+the second waits for somebody who waits for the first.
+
+Trust: see `ClientImport.lease_until`. Past it nothing matches; `take` renews it first. Whoever keeps a lock for long
+asks `serves` before he believes what is cached under it.
+
+Not here: record locks (client/flocks.py), and what is cached under the locks.
+Source: ldlm/ldlm_request.c, ldlm_lockd.c; protocol-facts 5.4, 5.7, 5.8; docs/locks.md
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
+
+from lustrelite.errors import Evicted, OpError
+from lustrelite.ldlm.cancels import Cancels
+from lustrelite.ldlm.client_lock import ClientLock
+from lustrelite.ldlm.held_locks import HeldLocks
+from lustrelite.ldlm.lru import Holding
+from lustrelite.ldlm.policy import EOF, WRITERS
+from lustrelite.wire.ldlm import (
+    AST_SENT,
+    BLOCK_GRANTED,
+    BLOCK_NOWAIT,
+    BLOCK_WAIT,
+    EX,
+    EXTENT,
+    GLIMPSE,
+    IBITS,
+    PR,
+    Granted,
+    Lvb,
+    Ride,
+    Want,
+)
+from lustrelite.wire.locks import Ask, Enqueue
+from lustrelite.wire.session import Ping
+
+if TYPE_CHECKING:
+    from lustrelite.rpc.client_import import ClientImport
+
+WANTS_MAX = 500  # in an Enqueue
+HOUSEKEEPING_S_MAX = 60.0
+GLIMPSED_IDLE_S = 10.0  # a write lock that is asked about and was not used for so long is given back
+RENEW_PAUSE_S = 0.05  # until a callback that was lost comes again
+RENEW_PAUSE_S_MAX = 1.0
+
+
+class _Riding:
+    """A lock, or several with handles in a row, that an operation may bring."""
+
+    __slots__ = ("asked", "count", "want")
+
+    def __init__(self, want: Want, count: int) -> None:
+        self.want = want
+        self.count = count
+        self.asked: dict[int, Ask] = {}  # callbacks that were faster than the reply
+
+
+class LockCache(HeldLocks):
+    """One per import. The hooks belong to the cache above."""
+
+    def __init__(self, imp: ClientImport) -> None:
+        super().__init__(imp)
+        self.flush: Callable[[ClientLock, Ask | None], Awaitable[None]] | None = None
+        """Write back what is dirty under the lock (all of it: the lock goes whole). With DISCARD_DATA: forget it."""
+        self.glimpse_of: Callable[[ClientLock], Lvb | None] | None = None
+        """What we know of the object."""
+        self._cancels = Cancels(imp)
+        self._rides: dict[int, _Riding] = {}  # by the first handle
+        self._timer: asyncio.TimerHandle | None = None
+        self._trimming = False
+        self._renewing: asyncio.Future[None] | None = None
+
+    # taking -----------------------------------------------------------------------------------------------------
+
+    async def take_bits(self, fid: bytes, bits: int, mode: int = PR, try_bits: int = 0) -> ClientLock:
+        """A lock of an inode, with a user more; `try_bits` come along if they are free.  Errors: ENOENT, Evicted"""
+        lock = self.match_bits(fid, bits, mode)
+        if lock is not None:
+            self.use(lock)
+            return lock
+        return await self._take(IBITS, fid, mode, bits, try_bits, 0, EOF, 0, 0)
+
+    async def take_extent(
+        self, resource: bytes, start: int, end: int, mode: int, *, flags: int = 0, gid: int = 0
+    ) -> ClientLock:
+        """A lock of an object, with a user more. `flags`: BLOCK_NOWAIT, NO_EXPANSION, NO_TIMEOUT.
+
+        Errors: EWOULDBLOCK, ENOENT no such object, Evicted
+        """
+        lock = self.match_extent(resource, start, end, mode, gid)
+        if lock is not None:
+            self.use(lock)
+            return lock
+        return await self._take(EXTENT, resource, mode, 0, 0, start, end, gid, flags)
+
+    async def _take(
+        self, kind: int, resource: bytes, mode: int, bits: int, try_bits: int, start: int, end: int, gid: int, flags: int
+    ) -> ClientLock:
+        while True:
+            for lock in self._resources.get(resource, ()):
+                if not lock.covers(kind, mode, bits, start, end, gid):
+                    continue
+                if lock.ready:
+                    if not self.lease_valid:
+                        break
+                    self.use(lock)
+                    return lock
+                waits = not lock.resolved and lock.asked is None and not flags & BLOCK_NOWAIT
+                if waits and not lock.flags & (BLOCK_NOWAIT | GLIMPSE):
+                    lock.users += 1
+                    await self._granted_to_user(lock)
+                    return lock
+            else:
+                break
+            if not self.imp.lease_s:  # the server lets nobody believe anything
+                break
+            await self._renew_lease()
+        lock = ClientLock(
+            self.imp.lock_handles(1), kind, resource, mode, bits=bits, try_bits=try_bits, start=start, end=end, gid=gid,
+            flags=flags,
+        )  # fmt: skip
+        self._add(lock)
+        lock.users = 1
+        lock.future = asyncio.get_running_loop().create_future()
+        try:
+            await self._enqueue(lock)
+        except asyncio.CancelledError:
+            if lock.resolved:
+                self.release(lock)
+                raise
+            lock.users -= 1
+            if lock.users:  # others wait for it
+                self._cancels.spawn(self._enqueue(lock), "enqueue")
+            else:
+                self._give_up(lock)
+            raise
+        await self._granted_to_user(lock)
+        return lock
+
+    async def _enqueue(self, lock: ClientLock) -> None:
+        """Ask for it. What came of it is in `lock.future`."""
+        try:
+            reply = await self.imp.call(Enqueue((lock.want(),), ()))
+        except OpError as error:
+            self._refused(lock, error)
+            return
+        for granted in reply.granted:
+            if granted.handle == lock.handle:
+                self._answered(lock, granted)
+                return
+        self._refused(lock, OpError(errno.EPROTO, f"{self.imp.target} does not say what became of a lock"))
+
+    async def _granted_to_user(self, lock: ClientLock) -> None:
+        """Wait for a lock of which the caller is a user already. Cancelled, or refused, he is one no more."""
+        future = lock.future
+        assert future is not None
+        if future.done():
+            future.result()
+            return
+        try:
+            await asyncio.shield(future)
+        except asyncio.CancelledError:
+            self.release(lock)
+            raise
+
+    def _answered(self, lock: ClientLock, granted: Granted) -> None:
+        """The reply to its enqueue. A completion may have been faster, or an eviction."""
+        if lock.resolved:
+            return
+        if granted.status:
+            self._refused(lock, OpError(-granted.status))
+        elif not granted.flags & BLOCK_WAIT:
+            self._granted(lock, granted)
+        else:
+            lock.holding = Holding.WAITING
+            self.node.events.emit("lock.waiting", target=self.imp.target, handle=lock.handle, resource=lock.resource.hex())
+            if not lock.users:
+                self._give_up(lock)
+
+    def _granted(self, lock: ClientLock, granted: Granted) -> None:
+        lock.take_over(granted)
+        if granted.flags & AST_SENT:
+            self._ask(lock, Ask(lock.handle, 0, EX, lock.bits, lock.start, lock.end))
+        if lock.future is not None and not lock.future.done():
+            lock.future.set_result(None)
+        if not lock.users:
+            self._unused(lock)
+
+    def _refused(self, lock: ClientLock, error: OpError) -> None:
+        """There is no lock."""
+        if lock.resolved:
+            return
+        self._remove(lock)
+        self._fail_takers(lock, error)
+
+    def _give_up(self, lock: ClientLock) -> None:
+        """Nobody waits for the waiting lock any more."""
+        self._refused(lock, OpError(errno.EINTR))
+        self._cancels.add((lock.handle,))
+
+    @staticmethod
+    def _fail_takers(lock: ClientLock, error: OpError) -> None:
+        if lock.future is not None and not lock.future.done():
+            lock.future.set_exception(error)
+            lock.future.exception()  # seen: perhaps nobody waits
+
+    async def _renew_lease(self) -> None:
+        """Return when locks may be believed in again; one ping for all who wait."""
+        if self._renewing is None:
+            self._renewing = asyncio.get_running_loop().create_future()
+            self._cancels.spawn(self._renew(self._renewing), "renew lease")
+        await asyncio.shield(self._renewing)
+
+    async def _renew(self, renewed: asyncio.Future[None]) -> None:
+        pause = RENEW_PAUSE_S
+        error: OpError | None = None
+        try:
+            while not self.lease_valid:
+                await self.imp.call(Ping())
+                if not self.lease_valid:
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, RENEW_PAUSE_S_MAX)
+        except OpError as failed:
+            error = failed
+        self._renewing = None
+        if error is None:
+            renewed.set_result(None)
+        else:
+            renewed.set_exception(error)
+            renewed.exception()
+
+    # using ------------------------------------------------------------------------------------------------------
+
+    def use(self, lock: ClientLock) -> None:
+        """One user more of a lock that was just matched, or is in use already."""
+        assert lock.ready or lock.users, lock
+        if not lock.users:
+            self.lru.used(lock)
+        lock.users += 1
+
+    def release(self, lock: ClientLock) -> None:
+        """One user less. The last one of a lock that is wanted sees it off."""
+        assert lock.users > 0, lock
+        lock.users -= 1
+        if lock.users:
+            return
+        if lock.holding is Holding.GRANTED:
+            self._unused(lock)
+        elif lock.holding is Holding.WAITING:
+            self._give_up(lock)
+
+    def _unused(self, lock: ClientLock) -> None:
+        if lock.holding is not Holding.GRANTED:
+            return
+        if lock.asked is not None:
+            self._give_back(lock)
+            return
+        lock.unused_since = now = self._now()
+        self.lru.unused(lock, now)
+        if len(self.lru) > self.lru.max_count and not self._trimming:
+            self._trimming = True
+            asyncio.get_running_loop().call_soon(self._trim)
+        elif self._timer is None:
+            self._arm_timer()
+
+    # going ------------------------------------------------------------------------------------------------------
+
+    def cancel(self, lock: ClientLock) -> None:
+        """Give it back as soon as it has no user."""
+        self._ask(lock, Ask(lock.handle, 0, EX, lock.bits, lock.start, lock.end))
+        if lock.holding is Holding.GRANTED and not lock.users:
+            self._give_back(lock)
+
+    def _ask(self, lock: ClientLock, ask: Ask) -> None:
+        # Nobody else is granted it before the deadline, which is later than what the lease was when we were asked.
+        lock.ask(ask, min(self._now() + self.imp.lease_s, self.imp.lease_until))
+
+    def _give_back(self, lock: ClientLock) -> None:
+        """Nobody uses it: write back, drop, cancel."""
+        assert lock.holding is Holding.GRANTED and not lock.users, lock
+        self.lru.used(lock)
+        if self.flush is None or not lock.mode & WRITERS:
+            self._let_go(lock)
+            return
+        lock.holding = Holding.CANCELLING
+        lock.ready = False
+        self._cancels.spawn(self._flush_and_let_go(lock), "flush")
+
+    async def _flush_and_let_go(self, lock: ClientLock) -> None:
+        assert self.flush is not None
+        try:
+            await self.flush(lock, lock.asked)
+        except OpError as error:
+            self.node.events.emit(
+                "lock.flush_failed", level="warning", target=self.imp.target, handle=lock.handle, error=str(error)
+            )
+        if lock.holding is Holding.CANCELLING:
+            self._let_go(lock)
+
+    def _let_go(self, lock: ClientLock) -> None:
+        going = lock.going_bits
+        if self.drop is not None:
+            self.drop(lock, False)
+        if lock.type == IBITS and going != lock.bits:
+            lock.bits &= ~going
+            lock.holding = Holding.GRANTED
+            lock.forget_ask()
+            if going:
+                self._cancels.convert(lock.handle, going)
+            self._unused(lock)
+            return
+        self._remove(lock)
+        self._cancels.add((lock.handle,))
+
+    def cancels_for(self, fid: bytes, bits: int) -> tuple[int, ...]:
+        """Own locks that an operation will need gone: they are dropped here and now, their handles go with its Ride."""
+        handles = []
+        for lock in self.locks_of(fid):
+            if lock.bits & bits and lock.holding is Holding.GRANTED and not lock.users:
+                lock.asked = None  # all of it goes
+                if self.drop is not None:
+                    self.drop(lock, False)
+                self._remove(lock)
+                handles.append(lock.handle)
+        return tuple(handles)
+
+    def clear_unused(self) -> None:
+        """Give back every lock that nobody uses (lru_size=clear)."""
+        for lock in self.lru.drop_before_replay(lambda _: False):
+            self.cancel(lock)
+
+    async def flush_all(self, *, cancel: bool = True) -> None:
+        """Write back everything, and give all locks back; return when that is done. Those in use go when released.
+
+        Without `cancel` they are forgotten here: a goodbye follows, which the server takes for all of them.
+        """
+        for lock in list(self._locks.values()):
+            if lock.resolved:
+                self.cancel(lock)
+        if not cancel:
+            self._cancels.silent = True
+        await self._cancels.idle()
+
+    def lost_all(self, error: OpError | None = None) -> None:
+        """Evicted (or closed): every lock is gone, and so is what was cached under it; who waits for one fails."""
+        failure = error or Evicted(self.imp.target)
+        locks = list(self._locks.values())
+        if locks:
+            self.node.events.emit("lock.lost", target=self.imp.target, count=len(locks))
+        self._cancels.forget()
+        self._rides.clear()
+        for lock in locks:
+            held = lock.resolved
+            self._remove(lock)
+            if held and self.drop is not None:
+                lock.asked = None
+                self.drop(lock, True)
+            self._fail_takers(lock, failure)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # what the server says ---------------------------------------------------------------------------------------
+
+    def blocked(self, ask: Ask, again: bool = False) -> int:
+        """A blocking callback. 0, or -EINVAL: there is no such lock (any more). `again`: a copy, only to be answered."""
+        lock = self._locks.get(ask.handle)
+        if lock is None:
+            riding = self._riding(ask.handle)
+            if riding is None:
+                return -errno.EINVAL
+            riding.asked[ask.handle] = ask
+            return 0
+        if again:
+            return 0
+        self.node.events.emit("lock.asked", target=self.imp.target, handle=lock.handle, users=lock.users)
+        self._ask(lock, ask)
+        if lock.holding is Holding.GRANTED and not lock.users:
+            self._give_back(lock)
+        return 0
+
+    def completed(self, granted: Granted) -> int:
+        """A waiting lock is granted, or refused after all. 0, or -EINVAL: we do not wait for it (any more)."""
+        lock = self._locks.get(granted.handle)
+        if lock is None:
+            return -errno.EINVAL
+        if not lock.resolved:
+            if granted.status:
+                self._refused(lock, OpError(-granted.status))
+            else:
+                self._granted(lock, granted)
+        return 0
+
+    def glimpsed(self, handle: int) -> Lvb | None:
+        """What do we know of the object under the lock? A write lock that is only lying about goes after the answer."""
+        lock = self._locks.get(handle)
+        if lock is None or self.glimpse_of is None:
+            return None
+        if lock.ready and not lock.users and self._now() - lock.unused_since > GLIMPSED_IDLE_S:
+            asyncio.get_running_loop().call_soon(self._give_back_if_idle, lock)
+        return self.glimpse_of(lock)
+
+    def _give_back_if_idle(self, lock: ClientLock) -> None:
+        if lock.ready and not lock.users:
+            self._give_back(lock)
+
+    # locks that travel with operations --------------------------------------------------------------------------
+
+    def ride(
+        self, fid: bytes, bits: int, mode: int = PR, try_bits: int = 0, cancels: tuple[int, ...] = (), *, flags: int = 0,
+        count: int = 1,
+    ) -> Ride:  # fmt: skip
+        """For `ClientImport.call(..., ride=)`: what goes before the operation, and the lock that is wanted of its find.
+
+        `fid` is b"" if only the reply says which inode that is; without `bits` no lock is wanted. With REPLACE_EACH
+        in `flags` there may be `count` locks.
+        """
+        if not bits:
+            return Ride(cancels, None)
+        want = Want(self.imp.lock_handles(count), IBITS, fid, mode, flags, bits, try_bits, 0, 0, 0, 0)
+        self._rides[want.handle] = _Riding(want, count)
+        return Ride(cancels, want)
+
+    def ridden(self, ride: Ride) -> ClientLock | None:
+        """After the call, answered or failed: the lock, if it was granted and is not asked for again."""
+        lock = self._locks.get(ride.want.handle) if ride.want is not None else None
+        return lock if lock is not None and lock.ready else None
+
+    def ridden_each(self, ride: Ride, count: int) -> list[ClientLock]:
+        """After a call with REPLACE_EACH: those of the `count` locks that were granted."""
+        assert ride.want is not None
+        locks = (self._locks.get(ride.want.handle + place) for place in range(count))
+        return [lock for lock in locks if lock is not None and lock.ready]
+
+    def ride_answered(self, ride: Ride, answers: Sequence[Granted]) -> None:
+        """The reply to the operation; the import calls this before its caller goes on."""
+        riding = self._rides.pop(ride.want.handle, None) if ride.want is not None else None
+        if riding is None:
+            return
+        want = riding.want
+        for granted in answers:
+            if granted.status or not want.handle <= granted.handle < want.handle + riding.count:
+                continue
+            lock = ClientLock(granted.handle, IBITS, granted.resource, granted.mode, bits=granted.bits)
+            lock.asked = riding.asked.get(granted.handle)
+            self._add(lock)
+            self._granted(lock, granted)
+
+    def ride_failed(self, ride: Ride, *, sent: bool) -> None:
+        """There will be no answer. What the server may have granted is given back, what was to go goes by itself."""
+        riding = self._rides.pop(ride.want.handle, None) if ride.want is not None else None
+        handles = list(ride.cancels)
+        if sent and riding is not None:
+            handles += range(riding.want.handle, riding.want.handle + riding.count)
+        if handles:
+            self._cancels.add(handles)
+
+    def _riding(self, handle: int) -> _Riding | None:
+        for first, riding in self._rides.items():
+            if first <= handle < first + riding.count:
+                return riding
+        return None
+
+    # glimpse ----------------------------------------------------------------------------------------------------
+
+    async def glimpse(self, resources: Sequence[bytes]) -> list[Lvb | OpError]:
+        """What is known of each object, by whoever knows most. Where nobody writes, a PR lock comes along.
+
+        Errors (each for itself): ENOENT no such object.  (of all): Evicted
+        """
+        found: list[Lvb | OpError] = []
+        for at in range(0, len(resources), WANTS_MAX):
+            found += await self._glimpse(resources[at : at + WANTS_MAX])
+        return found
+
+    async def _glimpse(self, resources: Sequence[bytes]) -> list[Lvb | OpError]:
+        first = self.imp.lock_handles(len(resources))
+        locks = [ClientLock(first + i, EXTENT, resource, PR, flags=GLIMPSE) for i, resource in enumerate(resources)]
+        for lock in locks:
+            self._add(lock)
+        try:
+            reply = await self.imp.call(Enqueue(tuple(lock.want() for lock in locks), ()))
+        except (OpError, asyncio.CancelledError):
+            for lock in locks:
+                if not lock.resolved:
+                    self._remove(lock)
+            self._cancels.add([lock.handle for lock in locks])
+            raise
+        answers = {granted.handle: granted for granted in reply.granted}
+        found: list[Lvb | OpError] = []
+        for lock in locks:
+            granted = answers.get(lock.handle)
+            if granted is not None and not granted.status and granted.flags & BLOCK_GRANTED and not lock.resolved:
+                self._granted(lock, granted)
+            else:
+                self._refused(lock, OpError(errno.EAGAIN))
+            if granted is None:
+                found.append(OpError(errno.EPROTO))
+            else:
+                found.append(granted.lvb if granted.lvb is not None else OpError(-granted.status or errno.EPROTO))
+        return found
+
+    # LRU -------------------------------------------------------------------------------------------------------------
+
+    def _arm_timer(self) -> None:
+        pause = min(self.lru.max_age_s / 4 + 1, HOUSEKEEPING_S_MAX)
+        self._timer = asyncio.get_running_loop().call_later(pause, self._housekeep)
+
+    def _housekeep(self) -> None:
+        self._timer = None
+        self._trim()
+        if len(self.lru):
+            self._arm_timer()
+
+    def _trim(self) -> None:
+        """Give back what is too old, or too much."""
+        self._trimming = False
+        for lock in self.lru.surplus(self._now(), self._stays):
+            self.cancel(lock)
+
+    def _stays(self, lock: ClientLock) -> bool:
+        if lock.touched:
+            lock.touched = False
+            return True
+        return self.stays is not None and self.stays(lock)

@@ -1,0 +1,661 @@
+"""The locks of one target at work: the core (table.py, flock.py) decides, this file answers, calls back and keeps time.
+
+Every effect of the core is executed here and nowhere else:
+
+    Grant, Wait, Deny   into the Granted of the reply
+    Blocking            a callback to the holder, and a deadline: one timer for all of them, its end is the eviction
+    Completion          a callback to who waited; of the target's own lock: its future
+    Glimpse             a callback to the writer; the enqueue is answered when all of them have answered
+
+The owner of a lock is the Export; what the target locks for itself has the owner LOCAL. A target needs no locks against
+itself (a mutating handler runs in one turn, D4), only against what clients cache: `busy` says whether somebody caches
+what an operation is about to change, and if so `wait_local` takes it back and keeps it until `release`.
+
+A deadline runs from the first asking on, link or no link. It is put off when the client has answered, when it is asked
+anew after a reconnect (LU-5520), and by work under the lock; not by repeating the question.
+Source: ldlm/ldlm_lockd.c; protocol-facts 5.4, 5.6, 5.8
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lustrelite.errors import OpError
+from lustrelite.ldlm.flock import FlockDenied, FlockEffect, FlockGranted, FlockRequest, FlockTable, FlockWait
+from lustrelite.ldlm.lock import LOCAL, Blocking, Completion, Deny, Effect, Glimpse, Lock, LockState, Wait
+from lustrelite.ldlm.lru import replayed_as_granted
+from lustrelite.ldlm.policy import EOF, TYPE_MODES
+from lustrelite.ldlm.table import LockTable
+from lustrelite.rpc.callbacks import Callbacks
+from lustrelite.wire.ldlm import (
+    AST_SENT,
+    BITS_ALL,
+    BLOCK_GRANTED,
+    BLOCK_NOWAIT,
+    BLOCK_WAIT,
+    EX,
+    EXTENT,
+    FLOCK,
+    FLOCK_BSD,
+    FLOCK_TEST,
+    IBITS,
+    LOCK_CHANGED,
+    NL,
+    Granted,
+    Lvb,
+    Want,
+)
+from lustrelite.wire.locks import Ask, BlockingCallback, CompletionCallback, GlimpseCallback
+
+if TYPE_CHECKING:
+    from lustrelite.rpc.export import Call, Export
+    from lustrelite.rpc.node import Node
+
+LocalLock = Lock  # one whose owner is LOCAL
+
+RESOURCE_BYTES_MAX = 16  # a FID
+STOOD_STILL_S = 1.0  # a timer that comes this late: not the clients were silent, this process did not run
+_NOT_NL = ~NL
+
+
+def no_lvb(resource_id: bytes) -> Lvb | None:
+    """Of a target whose resources have no value."""
+    return None
+
+
+class Namespace:
+    """The locks of one target."""
+
+    def __init__(
+        self,
+        node: Node,
+        name: str,
+        *,
+        evict: Callable[[Export, str], None],
+        frozen: bool = False,
+        lvb: Callable[[bytes], Lvb | None] = no_lvb,
+    ) -> None:
+        self.node = node
+        self.name = name
+        self.table = LockTable(frozen)
+        self.flocks = FlockTable(frozen)
+        # Before a client's cancel counts, for what must be durable first: True if it will call back later.
+        self.before_cancel: Callable[[Lock, Callable[[], None]], bool] | None = None
+        self._evict = evict
+        self._lvb = lvb  # what is known of a resource; OpError(ENOENT) if there is no such thing
+        self._local_waits: dict[Lock, asyncio.Future[None]] = {}
+        self._last_local = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._lingering: dict[Export, asyncio.TimerHandle] = {}  # evicted, and perhaps not aware of it
+
+    # counts -----------------------------------------------------------------------------------------------------
+
+    @property
+    def frozen(self) -> bool:
+        """In recovery: locks are replayed, nobody is granted or asked for anything."""
+        return self.table.frozen
+
+    @property
+    def lock_count(self) -> int:
+        """Locks, those that wait included, record locks not."""
+        return self.table.lock_count
+
+    @property
+    def resource_count(self) -> int:
+        """Inodes or objects with locks."""
+        return len(self.table.resources) + len(self.flocks.resources)
+
+    @property
+    def waiting_count(self) -> int:
+        """Locks and record locks that wait."""
+        return self.table.waiting_count + sum(len(requests) for requests in self.flocks.handles.values())
+
+    # the target's own locks -------------------------------------------------------------------------------------
+
+    def busy(self, fid: bytes, bits: int, but: Export | None = None) -> bool:
+        """Would an EX lock of the target itself have to wait for a client (other than `but`) that caches `bits` of `fid`?"""
+        resource = self.table.resources.get(fid)
+        if resource is None or resource.granted is None:
+            return False
+        for lock in resource.granted:
+            if lock.bits & bits and lock.mode & _NOT_NL and lock.owner is not but and lock.owner is not LOCAL:
+                return True
+        return False
+
+    def take_local(self, fid: bytes, bits: int) -> LocalLock | None:
+        """An EX lock of the target itself at once, or None if it would have to wait. `release` it."""
+        lock = self._local(bits)
+        effects = self.table.enqueue(fid, IBITS, lock, self.node.now(), wait=False)
+        return None if type(effects[0]) is Deny else lock
+
+    async def wait_local(self, wants: Sequence[tuple[bytes, int]]) -> list[LocalLock]:
+        """EX locks of the target itself on each (FID, bits); holders are asked to give theirs back. `release` them.
+
+        All queue up in this turn, in FID order, so two operations never wait for each other. Bits of one FID are joined.
+        """
+        bits_of: dict[bytes, int] = {}
+        for fid, bits in sorted(wants):
+            bits_of[fid] = bits_of.get(fid, 0) | bits
+        now = self.node.now()
+        locks: list[LocalLock] = []
+        futures: list[asyncio.Future[None]] = []
+        granted = False
+        try:
+            for fid, bits in bits_of.items():
+                lock = self._local(bits)
+                effects = self.table.enqueue(fid, IBITS, lock, now)
+                locks.append(lock)
+                first = effects[0]
+                if type(first) is Wait:
+                    future = self._local_waits[lock] = asyncio.get_running_loop().create_future()
+                    futures.append(future)
+                    self._say_waiting(lock, first.behind)
+                    self._run(effects[1:])
+            for future in futures:
+                await future
+            granted = True
+        finally:
+            if not granted:
+                self.release(locks)
+        return locks
+
+    def release(self, locks: Iterable[LocalLock]) -> None:
+        """Give back locks of the target itself; those that wait give up."""
+        now = self.node.now()
+        for lock in locks:
+            self._local_waits.pop(lock, None)
+            effects = self.table.cancel(LOCAL, lock.handle, now)
+            if effects:
+                self._run(effects)
+
+    def _local(self, bits: int) -> Lock:
+        self._last_local += 1
+        return Lock(LOCAL, self._last_local, EX, bits=bits)
+
+    # clients' locks ---------------------------------------------------------------------------------------------
+
+    def take(self, export: Export, want: Want) -> Granted:
+        """Take a lock, or wait for it, or be refused: what the reply says of it."""
+        try:
+            self._check(want)
+            if want.type == FLOCK:
+                return self._take_flock(export, want)
+            lvb = self._lvb(want.resource)
+        except OpError as error:
+            return refused(want, -error.errno)
+        wait = not want.flags & BLOCK_NOWAIT
+        effects = self.table.enqueue(want.resource, want.type, _lock(export, want), self.node.now(), wait)
+        first = effects[0]
+        if type(first) is Deny:
+            return refused(want, -first.errno, lvb)
+        lock = first.lock
+        if type(first) is Wait:
+            self._say_waiting(lock, first.behind)
+            self._run(effects[1:])
+        else:
+            self.node.events.counts["lock.granted"] += 1
+        return self._said(lock, want, lvb if type(first) is not Wait else None)
+
+    def ride(self, call: Call, fid: bytes, want: Want) -> None:
+        """A lock on what an operation has found, in the turn it has found it: in the reply's header, or not at all."""
+        want = want._replace(resource=fid)
+        export = call.export
+        try:
+            self._check(want)
+        except OpError:
+            return
+        if want.type != IBITS:
+            return
+        first = self.table.find(export, want.handle)
+        if first is not None and (first.resource.id != fid or first.state is not LockState.GRANTED):
+            self.cancel(export, (want.handle,))  # of an earlier copy of the request, which found something else
+            return
+        effects = self.table.enqueue(fid, IBITS, _lock(export, want), self.node.now(), wait=False)
+        if type(effects[0]) is Deny:
+            self.node.events.counts["lock.not_ridden"] += 1
+            return
+        self.node.events.counts["lock.granted"] += 1
+        call.granted = (*call.granted, self._said(effects[0].lock, want, None))
+
+    def glimpse(self, export: Export, want: Want, answer: Callable[[Granted], None]) -> None:
+        """Take the lock, or if somebody may know more than we do ask him; `answer` is called now or then.
+
+        Without a lock the status is -EWOULDBLOCK and the LVB is there.
+        """
+        try:
+            self._check(want)
+            lvb = self._lvb(want.resource)
+            if lvb is None or want.type != EXTENT:
+                raise OpError(errno.EINVAL, "nothing to glimpse")
+        except OpError as error:
+            answer(refused(want, -error.errno))
+            return
+        resource = self.table.resources.get(want.resource)
+        if resource is not None:
+            resource.lvb = lvb
+        else:
+            self.table.resource(want.resource, EXTENT).lvb = lvb
+        effects = self.table.glimpse(want.resource, _lock(export, want), self.node.now())
+        if type(effects[0]) is not Deny:
+            answer(self._said(effects[0].lock, want, lvb))
+            return
+        asked = [effect.lock for effect in effects[1:] if type(effect) is Glimpse]
+        if not asked:
+            answer(refused(want, -errno.EWOULDBLOCK, lvb))
+            return
+        glimpse = _Glimpse(self, want, lvb, asked, answer)
+        for lock in asked:
+            self.node.events.emit("lock.glimpsed", target=self.name, client=_name(lock.owner), handle=lock.handle)
+            self._callbacks(lock.owner).add(GlimpseCallback, lock.handle, (lock, glimpse))
+
+    def lvb(self, resource_id: bytes, *known: Lvb) -> Lvb | None:
+        """What is known of a resource, `known` included; None if it is gone."""
+        try:
+            lvb = self._lvb(resource_id)
+        except OpError:
+            return None
+        return lvb if lvb is None or not known else Lvb(*map(max, lvb, *known))
+
+    def cancel(self, export: Export, handles: Iterable[int]) -> None:
+        """The client gives back locks, or gives up waiting. One that it does not have is none of our business."""
+        for handle in handles:
+            lock = self.table.find(export, handle)
+            if lock is None:
+                self.flocks.cancel(export, handle)
+            else:
+                self._measure(lock)
+                if self.before_cancel is not None and self.before_cancel(lock, lambda lock=lock: self._cancel(lock)):  # type: ignore[misc]
+                    lock.deadline = None  # it has done its part
+                else:
+                    self._cancel(lock)
+
+    def _cancel(self, lock: Lock) -> None:
+        owner = lock.owner
+        if self.table.find(owner, lock.handle) is not lock:
+            return
+        if lock.asked and lock.state is LockState.GRANTED:
+            self.node.events.emit(
+                "lock.cancelled", target=self.name, client=_name(owner), resource=lock.resource.id.hex(),
+                handle=lock.handle,
+            )  # fmt: skip
+        else:
+            self.node.events.counts["lock.cancelled"] += 1
+        effects = self.table.cancel(owner, lock.handle, self.node.now())
+        if effects:
+            self._run(effects)
+
+    def convert(self, export: Export, handle: int, drop_bits: int) -> None:
+        """The client gives back some bits of a lock."""
+        lock = self.table.find(export, handle)
+        if lock is None or lock.state is not LockState.GRANTED or lock.resource.type != IBITS:
+            return
+        self._measure(lock)
+        self._run(self.table.convert(export, handle, drop_bits, self.node.now()))
+
+    def holds(self, export: Export, handle: int, resource_id: bytes) -> Lock | None:
+        """The granted lock `handle` of this client on this resource, or None."""
+        lock = self.table.find(export, handle)
+        if lock is None or lock.state is not LockState.GRANTED or lock.resource.id != resource_id:
+            return None
+        return lock
+
+    def prolong(self, lock: Lock) -> None:
+        """Its owner works under the lock."""
+        if lock.deadline is not None:
+            self.table.prolong(lock.owner, lock.handle, self.node.now() + self._limit(lock.owner))
+
+    def owner_gone(self, export: Export, lease_left_s: float = 0.0) -> None:
+        """Evicted, left, or come anew: all its locks go, and the others go on.
+
+        Who does not know yet that he was evicted serves from his caches until his lease is over: so long they stay.
+        """
+        callbacks, export.callbacks = export.callbacks, None
+        if callbacks is not None:
+            callbacks.close()
+        self._run(self.flocks.owner_gone(export))
+        held = self.table.owners.get(export)
+        if lease_left_s <= 0 or held is None:
+            self._gone(export)
+            return
+        for lock in list(held.values()):
+            if lock.state is LockState.WAITING:
+                self._cancel(lock)
+        self._lingering[export] = asyncio.get_running_loop().call_later(lease_left_s, self._gone, export)
+
+    def _gone(self, export: Export) -> None:
+        self._lingering.pop(export, None)
+        self._run(self.table.owner_gone(export, self.node.now()))
+
+    def ask_all(self) -> int:
+        """Ask every client for every lock, because the target stops; how many there are."""
+        count = 0
+        for lock in list(self.table.locks()):
+            if lock.owner is LOCAL or lock.state is not LockState.GRANTED:
+                continue
+            count += 1
+            if not lock.asked:
+                assert lock.resource.granted is not None
+                lock.resource.granted.set_asked(lock, True)
+                self._ask(lock, lock, "the target stops")
+        return count
+
+    def _check(self, want: Want) -> None:
+        """EINVAL: no such lock can be."""
+        modes = TYPE_MODES.get(want.type, 0)
+        if (
+            not want.mode & modes
+            or want.mode & (want.mode - 1)
+            or want.handle <= 0
+            or not 0 < len(want.resource) <= RESOURCE_BYTES_MAX
+            or not 0 <= want.start <= want.end <= EOF
+            or (want.type == IBITS and (want.bits <= 0 or want.try_bits < 0 or (want.bits | want.try_bits) & ~BITS_ALL))
+        ):
+            raise OpError(errno.EINVAL, f"no such lock: {want}")
+        if want.type != FLOCK:
+            resource = self.table.resources.get(want.resource)
+            if resource is not None and resource.type != want.type:
+                raise OpError(errno.EINVAL, "another type of lock is in use there")
+
+    # record locks -----------------------------------------------------------------------------------------------
+
+    def _take_flock(self, export: Export, want: Want) -> Granted:
+        request = _request(export, want)
+        if want.flags & FLOCK_TEST:
+            found = self.flocks.test(want.resource, request)
+            if found is None:
+                return Granted(want.handle, 0, want.resource, NL, 0, 0, want.start, want.end, 0, None)
+            record, pid = found
+            return Granted(want.handle, 0, want.resource, record.mode, 0, 0, record.start, record.end, pid, None)
+        effects = self.flocks.request(
+            want.resource, bool(want.flags & FLOCK_BSD), request, not want.flags & BLOCK_NOWAIT
+        )
+        answer: Granted | None = None
+        others: list[FlockEffect] = []
+        for effect in effects:
+            if type(effect) is FlockWait:
+                answer = _of_flock(effect.request, 0, BLOCK_WAIT)
+                self.node.events.emit(
+                    "lock.waiting", target=self.name, client=export.uuid, resource=want.resource.hex(),
+                    handle=want.handle, behind=str(effect.behind),
+                )  # fmt: skip
+            elif effect.request is request:
+                answer = _of_flock(request, -effect.errno if type(effect) is FlockDenied else 0, BLOCK_GRANTED)
+            else:
+                others.append(effect)
+        self._run(others)
+        assert answer is not None
+        return answer
+
+    # recovery ---------------------------------------------------------------------------------------------------
+
+    def freeze(self) -> None:
+        """Recovery begins: there is nothing yet, and clients will replay what they hold."""
+        assert not self.table.owners and not self.flocks.handles
+        self.table.frozen = self.flocks.frozen = True
+
+    def replay(self, export: Export, want: Want) -> Granted:
+        """A client says that it holds a lock, or waits for it; taken at its word."""
+        try:
+            self._check(want)
+        except OpError as error:
+            return refused(want, -error.errno)
+        granted = replayed_as_granted(want.flags)
+        flags = BLOCK_GRANTED if granted else BLOCK_WAIT
+        if want.type == FLOCK:
+            request = _request(export, want)
+            self.flocks.replay(want.resource, bool(want.flags & FLOCK_BSD), request, granted)
+            return _of_flock(request, 0, flags)
+        lock = _lock(export, want)
+        lock.try_bits = 0 if granted else lock.try_bits
+        lock = self.table.replay(want.resource, want.type, lock, granted, self.node.now())
+        return self._said(lock, want, None)
+
+    def thaw(self) -> None:
+        """Recovery is over: grant, and ask for what is in the way of those who go on waiting."""
+        effects: list[Effect | FlockEffect] = [*self.table.thaw(self.node.now())]
+        effects += self.flocks.thaw()
+        self._run(effects)
+
+    # effects ----------------------------------------------------------------------------------------------------
+
+    def _run(self, effects: Iterable[Effect | FlockEffect]) -> None:
+        for effect in effects:
+            kind = type(effect)
+            if kind is Blocking:
+                self._ask(effect.lock, effect.waiter)  # type: ignore[union-attr]
+            elif kind is Completion:
+                self._complete(effect.lock)  # type: ignore[union-attr]
+            elif kind is FlockGranted:
+                self._complete_flock(effect.request, 0)  # type: ignore[union-attr]
+            elif kind is FlockDenied:
+                self._complete_flock(effect.request, -effect.errno)  # type: ignore[union-attr]
+            else:
+                raise AssertionError(effect)
+
+    def _ask(self, lock: Lock, waiter: Lock, why: str = "") -> None:
+        """Ask the owner of `lock` to give it back."""
+        owner: Any = lock.owner
+        if owner is LOCAL or owner.failed:
+            return  # nothing of ours is held for long, and who was evicted hears nothing
+        ask = Ask(lock.handle, 0, waiter.mode, waiter.bits, waiter.start, waiter.end)
+        self._callbacks(lock.owner).add(BlockingCallback, ask, lock)
+        self.node.events.emit(
+            "lock.asked", target=self.name, client=_name(lock.owner), resource=lock.resource.id.hex(),
+            handle=lock.handle, wanted_by=why or _name(waiter.owner),
+        )  # fmt: skip
+        self._start_clock(lock)
+
+    def _complete(self, lock: Lock) -> None:
+        if lock.owner is LOCAL:
+            future = self._local_waits.pop(lock, None)
+            if future is not None and not future.done():
+                future.set_result(None)
+            return
+        self.node.events.emit(
+            "lock.completed", target=self.name, client=_name(lock.owner), resource=lock.resource.id.hex(),
+            handle=lock.handle, asked=lock.asked,
+        )  # fmt: skip
+        lvb = self.lvb(lock.resource.id) if lock.resource.type == EXTENT else None
+        self._callbacks(lock.owner).add(CompletionCallback, self._said(lock, None, lvb), lock)
+
+    def _complete_flock(self, request: FlockRequest, status: int) -> None:
+        export: Any = request.owner[0]
+        self.node.events.emit(
+            "lock.completed", target=self.name, client=export.uuid, resource=request.resource.id.hex(),
+            handle=request.handle, status=status,
+        )  # fmt: skip
+        self._callbacks(export).add(CompletionCallback, _of_flock(request, status, BLOCK_GRANTED), request)
+
+    def _said(self, lock: Lock, want: Want | None, lvb: Lvb | None) -> Granted:
+        """`lock` as its owner hears of it. If somebody wants it already he hears that too, and his time runs."""
+        flags = BLOCK_GRANTED if lock.state is LockState.GRANTED else BLOCK_WAIT
+        if want is None or (lock.mode, lock.bits, lock.start, lock.end) != (want.mode, want.bits, want.start, want.end):
+            flags |= LOCK_CHANGED
+        if lock.asked:
+            flags |= AST_SENT
+            self._start_clock(lock)
+        return Granted(
+            lock.handle, 0, lock.resource.id, lock.mode, flags, lock.bits, lock.start, lock.end, 0, lvb
+        )
+
+    def _say_waiting(self, lock: Lock, behind: Lock) -> None:
+        self.node.events.emit(
+            "lock.waiting", target=self.name, client=_name(lock.owner), resource=lock.resource.id.hex(),
+            handle=lock.handle, behind=_name(behind.owner), behind_handle=behind.handle,
+        )  # fmt: skip
+
+    # callbacks --------------------------------------------------------------------------------------------------
+
+    def _callbacks(self, owner: Any) -> Callbacks:
+        callbacks: Callbacks | None = owner.callbacks
+        if callbacks is None:
+            callbacks = owner.callbacks = Callbacks(owner)
+        return callbacks
+
+    def callback_repeated(self, kind: type, about: Any) -> None:
+        """The client is back and is told again: a lock that was asked for has its time anew."""
+        if kind is BlockingCallback or (kind is CompletionCallback and isinstance(about, Lock) and about.asked):
+            self._start_clock(about)
+
+    def callback_answered(self, export: Export, kind: type, about: Any, answer: Any) -> None:
+        """What the client said of one of the things it was told; a glimpse: an Lvb or None."""
+        if kind is GlimpseCallback:
+            lock, glimpse = about
+            glimpse.answered(lock, answer)
+        elif answer == 0:
+            self.callback_repeated(kind, about)  # it has it now
+        elif answer != -errno.EINVAL:
+            self.callback_failed(export, kind, answer)
+        elif isinstance(about, Lock):
+            # It has no such lock: given back already, or a late copy of the enqueue made it.
+            if self.table.find(export, about.handle) is about:
+                self.cancel(export, (about.handle,))
+
+    def callback_failed(self, export: Export, kind: type, status: int) -> None:
+        """The client answered a callback with an error: it is beyond repair (LU-5581)."""
+        self._evict(export, f"it answered a {kind.__name__} with {errno.errorcode.get(-status, status)}")
+
+    def callback_dropped(self, kind: type, about: Any) -> None:
+        """The client is gone and will not answer."""
+        if kind is GlimpseCallback:
+            lock, glimpse = about
+            glimpse.answered(lock, None)
+
+    # deadlines --------------------------------------------------------------------------------------------------
+
+    def _limit(self, owner: Any) -> float:
+        """How long a client may take to give back a lock: more if it usually takes long.  Source: ldlm_bl_timeout()"""
+        limit = self.node.tunables.lock_callback_s
+        callbacks: Callbacks | None = owner.callbacks
+        return limit if callbacks is None else max(limit, 1.5 * callbacks.measured_s)
+
+    def _measure(self, lock: Lock) -> None:
+        """`lock` comes back: how long did it take since it was asked for, or since it was last worked under?"""
+        if lock.deadline is not None:
+            callbacks = self._callbacks(lock.owner)
+            took = max(0.0, self._limit(lock.owner) - (lock.deadline - self.node.now()))
+            callbacks.measured_s = max(took, 0.9 * callbacks.measured_s)
+
+    def _start_clock(self, lock: Lock) -> None:
+        now = self.node.now()
+        self.table.asked(lock, now + self._limit(lock.owner))
+        first = self.table.next_deadline()
+        if first is not None and (self._timer is None or self._timer.when() > first):
+            self._set_timer(first)
+
+    def _set_timer(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(when, self._expire, when)
+
+    def _expire(self, when: float) -> None:
+        self._timer = None
+        now = self.node.now()
+        if self.node.dead:
+            return
+        if now > when + STOOD_STILL_S:  # what they said meanwhile is yet to be read
+            self._set_timer(now + STOOD_STILL_S / 2)
+            return
+        for lock in self.table.expired(now):
+            if lock.state is LockState.GRANTED and lock.asked:
+                self.node.events.emit(
+                    "lock.expired", level="warning", target=self.name, client=_name(lock.owner),
+                    resource=lock.resource.id.hex(), handle=lock.handle,
+                )  # fmt: skip
+                owner: Any = lock.owner
+                self._evict(owner, f"lock callback timer expired: it did not give back {lock!r}")
+                self._cancel(lock)  # it has stopped to serve from this one
+        first = self.table.next_deadline()
+        if first is not None and self._timer is None:
+            self._set_timer(first)
+
+    def close(self) -> None:
+        """The target is gone: no timer fires any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for timer in self._lingering.values():
+            timer.cancel()
+        for owner in self.table.owners:
+            if owner is not LOCAL and owner.callbacks is not None:  # type: ignore[attr-defined]
+                owner.callbacks.halt()  # type: ignore[attr-defined]
+
+    # what one may ask -------------------------------------------------------------------------------------------
+
+    def describe(self, resource_id: bytes) -> dict[str, Any]:
+        """The queues of one resource as data: who holds what, since when, what was asked of it, who waits and why."""
+        return {
+            **self.table.describe(resource_id, self.node.now()),
+            "posix": self.flocks.describe(resource_id, False),
+            "bsd": self.flocks.describe(resource_id, True),
+        }
+
+
+class _Glimpse:
+    """An enqueue that waits for what others know of an object."""
+
+    __slots__ = ("_answer", "_known", "_namespace", "_open", "_timer", "_want")
+
+    def __init__(
+        self, namespace: Namespace, want: Want, lvb: Lvb, asked: list[Lock], answer: Callable[[Granted], None]
+    ) -> None:
+        self._namespace = namespace
+        self._want = want
+        self._known = [lvb]
+        self._open = dict.fromkeys(asked)
+        self._answer = answer
+        limit = namespace.node.tunables.lock_callback_s
+        self._timer = asyncio.get_running_loop().call_later(limit, self._late)
+
+    def answered(self, lock: Lock, lvb: Lvb | None) -> None:
+        """The owner of `lock` has answered, or is gone. If its lock is gone we know ourselves what it knew."""
+        if lock not in self._open:
+            return
+        del self._open[lock]
+        if lvb is not None and lock.state is LockState.GRANTED:
+            self._known.append(lvb)
+        if self._open:
+            return
+        self._timer.cancel()
+        known = self._namespace.lvb(self._want.resource, *self._known[1:])
+        self._answer(refused(self._want, -errno.EWOULDBLOCK if known is not None else -errno.ENOENT, known))
+
+    def _late(self) -> None:
+        namespace = self._namespace
+        if namespace.node.dead:
+            return
+        for lock in list(self._open):
+            owner: Any = lock.owner
+            if lock.state is LockState.GRANTED:
+                namespace._evict(owner, f"it did not say what it knows under {lock!r}")
+            self.answered(lock, None)
+
+
+def refused(want: Want, status: int, lvb: Lvb | None = None) -> Granted:
+    """There is no lock."""
+    return Granted(want.handle, status, want.resource, 0, 0, 0, 0, 0, 0, lvb)
+
+
+def _lock(export: Export, want: Want) -> Lock:
+    return Lock(
+        export, want.handle, want.mode, bits=want.bits, try_bits=want.try_bits, start=want.start, end=want.end,
+        gid=want.owner, flags=want.flags,
+    )  # fmt: skip
+
+
+def _request(export: Export, want: Want) -> FlockRequest:
+    return FlockRequest((export, want.owner), want.handle, want.pid, want.mode, want.start, want.end)
+
+
+def _of_flock(request: FlockRequest, status: int, flags: int) -> Granted:
+    return Granted(
+        request.handle, status, request.resource.id, request.mode, flags if not status else 0, 0, request.start,
+        request.end, request.pid, None,
+    )  # fmt: skip
+
+
+def _name(owner: Any) -> str:
+    return owner if owner is LOCAL else owner.uuid

@@ -1,0 +1,100 @@
+"""Space that is promised to clients, so that what they have accepted from a program is sure to find room here later.
+
+A client may keep data back only within its grant; a write that it takes from there is executed however full the disk
+is. For that the promises of all clients together are never more than what the disk has beyond its reserve, and a write
+without a grant may not eat into them: it gets ENOSPC at once, while the program that wrote can still be told.
+
+A promise is used in blocks (wire/ost.grant_bytes, on both sides), ends with its client, and is not on disk: after a
+restart a client says what it had, and is believed, for its data is already accepted. What a client gets is a part of
+what is left, so that the last bytes go round. Not here yet: taking back grants of the idle.
+Source: tgt_grant.c: tgt_grant_alloc(), tgt_grant_prepare_write(); protocol-facts 11 (LU-2679)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lustrelite.rpc.export import Export
+from lustrelite.wire.ost import GRANT_BLOCK_BYTES, Write, grant_bytes
+from lustrelite.wire.session import FEATURE_GRANT, Connect
+
+FIRST_BYTES = 8 << 20  # what a new client gets, if there is 64 times as much
+SHARE = 8  # one in so many bytes of what is left is given at once
+EXPORT_BYTES_MAX = 1 << 30  # one client holds no more
+BUDGET_BYTES_MAX = 1 << 30  # written or promised before the disk is asked again how full it is
+
+
+class Grants:
+    """The promises of one OST. `space` says how many bytes the disk has beyond the reserve, promised or not."""
+
+    def __init__(self, space: Callable[[], int]) -> None:
+        self.space = space
+        self.promised = 0
+        self.held: dict[Export, int] = {}
+        self._budget = 0  # what may be written or promised before the disk is asked again
+
+    @property
+    def left(self) -> int:
+        """Bytes that are free and promised to nobody; negative if others have filled the disk."""
+        return self.space() - self.promised
+
+    def connected(self, export: Export, body: Connect, *, known: bool) -> int:
+        """A client connects, or a `known` one does again; returns what it is promised in all."""
+        if not export.features & FEATURE_GRANT:
+            return 0
+        if known:
+            self._set(export, min(max(body.grant, 0), EXPORT_BYTES_MAX))
+            self._budget = 0
+        else:
+            self.gone(export)
+            self._give(export, min(FIRST_BYTES, max(self.left, 0) // 64))
+        return self.held.get(export, 0)
+
+    def gone(self, export: Export) -> None:
+        """The client is gone, evicted, or begins anew: what it was promised is free."""
+        self.promised -= self.held.pop(export, 0)
+        assert self.promised >= 0
+
+    def covers(self, export: Export, body: Write, length: int) -> bool:
+        """Is a write of `length` bytes within the client's grant? Then it may not be refused for want of space."""
+        # The client's dirty data may be cut in other places than its grant was counted for: a block at each end.
+        cost = grant_bytes(body.offset, body.offset + length) - 2 * GRANT_BLOCK_BYTES
+        return body.from_grant and self.held.get(export, 0) >= max(cost, 1)
+
+    def take(self, length: int) -> bool:
+        """`length` bytes are about to be written that nobody was promised: is there room for them?"""
+        self._budget -= length
+        if self._budget >= 0:
+            return True
+        left = self.left
+        self._budget = min(max(left - length, 0) // 8, BUDGET_BYTES_MAX)
+        return left >= length
+
+    def written(self, export: Export, body: Write, length: int) -> int:
+        """A write was executed: what it took from its grant is used up. Returns what the client gets on top."""
+        if not export.features & FEATURE_GRANT:
+            return 0
+        held = self.held.get(export, 0)
+        if body.from_grant:
+            used = min(held, grant_bytes(body.offset, body.offset + length))
+            self._set(export, held - used)
+            held -= used
+        wanted = min(body.undirty, EXPORT_BYTES_MAX - held)
+        return self._give(export, wanted) if wanted > 0 else 0
+
+    def _give(self, export: Export, wanted: int) -> int:
+        given = wanted // GRANT_BLOCK_BYTES * GRANT_BLOCK_BYTES
+        if given > self._budget:
+            left = max(self.left, 0)
+            self._budget = min(left // 8, BUDGET_BYTES_MAX)
+            given = min(given, left // SHARE // GRANT_BLOCK_BYTES * GRANT_BLOCK_BYTES)
+        self._budget -= given
+        self._set(export, self.held.get(export, 0) + given)
+        return given
+
+    def _set(self, export: Export, amount: int) -> None:
+        self.promised += amount - self.held.get(export, 0)
+        if amount:
+            self.held[export] = amount
+        else:
+            self.held.pop(export, None)

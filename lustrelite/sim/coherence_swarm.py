@@ -1,0 +1,458 @@
+"""Many small runs against the coherence checker: 2 to 8 clients on a few shared files and names, under fire.
+
+    python -m lustrelite.sim.swarm --coherence --seed 1 --runs 5000
+
+A run: 1 MDS, 2 OSTs, 2 to 8 clients of which all, none or some cache, about 120 operations, 1 to 4 faults. Files /d/...
+are there from the start: two for everything, one that is only appended to. In /n names come and go, also of open files.
+What everybody did and saw goes to coherence.History, and at the end, when all is healed, everybody who lives looks at
+everything once more, writes back, and somebody new looks at it, too. The same seed gives the same history to the last
+bit.
+
+Without locks an append is not atomic, and neither is a size against it: a client that does not cache appends only to
+the file that is for it alone, and nobody else does then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import random
+import stat
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from lustrelite.errors import Deactivated, Evicted, OpError
+from lustrelite.events import Event
+from lustrelite.ids import ROOT_FID, Fid, fid_text, target_name
+from lustrelite.sim import coherence
+from lustrelite.sim.cluster import TUNABLES, Cluster, Violation
+from lustrelite.sim.coherence_history import Data, File, History, Op, fill, parse
+from lustrelite.sim.nemesis import CACHE_ACTS, Nemesis
+from lustrelite.sim.processes import FSNAME, NodeDied, SimClient, SimServer
+from lustrelite.sim.runs import LATENCIES, Budget, Run, contend
+from lustrelite.wire.mdt import StripeHint
+
+OPERATIONS = 120
+STRIPE_SIZE = 65536
+MDT = target_name(FSNAME, "MDT", 0)
+FILES, LOG = ("/d/0", "/d/1"), "/d/log"
+NAMES = tuple("abcde")
+OFFSETS = (0, 64, 4032, 4096, 8192, 20032, STRIPE_SIZE - 128, STRIPE_SIZE, 2 * STRIPE_SIZE - 64)
+LENGTHS = (64, 64, 128, 4096, 4096, 8192, 20032)
+READ_BYTES = 4 * STRIPE_SIZE  # more than any of these files has
+GONE = (errno.EIO, errno.ESHUTDOWN, errno.ENOTCONN, errno.ESTALE, errno.EBADF)  # of a client that was thrown out
+REMOVED = (errno.ESTALE, errno.EIO, errno.ENOENT)  # what may be said of a file whose last name just went
+
+
+class CoherenceCluster(Cluster):
+    """A cluster whose history is the coherence checker's."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        lease_s = self.tunables.lock_callback_s - self.tunables.lock_lease_margin_s
+        self.names_fid: Fid = ROOT_FID  # of the directory /n
+        self.history = History(self.loop.time, lease_s=lease_s, mark=self._mark)
+
+    def record(self, event: Event) -> None:
+        """Sink of every node's events."""
+        super().record(event)
+        if event.name == "client.evicted":
+            for client in self.clients.values():
+                if event.fields["client"] in client.uuids:
+                    self.history.evicted(
+                        client.life, event.fields["target"], str(event.fields["why"]), bool(event.fields["recovering"])
+                    )
+        elif event.name == "import.evicted" and event.node in self.clients:
+            self.history.noticed(self.clients[event.node].life, event.fields["target"])
+        elif event.name == "node.killed" and event.node in self.clients:
+            self.history.killed(self.clients[event.node].life)
+
+    def died(self, server: SimServer) -> None:
+        """A server runs no more."""
+        for target in list(self._running.values()):
+            if target.node is server.node:
+                self.history.died(target.name, target.instance, target.last_transno, target.last_committed)
+        super().died(server)
+
+    async def conclude(self) -> None:
+        """Heal everything, look at everything, then judge."""
+        await self.recover()
+        await self.settle()
+        living = [client for client in self.clients.values() if client.alive]
+        for client in living:
+            await Watcher(self, client).look_at_everything()
+        for client in living:
+            await client.unrecorded(client.fs.sync())
+        await self.bury()
+        await self.settle()
+        self.check_crashes()
+        reader = await self.add_client("reader")
+        await Watcher(self, reader).look_at_everything()
+        problems = coherence.check(self.history, mdt=MDT, names=NAMES)
+        if problems:
+            raise Violation(f"seed {self.seed}: not coherent:\n  " + "\n  ".join(problems))
+        for client in [*living, reader]:
+            for file in list(client.fs.connections.open_files.all()):
+                await client.unrecorded(_close(file))
+        await self.check_disks()
+        if self.orderly:
+            await self.leave()
+        self.check_crashes()
+
+
+async def _close(file: Any) -> None:
+    try:
+        await file.close()
+    except OpError as error:
+        if error.errno not in GONE:
+            raise
+
+
+class Handle:
+    """An open file."""
+
+    def __init__(self, number: int, file: Any, path: str) -> None:
+        self.number = number
+        self.file = file
+        self.path = path
+        self.fid = fid_text(file.fid)
+
+
+class Recorder:
+    """Does one client's operations and writes them down."""
+
+    def __init__(self, cluster: CoherenceCluster, client: SimClient) -> None:
+        self.cluster = cluster
+        self.history = cluster.history
+        self.client = client
+
+    async def call(
+        self, ops: Sequence[Op], coro: Coroutine[Any, Any, Any], results: Callable[[Any], Sequence[Any]] = lambda _: (),
+        refusals: Sequence[int] = (),
+    ) -> Any:  # fmt: skip
+        """Do what `ops` speak of by `coro`; `results` makes one of each from what it returns. None if it failed."""
+        history = self.history
+        assert self.client.node is not None
+        try:
+            found = await self.cluster.finish(self.client.node, coro, ops[0].kind if ops else "call")
+        except OpError as error:
+            for op in ops:
+                if error.errno in refusals:
+                    history.refused(op, error.errno)
+                else:
+                    history.failed(op, error.errno)
+            if error.errno not in refusals and not isinstance(error, Evicted | Deactivated) and error.errno not in GONE:
+                raise Violation(f"{self.client.name}: {ops[0] if ops else 'call'}: {error}") from None
+            if error.errno in (*refusals, errno.ESTALE) or self._gone():
+                return None
+            raise Violation(f"{self.client.name}: {ops[0] if ops else 'call'}: {error}, without an eviction") from None
+        except BaseException:
+            for op in ops:
+                history.failed(op)
+            raise
+        answers = results(found)
+        for number, op in enumerate(ops):
+            history.succeeded(op, answers[number] if answers else None)
+        return found if found is not None else True
+
+    def _gone(self) -> bool:
+        return any(gone.client == self.client.life for gone in self.history.gone)
+
+    def begin(self, kind: str, target: str, *args: Any, handle: int = 0) -> Op:
+        """See History.begin."""
+        return self.history.begin(self.client.life, kind, target, *args, handle=handle)
+
+    async def open(self, path: str, flags: int, name: str = "") -> Handle | None:
+        """Open a file; `name` if it is one of those that come and go."""
+        ops = [self.begin("open", name, bool(flags & os.O_CREAT))] if name else []
+        file = await self.call(
+            ops, self.client.fs.open(path, flags, 0o644), lambda file: [fid_text(file.fid)] if ops else [],
+            (errno.ENOENT, errno.EISDIR) if ops else (),
+        )  # fmt: skip
+        if file is None:
+            return None
+        handle = Handle(self.cluster.new_handle(), file, path)
+        if handle.fid not in self.history.files and file.layout is not None:
+            stripes = tuple(target_name(FSNAME, "OST", index) for index, _ in file.layout.stripes)
+            self.history.files[handle.fid] = File(file.layout.stripe_size, stripes)
+        return handle
+
+    async def pread(self, handle: Handle, offset: int, length: int) -> Any:
+        op = self.begin("read", handle.fid, offset, length, handle=handle.number)
+        return await self.call(
+            [op], handle.file.pread(length, offset), lambda data: [Data(len(data), parse(bytes(data), offset))]
+        )
+
+    async def pwrite(self, handle: Handle, offset: int, length: int, *, append: bool = False) -> Any:
+        tag = self.history.new_tag()
+        if append:
+            op = self.begin("append", handle.fid, length, tag, handle=handle.number)
+        else:
+            op = self.begin("write", handle.fid, offset, length, tag, handle=handle.number)
+        return await self.call([op], handle.file.pwrite(fill(tag, length), offset))
+
+    async def truncate(self, handle: Handle, size: int) -> Any:
+        op = self.begin("truncate", handle.fid, size, handle=handle.number)
+        return await self.call([op], handle.file.truncate(size))
+
+    async def fsync(self, handle: Handle) -> Any:
+        return await self.call([self.begin("fsync", handle.fid, handle=handle.number)], handle.file.fsync())
+
+    async def size(self, handle: Handle) -> Any:
+        op = self.begin("size", handle.fid, handle=handle.number)
+        return await self.call([op], handle.file.fstat(), lambda st: [st.size])
+
+    async def stat(self, name: str) -> Any:
+        """A look at a name, and at what it leads to: several operations that begin and end together."""
+        op = self.begin("lookup", name)
+        try:
+            assert self.client.node is not None
+            st = await self.cluster.finish(self.client.node, self.client.fs.lstat(f"/n/{name}"), "lookup")
+        except OpError as error:
+            if error.errno == errno.ENOENT:
+                self.history.refused(op, error.errno)
+                return None
+            self.history.failed(op, error.errno)
+            if error.errno in GONE:
+                return None
+            raise Violation(f"{self.client.name}: {op}: {error}") from None
+        except BaseException:
+            self.history.failed(op)
+            raise
+        fid = fid_text(st.fid)
+        if stat.S_ISDIR(st.mode):
+            self.history.directories[fid] = None
+        also = [("links", fid, st.nlink), ("mode", fid, stat.S_IMODE(st.mode))]
+        if fid in self.history.files:
+            also.append(("size", fid, st.size))
+        for kind, target, seen in also:
+            self.history.succeeded(self.history.also(op, kind, target), seen)
+        self.history.succeeded(op, fid)
+        return st
+
+
+class Watcher(Recorder):
+    """Looks at everything, at the end."""
+
+    async def look_at_everything(self) -> None:
+        """As a client that lives, or as a new one."""
+        for path in (*FILES, LOG):
+            handle = None
+            while handle is None:  # a client may have been evicted and not know it yet
+                handle = await self.open(path, os.O_RDONLY)
+            await self.look_at(handle)
+            await self.client.unrecorded(_close(handle.file))
+        for name in NAMES:
+            st = await self.stat(name)
+            if st is not None and stat.S_ISREG(st.mode):
+                handle = await self.open(f"/n/{name}", os.O_RDONLY, name)
+                if handle is not None:
+                    await self.look_at(handle)
+                    await self.client.unrecorded(_close(handle.file))
+
+    async def look_at(self, handle: Handle) -> None:
+        """At the data and size of a file."""
+        await self.pread(handle, 0, READ_BYTES)
+        await self.size(handle)
+
+
+class Worker(Recorder):
+    """One line of operations of one client."""
+
+    def __init__(
+        self, cluster: CoherenceCluster, client: SimClient, number: int, rng: random.Random, budget: Budget,
+        appends: bool,
+    ) -> None:  # fmt: skip
+        super().__init__(cluster, client)
+        self.name = f"{client.name}{number}"
+        self.random = rng
+        self.budget = budget
+        self.appends = appends  # anywhere, as locks allow it; else only to the log, and only client a
+        self.handles: dict[tuple[str, bool], Handle] = {}  # by path, or FID in /n, and whether it appends
+        self.modes = 0
+
+    async def work(self) -> None:
+        """Until the budget is used up or the client is no more."""
+        try:
+            while self.budget.take():
+                await self.step()
+                if self.random.random() < 0.4:
+                    await asyncio.sleep(self.random.choice((0.001, 0.01, 0.2, 1.5)))
+        except NodeDied:
+            return
+
+    async def step(self) -> None:
+        """One operation."""
+        if self.random.random() < self.budget.contest_weight / 100:
+            await self.do_names()
+        else:
+            await self.do_data(await self.data_handle())
+
+    # -- data
+
+    async def data_handle(self, append: bool = False, path: str = "") -> Handle | None:
+        """An open file of /d, or of /n."""
+        path = path or self.random.choice((FILES[0], FILES[0], FILES[1], LOG))
+        there = [h for (key, appends), h in self.handles.items() if key.startswith("[") and not appends]
+        if there and self.random.random() < 0.2:
+            return self.random.choice(there)
+        handle = self.handles.get((path, append))
+        if handle is None:
+            handle = await self.open(path, os.O_RDWR | (os.O_APPEND if append else 0))
+            if handle is not None:
+                self.handles[path, append] = handle
+        return handle
+
+    async def do_data(self, handle: Handle | None) -> None:
+        """Something with an open file."""
+        if handle is None:
+            return
+        log = handle.path == LOG
+        mine = self.appends or (log and self.client.name == "a")
+        choices: list[tuple[int, Callable[[], Coroutine[Any, Any, Any]]]] = [
+            (30, lambda: self.pread(handle, *self.extent())),
+            (10, lambda: self.pread(handle, 0, READ_BYTES)),
+            (12, lambda: self.size(handle)),
+            (5, lambda: self.fsync(handle)),
+            (0 if log else 30, lambda: self.pwrite(handle, *self.extent())),
+            (0 if log else 7, lambda: self.truncate(handle, self.extent()[0])),
+            ((30 if log else 8) if mine else 0, lambda: self.append(handle)),
+        ]
+        if await self.random.choices([c for _, c in choices], [w for w, _ in choices])[0]() is None:
+            await self.drop(handle)
+
+    def extent(self) -> tuple[int, int]:
+        """(offset, length), such that others meet it."""
+        return self.random.choice(OFFSETS), self.random.choice(LENGTHS)
+
+    async def append(self, handle: Handle) -> Any:
+        if handle.path.startswith("/n"):
+            return True
+        opened = await self.data_handle(True, handle.path)
+        if opened is None or not opened.path.startswith("/d"):
+            return True
+        done = await self.pwrite(opened, 0, self.random.choice(LENGTHS[:6]), append=True)
+        if done is None:
+            await self.drop(opened)
+        return True
+
+    async def drop(self, handle: Handle) -> None:
+        """It is of no use any more."""
+        for key, known in list(self.handles.items()):
+            if known is handle:
+                del self.handles[key]
+        op = self.begin("close", handle.fid, handle=handle.number)
+        await self.call([op], handle.file.close(), refusals=(errno.EIO,))
+
+    # -- names
+
+    async def do_names(self) -> None:
+        """Something in /n."""
+        fs, name, other = self.client.fs, self.random.choice(NAMES), self.random.choice(NAMES)
+        path = f"/n/{name}"
+        act = self.random.choices(
+            ("stat", "list", "create", "mkdir", "unlink", "rmdir", "rename", "link", "open", "chmod"),
+            (24, 8, 18, 4, 12, 4, 14, 6, 12, 6),
+        )[0]
+        if act == "stat":
+            await self.stat(name)
+        elif act == "list":
+            await self.call([self.begin("list", "/n")], self._list(), lambda found: [found])
+        elif act in ("create", "mkdir"):
+            op = self.begin(act, name)
+            make = fs.create(path, 0o644) if act == "create" else fs.mkdir(path, 0o755)
+            made = await self.call([op], make, lambda st: [fid_text(st.fid)], (errno.EEXIST,))
+            if made is not None and act == "mkdir":
+                self.history.directories[fid_text(made.fid)] = None
+        elif act == "unlink":
+            await self.call([self.begin(act, name)], fs.unlink(path), refusals=(errno.ENOENT, errno.EISDIR))
+        elif act == "rmdir":
+            await self.call([self.begin(act, name)], fs.rmdir(path), refusals=(errno.ENOENT, errno.ENOTDIR))
+        elif act == "rename":
+            refusals = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
+            await self.call([self.begin(act, name, other)], fs.rename(path, f"/n/{other}"), refusals=refusals)
+        elif act == "open":
+            await self.open_name(name)
+        else:
+            await self.with_fid(act, name, other)
+
+    async def _list(self) -> dict[str, str]:
+        found = {}
+        async for entry in self.client.fs.scandir("/n", sizes=False):
+            found[os.fsdecode(entry.name)] = fid_text(entry.fid)
+        return found
+
+    async def open_name(self, name: str) -> None:
+        """Open it, perhaps make it, and keep it open."""
+        create = self.random.random() < 0.5
+        handle = await self.open(f"/n/{name}", os.O_RDWR | (os.O_CREAT if create else 0), name)
+        if handle is None:
+            return
+        old = self.handles.get((handle.fid, False))
+        self.handles[handle.fid, False] = handle
+        if old is not None:
+            await self.drop(old)
+
+    async def with_fid(self, act: str, name: str, other: str) -> None:
+        """A link, or a chmod, of what a name leads to: that is seen first."""
+        st = await self.stat(name)
+        if st is None or not stat.S_ISREG(st.mode):
+            return
+        if act == "link":
+            link = self.client.fs.link_at(st.fid, self.cluster.names_fid, other.encode())
+            await self.call([self.begin("link", other, fid_text(st.fid))], link, refusals=(errno.EEXIST, errno.ENOENT))
+            return
+        mode = self.history.new_mode()
+        op = self.begin("chmod", fid_text(st.fid), mode)
+        await self.call([op], self.client.fs.change_fid(st.fid, mode=mode), refusals=(errno.ENOENT,))
+
+
+async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1) -> None:
+    """Run `record.seed` and fill `record` in. Raises what went wrong. `caching`: 0 nobody, 1 all, 2 some, -1 by chance."""
+    rng = random.Random(f"coherence {record.seed}")
+    count = rng.choice((2, 2, 3, 3, 4, 5, 6, 8))
+    drawn = rng.choice((0, 1, 1, 1, 1, 2))
+    caching = drawn if caching < 0 else caching
+    cluster = CoherenceCluster(
+        seed=record.seed, oss=2, clients=count, tunables=TUNABLES, latency=rng.choice(LATENCIES), strict=False,
+        keep_events=False, orderly=rng.random() < 0.25, commit_interval_s=rng.choice((0.005, 0.1, 1.0, 1.0)),
+        stripe_count=1, stripe_size=STRIPE_SIZE, commit_on_sharing=rng.randrange(2),
+    )  # fmt: skip
+    for client in cluster.clients.values():
+        client.tunables["caching"] = int(caching == 1 or (caching == 2 and rng.random() < 0.5))
+        if client.tunables["caching"]:
+            cluster.history.caching[client.life] = None
+    try:
+        async with cluster as c:
+            await _prepare(c, rng)
+            faults = rng.randrange(1, 5)
+            budget = Budget(
+                operations, [rng.randrange(1, operations) for _ in range(faults)], rng.choice((10, 35, 35, 80))
+            )
+            workers = [
+                Worker(c, client, number, random.Random(f"worker {record.seed} {client.name}{number}"), budget, caching == 1)
+                for client in c.clients.values()
+                for number in range(rng.choice((1, 1, 2)))
+            ]
+            nemesis = Nemesis(c, random.Random(f"nemesis {record.seed}"), CACHE_ACTS)
+            record.faults = nemesis.performed
+            await contend(c, workers, nemesis, budget)
+            record.operations = len(c.history.ops)
+    finally:
+        record.digest = cluster.digest()
+        record.callbacks = cluster.loop.callbacks
+        if sys.exc_info()[0] is not None:
+            record.history = "\n".join(map(str, cluster.history.ops))
+
+
+async def _prepare(c: CoherenceCluster, rng: random.Random) -> None:
+    """Directories and files that are there from the start."""
+    first = c.clients["a"]
+    await first.unrecorded(first.fs.mkdir("/d", 0o755))
+    c.names_fid = (await first.unrecorded(first.fs.mkdir("/n", 0o755))).fid
+    for number, path in enumerate((*FILES, LOG)):
+        count = rng.choice((1, 1, 2))
+        await first.unrecorded(first.fs.create(path, 0o644, StripeHint(count, STRIPE_SIZE, number % 2)))
+    await first.unrecorded(first.fs.sync())

@@ -1,0 +1,94 @@
+"""What the swarms share: the record of a run, its budget of operations, and its two phases."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from lustrelite.sim.cluster import Cluster, Violation
+from lustrelite.sim.nemesis import Nemesis
+from lustrelite.sim.net import Latency
+
+LATENCIES = (
+    Latency(),
+    Latency(max_s=0.002, slow_permille=20, slow_s=0.05),
+    Latency(max_s=0.02, slow_permille=50, slow_s=0.5),
+    Latency(min_s=1e-5, max_s=5e-5, slow_permille=0),
+)
+
+
+@dataclass
+class Run:
+    """One seed's run and its end."""
+
+    seed: int
+    operations: int = 0
+    faults: list[str] = field(default_factory=list)
+    violation: str = ""
+    digest: str = ""
+    callbacks: int = 0
+    events: Counter[str] = field(default_factory=Counter)
+    history: str = ""
+
+
+class Budget:
+    """The operations of a run; some of them are preceded by an act of the nemesis."""
+
+    def __init__(self, operations: int, faults_at: list[int], contest_weight: int) -> None:
+        self.contest_weight = contest_weight  # of operations on names that clients share, against some 55
+        self.left = operations
+        self.taken = 0
+        self.faults_at = sorted(faults_at)
+        self.due = asyncio.Event()
+
+    def take(self) -> bool:
+        """May another operation begin?"""
+        if not self.left:
+            return False
+        self.left -= 1
+        self.taken += 1
+        if self.faults_at and self.taken >= self.faults_at[0]:
+            self.due.set()
+        return True
+
+
+class Worker(Protocol):
+    """Who works until the budget is used up."""
+
+    name: str
+
+    async def work(self) -> None: ...
+
+
+async def contend(c: Cluster, workers: Sequence[Worker], nemesis: Nemesis, budget: Budget) -> None:
+    """Safety phase with faults, then a liveness phase in which everything that can come to its end must."""
+    tasks = [c.loop.create_task(worker.work(), name=f"worker {worker.name}") for worker in workers]
+
+    async def violence() -> None:
+        while budget.faults_at:
+            await budget.due.wait()
+            budget.due.clear()
+            while budget.faults_at and budget.taken >= budget.faults_at[0]:
+                budget.faults_at.pop(0)
+                await nemesis.act()
+
+    fury = c.loop.create_task(violence(), name="nemesis")
+    working = asyncio.gather(*tasks)
+    try:
+        # The workload may hang on a fault that nobody puts right but we.
+        await asyncio.wait({working}, timeout=200.0)
+        fury.cancel()
+        await nemesis.finish()
+        await c.recover()
+        async with asyncio.timeout(600.0):
+            await working
+    except TimeoutError:
+        stuck = [worker.name for worker, task in zip(workers, tasks, strict=True) if not task.done()]
+        raise Violation(f"after all was healed, {', '.join(stuck)} did not end: {c.unsettled()}") from None
+    finally:
+        fury.cancel()
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,379 @@
+"""flock(2) and fcntl(2) between clients: kept by the MDT, through closes, cancellations, restarts and evictions."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN
+from typing import Any
+
+import pytest
+from steps import EVICTION, refused, soon
+
+from lustrelite.errors import Evicted
+from lustrelite.ldlm.policy import EOF
+from lustrelite.wire.ldlm import PR, PW
+from lustrelite.wire.locks import Enqueue
+
+
+async def flock(file: Any, operation: int) -> None:
+    """flock(2), on the client that has the file open."""
+    await file.client.unrecorded(file.file.flock(operation))
+
+
+async def lockf(file: Any, operation: int, start: int = 0, length: int = 0, **who: Any) -> None:
+    """A record lock of fcntl(2)."""
+    await file.client.unrecorded(file.file.lockf(operation, start, length, **who))
+
+
+async def getlk(file: Any, operation: int, start: int = 0, length: int = 0, **who: Any) -> Any:
+    """F_GETLK."""
+    return await file.client.unrecorded(file.file.getlk(operation, start, length, **who))
+
+
+def held(c: Any, *, bsd: bool) -> dict[str, list[tuple[int, int, int]]]:
+    """What the MDT has: by client and owner number, the ranges."""
+    names = {uuid: name for name, client in c.clients.items() for uuid in client.uuids}
+    return {
+        f"{names[owner[0].uuid]}{owner[1]}": [tuple(record) for record in records]
+        for resource in c.mds.target().namespace.flocks.resources.values()
+        if resource.bsd == bsd
+        for owner, records in resource.records.items()
+    }
+
+
+def waiting(c: Any) -> int:
+    """How many requests wait at the MDT."""
+    return sum(len(resource.waiting) for resource in c.mds.target().namespace.flocks.resources.values())
+
+
+async def still_waits(c: Any, task: asyncio.Task[Any]) -> None:
+    """The MDT has put the request of `task` aside."""
+    await c.until(lambda: waiting(c) > 0)
+    assert not task.done()
+
+
+async def two_files(c: Any) -> tuple[Any, Any]:
+    """One file, open at both clients."""
+    await c.a.create("/f")
+    return await c.a.open("/f"), await c.b.open("/f")
+
+
+async def test_readers_share_a_file_and_a_writer_has_it_alone(cluster: Any) -> None:
+    async with cluster() as c:
+        of_a, of_b = await two_files(c)
+        await flock(of_a, LOCK_SH)
+        await flock(of_b, LOCK_SH | LOCK_NB)
+        with refused(errno.EWOULDBLOCK):
+            await flock(of_b, LOCK_EX | LOCK_NB)
+        # flock(2): the change of a lock is no atomic one, the old lock is gone
+        assert held(c, bsd=True) == {"a1": [(0, EOF, PR)]}
+        await flock(of_a, LOCK_UN)
+        await flock(of_b, LOCK_EX | LOCK_NB)
+        with refused(errno.EWOULDBLOCK):
+            await flock(of_a, LOCK_SH | LOCK_NB)
+        await flock(of_b, LOCK_UN)
+        assert not held(c, bsd=True)
+        await of_a.close()
+        await of_b.close()
+
+
+async def test_who_waits_is_granted_when_the_holder_closes(cluster: Any) -> None:
+    async with cluster() as c:
+        of_a, of_b = await two_files(c)
+        await flock(of_a, LOCK_EX)
+        wish = soon(flock(of_b, LOCK_EX))
+        await still_waits(c, wish)
+        await of_a.close()
+        await wish
+        assert held(c, bsd=True) == {"b1": [(0, EOF, PW)]}
+        await of_b.close()
+        assert not held(c, bsd=True)
+
+
+async def test_two_open_files_of_one_client_are_two_owners_of_flock(cluster: Any) -> None:
+    async with cluster(clients=1) as c:
+        await c.a.create("/f")
+        first, second = await c.a.open("/f"), await c.a.open("/f")
+        await flock(first, LOCK_EX)
+        with refused(errno.EWOULDBLOCK):
+            await flock(second, LOCK_SH | LOCK_NB)
+        wish = soon(flock(second, LOCK_SH))
+        await still_waits(c, wish)
+        await flock(first, LOCK_UN)
+        await wish
+        await first.close()
+        assert held(c, bsd=True) == {"a2": [(0, EOF, PR)]}
+        await second.close()
+
+
+async def test_records_are_cut_joined_and_shown(cluster: Any) -> None:
+    async with cluster() as c:
+        of_a, of_b = await two_files(c)
+        await lockf(of_a, LOCK_EX, 0, 100, pid=7)
+        await lockf(of_a, LOCK_UN, 40, 20)
+        assert held(c, bsd=False) == {"a0": [(0, 39, PW), (60, 99, PW)]}
+        await lockf(of_b, LOCK_EX | LOCK_NB, 40, 20)
+        with refused(errno.EAGAIN):
+            await lockf(of_b, LOCK_SH | LOCK_NB, 30, 20)
+        found = await getlk(of_b, LOCK_SH, 50)
+        assert found == (PW, 60, 99, 7)
+        assert await getlk(of_b, LOCK_EX, 100) is None
+        assert await getlk(of_a, LOCK_EX, 0, 39) is None  # his own is not in his way
+        await lockf(of_b, LOCK_UN)
+        await lockf(of_a, LOCK_SH, 20, 60)
+        assert held(c, bsd=False) == {"a0": [(0, 19, PW), (20, 79, PR), (80, 99, PW)]}
+        await of_a.close()
+        assert not held(c, bsd=False)
+        await of_b.close()
+
+
+async def test_any_close_of_the_file_ends_the_records_of_its_owner(cluster: Any) -> None:
+    """fcntl(2)'s well-known trap; but only of that owner."""
+    async with cluster(clients=1) as c:
+        await c.a.create("/f")
+        first, second, third = [await c.a.open("/f") for _ in range(3)]
+        third.file.lock_owner = 9
+        await lockf(first, LOCK_EX, 0, 10)
+        await lockf(third, LOCK_EX, 10, 10)
+        await second.close()
+        assert held(c, bsd=False) == {"a9": [(10, 19, PW)]}
+        await third.close()
+        assert not held(c, bsd=False)
+        await first.close()
+
+
+async def test_a_record_lock_needs_the_file_open_for_it(cluster: Any) -> None:
+    async with cluster(clients=1) as c:
+        await c.a.create("/f")
+        file = await c.a.unrecorded(c.a.fs.open("/f"))
+        await c.a.unrecorded(file.lockf(LOCK_SH))
+        with refused(errno.EBADF):
+            await c.a.unrecorded(file.lockf(LOCK_EX))
+        for bad in (0, LOCK_SH | LOCK_EX):
+            with refused(errno.EINVAL):
+                await c.a.unrecorded(file.flock(bad))
+        for start, length in ((-1, 1), (0, -1), (EOF, 2)):
+            with refused(errno.EINVAL):
+                await c.a.unrecorded(file.lockf(LOCK_SH, start, length))
+        await c.a.unrecorded(file.close())
+        with refused(errno.EBADF):
+            await c.a.unrecorded(file.flock(LOCK_SH))
+
+
+@pytest.mark.lustre("SN 74")
+async def test_a_deadlock_between_two_clients_is_refused(cluster: Any) -> None:
+    """Source: lustre/tests/sanityn.sh test_74"""
+    async with cluster() as c:
+        of_a, of_b = await two_files(c)
+        await lockf(of_a, LOCK_EX, 0, 10)
+        await lockf(of_b, LOCK_EX, 10, 10)
+        wish = soon(lockf(of_a, LOCK_EX, 10, 10))
+        await still_waits(c, wish)
+        with refused(errno.EDEADLK):
+            await lockf(of_b, LOCK_EX, 0, 10)
+        await lockf(of_b, LOCK_UN, 10, 10)
+        await wish
+        assert held(c, bsd=False) == {"a0": [(0, 19, PW)]}
+        await of_a.close()
+        await of_b.close()
+
+
+async def test_a_deadlock_closed_by_a_grant_is_told_to_who_waits(cluster: Any) -> None:
+    """An owner with two threads waits and holds at once: its second grant closes the circle."""
+    async with cluster(clients=2) as c:
+        of_a, of_b = await two_files(c)
+        await lockf(of_b, LOCK_EX, 0, 10)
+        first = soon(lockf(of_a, LOCK_EX, 0, 10))  # a waits for b
+        await still_waits(c, first)
+        third = await c.a.open("/f")
+        third.file.lock_owner = 5
+        await lockf(third, LOCK_EX, 20, 10)
+        second = soon(lockf(of_a, LOCK_EX, 20, 10))  # a waits for a's other owner, too
+        await c.until(lambda: waiting(c) == 2)
+        wish = soon(lockf(of_b, LOCK_EX, 20, 10))  # b waits for that owner
+        await c.until(lambda: waiting(c) == 3)
+        await lockf(third, LOCK_UN)  # a gets it: b waits for a, who waits for b
+        await second
+        with refused(errno.EDEADLK):
+            await wish
+        await lockf(of_b, LOCK_UN)
+        await first
+        for file in (of_a, of_b, third):
+            await file.close()
+
+
+# giving up ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_cancelled_wish_leaves_nothing_behind(cluster: Any) -> None:
+    async with cluster() as c:
+        of_a, of_b = await two_files(c)
+        await lockf(of_a, LOCK_EX)
+        wish = soon(lockf(of_b, LOCK_EX))
+        await still_waits(c, wish)
+        wish.cancel()
+        await c.until(lambda: not waiting(c))
+        await lockf(of_a, LOCK_UN)
+        await lockf(of_a, LOCK_EX | LOCK_NB)
+        await of_a.close()
+        await of_b.close()
+
+
+@pytest.mark.parametrize("step", range(12))
+async def test_a_wish_cancelled_while_it_is_granted_changes_nothing(cluster: Any, step: int) -> None:
+    """Whichever comes first at the MDT, the cancel or the grant: what the owner had before is what he has."""
+    async with cluster() as c:
+        of_a, of_b = await two_files(c)
+        await lockf(of_a, LOCK_SH, 0, 20)
+        await lockf(of_b, LOCK_SH, 0, 10)
+        wish = soon(lockf(of_b, LOCK_EX, 0, 30))
+        await still_waits(c, wish)
+        unlock = soon(lockf(of_a, LOCK_UN))
+        await asyncio.sleep(step * 0.00003)
+        wish.cancel()
+        await unlock
+        await asyncio.gather(wish, return_exceptions=True)
+        await c.settle()
+        assert held(c, bsd=False) == {"b0": [(0, 9, PR)] if wish.cancelled() else [(0, 29, PW)]}
+        assert not waiting(c)
+        await of_a.close()
+        await of_b.close()
+
+
+async def test_a_wish_ends_when_its_file_is_closed(cluster: Any) -> None:
+    async with cluster() as c:
+        of_a, of_b = await two_files(c)
+        await flock(of_a, LOCK_EX)
+        wish = soon(flock(of_b, LOCK_EX))
+        await still_waits(c, wish)
+        await of_b.close()
+        with refused(errno.EBADF):
+            await wish
+        assert not waiting(c)
+        await of_a.close()
+
+
+# failures -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_lost_answer_to_a_lock_is_asked_for_again(cluster: Any) -> None:
+    async with cluster() as c:
+        of_a, of_b = await two_files(c)
+        c.drop_reply(Enqueue)
+        await lockf(of_a, LOCK_EX, 0, 10)
+        c.drop_request(Enqueue)
+        await lockf(of_a, LOCK_UN, 5, 5)
+        c.saw("import.resent", client=c.a, times=2)
+        assert held(c, bsd=False) == {"a0": [(0, 4, PW)]}
+        await of_a.close()
+        await of_b.close()
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+async def test_a_lost_completion_comes_again(cluster: Any, lost: int) -> None:
+    async with cluster() as c:
+        of_a, of_b = await two_files(c)
+        await flock(of_a, LOCK_EX)
+        wish = soon(flock(of_b, LOCK_EX))
+        await still_waits(c, wish)
+        c.faults.arm("ldlm.cp_callback", "drop", on=c.mds, times=lost)
+        await flock(of_a, LOCK_UN)
+        await wish
+        c.saw("callback.resent", times=lost)
+        await of_a.close()
+        await of_b.close()
+
+
+async def test_locks_and_wishes_survive_a_restart_of_the_mds(cluster: Any) -> None:
+    async with cluster() as c:
+        of_a, of_b = await two_files(c)
+        await flock(of_a, LOCK_EX)
+        await lockf(of_a, LOCK_SH, 0, 10)
+        await lockf(of_a, LOCK_EX, 10, 10)
+        await lockf(of_b, LOCK_SH, 5, 5)
+        whole, part = soon(flock(of_b, LOCK_EX)), soon(lockf(of_b, LOCK_EX, 15, 10))
+        await c.until(lambda: waiting(c) == 2)
+        before = held(c, bsd=True), held(c, bsd=False)
+        await c.fail(c.mds)
+        await c.settle()
+        assert (held(c, bsd=True), held(c, bsd=False)) == before
+        assert waiting(c) == 2 and not whole.done() and not part.done()
+        with refused(errno.EWOULDBLOCK):
+            await lockf(of_a, LOCK_EX | LOCK_NB, 0, 10)
+        await flock(of_a, LOCK_UN)
+        await whole
+        await lockf(of_a, LOCK_UN)
+        await part
+        assert held(c, bsd=False) == {"b0": [(5, 9, PR), (15, 24, PW)]}
+        await of_a.close()
+        await of_b.close()
+
+
+@pytest.mark.parametrize("operation", [LOCK_EX, LOCK_UN])
+async def test_a_change_that_was_on_its_way_when_the_mds_died_is_made(cluster: Any, operation: int) -> None:
+    async with cluster() as c:
+        of_a, of_b = await two_files(c)
+        await lockf(of_a, LOCK_SH, 0, 10)
+        lost = c.drop_reply(Enqueue)
+        change = soon(lockf(of_a, operation, 5, 10))
+        await lost.caught()
+        await c.fail(c.mds)
+        await change
+        changed = [(0, 4, PR)] + ([(5, 14, PW)] if operation == LOCK_EX else [])
+        assert held(c, bsd=False) == {"a0": changed}
+        await of_a.close()
+        await of_b.close()
+
+
+async def test_a_grant_that_was_lost_with_the_mds_is_made_by_the_next_one(cluster: Any) -> None:
+    """The unlock was executed, the waiter never heard of his grant: he is replayed as waiting, the other as nothing."""
+    async with cluster() as c:
+        of_a, of_b = await two_files(c)
+        await flock(of_a, LOCK_EX)
+        wish = soon(flock(of_b, LOCK_EX))
+        await still_waits(c, wish)
+        c.faults.arm("ldlm.cp_callback", "drop", on=c.mds)
+        await flock(of_a, LOCK_UN)
+        assert not wish.done()
+        await c.fail(c.mds)
+        await wish
+        assert held(c, bsd=True) == {"b1": [(0, EOF, PW)]}
+        await of_a.close()
+        await of_b.close()
+
+
+async def test_the_locks_of_an_evicted_client_go_to_who_waits(cluster: Any) -> None:
+    async with cluster(clients=3) as c:
+        c.expect(*EVICTION)
+        of_a, of_b = await two_files(c)
+        of_c = await c.c.open("/f")
+        await lockf(of_a, LOCK_EX, 0, 10)
+        await lockf(of_c, LOCK_EX, 20, 10)
+        wish, lost = soon(lockf(of_b, LOCK_EX, 0, 10)), soon(lockf(of_a, LOCK_EX, 20, 10))
+        await c.until(lambda: waiting(c) == 2)
+        await c.evict(c.a)
+        await wish
+        with pytest.raises(Evicted):
+            await lost
+        assert held(c, bsd=False) == {"b0": [(0, 9, PW)], "c0": [(20, 29, PW)]}
+        await c.settle()
+        with refused(errno.EAGAIN):  # it has nothing any more, and is one among others
+            await lockf(of_a, LOCK_EX | LOCK_NB, 0, 10)
+        await lockf(of_b, LOCK_UN)
+        await lockf(of_a, LOCK_EX, 0, 10)
+        for file in (of_a, of_b, of_c):
+            await file.close()
+
+
+async def test_an_unmount_gives_back_what_is_held_and_waited_for(cluster: Any) -> None:
+    async with cluster() as c:
+        of_a, of_b = await two_files(c)
+        await flock(of_a, LOCK_EX)
+        await lockf(of_b, LOCK_EX)
+        wish = soon(flock(of_b, LOCK_EX))
+        await still_waits(c, wish)
+        await c.b.unmount()
+        await asyncio.gather(wish, return_exceptions=True)
+        assert held(c, bsd=True) == {"a1": [(0, EOF, PW)]} and not held(c, bsd=False)
+        await of_a.close()
