@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import sys
 
-from bench import data, memory, metadata  # noqa: F401  they register themselves
+from bench import data, memory, metadata, names  # noqa: F401  they register themselves
 from bench.harness import BENCHES, show
 
 
-def main(names: list[str]) -> int:
-    """Run `names`; returns the exit status."""
-    if not names:
+def main(wanted: list[str]) -> int:
+    """Run the benchmarks `wanted`; returns the exit status."""
+    if not wanted:
         for name, function in BENCHES.items():
             print(f"{name:16} {(function.__doc__ or '').splitlines()[0]}")  # noqa: T201
         return 0
-    unknown = [name for name in names if name not in BENCHES and name != "all"]
+    unknown = [name for name in wanted if name not in BENCHES and name != "all"]
     if unknown:
         print(f"no benchmark {unknown[0]!r}; there are: {', '.join(BENCHES)}", file=sys.stderr)  # noqa: T201
         return 2
-    for name in BENCHES if "all" in names else names:
+    for name in BENCHES if "all" in wanted else wanted:
         show(BENCHES[name]())
     return 0
 

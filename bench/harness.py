@@ -60,9 +60,12 @@ def cluster(**options: Any) -> Iterator[Cluster]:
 
 
 @contextlib.asynccontextmanager
-async def mounted(made: Cluster, name: str = "bench") -> AsyncIterator[FileSystem]:
+async def mounted(made: Cluster, name: str = "bench", **tunables: int) -> AsyncIterator[FileSystem]:
     """A client in this process."""
-    fs = await FileSystem.mount(new_node(name), [Nid(nid) for nid in made.mgs_nids], made.fsname)
+    node = new_node(name)
+    for tunable, value in tunables.items():
+        setattr(node.tunables, tunable, value)
+    fs = await FileSystem.mount(node, [Nid(nid) for nid in made.mgs_nids], made.fsname)
     try:
         yield fs
     finally:

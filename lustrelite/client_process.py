@@ -24,7 +24,8 @@ from prometheus_client.core import Metric
 from lustrelite.cli import transfer
 from lustrelite.client.fs import FileSystem
 from lustrelite.errors import OpError
-from lustrelite.params import Param
+from lustrelite.ldlm.lock_cache import LockCache
+from lustrelite.params import Param, number_text, parse_like
 from lustrelite.process import Process
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.server_metrics import import_metrics
@@ -42,6 +43,7 @@ class MountProcess:
         process.tree.add_source(self._params)
         process.metrics.sources.append(self._metrics)
         process.commands["devices"] = lambda _: self._devices()
+        process.commands["dump_locks"] = self._dump_locks
         process.status = self._status
 
     def imports(self) -> list[tuple[str, str, ClientImport]]:
@@ -57,6 +59,30 @@ class MountProcess:
         yield Param("health_check", self._health)
         for kind, name, imp in self.imports():
             yield from import_params(f"{kind}/{name}", name, imp)
+            if imp.locks is not None:
+                yield from _lock_params(f"ldlm/namespaces/{name}", imp.locks)
+
+    def _dump_locks(self, request: dict[str, Any]) -> list[dict[str, Any]]:
+        """The locks of one import as lines, by resource; of the MDT's also the record locks."""
+        imp = next((imp for _, name, imp in self.imports() if name == request["target"]), None)
+        if imp is None:
+            raise ValueError(f"no connection {request['target']!r}")
+        rows: list[dict[str, Any]] = imp.locks.describe() if imp.locks is not None else []
+        wanted = str(request.get("resource") or "").strip("[]").replace(":", "").lower()
+        found: dict[str, list[str]] = {}
+        for row in rows:
+            what = row.get("bits") or row.get("extent")
+            asked = ", asked for" if row.get("asked") else ""
+            found.setdefault(row["resource"], []).append(
+                f"  {row['holding'].lower()} {row['mode']} {what} handle {row['handle']:#x}, {row['users']} users{asked}"
+            )
+        for holder in self.fs.connections.flocks.describe() if imp is self.fs.connections.mdc.imp else ():
+            found.setdefault(holder["fid"], []).append(
+                f"  {holder['kind']} {holder['records']} of owner {holder['owner']}, {holder['waiting']} waiting"
+            )
+        return [
+            {"lines": [f"resource {resource}", *lines]} for resource, lines in found.items() if wanted in resource
+        ]
 
     def _health(self) -> str:
         bad = [f"{name}: {imp.state}" for _, name, imp in self.imports() if str(imp.state) not in ("FULL", "IDLE")]
@@ -123,6 +149,25 @@ class MountProcess:
             for name, count in imp.counts.items():
                 total[name] = total.get(name, 0) + count
         return total
+
+
+def _lock_params(prefix: str, locks: LockCache) -> Iterable[Param]:
+    """The locks of one connection under Lustre's names. `lru_size=clear` gives back all that are unused."""
+    lru = locks.lru
+
+    def set_size(text: str) -> None:
+        if text.strip() == "clear":
+            locks.clear_unused()
+        else:
+            locks.resize(parse_like(0, text))  # type: ignore[arg-type]
+
+    def set_age(text: str) -> None:
+        lru.max_age_s = parse_like(0.0, text)  # type: ignore[assignment]
+
+    yield Param(f"{prefix}/lock_count", lambda: str(locks.lock_count))
+    yield Param(f"{prefix}/lock_unused_count", lambda: str(len(lru)))
+    yield Param(f"{prefix}/lru_size", lambda: str(lru.max_count), set_size)
+    yield Param(f"{prefix}/lru_max_age", lambda: number_text(lru.max_age_s), set_age)
 
 
 def _answer(**fields: Any) -> None:

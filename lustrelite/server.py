@@ -38,6 +38,9 @@ class Server:
                 "hold_commits": lambda request: self._do(request, "hold_commits"),
                 "release_commits": lambda request: self._do(request, "release_commits"),
                 "commit": self.commit,
+                "dump_locks": lambda request: server_params.dump_locks(
+                    self._target(request), str(request.get("resource") or "")
+                ),
             }
         )
 

@@ -7,11 +7,13 @@ from typing import Any
 
 from lustrelite import status_text
 from lustrelite.daemon import Daemon
+from lustrelite.ids import parse_fid
 from lustrelite.params import Param, component, number_text, parse_like
 from lustrelite.recovery.import_fsm import State
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.rpc.export import Export
 from lustrelite.target.target import Target
+from lustrelite.wire.ost import resource_of
 
 _TREES = {"MDT": "mdt", "OST": "obdfilter", "MGS": "mgs"}
 
@@ -62,6 +64,16 @@ def devices(daemon: Daemon) -> list[dict[str, Any]]:
         status = "IN" if imp.inactive else "UP"
         rows.append({"status": status, "type": kind, "name": name, "uuid": imp.client_uuid, "refs": len(imp.sending)})
     return rows
+
+
+def dump_locks(target: Target, text: str) -> list[dict[str, Any]]:
+    """The queues of one object or file; without a name those of all on which somebody waits.  ValueError"""
+    namespace = target.namespace
+    if not text:
+        return [namespace.describe(resource) for resource in namespace.contended()]
+    if target.kind == "OST":
+        return [namespace.describe(resource_of(int(text, 0)))]
+    return [namespace.describe(parse_fid(text))]
 
 
 def target_rows(daemon: Daemon) -> list[dict[str, Any]]:
@@ -143,6 +155,11 @@ def _of_target(target: Target) -> Iterable[Param]:
     if isinstance(files, int):
         yield Param(f"{prefix}/last_id", lambda: str(files))
     yield from _exports(prefix, target)
+    namespace = target.namespace
+    locks = f"ldlm/namespaces/{target.name}"
+    yield Param(f"{locks}/lock_count", lambda: str(namespace.lock_count))
+    yield Param(f"{locks}/resource_count", lambda: str(namespace.resource_count))
+    yield Param(f"{locks}/waiting_count", lambda: str(namespace.waiting_count))
 
 
 def _stale(target: Target) -> str:

@@ -12,6 +12,7 @@ from lustrelite.rpc.client_import import ClientImport
 from lustrelite.rpc.export import Export
 from lustrelite.rpc.node import Node
 from lustrelite.target.target import Target
+from lustrelite.wire.ost import OBJECT_EOF
 from lustrelite.wire.session import FEATURE_GRANT, FEATURE_MULTIMOD, FEATURE_SERVER, FEATURE_SOM
 
 _FEATURES = {FEATURE_SERVER: "mds_mds", FEATURE_MULTIMOD: "multi_mod_rpcs", FEATURE_SOM: "som", FEATURE_GRANT: "grant"}
@@ -134,3 +135,31 @@ def reply_data_text(export: Export) -> str:
     for tag, record in sorted(export.replies.items()):
         lines.append(f"    - {{ tag: {tag}, xid: {record.xid}, transno: {record.transno}, status: {record.status} }}")
     return "\n".join(lines)
+
+
+def lock_lines(found: dict[str, Any]) -> list[str]:
+    """The queues of one resource (Namespace.describe) for people: who holds what, who waits, and for whom."""
+    lines = [f"resource {found['resource']}"]
+    if found.get("lvb"):
+        lines[0] += f" size={found['lvb']['size']} mtime={found['lvb']['mtime']}"
+    for queue in ("granted", "waiting"):
+        for lock in found[queue]:
+            start, end = lock.get("extent", (0, 0))
+            what = lock.get("bits") or f"[{start}, {_end(end)}]"
+            line = f"  {queue} {lock['mode']} {what} of {lock['owner']} handle {lock['handle']:#x} for {lock['age_s']:.1f} s"
+            if lock.get("asked"):
+                left = lock["time_left_s"]
+                line += ", asked for" + (f", {left:.1f} s left" if left is not None else "")
+            if "behind" in lock:
+                line += f", behind {lock['behind']['owner']} handle {lock['behind']['handle']:#x}"
+            lines.append(line)
+    for kind in ("posix", "bsd"):
+        for queue in ("granted", "waiting"):
+            for lock in found[kind][queue]:
+                line = f"  {kind} {queue} {lock['mode']} [{lock['range'][0]}, {_end(lock['range'][1])}] of {lock['owner']} pid {lock['pid']}"
+                lines.append(line + (f", behind {lock['behind']}" if "behind" in lock else ""))
+    return lines
+
+
+def _end(end: int) -> str:
+    return "EOF" if end == OBJECT_EOF else str(end)

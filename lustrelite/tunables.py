@@ -62,6 +62,7 @@ class Tunables:
     caching: int = 0  # of this client: names, attributes and data under locks; 0: every call goes to the servers
     max_cached_bytes: int = 256 << 20  # data pages of a mount
     max_dirty_bytes: int = 32 << 20  # per OST
+    write_back_after_s: float = 3.0  # dirty data that has become so old
     max_read_ahead_bytes: int = 64 << 20  # of a mount
     statahead_max: int = 128  # attributes asked for ahead of a listing
     sync_lock_cancel: str = "blocking"  # OST: data durable before an asked-for lock goes: always, blocking, never

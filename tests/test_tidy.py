@@ -31,6 +31,7 @@ LAYERS = {
     "lustrelite.ldlm.namespace": 2,
     "lustrelite.ldlm.lock_cache": 2,
     "lustrelite.ldlm.held_locks": 2,
+    "lustrelite.ldlm.locks_in_use": 2,
     "lustrelite.ldlm.client_lock": 2,
     "lustrelite.ldlm.cancels": 2,
     "lustrelite.rpc": 2,

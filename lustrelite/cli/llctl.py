@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from lustrelite import control
+from lustrelite import control, status_text
 from lustrelite.cli.cluster import Cluster
 from lustrelite.cli.context import DEFAULT_STATE_DIR
 from lustrelite.cli.errors import Refused, run
@@ -216,6 +216,20 @@ def release_commits(target: str) -> None:
 def commit(target: str) -> None:
     """Return when everything TARGET has executed is durable."""
     _command_on(target, "commit")
+
+
+@llctl.command("dump_locks")
+@click.argument("target")
+@click.argument("resource", default="")
+def dump_locks(target: str, resource: str) -> None:
+    """Print who holds what and who waits for whom on RESOURCE: a FID at an MDT, an object's number at an OST.
+
+    Without RESOURCE: everything that somebody waits for.
+    """
+    node, device = _processes().device(target)
+    for found in _processes().call_on(node, "dump_locks", target=device, resource=resource):
+        for line in found.get("lines") or status_text.lock_lines(found):
+            click.echo(line)
 
 
 def _command_on(target: str, cmd: str) -> None:

@@ -50,7 +50,7 @@ class Locks(Protocol):
 
     def ride(
         self, fid: bytes, bits: int, mode: int = PR, try_bits: int = 0, cancels: tuple[int, ...] = (), *, flags: int = 0,
-        count: int = 1,
+        count: int = 1, converts: tuple[tuple[int, int], ...] = (),
     ) -> Ride:  # fmt: skip
         """See LockCache."""
 
@@ -60,7 +60,7 @@ class Locks(Protocol):
     def ridden_each(self, ride: Ride, count: int) -> list[ClientLock]:
         """See LockCache."""
 
-    def cancels_for(self, fid: bytes, bits: int) -> tuple[int, ...]:
+    def cancels_for(self, fid: bytes, bits: int) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
         """See LockCache."""
 
 
@@ -76,7 +76,7 @@ class Listing:
         self.index: dict[bytes, int] | None = None  # name -> place; made when it is complete and a name is asked for
         self.next = 0  # where a sequence of stats would go on
         self.hits = 0
-        self.ahead_until = 0  # entries before this place were fetched ahead
+        self.ahead_until = 0  # up to here they were fetched ahead
         self.fetch: Any = None  # the task that does it
 
 
@@ -252,18 +252,18 @@ class AttrCache:
 
     # asking -----------------------------------------------------------------------------------------------------
 
-    def question(self, fid: Fid, need: int, cancels: tuple[int, ...] = ()) -> Question:
-        """Attributes of `fid` are about to be asked for (or changed, under `cancels`), to know `need` of them."""
+    def question(self, fid: Fid, need: int, gone: Ride | None = None) -> Question:
+        """Attributes of `fid` are about to be asked for (or changed: `gone` of `give_up`), to know `need` of them."""
         known = self.files.get(fid)
         self.misses += 1
-        return Question(known, self._wish(known, fid, need, cancels))
+        return Question(known, self._wish(known, fid, need, gone))
 
-    def question_name(self, parent: Fid, name: bytes, need: int, cancels: tuple[int, ...] = ()) -> Question:
+    def question_name(self, parent: Fid, name: bytes, need: int, gone: Ride | None = None) -> Question:
         """`name` in `parent` is about to be looked up, or opened."""
         directory = self.files.get(parent)
         known = directory.names.get(name) if directory is not None else None
         self.misses += 1
-        return Question(known, self._wish(known, b"", need, cancels)).by_name(parent, name, directory)
+        return Question(known, self._wish(known, b"", need, gone)).by_name(parent, name, directory)
 
     def question_page(self, fid: Fid, each: int) -> Question:
         """A page of a directory is about to be asked for; `each`: with attributes, and locks of up to so many entries."""
@@ -279,7 +279,7 @@ class AttrCache:
         self.misses += 1
         return Question(known, ride)
 
-    def _wish(self, known: Known | None, fid: bytes, need: int, cancels: tuple[int, ...]) -> Ride | None:
+    def _wish(self, known: Known | None, fid: bytes, need: int, gone: Ride | None) -> Ride | None:
         """The locks that are missing. What is not asked for is for others to change."""
         missing = ~known.bits if known is not None else -1
         bits = (LOOKUP | PERM | need & LAYOUT) & missing
@@ -287,8 +287,10 @@ class AttrCache:
         if not bits:
             bits, more = more & UPDATE, more & ~UPDATE
         if not bits:
-            return Ride(cancels, None) if cancels else None
-        return self.locks.ride(fid, bits, try_bits=more, cancels=cancels)
+            return gone
+        if gone is None:
+            return self.locks.ride(fid, bits, try_bits=more)
+        return self.locks.ride(fid, bits, try_bits=more, cancels=gone.cancels, converts=gone.converts)
 
     # answers ----------------------------------------------------------------------------------------------------
 
@@ -430,44 +432,47 @@ class AttrCache:
             del self._listings[known]
 
     def ahead(self, parent: Fid, name: bytes) -> tuple[Listing, int, int] | None:
-        """Is a listing being gone through file by file? Then (listing, cookie, count) of what is to be fetched, from `name` on.
+        """Is a listing being gone through file by file? Then (listing, cookie, count) of what is to be fetched, with `name`.
 
-        A count of 0: it was fetched already, or `listing.fetch` is at it.
+        A count of 0: it was fetched already, or `listing.fetch` is at it. Several may go through it side by side.
         Source: ll_statahead_one(), is_first_dirent(), llite/statahead.c
         """
         directory = self.files.get(parent)
         listing = directory.listing if directory is not None else None
         if listing is None or not self.ahead_max:
             return None
-        entries = listing.entries
-        for place in range(listing.next, min(listing.next + SEQUENCE_REACH, len(entries))):
+        entries, following = listing.entries, listing.next
+        first = min(max(0, following - SEQUENCE_REACH), max(0, listing.ahead_until - self.ahead_max))
+        for place in range(first, min(following + SEQUENCE_REACH, len(entries))):
             if entries[place].name == name:
                 break
         else:
-            for place in range(max(0, listing.ahead_until - self.ahead_max), listing.ahead_until):
-                if entries[place].name == name:
-                    return listing, 0, 0
             listing.hits = 0
             if entries and entries[0].name == name:  # once more from the start
                 listing.next, listing.hits, listing.ahead_until = 1, 1, 0
             return None
+        if place < listing.ahead_until:
+            return listing, 0, 0
         listing.hits += 1
-        listing.next = place + 1
-        if listing.hits <= SEQUENCE_MIN:
+        if listing.hits <= SEQUENCE_MIN or place < following:
+            listing.next = max(following, place + 1)
             return None
-        count = min(self.ahead_max, len(entries) - place)
-        listing.next = listing.ahead_until = place + count
-        return listing, listing.cookies[place - 1] if place else 0, count
+        count = min(self.ahead_max, len(entries) - following)
+        listing.next = listing.ahead_until = following + count
+        return listing, listing.cookies[following - 1] if following else 0, count
 
     # changing ---------------------------------------------------------------------------------------------------
 
-    def cancels(self, *wants: tuple[Fid | None, int]) -> tuple[int, ...]:
-        """Own locks in the way of what is about to be changed; what they covered is forgotten here and now."""
-        handles: tuple[int, ...] = ()
+    def give_up(self, *wants: tuple[Fid | None, int]) -> Ride | None:
+        """Own locks in the way of what is about to be changed go with it; what they covered is forgotten here and now."""
+        cancels: tuple[int, ...] = ()
+        converts: tuple[tuple[int, int], ...] = ()
         for fid, bits in wants:
             if fid is not None:
-                handles += self.locks.cancels_for(fid, bits)
-        return handles
+                whole, parts = self.locks.cancels_for(fid, bits)
+                cancels += whole
+                converts += parts
+        return Ride(cancels, None, converts) if cancels or converts else None
 
     def dropped(self, lock: ClientLock, lost: bool) -> None:
         """The lock cache's hook: a lock goes, or some of its bits."""

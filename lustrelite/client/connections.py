@@ -30,6 +30,7 @@ from lustrelite.rpc.node import Node
 from lustrelite.rpc.request import Xids
 from lustrelite.wire.message import ROOT_CRED
 from lustrelite.wire.mgs import TargetInfo
+from lustrelite.wire.session import FEATURE_GRANT
 
 
 class Connections:
@@ -94,6 +95,8 @@ class Connections:
     def add_ost(self, index: int, imp: DataImport) -> None:
         """The OST with `index` is reached through `imp`."""
         self.lov.add(Osc(self.node, imp, index))
+        if self.lov.locked is not None:
+            self.lov.locked.shared.on_lost = self.open_files.write_failed
 
     def _target_changed(self, info: TargetInfo) -> None:
         if self.closed:
@@ -108,6 +111,7 @@ class Connections:
         imp = ClientImport(
             self.node, self.links, target_uuid=info.uuid, nids=nids, client_uuid=self.uuid,
             incarnation=self.xids.last, xids=self.xids,
+            features=FEATURE_GRANT if self.caching and info.kind == "OST" else 0,
         )  # fmt: skip
         self.imports[info.name] = imp
         if self.caching:
@@ -116,6 +120,10 @@ class Connections:
         imp.start()
         if info.kind == "OST":
             self.add_ost(info.index, imp)
+            data = self.lov.oscs[info.index].data
+            if data is not None:
+                imp.grant = data.grant
+                imp.on_evicted.append(data.writeback.evicted)
         else:
             self.add_mdt(imp)
 
@@ -142,6 +150,7 @@ class Connections:
             await self.tasks.outcomes(leaving, "disconnect")
         if self.config is not None:
             self.config.stop()
+        self.lov.stop()
         self.tasks.stop()
         self.links.close()
         self.node.events.emit("client.unmounted", fsname=self.fsname, client=self.uuid)
@@ -156,4 +165,5 @@ class Connections:
             self.config.stop()
         for imp in self.imports.values():
             imp.stop()
+        self.lov.stop()
         self.tasks.stop()

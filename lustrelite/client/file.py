@@ -1,10 +1,17 @@
 """An open file: reads and writes by offset or at a position, until its close has told the MDT what was done.
 
 The handle is the xid of the open request, known to both sides whatever happened to the reply. Data goes straight to
-the OSTs by the layout that came with the open; the MDT hears mtime and atime at close. A write is answered when the OST
-has committed it. Cancelling a caller never leaves a handle behind: close runs to its end.
+the OSTs by the layout that came with the open; the MDT hears mtime and atime at close. Cancelling a caller never leaves a
+handle behind: close runs to its end.
 
-Not handled here (the lock issue's): appends and sizes against other clients at the same time.
+If the mount caches, a write is answered when the data is in the cache, under a lock (locked_io.py), and written back
+later, at the latest by `fsync`; close does not wait for that. If it could not be written back after all, the next write,
+fsync or close of every file that wrote it says so, once. O_SYNC, O_DSYNC and O_DIRECT write through; O_DIRECT reads past
+the cache, too. Without caching a write is answered when the OST has committed it, and nothing is atomic towards other
+clients.
+
+What is cached is read and written without a suspension; every now and then the loop gets a turn all the same, or this
+client would not hear who else wants its locks.
 """
 
 from __future__ import annotations
@@ -19,6 +26,7 @@ from typing import TYPE_CHECKING, Self
 
 from lustrelite.client.attributes import Stat
 from lustrelite.client.flocks import FileLock
+from lustrelite.client.read_ahead import ReadAhead
 from lustrelite.errors import OpError
 from lustrelite.ids import Fid
 from lustrelite.tunables import limits
@@ -32,6 +40,9 @@ if TYPE_CHECKING:
 
 EOF = limits.file_bytes_max
 _READ_AT_ONCE_MAX = 64 << 20  # a read of more first asks how much there is
+_TURN_BYTES = 1 << 20  # moved in one turn of the loop, more or less
+_CALL_BYTES = 8192  # what a call takes, in the time of bytes that are moved
+_DURABLE = os.O_DSYNC | os.O_SYNC
 
 
 class File:
@@ -58,6 +69,15 @@ class File:
         set_id = attr.mode & S_ISUID or (attr.mode & S_ISGID and attr.mode & S_IXGRP)
         self._drop_set_id = bool(S_ISREG(attr.mode) and set_id and fs.cred[0])
         self._inode = fs.connections.open_files.add(self)
+        self._locked = fs.connections.lov.locked  # None: the mount does not cache
+        self._direct = bool(flags & os.O_DIRECT)
+        self._through = bool(flags & _DURABLE) or self._direct
+        self._fast = self._locked is not None and self.readable and not self._direct and S_ISREG(attr.mode)
+        self._ahead = ReadAhead()
+        self._turn = 0  # bytes moved since the loop last had a turn
+        self._wrote = False
+        self._lost = 0  # errno: what was written here could not be written back, and nobody was told yet
+        self._durable_name = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -86,15 +106,38 @@ class File:
             return 0
         if offset + len(view) > limits.file_bytes_max:
             view = view[: max(limits.file_bytes_max - offset, 0)]
-        done = await self.fs.connections.lov.read_into(layout, view, offset, cred=self.fs.cred)
+        done: int | None = None
+        connections = self.fs.connections
+        if self._fast and self._locked is not None:
+            done = self._locked.read_now(layout, view, offset)
+            if done is not None and self._moved(done):
+                await asyncio.sleep(0)
+        if done is None:
+            done = await connections.lov.read_into(layout, view, offset, cred=self.fs.cred, direct=self._direct)
+        if self._fast and self._locked is not None and done:
+            self._locked.read_ahead(layout, self._ahead, offset, done, self.fs.cred)
         if not self.flags & os.O_NOATIME:
-            self.atime = self.fs.connections.time()
+            self.atime = connections.time()
         return done
+
+    def _moved(self, size: int) -> bool:
+        """So much was moved without a suspension: does the loop need a turn?"""
+        self._turn += size + _CALL_BYTES
+        if self._turn < _TURN_BYTES:
+            return False
+        self._turn = 0
+        return True
 
     async def pread(self, size: int, offset: int) -> bytes:
         """Up to `size` bytes from `offset`; fewer only at the end of the file. A negative `size` is all that is left."""
         if not isinstance(size, int):
             raise TypeError(f"a size is an int, not {type(size).__name__}")
+        if self._fast and size > 0 and type(offset) is int and offset >= 0:
+            data = self._pread_now(size, offset)
+            if data is not None:
+                if self._moved(size):
+                    await asyncio.sleep(0)
+                return data
         self._check(self.readable, offset)
         if size < 0 or size > _READ_AT_ONCE_MAX:
             left = max((await self.fstat()).size - offset, 0)
@@ -102,6 +145,20 @@ class File:
         buffer = bytearray(size)
         done = await self.pread_into(buffer, offset)
         return bytes(memoryview(buffer)[:done])
+
+    def _pread_now(self, size: int, offset: int) -> bytes | None:
+        """All of it from the cache, and nothing to be read ahead; else None."""
+        layout, ahead = self.layout, self._ahead
+        end = offset + size
+        if layout is None or self.closed or (offset == ahead.expected and end >= ahead.trigger):
+            return None
+        assert self._locked is not None
+        data = self._locked.read_bytes(layout, offset, size)
+        if data is not None:
+            ahead.expected = end
+            if not self.flags & os.O_NOATIME:
+                self.atime = self.fs.connections.time()
+        return data
 
     async def read(self, size: int = -1) -> bytes:
         """Up to `size` bytes from the position, which moves on; all that is left without `size`."""
@@ -128,6 +185,7 @@ class File:
         except TypeError:
             raise TypeError(f"data is contiguous bytes, not {type(data).__name__}") from None
         self._check(self.writable, offset)
+        self._say_lost()
         if not len(view):
             return 0, offset
         layout = await self._current_layout()
@@ -139,18 +197,49 @@ class File:
             self._drop_set_id = False
         if self.flags & os.O_APPEND:
             async with self._inode.append_lock:
-                offset = (await self.fs.connections.lov.getattr(layout, cred=self.fs.cred)).size
-                await self._put(layout, view, offset)
+                offset = await self._put(layout, view, -1)
         else:
             await self._put(layout, view, offset)
         return len(view), offset + len(view)
 
-    async def _put(self, layout: Layout, view: memoryview, offset: int) -> None:
+    async def _put(self, layout: Layout, view: memoryview, offset: int) -> int:
+        """Write at `offset`, -1 is the file's end; returns where."""
         connections = self.fs.connections
         time = connections.time()
         self.mtime = time  # also if it fails: part of it may be written
-        await connections.lov.write(layout, self.fid, view, offset, time=time, cred=self.fs.cred)
+        self._wrote = True
+        through, keep = self._through, not self._direct
+        if offset < 0:
+            offset = await connections.lov.append(
+                layout, self.fid, view, time=time, cred=self.fs.cred, through=through, keep=keep
+            )
+        elif (
+            not through
+            and self._locked is not None
+            and offset + len(view) <= limits.object_bytes_max
+            and self._locked.write_now(layout, self.fid, view, offset, time)
+        ):
+            if self._moved(len(view)):
+                await asyncio.sleep(0)
+        else:
+            await connections.lov.write(
+                layout, self.fid, view, offset, time=time, cred=self.fs.cred, through=through, keep=keep
+            )
+        if self._through and self._locked is not None and self.flags & _DURABLE and not self._durable_name:
+            await connections.mdc.sync()  # data of a file that a crash could take is not durable
+            self._durable_name = True
         self._size = max(self._size, offset + len(view))
+        return offset
+
+    def write_failed(self, number: int) -> None:
+        """What was written is lost: the next write, fsync or close says so, if it was written here."""
+        if self._wrote and not self._lost:
+            self._lost = number
+
+    def _say_lost(self) -> None:
+        number, self._lost = self._lost, 0
+        if number:
+            raise OpError(number, "data that was written before could not be written back")
 
     async def write(self, data: Buffer) -> int:
         """Write all of `data` at the position, which moves on (with O_APPEND: to the end of what was written)."""
@@ -216,10 +305,14 @@ class File:
         return await self.fs.stat_fid(self.fid)
 
     async def fsync(self, data_only: bool = False) -> None:
-        """Return when the file's data is durable, and its name, layout and attributes too unless `data_only`."""
+        """Return when the file's data is durable, and its name, layout and attributes too unless `data_only`.
+
+        EIO: something that was written to it through this or another open file is lost; each hears of it once.
+        """
         self._check_open()
         if self.layout is not None:
             await self.fs.connections.lov.sync(self.layout)
+        self._say_lost()
         if not data_only:
             await self.fs.connections.mdc.sync()
 
@@ -270,13 +363,14 @@ class File:
         )
 
     async def close(self) -> None:
-        """Give the handle back. Twice is harmless. Runs to its end even if the caller is cancelled."""
+        """Give the handle back. Twice is harmless. Runs to its end even if the caller is cancelled.  EIO: as of `fsync`"""
         if self.closed:
             return
         self.closed = True
         connections = self.fs.connections
         connections.open_files.remove(self)
         await connections.tasks.finish(self._close(), "close")
+        self._say_lost()
 
     def abandon(self) -> None:
         """Close in the background: nobody will have this file."""

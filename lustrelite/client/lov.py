@@ -2,7 +2,8 @@
 
 A short or missing part of an object is a hole if the file reaches beyond it, and the end of the file if not. Nobody
 but all the objects together knows the file's size, so a read that finds an object short asks those objects that it has
-not seen, and only then. Without locks a range is not atomic against other clients: that is the lock layer's business.
+not seen, and only then. Without locks a range is not atomic against other clients. If the mount caches, all of this is
+done by `locked` (locked_io.py) instead, under locks and through the cache.
 
 An operation on several objects waits for all of them and raises the first error in file order. An object that does not
 exist (any more) is ESTALE: its file was removed.
@@ -17,8 +18,11 @@ from typing import Any, TypeVar
 
 from lustrelite.client import striping
 from lustrelite.client.attributes import ObjectsAttr
+from lustrelite.client.data_cache import DataCache
+from lustrelite.client.locked_io import LockedIo
 from lustrelite.client.osc import Osc
 from lustrelite.client.tasks import Tasks
+from lustrelite.client.writeback import Shared
 from lustrelite.errors import OpError
 from lustrelite.ids import Fid
 from lustrelite.tunables import limits
@@ -34,6 +38,7 @@ class Lov:
 
     def __init__(self, tasks: Tasks) -> None:
         self.oscs: dict[int, Osc] = {}  # by OST index, in the order they became known
+        self.locked: LockedIo | None = None  # if the mount caches
         self._tasks = tasks
         self._added = asyncio.Event()
 
@@ -41,10 +46,14 @@ class Lov:
         """An OST became known."""
         assert osc.index not in self.oscs
         self.oscs[osc.index] = osc
+        if osc.locks is not None:
+            if self.locked is None:
+                self.locked = LockedIo(self, Shared(self._tasks.node))
+            osc.data = self.locked.caches[osc.index] = DataCache(osc, osc.locks, self.locked.shared)
         self._added.set()
         self._added = asyncio.Event()
 
-    async def _osc(self, index: int) -> Osc:
+    async def osc(self, index: int) -> Osc:
         """The OST with `index`. A new one may be in a layout before we have heard of it, so wait a little; then EIO."""
         found = self.oscs.get(index)
         if found is not None:
@@ -60,23 +69,39 @@ class Lov:
     async def _bytes_max(self, layout: Layout) -> int:
         result = limits.brw_bytes_max
         for index, _ in layout.stripes:
-            result = min(result, (self.oscs.get(index) or await self._osc(index)).bytes_max)
+            result = min(result, (self.oscs.get(index) or await self.osc(index)).bytes_max)
         return result
 
-    async def _on(self, layout: Layout, stripe: int, operation: Coroutine[Any, Any, _T]) -> _T:
+    def check_range(self, layout: Layout, offset: int, length: int) -> None:
+        """May [offset, offset + length) of the file be written?  EFBIG"""
+        end = offset + length
+        _, last = striping.to_object(max(end - 1, 0), layout.stripe_size, len(layout.stripes))
+        if end > limits.file_bytes_max or last >= limits.object_bytes_max:
+            raise OpError(errno.EFBIG)
+
+    async def on(self, layout: Layout, stripe: int, operation: Coroutine[Any, Any, _T]) -> _T:
+        """Do `operation` on an object of the file.  ESTALE: it does not exist (any more)"""
         try:
             return await operation
         except OpError as error:
             if error.errno == errno.ENOENT:
-                index, obj = layout.stripes[stripe]
-                raise OpError(errno.ESTALE, f"object {obj} on OST{index:04x} does not exist") from None
+                raise self.stale(*layout.stripes[stripe]) from None
             raise
 
-    async def read_into(self, layout: Layout, buffer: memoryview, offset: int, *, cred: Cred) -> int:
+    @staticmethod
+    def stale(index: int, obj: int) -> OpError:
+        """An object of a layout does not exist (any more)."""
+        return OpError(errno.ESTALE, f"object {obj} on OST{index:04x} does not exist")
+
+    async def read_into(
+        self, layout: Layout, buffer: memoryview, offset: int, *, cred: Cred, direct: bool = False
+    ) -> int:
         """Fill `buffer` from `offset` of the file; returns how much of it is file, less than asked at its end only.
 
-        Holes are filled with zeros. Beyond the returned length the buffer is undefined.
+        Holes are filled with zeros. Beyond the returned length the buffer is undefined. `direct`: past the cache.
         """
+        if self.locked is not None:
+            return await self.locked.read(layout, buffer, offset, cred, direct=direct)
         count, unit = len(layout.stripes), layout.stripe_size
         extents = striping.split(offset, len(buffer), unit, count, await self._bytes_max(layout))
         results = await self._tasks.gather([self._read(layout, extent, buffer, cred) for extent in extents], "read")
@@ -102,18 +127,23 @@ class Lov:
         index, obj = layout.stripes[extent.stripe]
         osc = self.oscs[index]
         pieces = [buffer[start : start + length] for start, length in extent.pieces]
-        return await self._on(layout, extent.stripe, osc.read(obj, extent.offset, pieces, cred=cred))
+        return await self.on(layout, extent.stripe, osc.read(obj, extent.offset, pieces, cred=cred))
 
     async def write(
-        self, layout: Layout, owner: Fid, data: memoryview, offset: int, *, time: int, cred: Cred
-    ) -> None:
-        """Write `data` at `offset` of the file `owner`.  ENOSPC, EFBIG, EIO; after an error any part may be written."""
-        count, unit = len(layout.stripes), layout.stripe_size
-        end = offset + len(data)
+        self, layout: Layout, owner: Fid, data: memoryview, offset: int, *, time: int, cred: Cred,
+        through: bool = False, keep: bool = True,
+    ) -> None:  # fmt: skip
+        """Write `data` at `offset` of the file `owner`.  ENOSPC, EFBIG, EIO; after an error any part may be written.
+
+        Without caching, or `through` the cache, it is durable when this returns. Without `keep` it is not cached.
+        """
         if not len(data):
             return
-        if end > limits.file_bytes_max or striping.to_object(end - 1, unit, count)[1] >= limits.object_bytes_max:
-            raise OpError(errno.EFBIG)
+        self.check_range(layout, offset, len(data))
+        if self.locked is not None:
+            await self.locked.write(layout, owner, data, offset, time, cred, through=through, keep=keep)
+            return
+        count, unit = len(layout.stripes), layout.stripe_size
         extents = striping.split(offset, len(data), unit, count, await self._bytes_max(layout))
         await self._tasks.gather(
             [self._write(layout, owner, extent, data, time, cred) for extent in extents], "write"
@@ -126,12 +156,29 @@ class Lov:
         osc = self.oscs[index]
         pieces = [data[start : start + length] for start, length in extent.pieces]
         stripe = extent.stripe
-        await self._on(
+        await self.on(
             layout, stripe, osc.write(obj, extent.offset, pieces, owner=owner, stripe=stripe, time=time, cred=cred)
         )
 
+    async def append(
+        self, layout: Layout, owner: Fid, data: memoryview, *, time: int, cred: Cred, through: bool = False,
+        keep: bool = True,
+    ) -> int:  # fmt: skip
+        """`write` at the end of the file; returns where that was. Without caching other clients may append there, too."""
+        if self.locked is not None:
+            return await self.locked.append(layout, owner, data, time, cred, through=through, keep=keep)
+        offset = (await self.getattr(layout, cred=cred)).size
+        await self.write(layout, owner, data, offset, time=time, cred=cred)
+        return offset
+
+    def cached_attr(self, layout: Layout) -> ObjectsAttr | None:
+        """`getattr` if locks that are held say all of it."""
+        return self.locked.known_attr(layout) if self.locked is not None else None
+
     async def getattr(self, layout: Layout, *, cred: Cred) -> ObjectsAttr:
-        """Size, blocks and times of a file from all its objects."""
+        """Size, blocks and times of a file from all its objects, or from whoever is writing them."""
+        if self.locked is not None:
+            return await self.locked.getattr(layout)
         stripes = range(len(layout.stripes))
         attrs = await self._tasks.gather([self._getattr(layout, stripe, cred) for stripe in stripes], "getattr")
         size = striping.file_size([attr.size for attr in attrs], layout.stripe_size)
@@ -140,16 +187,14 @@ class Lov:
 
     async def getattr_many(self, layouts: Sequence[Layout], *, cred: Cred) -> list[ObjectsAttr | OpError]:
         """The same for many files at once; each fails for itself."""
+        if self.locked is not None:
+            return await self.locked.getattr_many(layouts)
         return await self._tasks.outcomes([self.getattr(layout, cred=cred) for layout in layouts], "getattr")
-
-    def cached_attr(self, layout: Layout) -> ObjectsAttr | None:
-        """The same as far as this client knows without asking; None: it does not."""
-        return None
 
     async def _getattr(self, layout: Layout, stripe: int, cred: Cred) -> ObjectAttr:
         index, obj = layout.stripes[stripe]
-        osc = self.oscs.get(index) or await self._osc(index)
-        return await self._on(layout, stripe, osc.getattr(obj, cred=cred))
+        osc = self.oscs.get(index) or await self.osc(index)
+        return await self.on(layout, stripe, osc.getattr(obj, cred=cred))
 
     async def truncate(self, layout: Layout, owner: Fid, size: int, *, time: int, cred: Cred) -> None:
         """Make the file exactly `size` bytes long.  EFBIG"""
@@ -157,6 +202,9 @@ class Lov:
         ends = striping.truncation(size, unit, count)
         if size > limits.file_bytes_max or max(ends) > limits.object_bytes_max:
             raise OpError(errno.EFBIG)
+        if self.locked is not None:
+            await self.locked.truncate(layout, owner, ends, time, cred)
+            return
         await self._tasks.gather(
             [
                 self._punch(layout, owner, striping.Hole(stripe, end, OBJECT_EOF), time, cred)
@@ -168,22 +216,34 @@ class Lov:
     async def punch(self, layout: Layout, owner: Fid, start: int, end: int, *, time: int, cred: Cred) -> None:
         """Make a hole in [start, end); the file's size stays."""
         ranges = striping.holes(start, end, layout.stripe_size, len(layout.stripes))
+        if self.locked is not None:
+            await self.locked.punch(layout, owner, ranges, time, cred)
+            return
         await self._tasks.gather([self._punch(layout, owner, hole, time, cred) for hole in ranges], "punch")
 
     async def _punch(self, layout: Layout, owner: Fid, hole: striping.Hole, time: int, cred: Cred) -> ObjectAttr:
         index, obj = layout.stripes[hole.stripe]
-        osc = self.oscs.get(index) or await self._osc(index)
+        osc = self.oscs.get(index) or await self.osc(index)
         punch = osc.punch(obj, hole.start, hole.end, owner=owner, stripe=hole.stripe, time=time, cred=cred)
-        return await self._on(layout, hole.stripe, punch)
+        return await self.on(layout, hole.stripe, punch)
 
     async def sync(self, layout: Layout) -> None:
-        """Return when the file's data is durable."""
-        oscs = [(self.oscs.get(index) or await self._osc(index), obj) for index, obj in layout.stripes]
+        """Return when the file's data is durable: what is dirty is written back before."""
+        if self.locked is not None:
+            await self.locked.flush(layout)
+        oscs = [(self.oscs.get(index) or await self.osc(index), obj) for index, obj in layout.stripes]
         await self._tasks.gather([osc.sync(obj) for osc, obj in oscs], "sync")
 
     async def sync_all(self) -> None:
         """Return when everything that was written so far is durable on every OST."""
+        if self.locked is not None:
+            await self.locked.flush_all()
         await self._tasks.gather([osc.sync() for osc in self.oscs.values()], "sync")
+
+    def stop(self) -> None:
+        """The mount ends."""
+        if self.locked is not None:
+            self.locked.stop()
 
     async def statfs(self) -> list[tuple[int, StatfsReply | None]]:
         """(index, space) of every OST, None for one that does not answer soon (lazystatfs)."""

@@ -154,11 +154,10 @@ class Mdc:
 
     async def _change(self, body: Any, cred: Cred, *wants: tuple[Fid | None, int]) -> Any:
         """An operation before which own locks on `wants` go."""
-        if self.cache is not None:
-            cancels = self.cache.cancels(*wants)
-            if cancels:
-                return await self.imp.call(body, cred=cred, ride=Ride(cancels, None))
-        return await self.imp.call(body, cred=cred)
+        ride = self.cache.give_up(*wants) if self.cache is not None else None
+        if ride is None:
+            return await self.imp.call(body, cred=cred)
+        return await self.imp.call(body, cred=cred, ride=ride)
 
     async def readdir(self, fid: Fid, cookie: int, count: int, *, cred: Cred, plus: bool) -> DirPage:
         """About `count` names after `cookie`, with attributes if `plus`.  ENOTDIR, EACCES"""
@@ -205,17 +204,17 @@ class Mdc:
     def _question_open(cache: AttrCache, body: mdt.Open, by_fid: bool) -> Question:
         flags = body.flags
         found = body.fid if by_fid else cache.child(body.parent, body.name)
-        cancels: tuple[int, ...] = ()
+        gone: Ride | None = None
         if flags & mdt.OPEN_TRUNC and found is not None:
-            cancels = cache.cancels((found, UPDATE))
+            gone = cache.give_up((found, UPDATE))
         elif flags & mdt.OPEN_CREATE and found is None:
-            cancels = cache.cancels((body.parent, UPDATE))
+            gone = cache.give_up((body.parent, UPDATE))
         need = LOOKUP | PERM | LAYOUT
         if not flags & (mdt.OPEN_WRITE | mdt.OPEN_TRUNC):
             need |= UPDATE  # who writes will change it, and would have to give it back
         if by_fid:
-            return cache.question(body.fid, need, cancels)
-        return cache.question_name(body.parent, body.name, need, cancels)
+            return cache.question(body.fid, need, gone)
+        return cache.question_name(body.parent, body.name, need, gone)
 
     async def close(self, handle: int, fid: Fid, atime: int, mtime: int, size: int, *, cred: Cred) -> None:
         """Give an open handle back. `atime` and `mtime` are 0 where nothing was read or written.  ESTALE"""
@@ -243,7 +242,7 @@ class Mdc:
         if cache is None or fid not in cache.files:
             return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
         bits = UPDATE | PERM if valid & (mdt.SET_MODE | mdt.SET_UID | mdt.SET_GID) else UPDATE
-        question = cache.question(fid, STAT, cache.cancels((fid, bits)))
+        question = cache.question(fid, STAT, cache.give_up((fid, bits)))
         attr: Attr = await self.imp.call(body, cred=cred, ride=question.ride)
         cache.found(question, attr)
         return attr

@@ -17,7 +17,7 @@ class OpenInode:
 
     def __init__(self) -> None:
         self.files: dict[int, File] = {}  # by handle
-        self.append_lock = asyncio.Lock()  # one appender at a time; other clients are the lock layer's business
+        self.append_lock = asyncio.Lock()  # one appender at a time; other clients are kept out by locks, if we cache
 
 
 class OpenFiles:
@@ -60,6 +60,11 @@ class OpenFiles:
         for file in self.of(fid):
             file.mtime = 0 if mtime else file.mtime
             file.atime = 0 if atime else file.atime
+
+    def write_failed(self, fid: Fid, number: int) -> None:
+        """Data that was written to `fid` and answered is lost: who wrote it hears of it once."""
+        for file in self.of(fid):
+            file.write_failed(number)
 
     def all(self) -> Iterator[File]:
         """Every open file, oldest inode first."""

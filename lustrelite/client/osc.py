@@ -8,7 +8,7 @@ for it is bounded too. Buffers may not change, nor be used for anything else, un
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lustrelite.ids import Fid
 from lustrelite.rpc.node import Node
@@ -17,6 +17,11 @@ from lustrelite.wire import ost
 from lustrelite.wire.mdt import StatfsReply
 from lustrelite.wire.message import ROOT_CRED, Cred
 from lustrelite.wire.ost import ObjectAttr
+
+if TYPE_CHECKING:
+    from lustrelite.client.data_cache import DataCache
+    from lustrelite.ldlm.client_lock import ClientLock
+    from lustrelite.ldlm.lock_cache import LockCache
 
 
 class DataImport(Protocol):
@@ -40,6 +45,8 @@ class Osc:
         self.node = node
         self.imp = imp
         self.index = index
+        self.locks: LockCache | None = getattr(imp, "locks", None)  # None: this client does not cache
+        self.data: DataCache | None = None  # if it does
         self._limit = 0
         self._slots = asyncio.Semaphore(0)
 
@@ -48,27 +55,45 @@ class Osc:
         """The most data that one RPC may carry."""
         return min(self.imp.max_bytes_per_rpc, limits.brw_bytes_max)
 
-    def _data_slots(self) -> asyncio.Semaphore:
+    @property
+    def name(self) -> str:
+        """The target's name, for messages."""
+        return getattr(self.imp, "target", f"OST{self.index:04x}")
+
+    @property
+    def last_committed(self) -> int:
+        """Everything up to this transno is durable on the OST."""
+        return getattr(self.imp, "last_committed", 0)
+
+    def slots(self) -> asyncio.Semaphore:
+        """Who moves data takes one: so many RPCs may be in flight."""
         # A changed limit starts a new semaphore; who waits on the old one is served by it.
         if self._limit != self.node.tunables.max_rpcs_in_flight:
             self._limit = self.node.tunables.max_rpcs_in_flight
             self._slots = asyncio.Semaphore(max(self._limit, 1))
         return self._slots
 
-    async def read(self, obj: int, offset: int, pieces: list[memoryview], *, cred: Cred) -> tuple[int, int]:
+    def forget(self, lock: ClientLock) -> None:
+        """What is believed under the lock may be wrong: it goes as soon as nobody uses it."""
+        assert self.locks is not None
+        self.locks.cancel(lock)
+
+    async def read(
+        self, obj: int, offset: int, pieces: list[memoryview], *, cred: Cred, lock: int = 0
+    ) -> tuple[int, int]:
         """Read into `pieces` in turn and return (bytes read, the object's size): fewer only at the object's end.
 
-        What is not read stays as it was.  ENOENT
+        What is not read stays as it was.  ENOENT; ESTALE, there is no such `lock`
         """
         length = sum(map(len, pieces))
         assert 0 < length <= limits.brw_bytes_max
-        async with self._data_slots():
+        async with self.slots():
             sink = pieces[0] if len(pieces) == 1 else memoryview(bytearray(length))
             done = size = 0
             while done < length:
                 rest = sink[done:]
                 reply, data = await self.imp.call_bulk(
-                    ost.Read(obj, offset + done, len(rest)), sink=rest, cred=cred
+                    ost.Read(obj, offset + done, len(rest), lock), sink=rest, cred=cred
                 )
                 got: int = reply.length
                 assert got == (0 if data is None else len(data)) and got <= len(rest), "the OST counts its bytes right"
@@ -86,7 +111,7 @@ class Osc:
         self, obj: int, offset: int, pieces: list[memoryview], *, owner: Fid, stripe: int, time: int, cred: Cred
     ) -> ObjectAttr:
         """Write `pieces` in turn at `offset`.  ENOENT, ENOSPC, EFBIG, EIO"""
-        async with self._data_slots():
+        async with self.slots():
             bulk = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             assert 0 < len(bulk) <= limits.brw_bytes_max
             reply, _ = await self.imp.call_bulk(ost.Write(obj, offset, owner, stripe, time, sync=True), bulk=bulk, cred=cred)

@@ -67,12 +67,13 @@ class Flight:
 class Fetch:
     """A range that is being read from the OST."""
 
-    __slots__ = ("done", "end", "start", "wanted")
+    __slots__ = ("done", "end", "length", "start", "wanted")
 
     def __init__(self, start: int, end: int) -> None:
         self.start = start
         self.end = end
         self.wanted = Intervals([(start, end)])  # what may still be put in
+        self.length = 0  # when it is over: what it has brought
         self.done: Any = None  # of the layer above
 
 
@@ -282,9 +283,8 @@ class ObjectPages:
             return [(start, end)]
         return Intervals((max(f.start, start), min(f.end, end)) for f in flights).gaps(start, end)
 
-    def begin_flight(self, start: int, data: Buffer) -> Flight:
-        """`data` is written at `start` past the pages: nothing there may be dirty or in flight, and what is there goes."""
-        end = start + len(data)
+    def begin_flight(self, start: int, end: int, data: Buffer = b"") -> Flight:
+        """The OST is about to change the range itself: nothing there may be dirty or in flight, and what is there goes."""
         assert not self.busy(start, end)
         self.cut(start, end)
         flight = Flight(start, end, data, 0)

@@ -17,8 +17,8 @@ from lustrelite.tunables import limits
 Path = str | bytes
 AnyPath = TypeVar("AnyPath", str, bytes)
 
-_SLASH = ord("/")
 _SPECIAL = frozenset((b"", b".", b".."))
+_SHORT = limits.name_bytes_max // 4  # characters: however they are written, no part is too long then
 SYMLINKS_MAX = 40  # MAXSYMLINKS: more than these on one path are taken for a loop
 
 
@@ -44,9 +44,6 @@ def split(path: bytes) -> tuple[list[bytes], bool]:
         raise OpError(errno.ENOENT, "the path is empty")
     if len(path) >= limits.path_bytes_max:
         raise OpError(errno.ENAMETOOLONG, f"a path of {len(path)} bytes")
-    parts = path[1:].split(b"/")
-    if path[0] == _SLASH and len(path) <= limits.name_bytes_max and _SPECIAL.isdisjoint(parts):
-        return parts, False  # as almost all paths are
     parts = [part for part in path.split(b"/") if part]
     last = len(parts) - 1
     parts = [part for i, part in enumerate(parts) if part != b"." or i == last]
@@ -57,6 +54,11 @@ def split(path: bytes) -> tuple[list[bytes], bool]:
 
 def split_absolute(path: Path) -> tuple[list[bytes], bool]:
     """`split` for a path from a caller.  ValueError unless it starts with a slash."""
+    if type(path) is str and len(path) <= _SHORT:  # as almost all paths are
+        raw = path.encode("utf-8", "surrogateescape")
+        parts = raw[1:].split(b"/")
+        if raw[:1] == b"/" and b"\0" not in raw and _SPECIAL.isdisjoint(parts):
+            return parts, False
     raw = encode(path)
     if raw and not raw.startswith(b"/"):
         raise ValueError(f"the path must be absolute in the file system: {path!r}")

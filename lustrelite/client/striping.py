@@ -93,6 +93,24 @@ def split(offset: int, length: int, stripe_size: int, count: int, bytes_max: int
     return extents
 
 
+def parts(extent: Extent, bytes_max: int) -> list[Extent]:
+    """`extent` cut at multiples of `bytes_max` in the object."""
+    found: list[Extent] = []
+    pieces: list[tuple[int, int]] = []
+    at = first = extent.offset
+    for start, length in extent.pieces:
+        while length:
+            part = min(length, bytes_max - at % bytes_max)
+            pieces.append((start, part))
+            start, length, at = start + part, length - part, at + part
+            if not at % bytes_max:
+                found.append(Extent(extent.stripe, first, at - first, tuple(pieces)))
+                pieces, first = [], at
+    if pieces:
+        found.append(Extent(extent.stripe, first, at - first, tuple(pieces)))
+    return found
+
+
 def _first_byte(extent: Extent) -> int:
     return extent.pieces[0][0]
 

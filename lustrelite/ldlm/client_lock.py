@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from lustrelite.errors import OpError
 from lustrelite.ldlm.lru import Holding
 from lustrelite.ldlm.policy import EOF, bits_text, mode_text
 from lustrelite.wire.ldlm import (
@@ -114,6 +115,12 @@ class ClientLock:
         self.flags &= REPLAYED_FLAGS
         self.holding = Holding.GRANTED
         self.ready = self.asked is None
+
+    def fail(self, error: OpError) -> None:
+        """There will be no lock: tell those who wait for it."""
+        if self.future is not None and not self.future.done():
+            self.future.set_exception(error)
+            self.future.exception()  # seen: perhaps nobody waits
 
     def ask(self, ask: Ask, served_until: float) -> None:
         """Somebody waits for it; perhaps for more than was asked before."""

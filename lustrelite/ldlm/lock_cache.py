@@ -4,10 +4,8 @@
     take_bits, take_extent      match, or enqueue and wait: the lock has a user more, who must `release` it
     ride ... ridden             the lock travels with an operation (wire/ldlm.py)
 
-A lock goes in this order: it is no longer matched; its last user lets go; `flush` (written data only); `drop`; Cancel.
-An inode's lock that is wanted in part loses that part only (Convert). Cancels of one turn of the loop are one RPC.
-Reasons to go: a blocking callback, AST_SENT in a grant, the LRU, `cancels_for`, `flush_all`. Evicted: all are lost at
-once, nothing is flushed. A callback for a lock whose enqueue is not answered yet is remembered.
+How they go: ldlm/locks_in_use.py. A callback for a lock whose enqueue is not answered yet is remembered, and a completion
+counts, whichever is faster.
 
 Who takes a lock must not take another one of the same resource while he uses it: if the first was asked for meanwhile,
 the second waits for somebody who waits for the first.
@@ -23,15 +21,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lustrelite.errors import Evicted, OpError
-from lustrelite.ldlm.cancels import Cancels
+from lustrelite.errors import OpError
 from lustrelite.ldlm.client_lock import ClientLock
-from lustrelite.ldlm.held_locks import HeldLocks
+from lustrelite.ldlm.locks_in_use import LocksInUse
 from lustrelite.ldlm.lru import Holding
-from lustrelite.ldlm.policy import EOF, WRITERS
+from lustrelite.ldlm.policy import EOF
 from lustrelite.wire.ldlm import (
     AST_SENT,
     BLOCK_GRANTED,
@@ -54,8 +51,6 @@ if TYPE_CHECKING:
     from lustrelite.rpc.client_import import ClientImport
 
 WANTS_MAX = 500  # in an Enqueue
-HOUSEKEEPING_S_MAX = 60.0
-GLIMPSED_IDLE_S = 10.0  # a write lock that is asked about and was not used for so long is given back
 RENEW_PAUSE_S = 0.05  # until a callback that was lost comes again
 RENEW_PAUSE_S_MAX = 1.0
 
@@ -71,19 +66,12 @@ class _Riding:
         self.asked: dict[int, Ask] = {}  # callbacks that were faster than the reply
 
 
-class LockCache(HeldLocks):
+class LockCache(LocksInUse):
     """One per import. The hooks belong to the cache above."""
 
     def __init__(self, imp: ClientImport) -> None:
         super().__init__(imp)
-        self.flush: Callable[[ClientLock, Ask | None], Awaitable[None]] | None = None
-        """Write back what is dirty under the lock (all of it: the lock goes whole). With DISCARD_DATA: forget it."""
-        self.glimpse_of: Callable[[ClientLock], Lvb | None] | None = None
-        """What we know of the object."""
-        self._cancels = Cancels(imp)
         self._rides: dict[int, _Riding] = {}  # by the first handle
-        self._timer: asyncio.TimerHandle | None = None
-        self._trimming = False
         self._renewing: asyncio.Future[None] | None = None
 
     # taking -----------------------------------------------------------------------------------------------------
@@ -202,24 +190,6 @@ class LockCache(HeldLocks):
         if not lock.users:
             self._unused(lock)
 
-    def _refused(self, lock: ClientLock, error: OpError) -> None:
-        """There is no lock."""
-        if lock.resolved:
-            return
-        self._remove(lock)
-        self._fail_takers(lock, error)
-
-    def _give_up(self, lock: ClientLock) -> None:
-        """Nobody waits for the waiting lock any more."""
-        self._refused(lock, OpError(errno.EINTR))
-        self._cancels.add((lock.handle,))
-
-    @staticmethod
-    def _fail_takers(lock: ClientLock, error: OpError) -> None:
-        if lock.future is not None and not lock.future.done():
-            lock.future.set_exception(error)
-            lock.future.exception()  # seen: perhaps nobody waits
-
     async def _renew_lease(self) -> None:
         """Return when locks may be believed in again; one ping for all who wait."""
         if self._renewing is None:
@@ -245,136 +215,10 @@ class LockCache(HeldLocks):
             renewed.set_exception(error)
             renewed.exception()
 
-    # using ------------------------------------------------------------------------------------------------------
-
-    def use(self, lock: ClientLock) -> None:
-        """One user more of a lock that was just matched, or is in use already."""
-        assert lock.ready or lock.users, lock
-        if not lock.users:
-            self.lru.used(lock)
-        lock.users += 1
-
-    def release(self, lock: ClientLock) -> None:
-        """One user less. The last one of a lock that is wanted sees it off."""
-        assert lock.users > 0, lock
-        lock.users -= 1
-        if lock.users:
-            return
-        if lock.holding is Holding.GRANTED:
-            self._unused(lock)
-        elif lock.holding is Holding.WAITING:
-            self._give_up(lock)
-
-    def _unused(self, lock: ClientLock) -> None:
-        if lock.holding is not Holding.GRANTED:
-            return
-        if lock.asked is not None:
-            self._give_back(lock)
-            return
-        lock.unused_since = now = self._now()
-        self.lru.unused(lock, now)
-        if len(self.lru) > self.lru.max_count and not self._trimming:
-            self._trimming = True
-            asyncio.get_running_loop().call_soon(self._trim)
-        elif self._timer is None:
-            self._arm_timer()
-
-    # going ------------------------------------------------------------------------------------------------------
-
-    def cancel(self, lock: ClientLock) -> None:
-        """Give it back as soon as it has no user."""
-        self._ask(lock, Ask(lock.handle, 0, EX, lock.bits, lock.start, lock.end))
-        if lock.holding is Holding.GRANTED and not lock.users:
-            self._give_back(lock)
-
-    def _ask(self, lock: ClientLock, ask: Ask) -> None:
-        # Nobody else is granted it before the deadline, which is later than what the lease was when we were asked.
-        lock.ask(ask, min(self._now() + self.imp.lease_s, self.imp.lease_until))
-
-    def _give_back(self, lock: ClientLock) -> None:
-        """Nobody uses it: write back, drop, cancel."""
-        assert lock.holding is Holding.GRANTED and not lock.users, lock
-        self.lru.used(lock)
-        if self.flush is None or not lock.mode & WRITERS:
-            self._let_go(lock)
-            return
-        lock.holding = Holding.CANCELLING
-        lock.ready = False
-        self._cancels.spawn(self._flush_and_let_go(lock), "flush")
-
-    async def _flush_and_let_go(self, lock: ClientLock) -> None:
-        assert self.flush is not None
-        try:
-            await self.flush(lock, lock.asked)
-        except OpError as error:
-            self.node.events.emit(
-                "lock.flush_failed", level="warning", target=self.imp.target, handle=lock.handle, error=str(error)
-            )
-        if lock.holding is Holding.CANCELLING:
-            self._let_go(lock)
-
-    def _let_go(self, lock: ClientLock) -> None:
-        going = lock.going_bits
-        if self.drop is not None:
-            self.drop(lock, False)
-        if lock.type == IBITS and going != lock.bits:
-            lock.bits &= ~going
-            lock.holding = Holding.GRANTED
-            lock.forget_ask()
-            if going:
-                self._cancels.convert(lock.handle, going)
-            self._unused(lock)
-            return
-        self._remove(lock)
-        self._cancels.add((lock.handle,))
-
-    def cancels_for(self, fid: bytes, bits: int) -> tuple[int, ...]:
-        """Own locks that an operation will need gone: they are dropped here and now, their handles go with its Ride."""
-        handles = []
-        for lock in self.locks_of(fid):
-            if lock.bits & bits and lock.holding is Holding.GRANTED and not lock.users:
-                lock.asked = None  # all of it goes
-                if self.drop is not None:
-                    self.drop(lock, False)
-                self._remove(lock)
-                handles.append(lock.handle)
-        return tuple(handles)
-
-    def clear_unused(self) -> None:
-        """Give back every lock that nobody uses (lru_size=clear)."""
-        for lock in self.lru.drop_before_replay(lambda _: False):
-            self.cancel(lock)
-
-    async def flush_all(self, *, cancel: bool = True) -> None:
-        """Write back everything, and give all locks back; return when that is done. Those in use go when released.
-
-        Without `cancel` they are forgotten here: a goodbye follows, which the server takes for all of them.
-        """
-        for lock in list(self._locks.values()):
-            if lock.resolved:
-                self.cancel(lock)
-        if not cancel:
-            self._cancels.silent = True
-        await self._cancels.idle()
-
     def lost_all(self, error: OpError | None = None) -> None:
         """Evicted (or closed): every lock is gone, and so is what was cached under it; who waits for one fails."""
-        failure = error or Evicted(self.imp.target)
-        locks = list(self._locks.values())
-        if locks:
-            self.node.events.emit("lock.lost", target=self.imp.target, count=len(locks))
-        self._cancels.forget()
         self._rides.clear()
-        for lock in locks:
-            held = lock.resolved
-            self._remove(lock)
-            if held and self.drop is not None:
-                lock.asked = None
-                self.drop(lock, True)
-            self._fail_takers(lock, failure)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        super().lost_all(error)
 
     # what the server says ---------------------------------------------------------------------------------------
 
@@ -407,24 +251,11 @@ class LockCache(HeldLocks):
                 self._granted(lock, granted)
         return 0
 
-    def glimpsed(self, handle: int) -> Lvb | None:
-        """What do we know of the object under the lock? A write lock that is only lying about goes after the answer."""
-        lock = self._locks.get(handle)
-        if lock is None or self.glimpse_of is None:
-            return None
-        if lock.ready and not lock.users and self._now() - lock.unused_since > GLIMPSED_IDLE_S:
-            asyncio.get_running_loop().call_soon(self._give_back_if_idle, lock)
-        return self.glimpse_of(lock)
-
-    def _give_back_if_idle(self, lock: ClientLock) -> None:
-        if lock.ready and not lock.users:
-            self._give_back(lock)
-
     # locks that travel with operations --------------------------------------------------------------------------
 
     def ride(
         self, fid: bytes, bits: int, mode: int = PR, try_bits: int = 0, cancels: tuple[int, ...] = (), *, flags: int = 0,
-        count: int = 1,
+        count: int = 1, converts: tuple[tuple[int, int], ...] = (),
     ) -> Ride:  # fmt: skip
         """For `ClientImport.call(..., ride=)`: what goes before the operation, and the lock that is wanted of its find.
 
@@ -432,10 +263,10 @@ class LockCache(HeldLocks):
         in `flags` there may be `count` locks.
         """
         if not bits:
-            return Ride(cancels, None)
+            return Ride(cancels, None, converts)
         want = Want(self.imp.lock_handles(count), IBITS, fid, mode, flags, bits, try_bits, 0, 0, 0, 0)
         self._rides[want.handle] = _Riding(want, count)
-        return Ride(cancels, want)
+        return Ride(cancels, want, converts)
 
     def ridden(self, ride: Ride) -> ClientLock | None:
         """After the call, answered or failed: the lock, if it was granted and is not asked for again."""
@@ -470,6 +301,8 @@ class LockCache(HeldLocks):
             handles += range(riding.want.handle, riding.want.handle + riding.count)
         if handles:
             self._cancels.add(handles)
+        for handle, drop_bits in ride.converts:
+            self._cancels.convert(handle, drop_bits)
 
     def _riding(self, handle: int) -> _Riding | None:
         for first, riding in self._rides.items():
@@ -515,27 +348,3 @@ class LockCache(HeldLocks):
             else:
                 found.append(granted.lvb if granted.lvb is not None else OpError(-granted.status or errno.EPROTO))
         return found
-
-    # LRU -------------------------------------------------------------------------------------------------------------
-
-    def _arm_timer(self) -> None:
-        pause = min(self.lru.max_age_s / 4 + 1, HOUSEKEEPING_S_MAX)
-        self._timer = asyncio.get_running_loop().call_later(pause, self._housekeep)
-
-    def _housekeep(self) -> None:
-        self._timer = None
-        self._trim()
-        if len(self.lru):
-            self._arm_timer()
-
-    def _trim(self) -> None:
-        """Give back what is too old, or too much."""
-        self._trimming = False
-        for lock in self.lru.surplus(self._now(), self._stays):
-            self.cancel(lock)
-
-    def _stays(self, lock: ClientLock) -> bool:
-        if lock.touched:
-            lock.touched = False
-            return True
-        return self.stays is not None and self.stays(lock)

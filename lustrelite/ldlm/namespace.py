@@ -44,6 +44,7 @@ from lustrelite.wire.ldlm import (
     IBITS,
     LOCK_CHANGED,
     NL,
+    NO_EXPANSION,
     Granted,
     Lvb,
     Want,
@@ -58,6 +59,7 @@ LocalLock = Lock  # one whose owner is LOCAL
 
 RESOURCE_BYTES_MAX = 16  # a FID
 STOOD_STILL_S = 1.0  # a timer that comes this late: not the clients were silent, this process did not run
+DRAIN_LOOK_S = 0.02
 _NOT_NL = ~NL
 
 
@@ -84,6 +86,7 @@ class Namespace:
         self.flocks = FlockTable(frozen)
         # Before a client's cancel counts, for what must be durable first: True if it will call back later.
         self.before_cancel: Callable[[Lock, Callable[[], None]], bool] | None = None
+        self.draining = False  # the target stops
         self._evict = evict
         self._lvb = lvb  # what is known of a resource; OpError(ENOENT) if there is no such thing
         self._local_waits: dict[Lock, asyncio.Future[None]] = {}
@@ -131,6 +134,19 @@ class Namespace:
         effects = self.table.enqueue(fid, IBITS, lock, self.node.now(), wait=False)
         return None if type(effects[0]) is Deny else lock
 
+    def extent_busy(self, resource_id: bytes, start: int, end: int, mode: int) -> bool:
+        """Would an extent lock of the target itself on [start, end] have to wait?"""
+        resource = self.table.resources.get(resource_id)
+        if resource is None or resource.granted is None:
+            return False
+        return resource.granted.first(Lock(LOCAL, 0, mode, start=start, end=end)) is not None
+
+    async def wait_local_extent(self, resource_id: bytes, start: int, end: int, mode: int) -> list[LocalLock]:
+        """An extent lock of the target itself on [start, end]; who holds what is in the way gives it back. `release` it."""
+        self._last_local += 1
+        lock = Lock(LOCAL, self._last_local, mode, start=start, end=end, flags=NO_EXPANSION)
+        return await self._wait_all([(resource_id, EXTENT, lock)])
+
     async def wait_local(self, wants: Sequence[tuple[bytes, int]]) -> list[LocalLock]:
         """EX locks of the target itself on each (FID, bits); holders are asked to give theirs back. `release` them.
 
@@ -139,14 +155,16 @@ class Namespace:
         bits_of: dict[bytes, int] = {}
         for fid, bits in sorted(wants):
             bits_of[fid] = bits_of.get(fid, 0) | bits
+        return await self._wait_all([(fid, IBITS, self._local(bits)) for fid, bits in bits_of.items()])
+
+    async def _wait_all(self, wants: list[tuple[bytes, int, LocalLock]]) -> list[LocalLock]:
         now = self.node.now()
         locks: list[LocalLock] = []
         futures: list[asyncio.Future[None]] = []
         granted = False
         try:
-            for fid, bits in bits_of.items():
-                lock = self._local(bits)
-                effects = self.table.enqueue(fid, IBITS, lock, now)
+            for resource_id, kind, lock in wants:
+                effects = self.table.enqueue(resource_id, kind, lock, now)
                 locks.append(lock)
                 first = effects[0]
                 if type(first) is Wait:
@@ -207,7 +225,7 @@ class Namespace:
             self._check(want)
         except OpError:
             return
-        if want.type != IBITS:
+        if want.type != IBITS or self.draining:
             return
         first = self.table.find(export, want.handle)
         if first is not None and (first.resource.id != fid or first.state is not LockState.GRANTED):
@@ -293,6 +311,7 @@ class Namespace:
         if lock is None or lock.state is not LockState.GRANTED or lock.resource.type != IBITS:
             return
         self._measure(lock)
+        self.node.events.counts["lock.converted"] += 1
         self._run(self.table.convert(export, handle, drop_bits, self.node.now()))
 
     def holds(self, export: Export, handle: int, resource_id: bytes) -> Lock | None:
@@ -329,18 +348,29 @@ class Namespace:
         self._lingering.pop(export, None)
         self._run(self.table.owner_gone(export, self.node.now()))
 
-    def ask_all(self) -> int:
-        """Ask every client for every lock, because the target stops; how many there are."""
-        count = 0
-        for lock in list(self.table.locks()):
-            if lock.owner is LOCAL or lock.state is not LockState.GRANTED:
-                continue
-            count += 1
+    async def drain(self, limit_s: float) -> None:
+        """The target stops: ask for every lock; return when all are back, or when their owners have had `limit_s`.
+
+        From now on no lock is granted that is not asked for at once, and `draining` says so to whoever wants one.
+        Record locks stay: they are the applications', and are replayed to our successor.
+        """
+        assert not self.frozen
+        self.draining = True
+        locks = [lock for lock in self.table.locks() if lock.owner is not LOCAL and lock.state is LockState.GRANTED]
+        if not locks:
+            return
+        self.node.events.emit("lock.draining", target=self.name, count=len(locks))
+        for lock in locks:
             if not lock.asked:
-                assert lock.resource.granted is not None
-                lock.resource.granted.set_asked(lock, True)
-                self._ask(lock, lock, "the target stops")
-        return count
+                self._mark_asked(lock)
+                self._ask(lock, lock, "nobody: the target stops")
+        until = self.node.now() + limit_s
+        while any(owner is not LOCAL for owner in self.table.owners) and self.node.now() < until:
+            await asyncio.sleep(DRAIN_LOOK_S)
+
+    def _mark_asked(self, lock: Lock) -> None:
+        assert lock.resource.granted is not None
+        lock.resource.granted.set_asked(lock, True)
 
     def _check(self, want: Want) -> None:
         """EINVAL: no such lock can be."""
@@ -458,6 +488,8 @@ class Namespace:
             "lock.completed", target=self.name, client=_name(lock.owner), resource=lock.resource.id.hex(),
             handle=lock.handle, asked=lock.asked,
         )  # fmt: skip
+        if self.draining and not lock.asked:
+            self._mark_asked(lock)
         lvb = self.lvb(lock.resource.id) if lock.resource.type == EXTENT else None
         self._callbacks(lock.owner).add(CompletionCallback, self._said(lock, None, lvb), lock)
 
@@ -585,6 +617,12 @@ class Namespace:
 
     # what one may ask -------------------------------------------------------------------------------------------
 
+    def contended(self) -> list[bytes]:
+        """The resources on which somebody waits."""
+        waited = [resource.id for resource in self.table.resources.values() if resource.waiting is not None]
+        waited += [resource.id for resource in self.flocks.resources.values() if resource.waiting]
+        return list(dict.fromkeys(waited))
+
     def describe(self, resource_id: bytes) -> dict[str, Any]:
         """The queues of one resource as data: who holds what, since when, what was asked of it, who waits and why."""
         return {
@@ -607,8 +645,10 @@ class _Glimpse:
         self._known = [lvb]
         self._open = dict.fromkeys(asked)
         self._answer = answer
-        limit = namespace.node.tunables.lock_callback_s
-        self._timer = asyncio.get_running_loop().call_later(limit, self._late)
+        self._set_timer(namespace.node.now() + namespace.node.tunables.lock_callback_s)
+
+    def _set_timer(self, when: float) -> None:
+        self._timer = asyncio.get_running_loop().call_at(when, self._late, when)
 
     def answered(self, lock: Lock, lvb: Lvb | None) -> None:
         """The owner of `lock` has answered, or is gone. If its lock is gone we know ourselves what it knew."""
@@ -623,9 +663,13 @@ class _Glimpse:
         known = self._namespace.lvb(self._want.resource, *self._known[1:])
         self._answer(refused(self._want, -errno.EWOULDBLOCK if known is not None else -errno.ENOENT, known))
 
-    def _late(self) -> None:
+    def _late(self, when: float) -> None:
         namespace = self._namespace
         if namespace.node.dead:
+            return
+        now = namespace.node.now()
+        if now > when + STOOD_STILL_S:
+            self._set_timer(now + STOOD_STILL_S / 2)
             return
         for lock in list(self._open):
             owner: Any = lock.owner

@@ -121,7 +121,13 @@ def grown(mode: int, start: int, end: int, around: Surroundings) -> tuple[int, i
     return low, high
 
 
-def size_known_after(size: int, gone: Held, kept_ends: Iterable[int]) -> int:
+class Ended(Protocol):
+    """What has a last byte."""
+
+    end: int
+
+
+def size_known_after(size: int, gone: Ended, kept_ends: Iterable[int]) -> int:
     """The known minimum size when a client gives back `gone` and keeps locks that end at `kept_ends`.
 
     Beyond its locks it knows nothing: others may truncate there.  Source: ldlm_extent_shift_kms()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
+from lustrelite.errors import OpError
 from lustrelite.ids import ROOT_FID, Fid, Nid, parse_target_name
 from lustrelite.mdt import namespace
 from lustrelite.mdt.handlers import HANDLERS
@@ -74,6 +76,7 @@ class Mdt(Target):
 
     async def stop(self) -> None:
         """See Target.stop. Orphans stay: their clients may reopen them elsewhere (LU-184)."""
+        await self.take_back_locks()
         self.stopping = True
         self._started = False
         for osp in self.allocator.osps.values():
@@ -111,6 +114,11 @@ class Mdt(Target):
     def ride(self, call: Call, body: Any, want: Want) -> None:
         """See Target.ride."""
         ride(call, body, want)
+
+    def lvb(self, resource_id: bytes) -> None:
+        """An inode has no value that its locks carry.  Errors: ENOENT, there is none"""
+        if self.store.get(INODES, resource_id) is None:
+            raise OpError(errno.ENOENT, "no inode to lock")
 
     def export_gone(self, txn: Transaction, export: Export) -> None:
         """A client is gone: close its files."""

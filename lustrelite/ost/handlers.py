@@ -23,11 +23,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from lustrelite.errors import OpError
 from lustrelite.ids import NO_FID
 from lustrelite.ldlm.policy import WRITERS
+from lustrelite.ost import lockless
 from lustrelite.recovery.versions import ABSENT
 from lustrelite.store.schema import ObjectRecord
-from lustrelite.target.handlers import EMPTY, Dropped, Handler, NotReady, mutating, reading, waiting
+from lustrelite.target.handlers import EMPTY, LATER, Dropped, Handler, NotReady, mutating, reading, waiting
 from lustrelite.target.target import INDEX_READ_MAX, index_read
 from lustrelite.tunables import limits
+from lustrelite.wire.ldlm import PR, PW, Granted
 from lustrelite.wire.mdt import StatfsReply
 from lustrelite.wire.message import REPLAY
 from lustrelite.wire.ost import (
@@ -55,6 +57,7 @@ from lustrelite.wire.ost import (
 from lustrelite.wire.session import FEATURE_SERVER, Empty, IndexPage, IndexRead
 
 if TYPE_CHECKING:
+    from lustrelite.ldlm.namespace import LocalLock
     from lustrelite.ost.ost import Ost
     from lustrelite.ost.ranges import Hold
     from lustrelite.rpc.export import Call
@@ -71,6 +74,7 @@ class Prepared(NamedTuple):
     """What `prepare` leaves for the handler of one call."""
 
     hold: Hold
+    locks: list[LocalLock]  # of the target itself, for a client that has none
     done: bool  # the file is changed
 
 
@@ -180,7 +184,7 @@ def prepare_write(call: Call, body: Write) -> Awaitable[None] | None:
         return ost.fault("ost.write", call) if ost.node.faults.any else None
     _check_lock(ost, call, body, body.offset, end, WRITERS)
     small = end - body.offset <= INLINE_BYTES_MAX
-    if small and not ost.node.faults.any and ost.ranges.free(body.object, body.offset, end):
+    if small and not ost.node.faults.any and _nobody_there(ost, body, body.offset, end):
         return None
     return _write_data(ost, call, body)
 
@@ -194,10 +198,27 @@ def _check_write(body: Write, bulk: memoryview | None) -> tuple[memoryview, int]
     return bulk, body.offset + len(bulk)
 
 
+def _nobody_there(ost: Ost, body: Write | Punch, start: int, end: int) -> bool:
+    """May the range be changed in this turn?"""
+    return ost.ranges.free(body.object, start, end) and not (
+        body.lock == 0 and lockless.in_the_way(ost, body.object, start, end, PW)
+    )
+
+
+async def _hold(ost: Ost, body: Write | Punch, start: int, end: int) -> tuple[Hold, list[LocalLock]]:
+    """The range for a change. First the lock: whoever gives it back writes to the range."""
+    locks = [] if body.lock else await lockless.take(ost, body.object, start, end, PW)
+    try:
+        return await ost.ranges.hold(body.object, start, end), locks
+    except BaseException:
+        ost.namespace.release(locks)
+        raise
+
+
 async def _write_data(ost: Ost, call: Call, body: Write) -> None:
     data, end = _check_write(body, call.bulk)
     await ost.fault("ost.write", call)
-    hold = await ost.ranges.hold(body.object, body.offset, end)
+    hold, locks = await _hold(ost, body, body.offset, end)
     done = False
     try:
         if call.still_valid and (len(data) > INLINE_BYTES_MAX or ost.node.faults.any):
@@ -208,12 +229,12 @@ async def _write_data(ost: Ost, call: Call, body: Write) -> None:
             done = True
             await ost.fault("ost.write_done", call)
     finally:
-        _leave(ost, call, hold, done)
+        _leave(ost, call, hold, locks, done)
 
 
-def _leave(ost: Ost, call: Call, hold: Hold, done: bool) -> None:
+def _leave(ost: Ost, call: Call, hold: Hold, locks: list[LocalLock], done: bool) -> None:
     """Leave the range to the handler, which comes at once if it comes at all: give it back after this turn."""
-    ost.prepared[call] = Prepared(hold, done)
+    ost.prepared[call] = Prepared(hold, locks, done)
     asyncio.get_running_loop().call_soon(_give_back, ost, call)
 
 
@@ -221,6 +242,7 @@ def _give_back(ost: Ost, call: Call) -> None:
     prepared = ost.prepared.pop(call, None)
     if prepared is not None:
         ost.ranges.release(prepared.hold)
+        ost.namespace.release(prepared.locks)
 
 
 def write(txn: Transaction, body: Write) -> WriteReply:
@@ -236,7 +258,7 @@ def write(txn: Transaction, body: Write) -> WriteReply:
         record = ost.recreate(txn, body.object)
     else:
         record = ost.record(body.object)
-    if not _is_done(ost, txn, call, body.object, body.offset, end):
+    if not _is_done(ost, txn, call, body, body.offset, end):
         if not txn.replay:  # its space was found once
             ost.make_room(call.export, body, len(data))
         ost.files.write(body.object, body.offset, data)
@@ -246,12 +268,12 @@ def write(txn: Transaction, body: Write) -> WriteReply:
     return WriteReply(attr, 0 if txn.replay else ost.grants.written(call.export, body, len(data)))
 
 
-def _is_done(ost: Ost, txn: Transaction, call: Call, oid: int, start: int, end: int) -> bool:
+def _is_done(ost: Ost, txn: Transaction, call: Call, body: Write | Punch, start: int, end: int) -> bool:
     """Whether `prepare` has changed the file. If it has not, the handler may do so now: nobody is in the way."""
     prepared = ost.prepared.get(call)
     if prepared is not None:
         return prepared.done
-    if not txn.replay and not ost.ranges.free(oid, start, end):
+    if not txn.replay and not _nobody_there(ost, body, start, end):
         raise NotReady
     return False
 
@@ -271,7 +293,7 @@ def prepare_punch(call: Call, body: Punch) -> Awaitable[None] | None:
     ost = _ost(call)
     if not call.header.flags & REPLAY:
         _check_lock(ost, call, body, body.start, body.end, WRITERS)
-    if call.header.flags & REPLAY or (ost.ranges.free(body.object, body.start, body.end) and _is_short(ost, body)):
+    if call.header.flags & REPLAY or (_nobody_there(ost, body, body.start, body.end) and _is_short(ost, body)):
         return None
     return _punch_data(ost, call, body)
 
@@ -292,7 +314,7 @@ def _is_short(ost: Ost, body: Punch) -> bool:
 
 async def _punch_data(ost: Ost, call: Call, body: Punch) -> None:
     _check_punch(body)
-    hold = await ost.ranges.hold(body.object, body.start, body.end)
+    hold, locks = await _hold(ost, body, body.start, body.end)
     done = False
     try:
         if call.still_valid and not _is_short(ost, body):
@@ -301,7 +323,7 @@ async def _punch_data(ost: Ost, call: Call, body: Punch) -> None:
             await ost.node.run_blocking(ost.files.punch, body.object, body.start, body.end)
             done = True
     finally:
-        _leave(ost, call, hold, done)
+        _leave(ost, call, hold, locks, done)
 
 
 def punch(txn: Transaction, body: Punch) -> ObjectAttr:
@@ -310,7 +332,7 @@ def punch(txn: Transaction, body: Punch) -> ObjectAttr:
     assert call is not None
     _check_punch(body)
     record = _checked(txn, ost, body.object)
-    if not _is_done(ost, txn, call, body.object, body.start, body.end):
+    if not _is_done(ost, txn, call, body, body.start, body.end):
         ost.files.punch(body.object, body.start, body.end)
     changed = _written(txn, record, body)
     if record.owner == NO_FID and not ost.files.size(body.object):  # still without a file: fsck tells by the owner
@@ -371,8 +393,11 @@ async def read(call: Call, body: Read) -> ReadReply:
     if ost.node.faults.any:
         await ost.fault("ost.read", call)
     _check_lock(ost, call, body, body.offset, body.offset + body.length, ANY_MODE)
-    hold = await ost.ranges.hold(body.object, body.offset, body.offset + body.length, shared=True)
+    end = body.offset + body.length
+    locks = [] if body.lock else await lockless.take(ost, body.object, body.offset, end, PR)
+    hold = None
     try:
+        hold = await ost.ranges.hold(body.object, body.offset, end, shared=True)
         _check_valid(call)
         ost.record(body.object)
         _check_lock(ost, call, body, body.offset, body.offset + body.length, ANY_MODE)
@@ -386,16 +411,29 @@ async def read(call: Call, body: Read) -> ReadReply:
         elif length:
             length = ost.files.read_into(body.object, body.offset, buffer)
     finally:
-        ost.ranges.release(hold)
+        if hold is not None:
+            ost.ranges.release(hold)
+        ost.namespace.release(locks)
     ost.prolong(call.export, body.lock)
     call.reply_bulk = buffer[:length]
     return ReadReply(length, size)
 
 
-def getattr_(call: Call, body: ObjectGetattr) -> ObjectAttr:
-    """Attributes of an object."""
+def getattr_(call: Call, body: ObjectGetattr) -> Any:
+    """Attributes of an object, with what those know who write to it."""
     ost = _ost(call)
-    return ost.attr(body.object, ost.record(body.object))
+    record = ost.record(body.object)
+    if not lockless.in_the_way(ost, body.object, 0, OBJECT_EOF, PR):
+        return ost.attr(body.object, record)
+
+    def answered(granted: Granted) -> None:
+        if granted.lvb is None:
+            ost.reply(call, granted.status or -errno.ENOENT, None)
+        else:
+            ost.reply(call, 0, ObjectAttr(*granted.lvb, record.version))
+
+    lockless.glimpse(ost, call, body.object, answered)
+    return LATER
 
 
 async def statfs(call: Call, body: OstStatfs) -> StatfsReply:

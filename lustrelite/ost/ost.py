@@ -75,6 +75,7 @@ class Ost(Target):
         self.grants = Grants(self._space)
         self._uncommitted_bytes = 0
         self.unsynced: dict[tuple[Export, bytes], int] = {}  # last change under a lock, if not durable: its transno
+        self.last_glimpse = 1 << 62  # handles that no client chooses
         self.namespace.before_cancel = self._cancel_waits
         self._tasks: dict[asyncio.Task[None], None] = {}  # unlinking and sweeping
         self._listing: array[int] | None = None  # of a `files` table that is being read

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lustrelite.errors import Deactivated, LinkLost, OpError
 from lustrelite.ids import Nid
@@ -53,6 +53,17 @@ if TYPE_CHECKING:
 
 _NOT_EXECUTED = frozenset({-errno.EBUSY, -errno.EAGAIN})
 _NOT_CONNECTED = frozenset({-errno.ENOTCONN, -errno.ENODEV})
+
+
+class Promised(Protocol):
+    """What is told of grants with a connect (client/grant.py)."""
+
+    @property
+    def total(self) -> int:
+        """Bytes that the OST has promised."""
+
+    def connected(self, total: int) -> None:
+        """It promises that much."""
 
 
 class ClientImport:
@@ -102,6 +113,7 @@ class ClientImport:
         self.last_reply_at = node.now()
         self.down_since: float | None = None
         self.locks: LockCache | None = None  # if this client caches
+        self.grant: Promised | None = None  # the same, and the target is an OST
         self.records: RecordLocks | None = None  # record locks, if there ever was one
         self.callbacks = CallbacksReceived(self)
         self.lease_s = float("inf")  # how long an answered request lets us trust our locks
@@ -210,13 +222,18 @@ class ClientImport:
             self._timer.cancel()
 
     def deactivate(self) -> None:
-        """Administratively inactive: requests fail at once (lctl deactivate). A change that was sent keeps its slot."""
+        """Administratively inactive: requests fail at once, nothing is cached (lctl deactivate).
+
+        A change that was sent keeps its slot.
+        """
         self.inactive = True
         for request in [*self.sending.values(), *self.delayed]:
             if not request.direct:
                 self._abandon(request)
                 fail(request, Deactivated(self.target))
         self.slots.wake_all()
+        if self.locks is not None:  # the server asks for them when it needs them, and hears that there are none
+            self.locks.lost_all(Deactivated(self.target))
 
     def activate(self) -> None:
         """Undo `deactivate`."""
@@ -636,7 +653,9 @@ class ClientImport:
         self.slots.wake_all()
 
     def connected(self, reply: ConnectReply, sent_at: float, old_handle: int) -> None:
-        """The connect reply was adopted: what it says of callbacks and of the lease."""
+        """The connect reply was adopted: what it says of callbacks, of the lease, and of grants."""
+        if self.grant is not None:
+            self.grant.connected(reply.grant)
         self.lease_s = reply.lease_ms / 1000
         if reply.handle != old_handle:
             self.callbacks.restart()

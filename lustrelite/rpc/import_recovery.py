@@ -90,7 +90,8 @@ class ImportRecovery:
         body = Connect(
             self.imp.target_uuid, self.imp.client_uuid, self.imp.incarnation, self.imp.fsm.handle, flags, first,
             self.imp.replays.uncommitted[-1].transno if self.imp.replays.uncommitted else self.imp.replays.last_committed,
-            int(waited * 1000), self.imp.features, self.imp.node.name, 0,
+            int(waited * 1000), self.imp.features, self.imp.node.name,
+            self.imp.grant.total if self.imp.grant is not None else 0,
         )  # fmt: skip
         request = await self.imp.exchange(body, timeout_s=self.imp.node.tunables.connect_timeout_s)
         if self.imp.fsm.conn_cnt != conn_cnt or self.imp.fsm.state is not State.CONNECTING:

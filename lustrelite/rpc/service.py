@@ -24,7 +24,6 @@ from lustrelite.wire.locks import check_callback_reply
 from lustrelite.wire.message import CLASS_NORMAL, REPLAY, RESENT, decode_request
 from lustrelite.wire.session import Connect
 
-
 NOTICE_TICK_S = 0.25
 NOTICE_PART = 0.6  # of the time that the client waits before it asks again
 

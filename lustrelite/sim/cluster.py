@@ -322,6 +322,9 @@ class Cluster:
         self.events_seen += 1
         if event.name in ("client.evicted", "import.evicted"):
             self.evictions.append(event)
+            for client in self.clients.values():
+                if event.fields.get("client") in client.uuids:
+                    self.oracle.client_doubted(client.life)
         self._hash.update(f"{event.time!r}{event.node}{event.name}{event.fields}".encode())
         if self.keep_events:
             self.events.append(event)

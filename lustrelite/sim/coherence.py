@@ -30,10 +30,14 @@ An append is where the file ended, wherever it is seen, in one place only. Recor
 
 Who is gone (killed, or evicted): what its client had in its cache may be lost with it, each byte or not, unless an fsync
 said otherwise, or another client has read it, or another client has done anything there later (then it was written
-back). A size that another client was told may be lost: glimpses take no lock. What was answered by a target that died
-before it was durable may be lost, too, and what others had seen of it then. What had no answer happened once or never.
+back). A size that another client was told may be lost: glimpses take no lock. What had no answer happened once or never.
 An evicted client's reads count like everybody's, except while it has not heard of an eviction that did not wait for its
-lease, and its lease lasts. Deaths of targets cost nobody else anything.
+lease, and its lease lasts.
+
+When a target dies before something is durable: what was acknowledged is lost if its client is gone, else it is replayed
+before anybody looks. What had no answer yet is sent again after recovery; others may have seen it before, and then not
+for a while. (Not so what was done under a lock that kept the others away: data of clients that cache.) So what was seen
+before such a death does not count for what it touches.
 
 How: coherence_search.py. Not judged: times, and whether what two registers show fits together (a size and the bytes
 behind it).

@@ -31,7 +31,7 @@ def check(history: History, name: str, file: File) -> list[str]:
     if found.problems:
         return [f"file {name}: {problem}\n    {history.describe(ops)}" for problem in found.problems]
     kept = {op.index: _Losses(history, file, op) for op in ops}
-    problems = dict.fromkeys(_check_data(history, file, found, kept))
+    problems = dict.fromkeys([*_check_data(history, file, found, kept), *_check_appends(ops, found, kept)])
     for stripe in range(len(file.targets)):
         if why := _check_size(history, file, stripe, ops, found, kept):
             problems[f"size, stripe {stripe}: {why}"] = None
@@ -74,18 +74,21 @@ class _Losses:
     def __init__(self, history: History, file: File, op: Op) -> None:
         self.ends: dict[str, Gone] = {}
         self.cached: dict[str, bool] = {}  # a write: may it have been in the client's cache only when that was lost?
-        self.lost_at: dict[str, int] = {}  # a truncation: it may be lost with the target's memory, when that died
+        self.undone: dict[str, int] = {}  # the target died before it was durable: what was seen before does not count
         self.excused: dict[str, bool] = {}  # a read that may be old
         for target in dict.fromkeys(file.targets):
             end = history.end_of(op, target)
+            caches = op.client in history.caching
+            undone = history.rolled_back(op, target)
+            # Locks keep others away until there is an answer; a write without is answered when it is durable.
+            if (undone < op.done and not caches) or (undone > op.done and op.kind == "truncate"):
+                self.undone[target] = undone
             if end is None:
                 continue
             self.ends[target] = end
             if op.kind in WRITES:
-                self.cached[target] = op.client in history.caching and not (op.ok and history.synced(op, end))
-            elif op.kind == "truncate" and op.ok:
-                self.lost_at[target] = history.lost_at(op, target)
-            elif op.ok:
+                self.cached[target] = caches and not (op.ok and history.synced(op, end))
+            elif op.kind != "truncate" and op.ok:
                 self.excused[target] = history.excused(op, target)
 
 
@@ -134,11 +137,12 @@ def _check_register(
     losses: dict[int, _Losses],
 ) -> str:  # fmt: skip
     everybody = [op for _, op in writes] + truncates + [op for op, _ in reads]
-    reads = [(op, tag) for op, tag in reads if not losses[op.index].excused.get(target)]
+    undone = max((losses[op.index].undone.get(target, 0) for op in [*truncates, *(op for _, op in writes)]), default=0)
+    reads = [(op, tag) for op, tag in reads if op.done >= undone and not losses[op.index].excused.get(target)]
     kept: dict[int, Call] = {}
     for tag, op in writes:
         end = losses[op.index].ends.get(target)
-        mine = [read for read, seen in reads if seen == tag and end is not None and _same_life(read, op, end)]
+        mine = [read for read, seen in reads if seen == tag and end is not None and _same_cache(read, op, end)]
         others = any(seen == tag and read not in mine for read, seen in reads)
         if not others and (_may_vanish(op, target, losses, everybody) or (not op.ok and not mine)):
             reads = [(read, seen) for read, seen in reads if read not in mine or seen != tag]
@@ -147,23 +151,26 @@ def _check_register(
         if not op.ok and end is not None and target in end.over:
             done = end.over[target]
         kept[tag] = Call(op.invoked, done, (True, tag), op=op)
-    # A truncation that is lost with the memory of its target was seen by others before: what was seen then does not count.
-    lost_at = max((losses[op.index].lost_at.get(target, 0) for op in truncates), default=0)
-    seen_then = [Call(op.invoked, op.done, (False, tag), True, op=op) for op, tag in reads if op.done >= lost_at]
+    seen = [Call(op.invoked, op.done, (False, tag), True, op=op) for op, tag in reads]
     if not truncates:
         start = Call(-2, -1, (True, ZERO))
-        return zones({ZERO: start, **kept}, [(call.effect[1], call) for call in seen_then])
+        return zones({ZERO: start, **kept}, [(call.effect[1], call) for call in seen])
     zeros = [
-        Call(op.invoked, op.done, (True, ZERO), optional=not op.ok or bool(losses[op.index].lost_at.get(target)), op=op)
+        Call(op.invoked, op.done, (True, ZERO), optional=_may_be_undone(op, target, losses[op.index]), op=op)
         for op in truncates
     ]
     # A write without an answer that was seen did happen, but nothing says until when.
     data = [call._replace(optional=True) if call.done == NEVER else call for call in kept.values()]
-    return search([*zeros, *data, *seen_then], ZERO, _register_step)
+    return search([*zeros, *data, *seen], ZERO, _register_step)
 
 
-def _same_life(read: Op, write: Op, end: Gone) -> bool:
-    return read.client == write.client and read.invoked <= end.noticed
+def _may_be_undone(op: Op, target: str, loss: _Losses) -> bool:
+    return not op.ok or (bool(loss.undone.get(target)) and target in loss.ends)
+
+
+def _same_cache(read: Op, write: Op, end: Gone) -> bool:
+    """May the read have come from the cache in which the write was, and with which it may have been lost?"""
+    return read.client == write.client and read.invoked <= end.lost
 
 
 def _may_vanish(op: Op, target: str, losses: dict[int, _Losses], everybody: list[Op]) -> bool:
@@ -187,6 +194,20 @@ def _register_step(state: int, effect: tuple[bool, int]) -> Sequence[int]:
     return (value,) if writes or value == state else ()
 
 
+def _check_appends(ops: Sequence[Op], found: _Placed, losses: dict[int, _Losses]) -> Iterator[str]:
+    """In a file that is only appended to, a read of everything finds every append that came before."""
+    if found.truncates or not all(op.kind == "append" for op in found.writes.values()):
+        return
+    for tag, op in found.writes.items():
+        if tag in found.offset or not op.ok or any(losses[op.index].cached.values()):
+            continue
+        for read in ops:
+            whole = read.kind == "read" and read.ok and read.args[0] == 0 and read.result.length < read.args[1]
+            if whole and op.done < read.invoked and not any(losses[read.index].excused.values()):
+                yield f"{op} is nowhere in {read}"
+                break
+
+
 # ------------------------------------------------------------------------------------------------------------- size
 
 
@@ -204,7 +225,7 @@ def _check_size(
     target = file.targets[stripe]
     calls: list[Call] = []
     lives = {id(gone): number for number, gone in enumerate(history.gone)}
-    lost_at = 0
+    undone = max((losses[op.index].undone.get(target, 0) for op in ops), default=0)
     for op in ops:
         loss = losses[op.index]
         gone = loss.ends.get(target)
@@ -212,14 +233,13 @@ def _check_size(
             life = lives[id(gone)] if gone is not None and loss.cached.get(target) else -1
             calls += _growth(op, file, stripe, life, found, gone)
         elif op.kind == "truncate":
-            optional = not op.ok or bool(loss.lost_at.get(target))
-            lost_at = max(lost_at, loss.lost_at.get(target, 0))
+            optional = _may_be_undone(op, target, loss)
             calls.append(Call(op.invoked, op.done, ("set", file.reach(stripe, op.args[0])), optional=optional, op=op))
         elif op.ok and not loss.excused.get(target):
             calls += [Call(op.invoked, op.done, effect, True, op=op) for effect in _seen(op, file, stripe)]
     for life in dict.fromkeys(call.effect[3] for call in calls if call.effect[0] == "cached"):
         calls.append(Call(history.gone[life].lost, NEVER, ("lose", life), optional=True))
-    calls = [call for call in calls if not call.reads or call.done >= lost_at]
+    calls = [call for call in calls if not call.reads or call.done >= undone]
     return search(calls, Reach(0, 0, ()), _size_step)
 
 
@@ -230,7 +250,7 @@ def _growth(op: Op, file: File, stripe: int, life: int, found: _Placed, gone: Go
     kept = end = 0
     if offset is not None:
         end = file.reach(stripe, offset + length)
-        seen = [run.end for read, run in found.reads if run.tag == tag and not (gone and _same_life(read, op, gone))]
+        seen = [run.end for read, run in found.reads if run.tag == tag and not (gone and _same_cache(read, op, gone))]
         kept = file.reach(stripe, max(seen, default=0))
         end, kept = (reach if reach > offset else 0 for reach in (end, kept))
         if not end and op.kind == "write":

@@ -275,23 +275,23 @@ class History:
             for gone in self.gone
         )  # fmt: skip
 
-    def lost_at(self, op: Op, target: str) -> int:
-        """When `op`, acknowledged, may have been lost because `target` died before it was durable; 0 if never.
+    def rolled_back(self, op: Op, target: str) -> int:
+        """When `op` may have been undone because `target` died before it was durable; 0 if it was not.
 
-        Only for clients that are gone: the others replay.
+        It is undone for good only if its client is gone: others replay what was acknowledged, and send again what was
+        not. But what was not is done again after recovery, so for a while nobody sees it any more.
         """
-        if self.end_of(op, target) is None:
-            return 0
+        undone = 0
+        gone = self.end_of(op, target) is not None
         for death in self.deaths:
             if death.target != target or op.invoked > death.when:
                 continue
-            if op.done < death.when:
-                life, transno = op.marks.get(target, (0, 0))
-                if 0 < life <= death.life and transno > death.committed:
-                    return death.when
-            elif death.last > death.committed:  # its answer was on its way
-                return death.when
-        return 0
+            life, transno = op.marks.get(target, (0, 0))
+            if op.done > death.when:
+                undone = death.when if death.last > death.committed else undone
+            elif gone and 0 < life <= death.life and transno > death.committed:
+                undone = death.when
+        return undone
 
     def synced(self, op: Op, gone: Gone) -> bool:
         """Was a write made durable, as far as its client was told, before the client was gone?

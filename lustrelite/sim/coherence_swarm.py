@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from lustrelite.errors import Deactivated, Evicted, OpError
+from lustrelite.errors import OpError
 from lustrelite.events import Event
 from lustrelite.ids import ROOT_FID, Fid, fid_text, target_name
 from lustrelite.sim import coherence
@@ -31,7 +31,7 @@ from lustrelite.sim.cluster import TUNABLES, Cluster, Violation
 from lustrelite.sim.coherence_history import Data, File, History, Op, fill, parse
 from lustrelite.sim.nemesis import CACHE_ACTS, Nemesis
 from lustrelite.sim.processes import FSNAME, NodeDied, SimClient, SimServer
-from lustrelite.sim.runs import LATENCIES, Budget, Run, contend
+from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, draw_caching
 from lustrelite.wire.mdt import StripeHint
 
 OPERATIONS = 120
@@ -42,8 +42,6 @@ NAMES = tuple("abcde")
 OFFSETS = (0, 64, 4032, 4096, 8192, 20032, STRIPE_SIZE - 128, STRIPE_SIZE, 2 * STRIPE_SIZE - 64)
 LENGTHS = (64, 64, 128, 4096, 4096, 8192, 20032)
 READ_BYTES = 4 * STRIPE_SIZE  # more than any of these files has
-GONE = (errno.EIO, errno.ESHUTDOWN, errno.ENOTCONN, errno.ESTALE, errno.EBADF)  # of a client that was thrown out
-REMOVED = (errno.ESTALE, errno.EIO, errno.ENOENT)  # what may be said of a file whose last name just went
 
 
 class CoherenceCluster(Cluster):
@@ -84,7 +82,7 @@ class CoherenceCluster(Cluster):
         for client in living:
             await Watcher(self, client).look_at_everything()
         for client in living:
-            await client.unrecorded(client.fs.sync())
+            await Recorder(self, client).call([], client.fs.sync())
         await self.bury()
         await self.settle()
         self.check_crashes()
@@ -95,19 +93,11 @@ class CoherenceCluster(Cluster):
             raise Violation(f"seed {self.seed}: not coherent:\n  " + "\n  ".join(problems))
         for client in [*living, reader]:
             for file in list(client.fs.connections.open_files.all()):
-                await client.unrecorded(_close(file))
+                await Recorder(self, client).call([], file.close())
         await self.check_disks()
         if self.orderly:
             await self.leave()
         self.check_crashes()
-
-
-async def _close(file: Any) -> None:
-    try:
-        await file.close()
-    except OpError as error:
-        if error.errno not in GONE:
-            raise
 
 
 class Handle:
@@ -143,11 +133,10 @@ class Recorder:
                     history.refused(op, error.errno)
                 else:
                     history.failed(op, error.errno)
-            if error.errno not in refusals and not isinstance(error, Evicted | Deactivated) and error.errno not in GONE:
-                raise Violation(f"{self.client.name}: {ops[0] if ops else 'call'}: {error}") from None
-            if error.errno in (*refusals, errno.ESTALE) or self._gone():
+            if error.errno in refusals or self._gone():  # what it has open is forgotten, or gone
                 return None
-            raise Violation(f"{self.client.name}: {ops[0] if ops else 'call'}: {error}, without an eviction") from None
+            what = ops[0] if ops else "call"
+            raise Violation(f"{self.client.name}: {what}: {error}, without an eviction") from None
         except BaseException:
             for op in ops:
                 history.failed(op)
@@ -215,9 +204,9 @@ class Recorder:
                 self.history.refused(op, error.errno)
                 return None
             self.history.failed(op, error.errno)
-            if error.errno in GONE:
+            if self._gone():
                 return None
-            raise Violation(f"{self.client.name}: {op}: {error}") from None
+            raise Violation(f"{self.client.name}: {op}: {error}, without an eviction") from None
         except BaseException:
             self.history.failed(op)
             raise
@@ -239,18 +228,19 @@ class Watcher(Recorder):
     async def look_at_everything(self) -> None:
         """As a client that lives, or as a new one."""
         for path in (*FILES, LOG):
-            handle = None
-            while handle is None:  # a client may have been evicted and not know it yet
+            handle = await self.open(path, os.O_RDONLY)
+            if handle is None:  # it was evicted and did not know; now it does
                 handle = await self.open(path, os.O_RDONLY)
+            assert handle is not None, path
             await self.look_at(handle)
-            await self.client.unrecorded(_close(handle.file))
+            await self.call([], handle.file.close())
         for name in NAMES:
             st = await self.stat(name)
             if st is not None and stat.S_ISREG(st.mode):
                 handle = await self.open(f"/n/{name}", os.O_RDONLY, name)
                 if handle is not None:
                     await self.look_at(handle)
-                    await self.client.unrecorded(_close(handle.file))
+                    await self.call([], handle.file.close())
 
     async def look_at(self, handle: Handle) -> None:
         """At the data and size of a file."""
@@ -344,7 +334,7 @@ class Worker(Recorder):
             if known is handle:
                 del self.handles[key]
         op = self.begin("close", handle.fid, handle=handle.number)
-        await self.call([op], handle.file.close(), refusals=(errno.EIO,))
+        await self.call([op], handle.file.close())
 
     # -- names
 
@@ -413,15 +403,13 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
     """Run `record.seed` and fill `record` in. Raises what went wrong. `caching`: 0 nobody, 1 all, 2 some, -1 by chance."""
     rng = random.Random(f"coherence {record.seed}")
     count = rng.choice((2, 2, 3, 3, 4, 5, 6, 8))
-    drawn = rng.choice((0, 1, 1, 1, 1, 2))
-    caching = drawn if caching < 0 else caching
     cluster = CoherenceCluster(
         seed=record.seed, oss=2, clients=count, tunables=TUNABLES, latency=rng.choice(LATENCIES), strict=False,
         keep_events=False, orderly=rng.random() < 0.25, commit_interval_s=rng.choice((0.005, 0.1, 1.0, 1.0)),
         stripe_count=1, stripe_size=STRIPE_SIZE, commit_on_sharing=rng.randrange(2),
     )  # fmt: skip
+    caching = draw_caching(cluster, record.seed, caching, (0, 1, 1, 1, 1, 2))
     for client in cluster.clients.values():
-        client.tunables["caching"] = int(caching == 1 or (caching == 2 and rng.random() < 0.5))
         if client.tunables["caching"]:
             cluster.history.caching[client.life] = None
     try:

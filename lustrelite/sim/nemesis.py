@@ -146,9 +146,18 @@ async def _power_cut(n: Nemesis) -> None:
 
 async def _restart_in_order(n: Nemesis) -> None:
     server = n.server()
-    if server.alive and server.node is not None and not server.node.paused:
-        await server.stop()
-        n.later(n.pause_s(), lambda: n.restart(server))
+
+    async def restart() -> None:
+        """Takes a while: clients write back and give their locks back."""
+        if server.alive and server.node is not None and not server.node.paused:
+            try:
+                await server.stop()
+            except NodeDied:
+                return  # whoever killed it restarts it
+            await asyncio.sleep(n.pause_s())
+            await n.restart(server)
+
+    n.later(0.0, restart)
 
 
 async def _kill_client(n: Nemesis) -> None:
@@ -342,7 +351,10 @@ ACTS = (
 
 # ------------------------------------------------------------------- against clients that cache (coherence_swarm.py)
 
-LOCK_MESSAGES = ("Enqueue", "Cancel", "Convert", "Read", "Write", "Punch", "Lookup", "Getattr", "Open", "Readdir")
+LOCK_MESSAGES = (
+    "Enqueue", "Cancel", "Convert", "BlockingCallback", "BlockingCallback", "CompletionCallback", "GlimpseCallback",
+    "Read", "Write", "Punch", "Lookup", "Getattr", "Open", "Readdir",
+)  # fmt: skip
 
 
 async def _freeze_client(n: Nemesis) -> None:

@@ -32,12 +32,14 @@ from lustrelite.ids import Nid
 from lustrelite.rpc.node import CORRUPT, Link, Receiver
 from lustrelite.sim.loop import SimError, SimLoop
 from lustrelite.tunables import limits
-from lustrelite.wire.frame import EARLY_REPLY, HELLO, REPLY, REQUEST, crc32c
+from lustrelite.wire.frame import CALLBACK, CALLBACK_REPLY, EARLY_REPLY, HELLO, REPLY, REQUEST, crc32c
+from lustrelite.wire.locks import CallbackHeader
 from lustrelite.wire.message import BY_OPCODE, RESENT, RequestHeader, unpack
 
 CONNECT_S_MAX = 5.0  # as SocketNetwork.hello_wait_s
 SYN_AGAIN_S = 0.5
 REQUEST_FIELDS = len(RequestHeader._fields)
+CALLBACK_FIELDS = len(CallbackHeader._fields)
 ASKED_MAX = 4096  # xids per link whose opcode is remembered, to know replies by class
 
 
@@ -143,6 +145,7 @@ class SimLink:
         self.whole = False  # connect() has returned it: its receiver has a right to hear link_lost
         self.silent = False  # the machine went without a word
         self.asked: dict[int, int] = {}  # xid -> opcode of requests sent from here
+        self.called: dict[int, int] = {}  # number -> opcode of callbacks sent from here
         self.stalled: list[Frame] = []  # by a cut
         self.flying: dict[Frame, None] = {}  # frames with bulk that did not arrive yet
         self.due = [0.0] * (1 + bulk_connections)  # when the last frame of each connection arrives at the other side
@@ -173,6 +176,8 @@ class SimLink:
             if len(self.asked) > ASKED_MAX:
                 for xid in list(self.asked)[: ASKED_MAX // 2]:
                     del self.asked[xid]
+        elif kind == CALLBACK and raw is not None and len(raw) == CALLBACK_FIELDS:
+            self.called[raw[0]] = raw[1]  # exports have their own numbers: their callbacks may be mixed up
         if network.rules and network.ruled(self, frame):
             return
         network.transmit(self, frame)
@@ -525,6 +530,10 @@ class SimNetwork:
             opcode, reply = frame.raw[1], False
         elif frame.kind in (REPLY, EARLY_REPLY):
             opcode, reply = link.other.asked.get(frame.raw[0], -1), True
+        elif frame.kind == CALLBACK and len(frame.raw) == CALLBACK_FIELDS:
+            opcode, reply = frame.raw[1], False
+        elif frame.kind == CALLBACK_REPLY:
+            opcode, reply = link.other.called.get(frame.raw[0], -1), True
         else:
             return False
         spec = BY_OPCODE.get(opcode)
@@ -546,7 +555,7 @@ class SimNetwork:
             self.transmit(link, frame)
             data = None if frame.data is None else memoryview(bytes(frame.data))
             raw = frame.raw
-            if not reply and rule.matched % 2:  # every other one looks like a client that sent it again
+            if frame.kind == REQUEST and rule.matched % 2:  # every other one looks like a client that sent it again
                 raw = (*raw[:4], raw[4] | RESENT, *raw[5:])
             self.transmit(link, Frame(frame.kind, raw, data, frame.crc), rule.delay_s or self.delay())
             return True

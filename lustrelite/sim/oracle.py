@@ -16,6 +16,9 @@ have one client, whose operations have one order.
 
 `common` directories are there from the start and belong to every area.
 
+A client that caches loses with its life what it had not written back: then the data of its area is not judged. What it
+reads between its eviction and its hearing of it may be old: coherence.py judges that.
+
 Not judged: times, except those set explicitly; sizes and blocks of directories; the data of files for which a write is
 of unknown outcome (such a file is fuzzy until it is truncated to nothing and rewritten).
 """
@@ -89,6 +92,8 @@ class Oracle:
         self.ops: list[Op] = []
         self.gone: dict[str, str] = {}  # client -> why: killed, or evicted by the MDT
         self.gone_data: dict[str, str] = {}  # client -> why: killed, or evicted by an OST
+        self.caching: dict[str, None] = {}  # clients that write data later than they say
+        self.doubted: dict[str, int] = {}  # clients that cache -> since when they are evicted from somewhere
         self.deaths: list[Death] = []
         # Data operations that are answered before they are durable (a write to new bytes is not, so far).
         self.unsynced = frozenset({"write", "truncate"})
@@ -141,6 +146,12 @@ class Oracle:
         if not target or "-OST" in target:
             self.gone_data.setdefault(client, why)
 
+    def client_doubted(self, client: str) -> None:
+        """Some target has thrown `client` out, which does not know it yet."""
+        if client in self.caching:
+            self._count += 1
+            self.doubted.setdefault(client, self._count)
+
     def target_died(self, target: str, life: int, last: int, committed: int) -> None:
         """Life number `life` of `target` ended: of its transnos up to `last` those up to `committed` were durable."""
         self._count += 1
@@ -148,6 +159,9 @@ class Oracle:
 
     def _find_risks(self) -> None:
         """Which acknowledged operations were not durable when a target died that may have executed them?"""
+        for op in self.ops:
+            if op.client in self.caching and op.client in self.gone_data and op.name in WRITES_DATA:
+                op.data_at_risk = True
         for death in self.deaths:
             for op in self.ops:
                 if op.outcome != OK or op.name in READS or op.invoked > death.when:
@@ -170,8 +184,8 @@ class Oracle:
         """What is wrong with the tree `observed`, given the history: one text per area; none is best."""
         problems = []
         for op in self.ops:
-            if op.outcome == PENDING:
-                self.unknown(op)
+            if op.outcome == PENDING or (op.name in READS and (op.done or 0) > self.doubted.get(op.client, op.done or 0)):
+                op.outcome, op.done = UNKNOWN, None
         self._find_risks()
         areas = self._areas()
         problems += [f"{path} is missing" for path in self.common if path not in observed]

@@ -311,6 +311,8 @@ class SimClient(SimProcess):
         """Mount."""
         node = self._boot()
         self.life = self.name if self.boots == 1 else f"{self.name}{self.boots}"
+        if node.tunables.caching:
+            self.cluster.oracle.caching[self.life] = None
         self.fs = await self.cluster.finish(node, FileSystem.mount(node, [MGS_NID], FSNAME), "mount")
         self.uuids[self.uuid] = None
         self.files.clear()

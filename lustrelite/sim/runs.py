@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -53,6 +54,15 @@ class Budget:
         if self.faults_at and self.taken >= self.faults_at[0]:
             self.due.set()
         return True
+
+
+def draw_caching(cluster: Cluster, seed: int, caching: int, drawn: Sequence[int] = (0, 0, 1, 2)) -> int:
+    """Which clients cache: 0 none, 1 all, 2 some, -1 one of `drawn`. Returns which."""
+    rng = random.Random(f"caching {seed}")
+    caching = rng.choice(drawn) if caching < 0 else caching
+    for client in cluster.clients.values():
+        client.tunables["caching"] = int(caching == 1 or (caching == 2 and rng.random() < 0.5))
+    return caching
 
 
 class Worker(Protocol):

@@ -31,7 +31,7 @@ from lustrelite.sim.cluster import TUNABLES, Cluster, Violation
 from lustrelite.sim.loop import SimError, run
 from lustrelite.sim.nemesis import Nemesis
 from lustrelite.sim.processes import NodeDied, SimClient, SimFile
-from lustrelite.sim.runs import LATENCIES, Budget, Run, contend
+from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, draw_caching
 from lustrelite.sim.world import lines
 
 OPERATIONS = 60
@@ -248,7 +248,7 @@ def area_of(path: str) -> str:
     return rest.partition("-")[0] if first == "shared" and rest else first
 
 
-async def simulate(record: Run, operations: int = OPERATIONS, caching: int = 0) -> None:
+async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1) -> None:
     """Run `record.seed` and fill `record` in. Raises what went wrong."""
     rng = random.Random(f"swarm {record.seed}")
     one_oss = rng.random() < 0.3
@@ -258,6 +258,7 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = 0) 
         orderly=rng.random() < 0.25, commit_interval_s=rng.choice((0.005, 0.1, 1.0, 1.0)),
         stripe_count=rng.choice((1, 1, 2)), stripe_size=65536, max_bytes_per_rpc=1 << 16,
     )  # fmt: skip
+    draw_caching(cluster, record.seed, caching)
     try:
         async with cluster as c:
             first = c.clients["a"]

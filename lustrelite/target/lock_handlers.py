@@ -13,7 +13,7 @@ from lustrelite.errors import OpError
 from lustrelite.ldlm.namespace import Namespace
 from lustrelite.rpc.export import Call
 from lustrelite.target.handlers import EMPTY, LATER, Handler, reading
-from lustrelite.wire.ldlm import GLIMPSE, REPLAYED, Granted
+from lustrelite.wire.ldlm import FLOCK, GLIMPSE, REPLAYED, Granted
 from lustrelite.wire.locks import Cancel, Convert, Enqueue, EnqueueReply
 from lustrelite.wire.session import Empty
 
@@ -34,9 +34,13 @@ def enqueue(call: Call, body: Enqueue) -> Any:
         raise OpError(errno.EINVAL, f"{len(body.wants)} wants, {replays} of them replayed")
     if body.cancels:
         namespace.cancel(export, body.cancels)
+    if namespace.draining:
+        raise OpError(errno.EAGAIN, "the target stops")
     if replays:
         return EnqueueReply(tuple([namespace.replay(export, want) for want in body.wants]))
     if not any(want.flags & GLIMPSE for want in body.wants):
+        if export.callbacks is not None and body.wants and body.wants[0].type == FLOCK:
+            export.callbacks.flush()  # what was granted before is told before: the client keeps an owner's map by our order
         return EnqueueReply(tuple([namespace.take(export, want) for want in body.wants]))
     return _Glimpsing(call, body).start()
 

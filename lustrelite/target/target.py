@@ -47,6 +47,7 @@ from lustrelite.wire.session import (
 _T = TypeVar("_T")
 
 INDEX_READ_MAX = 4096  # rows
+STOP_GRACE_S = 0.5  # past the deadlines of the locks that were asked for
 NOT_EXECUTED = frozenset({errno.EBUSY, errno.EAGAIN, errno.EINPROGRESS})  # "send it again": no reply record
 
 
@@ -169,12 +170,18 @@ class Target:
 
     async def stop(self) -> None:
         """Orderly stop: everything is committed; client records stay, so a restart recovers (30.1.4)."""
+        await self.take_back_locks()
         self.stopping = True
         if self.service is not None:
             self.service.remove_target(self)
         await self.committer.finish()
         self.close()
         self.node.events.emit("target.stopped", target=self.name)
+
+    async def take_back_locks(self) -> None:
+        """Clients write back and give up what they cache while we still serve them; who is silent is evicted."""
+        if not self.stopping and not self.recovering and self.service is not None:
+            await self.namespace.drain(self.node.tunables.lock_callback_s + STOP_GRACE_S)
 
     def close(self) -> None:
         """Close the store; `stop` has committed everything."""
@@ -331,8 +338,11 @@ class Target:
         if self.node.faults.any and self._fault_before(call, handler):
             return
         ride = call.header.ride
-        if ride is not None and ride.cancels:
-            self.namespace.cancel(call.export, ride.cancels)
+        if ride is not None:
+            if ride.cancels:
+                self.namespace.cancel(call.export, ride.cancels)
+            for handle, drop_bits in ride.converts:
+                self.namespace.convert(call.export, handle, drop_bits)
         if handler.kind == "mutating":
             if handler.prepare is not None:
                 try:
@@ -353,7 +363,8 @@ class Target:
                 self.reply(call, -error.errno, None)
                 return
             if body is LATER:
-                call.export.enter(call)
+                if not call.answered:  # it may have been at once
+                    call.export.enter(call)
                 return
             self._ride(call, body)
             self.reply(call, 0, body)
@@ -618,7 +629,12 @@ class Target:
             self.recovery.abort()
 
     async def finish_recovery(self) -> None:
-        """A new epoch begins: no transno of the last incarnation, committed or lost, can come again."""
+        """A new epoch begins: no transno of the last incarnation, committed or lost, can come again.
+
+        Who was thrown out may not know it, and serve from his caches under the lease that the last incarnation gave.
+        """
+        if self.evictions:
+            await asyncio.sleep(max(0.0, self._started_at + self.lease_s - self.node.now()))
         epoch = epoch_of(self.last_transno) + 1
         self.last_transno = first_transno(epoch)
         self.store.apply(self.meta_write("epoch", epoch), essential=True)

@@ -101,7 +101,7 @@ class Granted(NamedTuple):
 
 
 class Ride(NamedTuple):
-    """In the header of any request. Cancels are executed first, whether the operation succeeds or not.
+    """In the header of any request. Cancels and converts are executed first, whether the operation succeeds or not.
 
     The want is for what the operation finds (its reply's FID), taken in the same turn of the server's loop; it is a
     try: if it would have to wait, the operation is answered without a lock, because what it has found may change.
@@ -109,3 +109,4 @@ class Ride(NamedTuple):
 
     cancels: tuple[int, ...]
     want: Want | None
+    converts: tuple[tuple[int, int], ...] = ()  # (handle, drop_bits): of these a part goes

@@ -217,6 +217,13 @@ def test_commits_can_be_held_and_recovery_aborted(shell: Shell) -> None:
     assert "has no client" in shell.llctl("set_param", "mdt.*.evict_client=nobody", status=1)
 
 
+def test_locks_can_be_looked_at(shell: Shell) -> None:
+    assert "ldlm.namespaces.lustre-OST0000.lock_count=0" in shell.llctl("get_param", "ldlm.namespaces.*.lock_count")
+    assert shell.llctl("dump_locks", "lustre-OST0000", "1").split() == ["resource", "0000000000000001"]
+    assert shell.llctl("dump_locks", "lustre-MDT0000") == ""
+    assert "FID" in shell.llctl("dump_locks", "lustre-MDT0000", "nonsense", status=1)
+
+
 def test_ping_reaches_a_process(shell: Shell) -> None:
     nid = shell.status()["processes"][1]["nid"]
     assert "mds1 is there" in shell.llctl("ping", nid)

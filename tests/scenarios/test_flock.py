@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import random
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN
 from typing import Any
 
 import pytest
 from steps import EVICTION, refused, soon
 
-from lustrelite.errors import Evicted
+from lustrelite.errors import Evicted, OpError
 from lustrelite.ldlm.policy import EOF
+from lustrelite.sim.cluster import Cluster
 from lustrelite.wire.ldlm import PR, PW
 from lustrelite.wire.locks import Enqueue
 
@@ -377,3 +379,67 @@ async def test_an_unmount_gives_back_what_is_held_and_waited_for(cluster: Any) -
         await asyncio.gather(wish, return_exceptions=True)
         assert held(c, bsd=True) == {"a1": [(0, EOF, PW)]} and not held(c, bsd=False)
         await of_a.close()
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_what_a_client_believes_to_hold_is_what_the_mds_has(sim: Any, seed: int) -> None:
+    """Several owners of two clients lock, change, unlock, wait and give up at random, through lost messages and restarts.
+
+    Whoever holds a range exclusively has it alone; at the end both ends agree range by range.
+    """
+    draw = random.Random(seed)
+    async with Cluster(seed=seed, clients=2) as c:
+        await c.a.create("/f")
+        files = [await client.open("/f") for client in (c.a, c.b) for _ in range(2)]
+        exclusive: dict[int, int] = {}  # byte -> owner who has it for himself
+
+        async def owner(number: int) -> None:
+            file = files[number % len(files)]
+            for _ in range(40):
+                operation = draw.choice((LOCK_SH, LOCK_EX, LOCK_EX, LOCK_UN, LOCK_UN)) | draw.choice((0, LOCK_NB))
+                start, length = draw.randrange(12), draw.randrange(1, 8)
+                if operation & LOCK_UN and draw.random() < 0.7:
+                    start, length = 0, 20
+                touched = range(start, start + length)
+                mine = [byte for byte in touched if exclusive.get(byte) == number]
+                if operation & ~LOCK_NB != LOCK_EX:
+                    for byte in mine:
+                        del exclusive[byte]
+                try:
+                    async with asyncio.timeout(draw.choice((0.001, 0.02, 1.0, 5.0))):
+                        await lockf(file, operation, start, length, owner=number)
+                except (TimeoutError, OpError) as error:
+                    assert isinstance(error, TimeoutError) or error.errno in (errno.EAGAIN, errno.EDEADLK)
+                    continue
+                if operation & ~LOCK_NB == LOCK_EX:
+                    for byte in touched:
+                        assert exclusive.setdefault(byte, number) == number, f"{byte} has two owners"
+                await asyncio.sleep(draw.random() * 0.02)
+
+        async def trouble() -> None:
+            for _ in range(4):
+                await asyncio.sleep(draw.random())
+                act = draw.randrange(4)
+                if act == 0:
+                    await c.fail(c.mds)
+                elif act == 1:
+                    c.drop_reply(Enqueue)
+                elif act == 2:
+                    c.drop_request(Enqueue)
+                else:
+                    c.faults.arm("ldlm.cp_callback", "drop", on=c.mds)
+
+        await asyncio.gather(trouble(), *[owner(number) for number in range(6)])
+        await c.settle()
+        believed = {
+            f"{client.name}{holder['owner']}": holder["records"]
+            for client in (c.a, c.b)
+            for holder in client.fs.connections.flocks.describe()
+        }
+        assert held(c, bsd=False) == believed and not waiting(c)
+        for number in range(6):
+            await lockf(files[number % 4], LOCK_UN, owner=number)
+        assert not held(c, bsd=False)
+        assert not [holder for client in (c.a, c.b) for holder in client.fs.connections.flocks.describe()]
+        for file in files:
+            await file.close()

@@ -90,7 +90,7 @@ class Client:
             future.set_result(Answer(raw, None if bulk is None else bytes(bulk)))
 
     def _called_back(self, raw: Any) -> None:
-        callback, spec = decode_callback(raw)
+        callback, _ = decode_callback(raw)
         self.callbacks.append(callback)
         if self.says is not None:
             answers = tuple(self.says(item, callback.number) for item in callback.body[0])

@@ -16,8 +16,10 @@ from ost_harness import FILE, Answer, Client, Rig
 from lustrelite.errors import OpError, ProtocolError
 from lustrelite.faults import Fault
 from lustrelite.rpc import callbacks
+from lustrelite.server_params import dump_locks
 from lustrelite.wire import frame
 from lustrelite.wire.ldlm import (
+    AST_SENT,
     BLOCK_GRANTED,
     BLOCK_WAIT,
     EXTENT,
@@ -354,6 +356,50 @@ async def test_a_late_copy_of_an_enqueue_takes_nothing(rig: Rig) -> None:
     assert rig.ost.namespace.lock_count == 0
 
 
+# orderly stop
+
+
+async def test_a_target_that_stops_takes_back_all_locks_first(rig: Rig) -> None:
+    """What is cached is written back and durable; locks that are wanted meanwhile wait for the successor."""
+    other = await second(rig)
+    await take(rig.client, want(1), want(2, PR, oid=2))
+    await take(other, want(5, PR, oid=2), want(6))
+    stopping = asyncio.ensure_future(rig.ost.stop())
+    await until(lambda: len(rig.client.heard(BlockingCallback)) == 2)
+    assert [ask.handle for ask in other.heard(BlockingCallback)] == [5]
+    assert await refused(other, Enqueue((want(7, oid=3),), ())) == errno.EAGAIN
+    answer = await rig.client.ask(write(1, 0, 1), b"x" * 10)
+    await rig.client.call(Cancel((1, 2)))
+    await until(lambda: other.heard(CompletionCallback))
+    assert other.heard(CompletionCallback)[0].flags & AST_SENT
+    assert not stopping.done()
+    await other.call(Cancel((5, 6)))
+    await asyncio.wait_for(stopping, 5)
+    assert rig.ost.last_committed >= answer.transno and not rig.ost.evictions
+    await rig.start()
+    assert len(rig.ost.exports) == 3
+
+
+async def test_who_is_silent_while_a_target_stops_is_evicted(rig: Rig) -> None:
+    rig.client.says = None
+    await take(rig.client, want(1))
+    await asyncio.wait_for(rig.ost.stop(), 5)
+    assert rig.ost.evictions == 1
+    await rig.start()
+    assert list(rig.ost.exports) == ["mdt_UUID"]
+
+
+async def test_the_queues_of_an_object_can_be_read(rig: Rig) -> None:
+    other = await second(rig)
+    await take(rig.client, want(1))
+    await take(other, want(1, PR))
+    (told,) = dump_locks(rig.ost, "0x1")
+    assert [lock["handle"] for lock in told["granted"]] == [1] and [found["resource"] for found in dump_locks(rig.ost, "")] == [told["resource"]]
+    assert dump_locks(rig.ost, "7")[0]["granted"] == []
+    with pytest.raises(ValueError, match="invalid literal"):
+        dump_locks(rig.ost, "[0x1:0x2:0x0]")
+
+
 # recovery
 
 
@@ -419,3 +465,53 @@ async def test_a_lock_replay_outside_recovery_is_not_believed(rig: Rig) -> None:
 async def test_a_mixture_of_replayed_and_new_is_refused(rig: Rig) -> None:
     assert await refused(rig.client, Enqueue((want(1), want(2, flags=REPLAYED)), ())) == errno.EINVAL
     assert RES
+
+
+# clients without locks
+
+
+@pytest.mark.parametrize("length", [10, 1 << 20])
+async def test_io_without_a_lock_takes_the_locks_in_the_way_first(rig: Rig, length: int) -> None:
+    """The holder's data comes first; a lock that is asked for meanwhile waits for the end of the I/O."""
+    other = await second(rig)
+    await take(rig.client, want(1))
+    pending = other.start(Write(1, 5, FILE, 0, 2), b"n" * length, tag=1)
+    await until(lambda: rig.client.heard(BlockingCallback))
+    assert not pending.done()
+    await rig.client.call(write(1, 0, 1), b"o" * 10)
+    await rig.client.call(Cancel((1,)))
+    assert (await asyncio.wait_for(pending, 5)).status == 0
+    answer = await other.ask(Read(1, 0, 20))
+    assert answer.bulk is not None and answer.bulk[:10] == b"ooooonnnnn"
+    assert rig.ost.namespace.lock_count == 0 and not rig.ost.prepared
+
+
+async def test_a_read_without_a_lock_sees_what_a_writer_had_cached(rig: Rig) -> None:
+    other = await second(rig)
+    await take(rig.client, want(1))
+    pending = other.start(Read(1, 0, 20))
+    await until(lambda: rig.client.heard(BlockingCallback))
+    await rig.client.call(write(1, 0, 1), b"cached")
+    await rig.client.call(Cancel((1,)))
+    assert (await asyncio.wait_for(pending, 5)).bulk == b"cached"
+    assert rig.ost.namespace.lock_count == 0
+
+
+async def test_attributes_without_a_lock_come_from_the_writer(rig: Rig) -> None:
+    other = await second(rig)
+    rig.client.says = lambda item, number: Lvb(777, 0, 0, 9, 0)
+    await take(rig.client, want(1))
+    assert (await other.call(ObjectGetattr(1))).size == 777
+    assert rig.ost.namespace.lock_count == 1
+
+
+async def test_a_punch_without_a_lock_waits_for_a_reader(rig: Rig) -> None:
+    other = await second(rig)
+    await rig.client.call(Write(1, 0, FILE, 0, 1), b"x" * 100)
+    await take(rig.client, want(1, PR))
+    pending = other.start(Punch(1, 10, OBJECT_EOF, FILE, 0, 2))
+    await until(lambda: rig.client.heard(BlockingCallback))
+    assert not pending.done() and rig.ost.files.size(1) == 100
+    await rig.client.call(Cancel((1,)))
+    await asyncio.wait_for(pending, 5)
+    assert rig.ost.files.size(1) == 10 and rig.ost.namespace.lock_count == 0

@@ -10,11 +10,13 @@ import pytest
 from lock_harness import FID, RES, Bench, extent, inode, turn
 
 from lustrelite.ldlm.lock import LockState
+from lustrelite.status_text import lock_lines
 from lustrelite.wire.ldlm import (
     AST_SENT,
     BLOCK_GRANTED,
     BLOCK_NOWAIT,
     BLOCK_WAIT,
+    FLOCK,
     FLOCK_BSD,
     FLOCK_TEST,
     GLIMPSE,
@@ -30,10 +32,10 @@ from lustrelite.wire.ldlm import (
     XATTR,
     Granted,
     Lvb,
+    Want,
 )
 from lustrelite.wire.locks import BlockingCallback, CompletionCallback, GlimpseCallback
 from lustrelite.wire.ost import OBJECT_EOF
-
 
 # enqueue, cancel
 
@@ -530,8 +532,6 @@ async def test_after_a_restart_locks_are_taken_at_their_owners_word(sim: Any) ->
 async def test_record_locks_are_replayed_too(sim: Any) -> None:
     bench = Bench()
     frozen(bench)
-    from lock_harness import FLOCK, Want
-
     held = Want(1, FLOCK, FID, PW, REPLAYED | BLOCK_GRANTED, 0, 0, 0, 9, 1, 101)
     assert bench.locks.replay(bench.a.export, held).flags == BLOCK_GRANTED
     wanted = held._replace(handle=2, flags=REPLAYED | BLOCK_WAIT)
@@ -569,3 +569,17 @@ async def test_the_reason_of_a_wait_is_told(sim: Any) -> None:
     assert held["handle"] == 1 and held["asked"] and held["age_s"] == 3 and held["time_left_s"] == pytest.approx(6, abs=0.1)
     assert waits["behind"]["handle"] == 1 and "a" in waits["behind"]["owner"] and waits["age_s"] == 2
     assert told["resource"] == RES.hex() and told["posix"] == {"granted": [], "waiting": []}
+    first, second, third = lock_lines(told)
+    assert first == "resource 0000000000000001"
+    assert "granted PW [0, EOF]" in second and "asked for, 6.0 s left" in second
+    assert "waiting PR [0, 9]" in third and "for 2.0 s, behind Export(test-OST0000, a, #0) handle 0x1" in third
+    assert bench.locks.contended() == [RES]
+
+
+async def test_record_locks_are_told_too(sim: Any) -> None:
+    bench = Bench()
+    bench.a.flock(1, PW, 0, 9)
+    bench.b.flock(2, PR, flags=0)
+    lines = lock_lines(bench.locks.describe(FID))
+    assert "posix granted PW [0, 9]" in lines[1] and "posix waiting PR [0, EOF]" in lines[2] and "behind" in lines[2]
+    assert bench.locks.contended() == [FID]

@@ -136,7 +136,7 @@ class Ost:
             pages.cache.bytes_max = lambda: SPAN
         elif kind == "through" and not pages.busy(start, end):
             data = rng.randbytes(end - start)
-            self.flights.append(pages.begin_flight(start, data))
+            self.flights.append(pages.begin_flight(start, end, data))
             self.known[start:end] = data
 
 

@@ -1,0 +1,232 @@
+"""The objects of one OST that are cached here, under extent locks: found, read, kept, and given up with their locks.
+
+Whatever is here is under a lock of the import's LockCache, which calls back when one goes: `flush` writes back what is
+dirty under it, `drop` forgets what no other lock covers. A lock is `adopt`ed when it is first used: then its value block
+says how large the object was when it was granted.
+
+A read brings in whole pages within its lock; the caller then copies out of the pages, in one turn, so that no write of
+another task comes in between. Pages are pinned as long as somebody is about to copy them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lustrelite.client.cached_object import CachedObject
+from lustrelite.client.grant import Grant
+from lustrelite.client.intervals import Intervals
+from lustrelite.client.page_cache import PAGE_BYTES, Fetch
+from lustrelite.client.writeback import Shared, WriteBack
+from lustrelite.errors import Evicted, OpError
+from lustrelite.ldlm.client_lock import ClientLock
+from lustrelite.ldlm.lru import Holding
+from lustrelite.wire.ldlm import DISCARD_DATA, PR, PW, Lvb
+from lustrelite.wire.locks import Ask
+from lustrelite.wire.message import Cred
+from lustrelite.wire.ost import OBJECT_EOF, resource_of
+
+if TYPE_CHECKING:
+    from lustrelite.client.osc import Osc
+    from lustrelite.ldlm.lock_cache import LockCache
+
+_ALIVE = (Holding.GRANTED, Holding.CANCELLING)
+
+
+class DataCache:
+    """The cached objects of one OST."""
+
+    def __init__(self, osc: Osc, locks: LockCache, shared: Shared) -> None:
+        self.osc = osc
+        self.locks = locks
+        self.shared = shared
+        self.objects: dict[int, CachedObject] = {}
+        self.grant = Grant()
+        self.writeback = WriteBack(osc, shared, self.grant)
+        locks.flush = self._flush
+        locks.drop = self._drop
+        locks.glimpse_of = self._glimpse_of
+        locks.stays = self._stays
+
+    # locks ------------------------------------------------------------------------------------------------------
+
+    def match(self, obj: int, start: int, end: int, mode: int) -> tuple[CachedObject, ClientLock] | None:
+        """The object and a lock under which [start, end) may be read (PR) or written (PW), in this turn."""
+        cached = self.objects.get(obj)
+        resource = cached.resource if cached is not None else resource_of(obj)
+        lock = self.locks.match_extent(resource, start, end - 1, mode)
+        if lock is None:
+            return None
+        return self._adopted(obj, lock), lock
+
+    async def take(self, obj: int, start: int, end: int, mode: int) -> tuple[CachedObject, ClientLock]:
+        """The same for as long as it takes; `locks.release` it.  Errors: ENOENT, Evicted"""
+        lock = await self.locks.take_extent(resource_of(obj), start, end - 1, mode)
+        if lock.holding not in _ALIVE:  # lost before this task came to run
+            self.locks.release(lock)
+            raise Evicted(self.osc.name)
+        return self._adopted(obj, lock), lock
+
+    def _adopted(self, obj: int, lock: ClientLock) -> CachedObject:
+        cached: CachedObject | None = lock.data
+        if cached is None:
+            cached = self.objects.get(obj)
+            if cached is None:
+                cached = self.objects[obj] = CachedObject(obj, self.shared.pages)
+            cached.adopt(lock)
+        return cached
+
+    def known(self, obj: int) -> Lvb | None:
+        """All that can be known of the object: somebody who asks the OST would learn no more."""
+        found = self.match(obj, 0, OBJECT_EOF + 1, PR)
+        if found is None or found[1].handle in found[0].unsized:
+            return None
+        return found[0].lvb()
+
+    async def _flush(self, lock: ClientLock, ask: Ask | None) -> None:
+        cached: CachedObject | None = lock.data
+        if cached is None:
+            return
+        if ask is not None and ask.flags & DISCARD_DATA:
+            self.writeback.discard(cached, lock.start, lock.end + 1)
+        await self.writeback.flush(cached, lock.start, lock.end + 1)
+
+    def _drop(self, lock: ClientLock, lost: bool) -> None:
+        cached: CachedObject | None = lock.data
+        if cached is None:
+            return
+        ranges = cached.abandon(lock)
+        # After a flush there is nothing dirty; if there is, it cannot be written any more.
+        self.writeback.lose(cached, ranges)
+        if not cached.locks and self.objects.get(cached.obj) is cached:
+            del self.objects[cached.obj]
+
+    def _glimpse_of(self, lock: ClientLock) -> Lvb | None:
+        cached: CachedObject | None = lock.data
+        return cached.lvb() if cached is not None and lock.mode & PW else None
+
+    def _stays(self, lock: ClientLock) -> bool:
+        cached: CachedObject | None = lock.data
+        return cached is not None and cached.pages.busy(lock.start, lock.end + 1)
+
+    # reading ----------------------------------------------------------------------------------------------------
+
+    async def fill(
+        self, cached: CachedObject, lock: ClientLock, start: int, end: int, cred: Cred
+    ) -> None:
+        """Bring in what there is of [start, end); what is not there afterwards was never written.  Errors: EIO, ENOENT
+
+        The caller holds the lock, and a pin on the range.
+        """
+        pages = cached.pages
+        absent = Intervals()
+        while True:
+            if lock.data is not cached:
+                raise Evicted(self.osc.name)
+            if cached.exact:
+                end = min(end, cached.size)
+            for low, high in pages.missing(start, end):
+                for first, stop in absent.gaps(low, high):
+                    self._fetch(cached, lock, first, stop, cred, whole_pages=True)
+            coming = pages.fetching(start, end)
+            if not coming:
+                return
+            for fetch in coming:
+                await self._arrival(fetch)
+            for fetch in coming:
+                for low, high in fetch.wanted.within(fetch.start + fetch.length, fetch.end):
+                    absent.add(low, high)
+
+    async def _arrival(self, fetch: Fetch) -> None:
+        outcome = await asyncio.shield(fetch.done)
+        if isinstance(outcome, OpError):
+            raise outcome
+
+    def _fetch(
+        self, cached: CachedObject, lock: ClientLock, start: int, end: int, cred: Cred, *, whole_pages: bool = False
+    ) -> list[Fetch]:
+        """Start reading [start, end); with `whole_pages` what of its pages is missing."""
+        pages = cached.pages
+        ranges = [(start, end)]
+        if whole_pages:
+            low = max(start // PAGE_BYTES * PAGE_BYTES, lock.start)
+            high = min(-(-end // PAGE_BYTES) * PAGE_BYTES, lock.end + 1)
+            if cached.exact:
+                high = max(min(high, cached.size), end)
+            ranges = pages.missing(low, high)
+        size = self.osc.bytes_max
+        begun = []
+        for low, high in ranges:
+            while low < high:
+                stop = min(high, (low // size + 1) * size)
+                fetch = pages.begin_fetch(low, stop)
+                fetch.done = self.shared.tasks.spawn(self._read(cached, lock, fetch, cred), "read")
+                begun.append(fetch)
+                low = stop
+        return begun
+
+    async def _read(self, cached: CachedObject, lock: ClientLock, fetch: Fetch, cred: Cred) -> None:
+        data = memoryview(bytearray(fetch.end - fetch.start))
+        done = 0
+        try:
+            done, size = await self.osc.read(cached.obj, fetch.start, [data], cred=cred, lock=lock.handle)
+            if lock.data is cached:
+                cached.grow(min(size, lock.end + 1))
+                if fetch.start + done < min(fetch.end, cached.size):
+                    cached.pages.zeros(fetch.start + done, min(fetch.end, cached.size), fetch)
+        except OpError as error:
+            if error.errno == errno.ESTALE:  # the OST does not know the lock: whatever we believe under it is wrong
+                if lock.data is cached:
+                    self.osc.forget(lock)
+                raise OpError(errno.EIO, error.what) from None
+            raise
+        finally:
+            fetch.length = done
+            cached.pages.end_fetch(fetch, data[:done])
+
+    def read_ahead(self, obj: int, start: int, end: int, cred: Cred) -> None:
+        """Begin to read [start, end) of the object, as far as a lock allows it, and as it is not there."""
+        found = self.match(obj, start, start + 1, PR)
+        if found is None:
+            return
+        cached, lock = found
+        end = min(end, lock.end + 1)
+        if cached.exact:
+            end = min(end, cached.size)
+        room = self.osc.node.tunables.max_read_ahead_bytes - self.shared.ahead
+        for low, high in cached.pages.missing(start, end):
+            high = min(high, low + room)
+            if low >= high:
+                break
+            room -= high - low
+            for fetch in self._fetch(cached, lock, low, high, cred):
+                length = fetch.end - fetch.start
+                self.shared.ahead += length
+                fetch.done.add_done_callback(lambda _, length=length: self._arrived_ahead(length))
+
+    def _arrived_ahead(self, length: int) -> None:
+        self.shared.ahead -= length
+
+
+def copy_out(cached: CachedObject, start: int, pieces: Sequence[memoryview]) -> None:
+    """Fill `pieces` in turn from `start` of the object; what is not there is zeros."""
+    pages = cached.pages
+    for piece in pieces:
+        end = start + len(piece)
+        for low, high in pages.valid.within(start, end):
+            pages.read(low, piece[low - start : high - start])
+        for low, high in pages.valid.gaps(start, end):
+            zero(piece[low - start : high - start])
+        start = end
+
+
+_ZEROS = bytes(1 << 16)
+
+
+def zero(view: memoryview) -> None:
+    """Fill `view` with zeros."""
+    for start in range(0, len(view), len(_ZEROS)):
+        part = view[start : start + len(_ZEROS)]
+        part[:] = _ZEROS[: len(part)]

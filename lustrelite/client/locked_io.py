@@ -1,0 +1,483 @@
+"""Files under extent locks: what several objects must do together, through the data caches of their OSTs.
+
+An operation takes the locks of all the objects it touches first, one on each, in stripe order, and gives them back when
+it is done with all of them; so it is atomic towards other clients, and two operations never wait for each other in a
+circle. Once the locks are there, data comes out of the cache and goes into it in one turn of the loop.
+
+The commonest cases need no lock but one that is there, and no wait: `read_now` and `write_now` either do everything in
+this turn, or nothing.
+
+Between taking a lock and believing what is cached under it there may be a wait, and the lease may run out in it. So
+before the last step `serves` is asked, and if it does not, all begins anew; a client whose server lets it believe
+nothing (lock_callback_s as short as the margin) works under its locks, but past the cache.
+
+A file's length is the largest reach of its objects. What is known of these is a lower bound (cached_object.py); only if
+a read reaches beyond that, and somebody else may be writing there, it is asked for (glimpse).
+Source: cl_io, lov/lov_io.c; vvp_io_read_start(), vvp_prep_size(), llite/vvp_io.c; docs/locks.md
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lustrelite.client import striping
+from lustrelite.client.attributes import ObjectsAttr
+from lustrelite.client.cached_object import CachedObject
+from lustrelite.client.data_cache import DataCache, copy_out, zero
+from lustrelite.client.read_ahead import ReadAhead
+from lustrelite.client.striping import Extent
+from lustrelite.client.writeback import Shared
+from lustrelite.errors import OpError
+from lustrelite.ids import Fid
+from lustrelite.ldlm.client_lock import ClientLock
+from lustrelite.tunables import limits
+from lustrelite.wire import ost
+from lustrelite.wire.ldlm import PR, PW, Lvb
+from lustrelite.wire.mdt import Layout
+from lustrelite.wire.message import Cred
+from lustrelite.wire.ost import OBJECT_EOF, resource_of
+
+if TYPE_CHECKING:
+    from lustrelite.client.lov import Lov
+
+WHOLE = 1 << 62  # one extent for each object
+TRIES = 3  # to find locks that may be believed in when the work is done
+
+
+class Held(NamedTuple):
+    """One object of an operation, under its lock."""
+
+    data: DataCache
+    cached: CachedObject
+    lock: ClientLock
+    extent: Extent
+
+
+class LockedIo:
+    """Reads, writes and sizes of files whose OSTs' data is cached."""
+
+    def __init__(self, lov: Lov, shared: Shared) -> None:
+        self.lov = lov
+        self.shared = shared
+        self.caches: dict[int, DataCache] = {}  # by OST index
+
+    # locks ------------------------------------------------------------------------------------------------------
+
+    async def _data(self, index: int) -> DataCache:
+        found = self.caches.get(index)
+        if found is None:
+            found = (await self.lov.osc(index)).data
+            assert found is not None, "the OSTs of a mount are cached, or none is"
+        return found
+
+    async def _take(self, layout: Layout, extents: Sequence[Extent], mode: int) -> list[Held]:
+        """A lock on the extent of each object."""
+        held: list[Held] = []
+        try:
+            for extent in sorted(extents):
+                index, obj = layout.stripes[extent.stripe]
+                data = await self._data(index)
+                end = extent.offset + extent.length
+                cached, lock = await self.lov.on(layout, extent.stripe, data.take(obj, extent.offset, end, mode))
+                held.append(Held(data, cached, lock, extent))
+        except BaseException:
+            _release(held)
+            raise
+        return held
+
+    def _match(self, layout: Layout, extents: Sequence[Extent], mode: int) -> list[Held] | None:
+        """The same in this turn only, with locks that are there."""
+        held = []
+        for extent in extents:
+            index, obj = layout.stripes[extent.stripe]
+            data = self.caches.get(index)
+            found = data.match(obj, extent.offset, extent.offset + extent.length, mode) if data is not None else None
+            if data is None or found is None:
+                return None
+            held.append(Held(data, *found, extent))
+        return held
+
+    # reading ----------------------------------------------------------------------------------------------------
+
+    def read_bytes(self, layout: Layout, offset: int, size: int) -> bytes | None:
+        """`size` bytes at `offset` if all of them are cached, in one object: the fast path."""
+        stripes = layout.stripes
+        if len(stripes) == 1:
+            index, obj = stripes[0]
+        else:
+            unit = layout.stripe_size
+            number, within = divmod(offset, unit)
+            if within + size > unit:
+                return None
+            index, obj = stripes[number % len(stripes)]
+            offset = number // len(stripes) * unit + within
+        data = self.caches.get(index)
+        if data is None:
+            return None
+        cached = data.objects.get(obj)
+        if cached is None:
+            return None
+        lock = data.locks.match_extent(cached.resource, offset, offset + size - 1, PR)
+        return cached.pages.get(offset, size) if lock is not None and lock.data is cached else None
+
+    def read_now(self, layout: Layout, buffer: memoryview, offset: int) -> int | None:
+        """Read what is cached, if all of it is and the file's end is known: how much of it is file, or None."""
+        extents = _whole(layout, offset, len(buffer))
+        held = self._match(layout, extents, PR)
+        if held is None:
+            return None
+        for one in held:
+            end = one.extent.offset + one.extent.length
+            if one.cached.exact:
+                end = min(end, one.cached.size)
+            if not one.cached.pages.valid.covers(one.extent.offset, end):
+                return None
+        length = self._length(layout, held, offset, len(buffer), None)
+        if length is None:
+            return None
+        _copy_all(held, buffer, length)
+        return length
+
+    async def read(self, layout: Layout, buffer: memoryview, offset: int, cred: Cred, *, direct: bool = False) -> int:
+        """Fill `buffer` from `offset`; returns how much of it is file. `direct`: past the cache, which is written back.
+
+        Beyond the returned length the buffer is undefined.
+        """
+        extents = _whole(layout, offset, len(buffer))
+        for left in range(TRIES, -1, -1):
+            held = await self._take(layout, extents, PR)
+            try:
+                length: int | None
+                if direct or not left or not _believable(held):
+                    length = await self._read_past(layout, held, buffer, offset, cred)
+                else:
+                    length = await self._read(layout, held, buffer, offset, cred)
+            finally:
+                _release(held)
+            if length is not None:
+                return length
+        raise AssertionError("past the cache there is always an answer")
+
+    async def _read(
+        self, layout: Layout, held: list[Held], buffer: memoryview, offset: int, cred: Cred
+    ) -> int | None:
+        """Through the cache; None if the locks cannot be believed in any more."""
+        pins = [(one.cached.pages.pins, (one.extent.offset, one.extent.offset + one.extent.length)) for one in held]
+        for pinned, pin in pins:
+            pinned.append(pin)
+        try:
+            await self._each(layout, held, [one.data.fill(one.cached, one.lock, *pin, cred)
+                                            for one, (_, pin) in zip(held, pins, strict=True)])  # fmt: skip
+            reach: int | None = None
+            while (length := self._length(layout, held, offset, len(buffer), reach)) is None:
+                reach = (await self.getattr(layout)).size
+            if not _believable(held):
+                return None
+            _copy_all(held, buffer, length)
+            return length
+        finally:
+            for pinned, pin in pins:
+                pinned.remove(pin)
+
+    async def _read_past(
+        self, layout: Layout, held: list[Held], buffer: memoryview, offset: int, cred: Cred
+    ) -> int:
+        """Past the cache, under the locks: what the OSTs have when everything dirty is written back."""
+
+        async def read(one: Held) -> None:
+            extent, data = one.extent, one.data
+            await data.writeback.flush(one.cached, extent.offset, extent.offset + extent.length)
+            await self.shared.tasks.gather(
+                [self._read_part(one, part, buffer, cred) for part in striping.parts(extent, data.osc.bytes_max)], "read"
+            )
+
+        await self._each(layout, held, [read(one) for one in held])
+        length = self._length(layout, held, offset, len(buffer), None) if _believable(held) else None
+        if length is None:
+            reach = (await self.getattr(layout)).size
+            length = min(max(reach - offset, 0), len(buffer))
+        return length
+
+    @staticmethod
+    async def _read_part(one: Held, part: Extent, buffer: memoryview, cred: Cred) -> None:
+        pieces = [buffer[start : start + length] for start, length in part.pieces]
+        done, size = await one.data.osc.read(one.cached.obj, part.offset, pieces, cred=cred, lock=one.lock.handle)
+        if one.lock.data is one.cached:
+            one.cached.grow(min(size, one.lock.end + 1))
+        for piece in pieces:
+            zero(piece[min(done, len(piece)) :])
+            done = max(done - len(piece), 0)
+
+    def _length(self, layout: Layout, held: list[Held], offset: int, size: int, reach: int | None) -> int | None:
+        """How much of [offset, offset + size) is file; None if the sizes of objects must be asked for.
+
+        `reach` is what asking has brought.
+        """
+        count, unit = len(layout.stripes), layout.stripe_size
+        end = offset + size
+        least = max(striping.reach(one.extent.stripe, one.cached.size, unit, count) for one in held)
+        if least >= end:
+            return size
+        exact = True
+        of = {one.extent.stripe: one.cached for one in held}
+        for stripe, (index, obj) in enumerate(layout.stripes):
+            cached = of.get(stripe)
+            if cached is None:
+                data = self.caches.get(index)
+                found = data.match(obj, OBJECT_EOF, OBJECT_EOF + 1, PR) if data is not None else None
+                if found is None:
+                    exact = False
+                    continue
+                cached = found[0]
+                least = max(least, striping.reach(stripe, cached.size, unit, count))
+            exact = exact and cached.exact
+        if least >= end:
+            return size
+        if exact:
+            return max(least - offset, 0)
+        return None if reach is None else min(max(least, reach) - offset, size) if max(least, reach) > offset else 0
+
+    def read_ahead(self, layout: Layout, ahead: ReadAhead, offset: int, size: int, cred: Cred) -> None:
+        """[offset, offset + size) was read: begin to read what will be asked for next."""
+        tunables = self.shared.node.tunables
+        bytes_max = min(tunables.max_read_ahead_bytes, tunables.max_cached_bytes // 4) // 2
+        for start, end in ahead.observe(offset, size, bytes_max):
+            end = min(end, limits.file_bytes_max)
+            for extent in _whole(layout, start, end - start) if start < end else ():
+                index, obj = layout.stripes[extent.stripe]
+                data = self.caches.get(index)
+                if data is not None:
+                    data.read_ahead(obj, extent.offset, extent.offset + extent.length, cred)
+
+    # sizes ------------------------------------------------------------------------------------------------------
+
+    def known_attr(self, layout: Layout) -> ObjectsAttr | None:
+        """Size, blocks and times of the file, if our locks say all of them."""
+        found = []
+        for index, obj in layout.stripes:
+            data = self.caches.get(index)
+            lvb = data.known(obj) if data is not None else None
+            if lvb is None:
+                return None
+            found.append(lvb)
+        return _objects_attr(layout, found)
+
+    async def getattr(self, layout: Layout) -> ObjectsAttr:
+        """Size, blocks and times of the file, from whoever knows most of each object.  ESTALE"""
+        known = self.known_attr(layout)
+        if known is not None:
+            return known
+        (found,) = await self.getattr_many([layout])
+        if isinstance(found, OpError):
+            raise found
+        return found
+
+    async def getattr_many(self, layouts: Sequence[Layout]) -> list[ObjectsAttr | OpError]:
+        """The same of many files, in one request to each OST."""
+        lvbs: dict[tuple[int, int], Lvb | OpError] = {}  # by OST index and object
+        asked: dict[int, list[int]] = {}  # by OST index: objects
+        for layout in layouts:
+            for index, obj in layout.stripes:
+                lvb = (await self._data(index)).known(obj)
+                if lvb is None:
+                    asked.setdefault(index, []).append(obj)
+                else:
+                    lvbs[index, obj] = lvb
+
+        async def ask(index: int, objects: list[int]) -> None:
+            data = self.caches[index]
+            answers = await data.locks.glimpse([resource_of(obj) for obj in objects])
+            for obj, answer in zip(objects, answers, strict=True):
+                lvbs[index, obj] = answer if isinstance(answer, OpError) else _newer(answer, data.objects.get(obj))
+
+        await self.shared.tasks.gather([ask(index, objects) for index, objects in asked.items()], "glimpse")
+        return [self._attr_of(layout, lvbs) for layout in layouts]
+
+    def _attr_of(self, layout: Layout, lvbs: dict[tuple[int, int], Lvb | OpError]) -> ObjectsAttr | OpError:
+        found = []
+        for index, obj in layout.stripes:
+            lvb = lvbs[index, obj]
+            if isinstance(lvb, OpError):
+                return self.lov.stale(index, obj) if lvb.errno == errno.ENOENT else lvb
+            found.append(lvb)
+        return _objects_attr(layout, found)
+
+    # writing ----------------------------------------------------------------------------------------------------
+
+    def write_now(self, layout: Layout, owner: Fid, buffer: memoryview, offset: int, time: int) -> bool:
+        """Write into the cache in this turn, or not at all."""
+        held = self._match(layout, _whole(layout, offset, len(buffer)), PW)
+        return held is not None and len(held) == 1 and _accept(held[0], buffer, time, owner)
+
+    async def write(
+        self, layout: Layout, owner: Fid, buffer: memoryview, offset: int, time: int, cred: Cred, *,
+        through: bool = False, keep: bool = True,
+    ) -> None:  # fmt: skip
+        """Write `buffer` at `offset`. `through`: durable when this returns; without `keep` it is not cached either.
+
+        Errors: ENOSPC, EIO, EFBIG; any part may be written
+        """
+        held = await self._take(layout, _whole(layout, offset, len(buffer)), PW)
+        try:
+            await self._write(layout, owner, held, buffer, time, cred, through, keep)
+        finally:
+            _release(held)
+
+    async def append(
+        self, layout: Layout, owner: Fid, buffer: memoryview, time: int, cred: Cred, *, through: bool = False,
+        keep: bool = True,
+    ) -> int:  # fmt: skip
+        """Write `buffer` at the end of the file and return where that was: nobody else writes there meanwhile."""
+        everything = [Extent(stripe, 0, OBJECT_EOF + 1, ()) for stripe in range(len(layout.stripes))]
+        held = await self._take(layout, everything, PW)
+        try:
+            offset = striping.file_size([await self._size(layout, one, cred) for one in held], layout.stripe_size)
+            self.lov.check_range(layout, offset, len(buffer))
+            extents = {extent.stripe: extent for extent in _whole(layout, offset, len(buffer))}
+            parts = [one._replace(extent=extents[s]) for s, one in enumerate(held) if s in extents]
+            await self._write(layout, owner, parts, buffer, time, cred, through, keep)
+            return offset
+        finally:
+            _release(held)
+
+    async def _size(self, layout: Layout, one: Held, cred: Cred) -> int:
+        """The size of an object under a lock on all of it."""
+        if one.lock.handle in one.cached.unsized:  # the lock came without a word about it
+            attr = await self.lov.on(layout, one.extent.stripe, one.data.osc.getattr(one.cached.obj, cred=cred))
+            one.cached.grow(attr.size)
+            one.cached.unsized.pop(one.lock.handle, None)
+        return one.cached.size
+
+    async def _write(
+        self, layout: Layout, owner: Fid, held: list[Held], buffer: memoryview, time: int, cred: Cred, through: bool,
+        keep: bool,
+    ) -> None:  # fmt: skip
+        if not _believable(held):
+            through, keep = True, False
+
+        async def write(one: Held) -> None:
+            one.cached.cred = cred
+            extent, writeback = one.extent, one.data.writeback
+            pieces = [buffer[start : start + length] for start, length in extent.pieces]
+            if through:
+                await writeback.through(
+                    one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe, keep=keep
+                )
+            else:
+                await writeback.write(one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe)
+
+        if not through:  # in one turn, as far as there is room: nobody here sees half of it
+            held = [one for one in held if not _accept(one, buffer, time, owner)]
+        await self._each(layout, held, [write(one) for one in held])
+
+    async def truncate(self, layout: Layout, owner: Fid, ends: Sequence[int], time: int, cred: Cred) -> None:
+        """Make each object as long as `ends` says."""
+        extents = [Extent(stripe, end, OBJECT_EOF + 1 - end, ()) for stripe, end in enumerate(ends)]
+        await self._punch(layout, owner, extents, time, cred)
+
+    async def punch(self, layout: Layout, owner: Fid, holes: Sequence[striping.Hole], time: int, cred: Cred) -> None:
+        """Make holes; the sizes stay."""
+        extents = [Extent(hole.stripe, hole.start, hole.end - hole.start, ()) for hole in holes]
+        await self._punch(layout, owner, extents, time, cred)
+
+    async def _punch(
+        self, layout: Layout, owner: Fid, extents: Sequence[Extent], time: int, cred: Cred
+    ) -> None:
+        held = await self._take(layout, extents, PW)
+        try:
+            works = []
+            for data, cached, lock, extent in held:
+                end = min(extent.offset + extent.length, OBJECT_EOF)
+                cached.cred = cred
+                body = ost.Punch(cached.obj, extent.offset, end, owner, extent.stripe, time)
+                works.append(data.writeback.punch(cached, lock, extent.offset, end, body))
+            await self._each(layout, held, works)
+        finally:
+            _release(held)
+
+    # durability -------------------------------------------------------------------------------------------------
+
+    async def flush(self, layout: Layout) -> None:
+        """Write back what is dirty of the file now; what cannot be written is reported as lost."""
+        works = []
+        for index, obj in layout.stripes:
+            data = self.caches.get(index)
+            cached = data.objects.get(obj) if data is not None else None
+            if data is not None and cached is not None and cached.pages.busy(0, OBJECT_EOF):
+                works.append(data.writeback.flush(cached))
+        await self.shared.tasks.gather(works, "flush")
+
+    async def flush_all(self) -> None:
+        """Write back everything that is dirty now."""
+        works = [
+            data.writeback.flush(cached) for data in self.caches.values() for cached in list(data.writeback.dirty)
+        ]
+        await self.shared.tasks.gather(works, "flush")
+
+    def stop(self) -> None:
+        """The mount ends: nothing more is written back."""
+        for data in self.caches.values():
+            data.writeback.stop()
+        self.shared.tasks.stop()
+
+    async def _each(self, layout: Layout, held: Sequence[Held], works: Sequence[Coroutine[Any, Any, None]]) -> None:
+        """Do the work of all objects at once; an object that is gone is a stale file."""
+        await self.shared.tasks.gather(
+            [self.lov.on(layout, one.extent.stripe, work) for one, work in zip(held, works, strict=True)], "objects"
+        )
+
+
+def _whole(layout: Layout, offset: int, length: int) -> list[Extent]:
+    """The range as one extent of each object that it touches."""
+    stripes = layout.stripes
+    if len(stripes) == 1:
+        return [Extent(0, offset, length, ((0, length),))]
+    return striping.split(offset, length, layout.stripe_size, len(stripes), WHOLE)
+
+
+def _release(held: Sequence[Held]) -> None:
+    for one in held:
+        one.data.locks.release(one.lock)
+
+
+def _believable(held: Sequence[Held]) -> bool:
+    """Is what is cached under these locks true now?"""
+    return all(one.lock.data is one.cached and one.data.locks.serves(one.lock) for one in held)
+
+
+def _copy_all(held: Sequence[Held], buffer: memoryview, length: int) -> None:
+    for one in held:
+        pieces = [
+            buffer[start : min(start + size, length)] for start, size in one.extent.pieces if start < length
+        ]
+        copy_out(one.cached, one.extent.offset, pieces)
+
+
+def _accept(one: Held, buffer: memoryview, time: int, owner: Fid) -> bool:
+    """Write one object's part into the cache, now; False: there is no room."""
+    extent = one.extent
+    if len(extent.pieces) == 1:
+        start, length = extent.pieces[0]
+        pieces = [buffer[start : start + length]]
+    else:
+        pieces = [buffer[start : start + length] for start, length in extent.pieces]
+    return one.data.writeback.accept(
+        one.cached, extent.offset, extent.offset + extent.length, pieces, time, owner, extent.stripe
+    )
+
+
+def _newer(lvb: Lvb, cached: CachedObject | None) -> Lvb:
+    """What the OST says, and what is known here that it does not know."""
+    if cached is None:
+        return lvb
+    ours = cached.lvb()
+    newest = ours if ours.ctime > lvb.ctime else lvb
+    return newest._replace(size=max(ours.size, lvb.size), atime=max(ours.atime, lvb.atime))
+
+
+def _objects_attr(layout: Layout, lvbs: Sequence[Lvb]) -> ObjectsAttr:
+    size = striping.file_size([lvb.size for lvb in lvbs], layout.stripe_size)
+    newest = max(lvbs, key=lambda lvb: (lvb.ctime, lvb.mtime))
+    return ObjectsAttr(size, sum(lvb.blocks for lvb in lvbs), newest.mtime, newest.ctime)

@@ -1,0 +1,153 @@
+"""A client that caches, over OSTs in memory that check what it does: locks named and held, grants kept, space left."""
+
+from __future__ import annotations
+
+import errno
+from types import TracebackType
+from typing import Any, Self
+
+from fake_locks import FakeLocks
+from fake_servers import FakeMdt, FakeNode, FakeOst
+
+from lustrelite.client.connections import Connections
+from lustrelite.client.data_cache import DataCache
+from lustrelite.client.file import File
+from lustrelite.client.fs import FileSystem
+from lustrelite.errors import OpError
+from lustrelite.ldlm.policy import WRITERS
+from lustrelite.wire import ost
+from lustrelite.wire.ldlm import Lvb
+from lustrelite.wire.message import ROOT_CRED, Cred
+from lustrelite.wire.ost import grant_bytes, resource_of
+
+
+class CachingOst(FakeOst):
+    """A FakeOst with locks, grants and a disk of a size."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.locks = FakeLocks(self.lvb)
+        self.last_committed = 0
+        self.transno = 0
+        self.promised = 0
+        self.gives = 1 << 40  # at most so much for each wish
+        self.room = 1 << 50  # bytes of disk
+        self.bytes_written = 0
+
+    def lvb(self, obj: int) -> Lvb | OpError:
+        if obj in self.destroyed:
+            return OpError(errno.ENOENT)
+        attr = self._attr(obj)
+        return Lvb(attr.size, attr.blocks, attr.atime, attr.mtime, attr.ctime)
+
+    def _check_lock(self, body: Any, start: int, end: int, modes: int) -> None:
+        lock = self.locks.held.get(body.lock)
+        if lock is None or lock.resource != resource_of(body.object) or not lock.mode & modes:
+            raise OpError(errno.ESTALE, f"{body} without its lock")
+        assert lock.start <= start and end - 1 <= lock.end, (body, lock)
+
+    async def call(self, body: Any, *, cred: Cred = ROOT_CRED, timeout_s: float | None = None) -> Any:
+        if isinstance(body, ost.Punch):
+            self._check_lock(body, body.start, body.end, WRITERS)
+        elif isinstance(body, ost.OstSync):
+            self.last_committed = self.transno
+        before = self.times.get(getattr(body, "object", 0), 0)
+        attr = await super().call(body, cred=cred, timeout_s=timeout_s)
+        if isinstance(body, ost.Punch):
+            self.transno += 1
+            self.times[body.object] = max(before, body.time)
+            return self._attr(body.object)._replace(version=self.transno)
+        return attr
+
+    async def call_bulk(
+        self, body: Any, *, bulk: Any = None, sink: memoryview | None = None, cred: Cred = ROOT_CRED
+    ) -> tuple[Any, memoryview | None]:
+        if isinstance(body, ost.Read):
+            self._check_lock(body, body.offset, body.offset + body.length, -1)
+            return await super().call_bulk(body, bulk=bulk, sink=sink, cred=cred)
+        assert isinstance(body, ost.Write)
+        self._check_lock(body, body.offset, body.offset + len(bulk), WRITERS)
+        sent = bytes(bulk)
+        before = self.times.get(body.object, 0)
+        cost = grant_bytes(body.offset, body.offset + len(bulk))
+        if not body.from_grant and self.room - cost < self.promised and not self.errors:
+            await self._travel(body)
+            raise OpError(errno.ENOSPC)
+        reply, data = await super().call_bulk(body, bulk=bulk, sink=sink, cred=cred)
+        assert bytes(bulk) == sent, "data on its way did not change"
+        self._check_lock(body, body.offset, body.offset + len(bulk), WRITERS)
+        self.times[body.object] = max(before, body.time)
+        if body.from_grant:
+            assert self.promised >= cost, "within its grant"
+            self.promised -= cost
+        self.room -= cost
+        assert self.room >= 0
+        given = min(body.undirty, self.gives, max(self.room - self.promised, 0) // 4 // 4096 * 4096)
+        self.promised += given
+        self.transno += 1
+        if body.sync:
+            self.last_committed = self.transno
+        self.bytes_written += len(bulk)
+        attr = self._attr(body.object)._replace(version=self.transno)
+        return ost.WriteReply(attr, given), data
+
+
+class CachingWorld:
+    """One mounted client that caches."""
+
+    def __init__(
+        self, osts: int = 1, *, stripe_size: int = 1 << 16, bytes_max: int = 1 << 20, seed: int = 0, grant: int = 8 << 20,
+    ) -> None:  # fmt: skip
+        self.node = FakeNode()
+        self.node.tunables.write_back_after_s = 1000.0  # only when a test says so
+        self.node.tunables.caching = 1
+        self.mdt = FakeMdt(osts, stripe_size)
+        self.osts = [CachingOst(bytes_max=bytes_max, seed=seed + i) for i in range(osts)]
+        self.connections = Connections(self.node, "lustre")
+        self.connections.add_mdt(self.mdt)
+        for index, server in enumerate(self.osts):
+            self.connections.add_ost(index, server)
+            server.promised = grant
+            self.data(index).grant.connected(grant)
+        self.fs = FileSystem(self.connections)
+
+    def data(self, index: int = 0) -> DataCache:
+        found = self.connections.lov.oscs[index].data
+        assert found is not None
+        return found
+
+    def writes(self, index: int = 0) -> list[tuple[int, bool]]:
+        """(offset, within the grant) of every write that came."""
+        return [(call.offset, call.from_grant) for call in self.osts[index].calls if isinstance(call, ost.Write)]
+
+    def names(self, index: int = 0) -> list[str]:
+        """The requests that came, and forget them."""
+        names = self.osts[index].names()
+        self.osts[index].calls.clear()
+        return names
+
+    def content(self, file: File) -> bytes:
+        """What the OST has of a file with one object."""
+        assert file.layout is not None
+        ((index, obj),) = file.layout.stripes
+        return bytes(self.osts[index].objects.get(obj, b""))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            for server in self.osts:
+                server.silent = False
+                await server.locks.revoke()
+                assert not server.locks.held
+            for data in (self.data(index) for index in range(len(self.osts))):
+                assert not data.objects and not data.grant.reserved and not data.writeback.dirty
+                assert data.osc.slots()._value == self.node.tunables.max_rpcs_in_flight
+            pages = self.data().shared
+            assert not pages.pages.count and not pages.dirty and not pages.ahead
+            await self.fs.unmount()
+            assert not self.mdt.opens, "no handle is left open"
+        await self.node.stop_tasks()
