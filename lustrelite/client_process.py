@@ -22,7 +22,9 @@ from typing import Any
 from prometheus_client.core import Metric
 
 from lustrelite.cli import transfer
+from lustrelite.client.data_cache import DataCache
 from lustrelite.client.fs import FileSystem
+from lustrelite.client.locked_io import LockedIo
 from lustrelite.errors import OpError
 from lustrelite.ldlm.lock_cache import LockCache
 from lustrelite.params import Param, number_text, parse_like
@@ -30,6 +32,7 @@ from lustrelite.process import Process
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.server_metrics import import_metrics
 from lustrelite.server_params import import_params
+from lustrelite.tunables import Tunables
 
 LINE_BYTES_MAX = 64 << 20
 
@@ -61,6 +64,12 @@ class MountProcess:
             yield from import_params(f"{kind}/{name}", name, imp)
             if imp.locks is not None:
                 yield from _lock_params(f"ldlm/namespaces/{name}", imp.locks)
+        connections = self.fs.connections
+        for osc in connections.lov.oscs.values():
+            if osc.data is not None:
+                yield from _data_params(f"osc/{osc.name}-osc-{connections.uuid[:8]}", osc.data)
+        if connections.lov.locked is not None:
+            yield from _cache_params(f"llite/{connections.fsname}-{connections.uuid[:8]}", connections.lov.locked)
 
     def _dump_locks(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         """The locks of one import as lines, by resource; of the MDT's also the record locks."""
@@ -168,6 +177,35 @@ def _lock_params(prefix: str, locks: LockCache) -> Iterable[Param]:
     yield Param(f"{prefix}/lock_unused_count", lambda: str(len(lru)))
     yield Param(f"{prefix}/lru_size", lambda: str(lru.max_count), set_size)
     yield Param(f"{prefix}/lru_max_age", lambda: number_text(lru.max_age_s), set_age)
+
+
+def _of_tunable(name: str, tunables: Tunables, ours: str, unit: int = 1) -> Param:
+    """A tunable of this process in another unit; it is no other connection's for that (Lustre's would be)."""
+
+    def put(text: str) -> None:
+        value = int(parse_like(0, text))
+        if value < 0:
+            raise ValueError(f"{value} is negative")
+        setattr(tunables, ours, value * unit)
+
+    return Param(name, lambda: str(getattr(tunables, ours) // unit), put)
+
+
+def _data_params(prefix: str, data: DataCache) -> Iterable[Param]:
+    """The dirty data of one OST under Lustre's names."""
+    tunables = data.osc.node.tunables
+    yield Param(f"{prefix}/cur_grant_bytes", lambda: str(data.grant.available))
+    yield Param(f"{prefix}/cur_dirty_bytes", lambda: str(data.grant.reserved))
+    yield _of_tunable(f"{prefix}/max_dirty_mb", tunables, "max_dirty_bytes", 1 << 20)
+    yield _of_tunable(f"{prefix}/max_rpcs_in_flight", tunables, "max_rpcs_in_flight")
+
+
+def _cache_params(prefix: str, locked: LockedIo) -> Iterable[Param]:
+    """The pages of the mount."""
+    pages, tunables = locked.shared.pages, locked.shared.node.tunables
+    yield Param(f"{prefix}/cached_bytes", lambda: str(pages.bytes))
+    yield _of_tunable(f"{prefix}/max_cached_mb", tunables, "max_cached_bytes", 1 << 20)
+    yield _of_tunable(f"{prefix}/max_read_ahead_mb", tunables, "max_read_ahead_bytes", 1 << 20)
 
 
 def _answer(**fields: Any) -> None:

@@ -154,6 +154,9 @@ def _of_target(target: Target) -> Iterable[Param]:
     files = getattr(target, "last_id", None)
     if isinstance(files, int):
         yield Param(f"{prefix}/last_id", lambda: str(files))
+    grants: Any = getattr(target, "grants", None)
+    if grants is not None:
+        yield Param(f"{prefix}/tot_granted", lambda: str(grants.promised))
     yield from _exports(prefix, target)
     namespace = target.namespace
     locks = f"ldlm/namespaces/{target.name}"

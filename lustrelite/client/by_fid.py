@@ -14,7 +14,7 @@ import asyncio
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from lustrelite.client.attr_cache import STAT, AttrCache, Known
 from lustrelite.client.attributes import DirEntry, ObjectsAttr, Stat, Statfs, merge
@@ -56,7 +56,19 @@ class FidOperations:
             known = cache.look(parent, name, self.cred, STAT)
             if known is not None and (found := self._whole(known)) is not None:
                 return found
-        return await self._full(await self._lookup(parent, name, STAT))
+        return await self._stat_of(lambda: self._lookup(parent, name, STAT))
+
+    async def _stat_of(self, find: Callable[[], Awaitable[Attr]]) -> Stat:
+        """`_full` of what a name leads to. If that has just lost its last name, another file may have been renamed over it."""
+        gone = NO_FID
+        while True:
+            attr = await find()
+            try:
+                return await self._full(attr)
+            except OpError as error:
+                if error.errno != errno.ENOENT or attr.fid == gone:
+                    raise
+            gone = attr.fid
 
     async def stat_fid(self, fid: Fid) -> Stat:
         """Attributes of `fid`.  ENOENT"""
@@ -82,6 +94,8 @@ class FidOperations:
             if objects is None:
                 return None
         mtime, atime = connections.open_files.pending_times(attr.fid)
+        for lock in known.locks:
+            lock.touched = True  # it was of use, and stays longer
         merged = known.merged
         if merged is not None and merged[0] == objects and merged[1] == mtime and merged[2] == atime:
             return merged[3]  # type: ignore[no-any-return]

@@ -40,6 +40,7 @@ class CachedObject:
         self.stripe = 0
         self.cred: Cred = ROOT_CRED
         self.charged = 0  # of pages.cost, what the grant knows of
+        self._last = Lvb(0, 0, 0, 0, 0)  # what `lvb` said last
 
     def adopt(self, lock: ClientLock) -> None:
         """The lock was granted, and is used for the first time."""
@@ -75,11 +76,14 @@ class CachedObject:
         return left
 
     def lock_at(self, offset: int, modes: int) -> ClientLock | None:
-        """A lock of one of `modes` that covers the byte at `offset`, asked for or not."""
+        """A lock of one of `modes` that covers the byte at `offset`, asked for or not (if there is a choice, not)."""
+        found = None
         for lock in self.locks.values():
             if lock.start <= offset <= lock.end and lock.mode & modes:
-                return lock
-        return None
+                if lock.ready:
+                    return lock
+                found = lock
+        return found
 
     @property
     def exact(self) -> bool:
@@ -91,6 +95,12 @@ class CachedObject:
 
     def lvb(self) -> Lvb:
         """What is known of it."""
+        if not self.pages.cost:
+            last = self._last
+            now = (self.size, self.blocks, self.atime, self.mtime, self.ctime)
+            if last != now:
+                last = self._last = Lvb._make(now)
+            return last
         dirty = self.pages.cost // _BLOCK_BYTES
         whole = -(-self.size // _DISK_BLOCK_BYTES) * (_DISK_BLOCK_BYTES // _BLOCK_BYTES)
         blocks = max(self.blocks, min(self.blocks + dirty, whole))

@@ -80,10 +80,13 @@ class DataCache:
 
     def known(self, obj: int) -> Lvb | None:
         """All that can be known of the object: somebody who asks the OST would learn no more."""
-        found = self.match(obj, 0, OBJECT_EOF + 1, PR)
-        if found is None or found[1].handle in found[0].unsized:
+        cached = self.objects.get(obj)
+        lock = self.locks.match_extent(cached.resource if cached is not None else resource_of(obj), 0, OBJECT_EOF, PR)
+        if lock is None:
             return None
-        return found[0].lvb()
+        if cached is None or lock.data is not cached:
+            cached = self._adopted(obj, lock)
+        return cached.lvb() if lock.handle not in cached.unsized else None
 
     async def _flush(self, lock: ClientLock, ask: Ask | None) -> None:
         cached: CachedObject | None = lock.data

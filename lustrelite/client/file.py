@@ -140,17 +140,23 @@ class File:
                 return data
         self._check(self.readable, offset)
         if size < 0 or size > _READ_AT_ONCE_MAX:
-            left = max((await self.fstat()).size - offset, 0)
+            left = max(await self._size_to_read() - offset, 0)
             size = left if size < 0 else min(size, left)
         buffer = bytearray(size)
         done = await self.pread_into(buffer, offset)
         return bytes(memoryview(buffer)[:done])
 
+    async def _size_to_read(self) -> int:
+        if self._locked is None:
+            return (await self.fstat()).size
+        layout = await self._current_layout()
+        return await self._locked.size_to_read(layout) if layout is not None else 0
+
     def _pread_now(self, size: int, offset: int) -> bytes | None:
         """All of it from the cache, and nothing to be read ahead; else None."""
         layout, ahead = self.layout, self._ahead
         end = offset + size
-        if layout is None or self.closed or (offset == ahead.expected and end >= ahead.trigger):
+        if layout is None or self.closed or ahead.strided or (offset == ahead.expected and end >= ahead.trigger):
             return None
         assert self._locked is not None
         data = self._locked.read_bytes(layout, offset, size)

@@ -70,7 +70,7 @@ class FileSystem(FidOperations):
         cache = self.connections.names
         if cache is not None and (found := self._stat_known(cache, path, follow)) is not None:
             return found
-        return await self._full(await self._find(path, follow, STAT))
+        return await self._stat_of(lambda: self._find(path, follow, STAT))
 
     def _stat_known(self, cache: AttrCache, path: Path, follow: bool) -> Stat | None:
         """`stat` of what is known to the last bit; None: ask."""

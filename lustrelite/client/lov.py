@@ -112,8 +112,10 @@ class Lov:
             sizes[extent.stripe] = max(size, sizes.get(extent.stripe, 0))
         end = offset + len(buffer)
         reach = max(striping.reach(stripe, size, unit, count) for stripe, size in sizes.items())
-        if reach < end and len(sizes) < count:
-            others = [stripe for stripe in range(count) if stripe not in sizes]
+        short = {extent.stripe for extent, (done, _) in zip(extents, results, strict=True) if done < extent.length}
+        if reach < end and len(short) < count:
+            # Also of an object that was read to the last byte: of what is behind it the OST knows only what is written back.
+            others = [stripe for stripe in range(count) if stripe not in short]
             attrs = await self._tasks.gather([self._getattr(layout, stripe, cred) for stripe in others], "getattr")
             reach = max(
                 reach, *(striping.reach(s, a.size, unit, count) for s, a in zip(others, attrs, strict=True))

@@ -17,11 +17,14 @@ STRIDES_MAX = 64
 class ReadAhead:
     """Of one open file."""
 
-    __slots__ = ("_alike", "_last", "_size", "_stride", "_strides", "_upto", "expected", "trigger", "window")
+    __slots__ = (
+        "_alike", "_last", "_size", "_stride", "_strides", "_upto", "expected", "strided", "trigger", "window"
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.expected = 0  # where a sequential read would begin
         self.trigger = 0  # a sequential read that comes past this must be told to `observe`; the others need not
+        self.strided = False  # now every read must be told
         self.window = 0
         self._upto = 0  # asked for so far
         self._last = -1
@@ -34,7 +37,7 @@ class ReadAhead:
         """Somebody reads [offset, offset + size): the ranges [start, end) to read now, `bytes_max` ahead of him at most."""
         end = offset + size
         if offset == self.expected:
-            self._alike = 0
+            self._alike, self.strided = 0, False
             ranges = self._sequential(end, size, bytes_max)
         else:
             self.window = self._upto = self.trigger = 0
@@ -54,11 +57,12 @@ class ReadAhead:
     def _strided(self, offset: int, size: int, bytes_max: int) -> list[tuple[int, int]]:
         stride = offset - self._last
         if self._last < 0 or stride != self._stride or size != self._size or abs(stride) <= size:
-            self._stride, self._alike, self._strides = stride, 0, 0
+            self._stride, self._alike, self._strides, self.strided = stride, 0, 0, False
             return []
         self._alike += 1
         if self._alike < STRIDES_ALIKE:
             return []
+        self.strided = True
         # `_strides` places ahead are asked for already; this read has used one of them.
         ahead = max(self._strides - 1, 0)
         self._strides = min(2 * self._alike, STRIDES_MAX, max(bytes_max // size, 0))

@@ -289,6 +289,9 @@ class WriteBack:
     def _crashed(self, cached: CachedObject, flight: Flight, error: OpError) -> None:
         cached.pages.end_flight(flight, lost=True)
         self.settle(cached)
+        lock = cached.locks.get(flight.lock)
+        if lock is not None:
+            self.osc.forget(lock)  # the object may be shorter than we thought
         if not flight.reported:
             self._report(cached.owner, flight.end - flight.start, error)
 

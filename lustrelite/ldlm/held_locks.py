@@ -6,6 +6,7 @@ A resource has few locks of one client, mostly one; they are looked through in t
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ class HeldLocks:
         """Is anything dirty or busy under this unused lock? Then the LRU leaves it alone."""
         tunables = imp.node.tunables
         self.lru: LockLru[ClientLock] = LockLru(tunables.lru_size, tunables.lru_max_age_s)
-        self._now = imp.node.now
+        self._now = asyncio.get_running_loop().time  # node.now() without its way there: this is asked most of all
         self._locks: dict[int, ClientLock] = {}  # by handle
         self._resources: dict[bytes, list[ClientLock]] = {}
         self._replayed_to = 0  # instance of the target to which locks were replayed last

@@ -38,6 +38,7 @@ from lustrelite.wire.ldlm import (
     EXTENT,
     GLIMPSE,
     IBITS,
+    PLAIN,
     PR,
     Granted,
     Lvb,
@@ -83,6 +84,10 @@ class LockCache(LocksInUse):
             self.use(lock)
             return lock
         return await self._take(IBITS, fid, mode, bits, try_bits, 0, EOF, 0, 0)
+
+    async def take_plain(self, resource: bytes, mode: int) -> ClientLock:
+        """A lock of a thing without parts, with a user more.  Errors: Evicted"""
+        return await self._take(PLAIN, resource, mode, 0, 0, 0, EOF, 0, 0)
 
     async def take_extent(
         self, resource: bytes, start: int, end: int, mode: int, *, flags: int = 0, gid: int = 0

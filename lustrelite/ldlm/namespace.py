@@ -157,6 +157,14 @@ class Namespace:
             bits_of[fid] = bits_of.get(fid, 0) | bits
         return await self._wait_all([(fid, IBITS, self._local(bits)) for fid, bits in bits_of.items()])
 
+    def revoke(self, resource_id: bytes) -> None:
+        """Ask for all locks on it back and wait for nobody: who comes anew finds what has changed already."""
+        resource = self.table.resources.get(resource_id)
+        for lock in list(resource.granted or ()) if resource is not None else ():
+            if not lock.asked:
+                self._mark_asked(lock)
+                self._ask(lock, lock, "nobody: it has changed")
+
     async def _wait_all(self, wants: list[tuple[bytes, int, LocalLock]]) -> list[LocalLock]:
         now = self.node.now()
         locks: list[LocalLock] = []
@@ -593,11 +601,11 @@ class Namespace:
             return
         for lock in self.table.expired(now):
             if lock.state is LockState.GRANTED and lock.asked:
-                self.node.events.emit(
-                    "lock.expired", level="warning", target=self.name, client=_name(lock.owner),
-                    resource=lock.resource.id.hex(), handle=lock.handle,
-                )  # fmt: skip
                 owner: Any = lock.owner
+                self.node.events.emit(
+                    "lock.expired", level="warning" if owner.target.recoverable else "info", target=self.name,
+                    client=_name(owner), resource=lock.resource.id.hex(), handle=lock.handle,
+                )  # fmt: skip
                 self._evict(owner, f"lock callback timer expired: it did not give back {lock!r}")
                 self._cancel(lock)  # it has stopped to serve from this one
         first = self.table.next_deadline()

@@ -6,7 +6,6 @@ records: its clients lose nothing when it restarts. Source: mgs/mgs_nids.c; prot
 
 from __future__ import annotations
 
-import asyncio
 import errno
 
 from lustrelite.errors import OpError
@@ -16,10 +15,11 @@ from lustrelite.rpc.node import Node
 from lustrelite.store import schema
 from lustrelite.store.kv import Store
 from lustrelite.store.schema import TargetRecord
-from lustrelite.target.handlers import EMPTY, Handler, waiting
+from lustrelite.target.handlers import EMPTY, Handler, reading, waiting
+from lustrelite.target.lock_handlers import LOCK_HANDLERS
 from lustrelite.target.target import Target
 from lustrelite.target.transaction import Transaction
-from lustrelite.wire.mgs import Config, ConfigRead, SetParam, TargetInfo, TargetRegister
+from lustrelite.wire.mgs import Config, ConfigRead, SetParam, TargetInfo, TargetRegister, config_resource
 from lustrelite.wire.session import Empty
 
 _INDEX_MAX = 0xFFFF
@@ -36,7 +36,6 @@ class Mgs(Target):
         self.entries: dict[str, TargetRecord] = {}
         self.params: dict[str, dict[str, str]] = {}  # by file system
         self.version = 0
-        self._changed = asyncio.Event()
 
     def load(self) -> None:
         """Read all entries: there are few."""
@@ -76,18 +75,9 @@ class Mgs(Target):
         self.version += 1
         txn.writes.update(self.meta_write("config_version", self.version))
 
-    def notify(self) -> None:
-        """Wake those that wait for a change."""
-        event, self._changed = self._changed, asyncio.Event()
-        event.set()
-
-    async def wait_change(self, wait_s: float) -> None:
-        """Return at the next change, or after `wait_s` seconds."""
-        try:
-            async with asyncio.timeout(wait_s):
-                await self._changed.wait()
-        except TimeoutError:
-            pass
+    def notify(self, fsname: str) -> None:
+        """The configuration has changed: whoever holds a lock on it is to read it again.  Source: mgs_revoke_lock()"""
+        self.namespace.revoke(config_resource(fsname))
 
 
 def _free_index(mgs: Mgs, fsname: str, kind: str) -> int:
@@ -126,19 +116,17 @@ async def target_register(call: Call, body: TargetRegister) -> TargetInfo:
                 mgs.run(mgs.write_param, body.fsname, key, value)
         mgs.node.events.emit("mgs.registered", target=name, nids=list(nids), instance=body.instance)
     await mgs.committed()
-    mgs.notify()
+    mgs.notify(body.fsname)
     return mgs.entries[name].info
 
 
-async def config_read(call: Call, body: ConfigRead) -> Config:
-    """The configuration, at once if there is something new.  Source: MGS_CONFIG_READ"""
+def config_read(call: Call, body: ConfigRead) -> Config:
+    """The configuration, or what is new in it.  Source: MGS_CONFIG_READ"""
     mgs: Mgs = call.target
     if not any(name.startswith(body.fsname + "-") for name in mgs.entries):
         raise OpError(errno.ENOENT, f"no file system {body.fsname!r} here")
     if body.since > mgs.version:  # the MGS was replaced: start over
         return mgs.config(body.fsname, 0)
-    if body.since == mgs.version and body.wait_ms > 0:
-        await mgs.wait_change(min(body.wait_ms, 60_000) / 1000)
     return mgs.config(body.fsname, body.since)
 
 
@@ -149,12 +137,13 @@ async def set_param(call: Call, body: SetParam) -> Empty:
         raise OpError(errno.EPERM, "only root sets parameters")
     mgs.run(mgs.write_param, body.fsname, body.name, body.value)
     await mgs.committed()
-    mgs.notify()
+    mgs.notify(body.fsname)
     return EMPTY
 
 
 HANDLERS: dict[type, Handler] = {
+    **LOCK_HANDLERS,
     TargetRegister: waiting(target_register),
-    ConfigRead: waiting(config_read),
+    ConfigRead: reading(config_read),
     SetParam: waiting(set_param),
 }

@@ -397,6 +397,11 @@ async def read(call: Call, body: Read) -> ReadReply:
     locks = [] if body.lock else await lockless.take(ost, body.object, body.offset, end, PR)
     hold = None
     try:
+        if locks and ost.files.size(body.object) < end and lockless.in_the_way(ost, body.object, end, OBJECT_EOF, PR):
+            # Perhaps it does not end here: somebody writes behind it.
+            ost.namespace.release(locks)
+            locks = []
+            locks = await lockless.take(ost, body.object, body.offset, OBJECT_EOF, PR)
         hold = await ost.ranges.hold(body.object, body.offset, end, shared=True)
         _check_valid(call)
         ost.record(body.object)

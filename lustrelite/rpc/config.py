@@ -1,7 +1,7 @@
 """Following the configuration that the MGS keeps: which targets there are and where.
 
-Loaded once at mount; afterwards a request waits at the MGS for the next change and is renewed. While the MGS is down
-everything goes on with what is known.  Source: mgc/mgc_request.c; protocol-facts 9.1, 9.2
+Loaded once at mount, under a PLAIN lock: when the MGS asks for it back something has changed, and it is read again. While
+the MGS is down everything goes on with what is known.  Source: mgc/mgc_request.c; protocol-facts 9.1, 9.2
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from collections.abc import Callable, Sequence
 
 from lustrelite.errors import OpError
 from lustrelite.ids import Nid
+from lustrelite.ldlm.client_lock import ClientLock
+from lustrelite.ldlm.lock_cache import LockCache
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.rpc.links import LinkPool
 from lustrelite.rpc.node import Node
 from lustrelite.rpc.request import Xids
-from lustrelite.wire.mgs import Config, ConfigRead, TargetInfo, TargetRegister
+from lustrelite.wire.ldlm import CR
+from lustrelite.wire.mgs import Config, ConfigRead, TargetInfo, TargetRegister, config_resource
 
 
 class ConfigFollower:
@@ -32,6 +35,9 @@ class ConfigFollower:
         self.mgs = ClientImport(
             node, links, target_uuid="MGS_UUID", nids=mgs_nids, client_uuid=client_uuid, incarnation=xids.last, xids=xids
         )
+        self.locks = self.mgs.locks = LockCache(self.mgs)
+        self.locks.drop = self._lock_gone
+        self._stale = asyncio.Event()  # the lock is gone: there may be something new
         self._listeners: list[Callable[[TargetInfo], None]] = []
         self._params_listeners: list[Callable[[dict[str, str]], None]] = []
         self._task: asyncio.Task[None] | None = None
@@ -42,7 +48,7 @@ class ConfigFollower:
 
     async def load(self) -> dict[str, TargetInfo]:
         """Read the configuration and follow it from now on.  Errors: ENOENT no such file system."""
-        self._take(await self.mgs.call(ConfigRead(self.fsname, 0, 0)))
+        self._take(await self.mgs.call(ConfigRead(self.fsname, 0)))
         if self._task is None:
             self._task = self.node.spawn(self._follow(), f"config {self.fsname}")
         return self.targets
@@ -93,16 +99,16 @@ class ConfigFollower:
             for params_listener in self._params_listeners:
                 params_listener(params)
 
+    def _lock_gone(self, lock: ClientLock, lost: bool) -> None:
+        self._stale.set()
+
     async def _follow(self) -> None:
-        wait_s = self.node.tunables.mgs_poll_s
         while True:
             try:
-                self._take(
-                    await self.mgs.call(
-                        ConfigRead(self.fsname, self.version, int(wait_s * 1000)),
-                        timeout_s=wait_s + self.node.tunables.rpc_timeout_s,
-                    )
-                )
+                self._stale.clear()
+                self.locks.release(await self.locks.take_plain(config_resource(self.fsname), CR))
+                self._take(await self.mgs.call(ConfigRead(self.fsname, self.version)))
+                await self._stale.wait()
             except OpError:
                 if self.mgs.state == "CLOSED":
                     return

@@ -253,7 +253,7 @@ class ImportRecovery:
         while True:
             uncommitted = bool(self.imp.replays.uncommitted)
             interval = tunables.uncommitted_ping_s if uncommitted else tunables.ping_interval_s
-            pause = min(interval, max(self._lease_due() - self.imp.node.now(), self.imp.lease_s / 8))
+            pause = min(interval, self._lease_pause())
             try:
                 async with asyncio.timeout(pause):
                     await self.imp.lost.wait()
@@ -265,7 +265,7 @@ class ImportRecovery:
             idle = self.imp.node.now() - self.imp.last_reply_at
             if pause < interval:
                 uncommitted = False  # not yet
-                if self._lease_due() <= self.imp.node.now():
+                if self._lease_due():
                     idle = interval
             if self.imp.leaving:
                 continue  # behind a Disconnect a ping would find no export and look like an eviction
@@ -275,9 +275,17 @@ class ImportRecovery:
                 ping.future.add_done_callback(lambda f: f.cancelled() or f.exception())
                 self.imp.send(ping)
 
-    def _lease_due(self) -> float:
-        """When to renew the lease: never without locks."""
+    def _lease_pause(self) -> float:
+        """How long the lease need not be looked at, whatever locks come meanwhile."""
         imp = self.imp
-        if imp.locks is None or not imp.locks.lock_count or imp.lease_s <= 0:
+        if imp.locks is None or imp.lease_s <= 0:
             return float("inf")
-        return imp.leased_at + LEASE_RENEWED_AT * imp.lease_s
+        pause = LEASE_RENEWED_AT * imp.lease_s
+        return max(imp.leased_at + pause - imp.node.now(), imp.lease_s / 8) if imp.locks.lock_count else pause
+
+    def _lease_due(self) -> bool:
+        """Are there locks whose lease wants to be renewed?"""
+        imp = self.imp
+        if imp.locks is None or not imp.locks.lock_count:
+            return False
+        return imp.node.now() >= imp.leased_at + LEASE_RENEWED_AT * imp.lease_s

@@ -50,7 +50,7 @@ class _Search:
         self.needed = sorted(
             (index for index, call in enumerate(self.calls) if not call.optional), key=lambda i: self.calls[i].done
         )
-        self.late = [call.done for call in self.calls if call.optional and call.done != NEVER]
+        self.late = [(call.done, 1 << i) for i, call in enumerate(self.calls) if call.optional and call.done != NEVER]
         self.steps = 0
 
     def run(self, state: Any) -> str:
@@ -70,6 +70,9 @@ class _Search:
                 if ways is None:
                     left ^= 1 << harmless
                     latest = max(latest, self.calls[harmless].invoked)
+            for done, bit in self.late:  # who did not happen in time and who did make no difference any more
+                if done < latest:
+                    left &= ~bit
             if (left, state) in seen:
                 continue
             seen.add((left, state))
@@ -97,7 +100,9 @@ class _Search:
                 continue  # done, or optional and too late for it
             self.steps += 1
             after = self.step(state, call.effect)
-            if call.reads and after and after[0] == state and not any(latest < end < call.invoked for end in self.late):
+            if call.reads and after and after[0] == state and not any(
+                latest < end < call.invoked and left & bit for end, bit in self.late
+            ):
                 return index, None
             if after:
                 ways.append((index, after))

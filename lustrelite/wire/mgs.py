@@ -45,13 +45,20 @@ class Config(NamedTuple):
     params: tuple[tuple[str, str], ...]
 
 
+def config_resource(fsname: str) -> bytes:
+    """What the lock on a file system's configuration is on."""
+    return fsname.encode()
+
+
 @message(op=256, reply=Config)
 class ConfigRead(NamedTuple):
-    """Entries newer than `since`; if there are none, wait up to `wait_ms` for one.  Errors: ENOENT no such file system"""
+    """Entries newer than `since`. A PLAIN lock, held by who has read it, says that nothing has changed since.
+
+    Errors: ENOENT no such file system
+    """
 
     fsname: str
     since: int
-    wait_ms: int
 
 
 @message(op=257, reply=Empty)

@@ -452,6 +452,6 @@ class ProcessNet:
 TUNABLES = Tunables(
     rpc_timeout_s=2.0, connect_timeout_s=2.0, reconnect_pause_s=0.05, reconnect_pause_max_s=0.3, ping_interval_s=1.0,
     uncommitted_ping_s=0.5, recovery_time_soft_s=8.0, recovery_time_hard_s=30.0, replay_timeout_s=4.0,
-    commit_interval_s=0.2, precreate_min=8, precreate_max=64, commit_on_sharing=0, mgs_poll_s=1.0,
+    commit_interval_s=0.2, precreate_min=8, precreate_max=64, commit_on_sharing=0,
 )  # fmt: skip
 

@@ -70,6 +70,9 @@ async def test_readers_share_a_file_and_a_writer_has_it_alone(cluster: Any) -> N
             await flock(of_b, LOCK_EX | LOCK_NB)
         # flock(2): the change of a lock is no atomic one, the old lock is gone
         assert held(c, bsd=True) == {"a1": [(0, EOF, PR)]}
+        await c.fail(c.mds)
+        await c.settle()
+        assert held(c, bsd=True) == {"a1": [(0, EOF, PR)]}  # nor is it replayed
         await flock(of_a, LOCK_UN)
         await flock(of_b, LOCK_EX | LOCK_NB)
         with refused(errno.EWOULDBLOCK):

@@ -11,6 +11,7 @@ from steps import EVICTION, soon
 from test_lock_replay import held, locks_of, objects, take
 
 from lustrelite.wire.ldlm import LOOKUP, PR, PW, UPDATE
+from lustrelite.wire.ost import OstStatfs
 
 OST = "OST0000"
 
@@ -30,8 +31,11 @@ def believes(client: Any, resource: bytes, mode: int = PW) -> bool:
     return locks_of(client, OST).match_extent(resource, 0, 0, mode) is not None
 
 
-async def test_an_idle_client_keeps_its_lease_and_one_that_is_cut_off_loses_it(cluster: Any) -> None:
-    async with cluster(caching=1) as c:
+@pytest.mark.parametrize("ping_interval_s", [4.0, 20.0])
+async def test_an_idle_client_keeps_its_lease_and_one_that_is_cut_off_loses_it(
+    cluster: Any, ping_interval_s: float
+) -> None:
+    async with cluster(caching=1, ping_interval_s=ping_interval_s) as c:
         (resource,) = await objects(c)
         locks_of(c.a, OST).release(await take(c.a, resource, PW))
         imp = c.a.fs.connections.imports["lustre-OST0000"]
@@ -146,3 +150,15 @@ async def test_after_a_restart_of_the_server_the_lease_is_renewed_as_before(clus
 
 async def _take_and_release(locks: Any, fid: bytes) -> None:
     locks.release(await locks.take_bits(fid, UPDATE))
+
+
+async def test_an_answer_to_a_second_copy_counts_from_the_first(cluster: Any) -> None:
+    """Nobody knows which of the two was answered, and when."""
+    async with cluster(caching=1, ping_interval_s=60.0) as c:
+        imp = c.a.fs.connections.imports["lustre-OST0000"]
+        await c.settle()
+        began = c.loop.time()
+        lost = c.drop_reply(OstStatfs)
+        await c.a.unrecorded(imp.call(OstStatfs()))
+        assert lost.matched and c.loop.time() > began + c.tunables.rpc_timeout_s
+        assert imp.leased_at == began and imp.lease_until == began + imp.lease_s

@@ -17,6 +17,7 @@ from lustrelite.ldlm.policy import EOF
 from lustrelite.wire.ldlm import LOOKUP, NO_EXPANSION, PR, PW
 from lustrelite.wire.locks import Cancel, Enqueue
 from lustrelite.wire.mdt import Getattr
+from lustrelite.wire.ost import Write
 
 
 def locks_of(client: Any, target: str) -> LockCache:
@@ -249,6 +250,41 @@ async def test_a_riding_lock_whose_answer_was_lost_is_not_believed_in_twice(clus
         assert locks.match_bits(fid, LOOKUP) is None
 
 
+async def test_a_riding_lock_that_nobody_waits_for_any_more_goes_back(cluster: Any) -> None:
+    """The caller was cancelled: before the request was sent, and after it was executed."""
+    async with cluster(clients=1, caching=1) as c:
+        await c.a.create("/f")
+        fid = (await c.a.unrecorded(c.a.fs.lstat("/f"))).fid
+        locks = locks_of(c.a, "MDT0000")
+        imp = c.a.fs.connections.mdc.imp
+        for lock in locks.locks_of(fid):
+            locks.cancel(lock)
+        await c.until(lambda: not held(c.mds, "lustre-MDT0000", fid))
+
+        late = c.net.hold(Getattr, reply=True)
+        ride = locks.ride(b"", LOOKUP)
+        reading = soon(c.a.unrecorded(imp.call(Getattr(fid), ride=ride)))
+        await late.caught()
+        assert held(c.mds, "lustre-MDT0000", fid) == [("GRANTED", PR, ride.want.handle)]
+        reading.cancel()
+        await c.until(lambda: not held(c.mds, "lustre-MDT0000", fid))
+        late.release()
+        assert locks.ridden(ride) is None
+
+        lock = await c.a.unrecorded(locks.take_bits(fid, LOOKUP))
+        locks.release(lock)
+        imp.connection_failed(0, "broken by the test")
+        cancels, _ = locks.cancels_for(fid, LOOKUP)
+        ride = locks.ride(b"", LOOKUP, cancels=cancels)
+        reading = soon(c.a.unrecorded(imp.call(Getattr(fid), ride=ride)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert len(imp.delayed) == 1 and cancels == (lock.handle,)
+        reading.cancel()
+        await c.until(lambda: not held(c.mds, "lustre-MDT0000", fid))
+        assert locks.ridden(ride) is None and not locks.locks_of(fid)
+
+
 @pytest.mark.lustre("RS 121")
 async def test_lock_replay_that_meets_the_end_of_request_replay_ends(cluster: Any) -> None:
     """Source: lustre/tests/replay-single.sh test_121"""
@@ -326,3 +362,27 @@ async def test_a_client_that_is_evicted_in_recovery_believes_in_nothing(cluster:
         assert locks.lock_count == 0
         locks.release(of_a)
         locks_of(c.b, "OST0000").release(of_b)
+
+
+@pytest.mark.lustre("OST 10")
+async def test_dirty_data_under_a_replayed_lock_and_a_new_reader_get_on(cluster: Any) -> None:
+    """Source: lustre/tests/replay-ost-single.sh test_10"""
+    async with cluster(caching=1) as c:
+        file = await c.a.open("/f", create=True)
+        await file.pwrite(b"x" * 100_000, 0)
+        held_back = c.net.hold(Write, to=c.oss[0])
+        also = c.net.hold(Write, to=c.oss[1])
+        syncing = soon(file.fsync())
+        await c.until(lambda: bool(held_back.held or also.held))
+        server = c.oss[0] if held_back.held else c.oss[1]
+        reading = soon(c.b.read("/f"))
+        await asyncio.sleep(0.5)
+        await server.kill()
+        held_back.lift()
+        also.lift()
+        await server.start()
+        assert (await c.a.stat("/f")).size == 100_000
+        await syncing
+        assert await reading == b"x" * 100_000
+        c.never_saw("client.evicted")
+        await file.close()

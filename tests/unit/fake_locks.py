@@ -60,10 +60,20 @@ class FakeLocks:
         if isinstance(lvb, OpError):
             raise lvb
         low, high = (0, EOF) if self.grow else (start, end)
-        for other in list(self.held.values()):
-            conflicts = other.resource == resource and other.start <= high and low <= other.end
-            if conflicts and (other.mode != PR or mode != PR):
-                await self.revoke(other)
+        while True:
+            lock = self.match_extent(resource, start, end, mode)
+            if lock is not None:  # another task was faster
+                lock.users += 1
+                return lock
+            blocking = [
+                other
+                for other in self.held.values()
+                if other.resource == resource and other.start <= high and low <= other.end
+                and (other.mode != PR or mode != PR)
+            ]  # fmt: skip
+            if not blocking:
+                break
+            await self.revoke(blocking[0])
         self._last += 1
         lock = ClientLock(self._last, EXTENT, resource, mode, start=low, end=high)
         lvb = self.lvb(obj)
@@ -93,7 +103,7 @@ class FakeLocks:
         for one in [lock] if lock is not None else list(self.held.values()):
             ask = Ask(one.handle, flags, PR, 0, one.start, one.end)
             one.ready, one.asked = False, ask
-            while one.users:
+            while one.users or one.holding is Holding.CANCELLING:
                 await asyncio.sleep(0)
             if one.handle not in self.held:
                 continue

@@ -26,6 +26,8 @@ FID = b"f" * 16
 class Target:
     """As much of a target as locks need."""
 
+    recoverable = True
+
     def __init__(self, node: Node, *, frozen: bool = False) -> None:
         self.node = node
         self.name = "test-OST0000"
