@@ -15,7 +15,7 @@ STAT_FILES = 1000
 FILES = 5000
 STATS = 400_000
 CLIENTS = 32
-SHARED_CREATES = 24_000
+SHARED_CREATES = 12_000
 
 
 async def make_files(made: Any, directory: str, count: int) -> None:
@@ -107,7 +107,7 @@ def shared_dir() -> dict[str, Any]:
     with cluster() as made:
         mds = int(made.record("mds1")["pid"])
 
-        async def main() -> tuple[float, float, float, float]:
+        async def main() -> tuple[float, ...]:
             await make_files(made, "/warm", 4000)
             async with AsyncExitStack() as stack:
                 clients = [
@@ -126,11 +126,13 @@ def shared_dir() -> dict[str, Any]:
                     rate = await closed_loop(CLIENTS, SHARED_CREATES, one)
                     return rate, (cpu_seconds(mds) - cpu) / SHARED_CREATES
 
-                apart, apart_us = await creates([f"/own{number}" for number in range(CLIENTS)])
-                shared, shared_us = await creates(["/shared"] * CLIENTS)
-                return shared, apart, shared_us, apart_us
+                apart, shared = [], []
+                for turn in range(3):  # in turn: the machine's speed drifts
+                    apart.append(await creates([f"/own{turn}.{number}" for number in range(CLIENTS)]))
+                    shared.append(await creates([f"/shared{turn}"] * CLIENTS))
+                return (*max(shared), *max(apart))
 
-        shared, apart, shared_us, apart_us = run(main)
+        shared, shared_us, apart, apart_us = run(main)
     return result(
         "shared_dir", shared, "1/s", "a directory for each", apart, clients=CLIENTS, mds_us=round(shared_us * 1e6, 1),
         apart_us=round(apart_us * 1e6, 1),

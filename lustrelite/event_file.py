@@ -73,6 +73,6 @@ def log_line(event: Event) -> str:
     """The event as a line for people: `2026-11-20 21:44:01.123 mds1 WARNING recovery.timed_out clients=2`."""
     now = time.time()
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
-    level = "" if event.level == "info" else event.level.upper() + " "
+    level = "" if event.level in ("info", "debug") else event.level.upper() + " "
     fields = " ".join(f"{key}={value}" for key, value in event.fields.items())
     return f"{stamp}.{int(now * 1000) % 1000:03d} {event.node} {level}{event.name} {fields}".rstrip()

@@ -3,7 +3,8 @@
 A process (or a simulated node) owns one EventLog: a bounded ring, a counter per name, and any number of sinks
 (JSON lines on disk, metrics, the simulator's transcript). Names are `area.what_happened`, fields are JSON values;
 a field `message` is what Lustre's console would say.
-Levels: info, warning (an operator may care), error (something was lost or broken).
+Levels: info, warning (an operator may care), error (something was lost or broken), and debug: what happens too often to be
+written to the log files, unless `tunables.debug` is set; it is in the ring all the same.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Event(NamedTuple):
     def line(self) -> str:
         """The event as one JSON line."""
         head = {"t": round(self.time, 6), "node": self.node, "event": self.name}
-        if self.level != "info":
+        if self.level not in ("info", "debug"):
             head["level"] = self.level
         return json.dumps({**head, **self.fields}, default=str)
 

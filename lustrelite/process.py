@@ -132,8 +132,14 @@ class Process:
         directory.mkdir(parents=True, exist_ok=True)
         answers = bool(getattr(self.options, "stdin", False))  # then stdout is for them
         log = RotatingFile(directory / f"{self.name}.log", std=(2,) if answers else (1, 2))
-        events.sinks.append(lambda event: log.write(log_line(event)))
-        events.sinks.append(EventFile(directory / f"{self.name}.events.jsonl"))
+        lines = EventFile(directory / f"{self.name}.events.jsonl")
+
+        def write(event: Event) -> None:
+            if event.level != "debug" or self.node.tunables.debug:
+                log.write(log_line(event))
+                lines(event)
+
+        events.sinks.append(write)
 
     def _path(self, suffix: str) -> Path:
         assert self.run_dir is not None

@@ -34,6 +34,7 @@ class CachedObject:
         self.locks: dict[int, ClientLock] = {}  # by handle, in the order they were first used
         self.unsized: dict[int, None] = {}  # of them, those that came without a word about the object
         self.size = 0
+        self.resized = 0  # counts beginnings and ends of truncations: a size that is older than the last one is none
         self.blocks = 0
         self.atime = self.mtime = self.ctime = 0
         self.owner: Fid = NO_FID  # whose object it is: known to who writes
@@ -110,6 +111,11 @@ class CachedObject:
         """It has at least `size` bytes."""
         if size > self.size:
             self.size = size
+
+    def seen(self, size: int, lock: ClientLock, since: int) -> None:
+        """The OST said that it has `size` bytes, in answer to what was asked under `lock` when `resized` was `since`."""
+        if lock.data is self and self.resized == since and not since % 2:
+            self.grow(min(size, lock.end + 1))
 
     def changed(self, time: int) -> None:
         """It was changed here at `time`."""

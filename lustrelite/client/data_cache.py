@@ -172,13 +172,12 @@ class DataCache:
 
     async def _read(self, cached: CachedObject, lock: ClientLock, fetch: Fetch, cred: Cred) -> None:
         data = memoryview(bytearray(fetch.end - fetch.start))
-        done = 0
+        done, resized = 0, cached.resized
         try:
             done, size = await self.osc.read(cached.obj, fetch.start, [data], cred=cred, lock=lock.handle)
-            if lock.data is cached:
-                cached.grow(min(size, lock.end + 1))
-                if fetch.start + done < min(fetch.end, cached.size):
-                    cached.pages.zeros(fetch.start + done, min(fetch.end, cached.size), fetch)
+            cached.seen(size, lock, resized)
+            if lock.data is cached and fetch.start + done < min(fetch.end, cached.size):
+                cached.pages.zeros(fetch.start + done, min(fetch.end, cached.size), fetch)
         except OpError as error:
             if error.errno == errno.ESTALE:  # the OST does not know the lock: whatever we believe under it is wrong
                 if lock.data is cached:

@@ -204,9 +204,9 @@ class LockedIo:
     @staticmethod
     async def _read_part(one: Held, part: Extent, buffer: memoryview, cred: Cred) -> None:
         pieces = [buffer[start : start + length] for start, length in part.pieces]
+        resized = one.cached.resized
         done, size = await one.data.osc.read(one.cached.obj, part.offset, pieces, cred=cred, lock=one.lock.handle)
-        if one.lock.data is one.cached:
-            one.cached.grow(min(size, one.lock.end + 1))
+        one.cached.seen(size, one.lock, resized)
         for piece in pieces:
             zero(piece[min(done, len(piece)) :])
             done = max(done - len(piece), 0)
@@ -364,11 +364,14 @@ class LockedIo:
 
     async def _size(self, layout: Layout, one: Held, cred: Cred) -> int:
         """The size of an object under a lock on all of it."""
-        if one.lock.handle in one.cached.unsized:  # the lock came without a word about it
-            attr = await self.lov.on(layout, one.extent.stripe, one.data.osc.getattr(one.cached.obj, cred=cred))
-            one.cached.grow(attr.size)
-            one.cached.unsized.pop(one.lock.handle, None)
-        return one.cached.size
+        cached = one.cached
+        while one.lock.handle in cached.unsized:  # the lock came without a word about it
+            resized = cached.resized
+            attr = await self.lov.on(layout, one.extent.stripe, one.data.osc.getattr(cached.obj, cred=cred))
+            if cached.resized == resized and not resized % 2:
+                cached.seen(attr.size, one.lock, resized)
+                cached.unsized.pop(one.lock.handle, None)
+        return cached.size
 
     async def _write(
         self, layout: Layout, owner: Fid, held: list[Held], buffer: memoryview, time: int, cred: Cred, through: bool,
@@ -494,7 +497,8 @@ def _newer(lvb: Lvb, cached: CachedObject | None) -> Lvb:
         return lvb
     ours = cached.lvb()
     newest = ours if ours.ctime > lvb.ctime else lvb
-    return newest._replace(size=max(ours.size, lvb.size), atime=max(ours.atime, lvb.atime))
+    size = ours.size if cached.exact else max(ours.size, lvb.size)
+    return newest._replace(size=size, atime=max(ours.atime, lvb.atime))
 
 
 def _objects_attr(layout: Layout, lvbs: Sequence[Lvb]) -> ObjectsAttr:

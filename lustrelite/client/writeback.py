@@ -274,7 +274,7 @@ class WriteBack:
         wanted = tunables.max_dirty_bytes + tunables.max_rpcs_in_flight * self.osc.bytes_max
         return ost.Write(
             cached.obj, flight.start, cached.owner, cached.stripe, flight.time, flight.lock, from_grant,
-            self.grant.wish(wanted), not from_grant,
+            self.grant.wish(wanted), sync=not from_grant,
         )  # fmt: skip
 
     def _landed(self, cached: CachedObject, flight: Flight, reply: ost.WriteReply) -> None:
@@ -428,11 +428,20 @@ class WriteBack:
             raise Evicted(self.osc.name)
         cached.owner, cached.stripe = body.owner, body.stripe
         flight = pages.begin_flight(start, end)
-        if end >= OBJECT_EOF:
+        whole = end >= OBJECT_EOF
+        if whole:
             cached.size = start
+            cached.resized += 1
+            cached.unsized.pop(lock.handle, None)
         cached.changed(body.time)
 
         async def punch() -> None:
+            try:
+                await send()
+            finally:
+                cached.resized += whole
+
+        async def send() -> None:
             attr: ObjectAttr = await self.osc.imp.call(body._replace(lock=lock.handle), cred=cached.cred)
             self._done(cached, lock, flight, attr)
             self._remember(attr.version, cached.owner)

@@ -182,7 +182,7 @@ class LockCache(LocksInUse):
             self._granted(lock, granted)
         else:
             lock.holding = Holding.WAITING
-            self.node.events.emit("lock.waiting", target=self.imp.target, handle=lock.handle, resource=lock.resource.hex())
+            self.node.events.emit("lock.waiting", level="debug", target=self.imp.target, handle=lock.handle, resource=lock.resource.hex())
             if not lock.users:
                 self._give_up(lock)
 
@@ -238,7 +238,7 @@ class LockCache(LocksInUse):
             return 0
         if again:
             return 0
-        self.node.events.emit("lock.asked", target=self.imp.target, handle=lock.handle, users=lock.users)
+        self.node.events.emit("lock.asked", level="debug", target=self.imp.target, handle=lock.handle, users=lock.users)
         self._ask(lock, ask)
         if lock.holding is Holding.GRANTED and not lock.users:
             self._give_back(lock)

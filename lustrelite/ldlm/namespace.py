@@ -268,13 +268,14 @@ class Namespace:
         if type(effects[0]) is not Deny:
             answer(self._said(effects[0].lock, want, lvb))
             return
-        asked = [effect.lock for effect in effects[1:] if type(effect) is Glimpse]
+        # What the target locks for itself (lockless I/O) it knows all about.
+        asked = [effect.lock for effect in effects[1:] if type(effect) is Glimpse and effect.lock.owner is not LOCAL]
         if not asked:
             answer(refused(want, -errno.EWOULDBLOCK, lvb))
             return
         glimpse = _Glimpse(self, want, lvb, asked, answer)
         for lock in asked:
-            self.node.events.emit("lock.glimpsed", target=self.name, client=_name(lock.owner), handle=lock.handle)
+            self.node.events.emit("lock.glimpsed", level="debug", target=self.name, client=_name(lock.owner), handle=lock.handle)
             self._callbacks(lock.owner).add(GlimpseCallback, lock.handle, (lock, glimpse))
 
     def lvb(self, resource_id: bytes, *known: Lvb) -> Lvb | None:
@@ -304,7 +305,7 @@ class Namespace:
             return
         if lock.asked and lock.state is LockState.GRANTED:
             self.node.events.emit(
-                "lock.cancelled", target=self.name, client=_name(owner), resource=lock.resource.id.hex(),
+                "lock.cancelled", level="debug", target=self.name, client=_name(owner), resource=lock.resource.id.hex(),
                 handle=lock.handle,
             )  # fmt: skip
         else:
@@ -416,7 +417,7 @@ class Namespace:
             if type(effect) is FlockWait:
                 answer = _of_flock(effect.request, 0, BLOCK_WAIT)
                 self.node.events.emit(
-                    "lock.waiting", target=self.name, client=export.uuid, resource=want.resource.hex(),
+                    "lock.waiting", level="debug", target=self.name, client=export.uuid, resource=want.resource.hex(),
                     handle=want.handle, behind=str(effect.behind),
                 )  # fmt: skip
             elif effect.request is request:
@@ -481,7 +482,7 @@ class Namespace:
         ask = Ask(lock.handle, 0, waiter.mode, waiter.bits, waiter.start, waiter.end)
         self._callbacks(lock.owner).add(BlockingCallback, ask, lock)
         self.node.events.emit(
-            "lock.asked", target=self.name, client=_name(lock.owner), resource=lock.resource.id.hex(),
+            "lock.asked", level="debug", target=self.name, client=_name(lock.owner), resource=lock.resource.id.hex(),
             handle=lock.handle, wanted_by=why or _name(waiter.owner),
         )  # fmt: skip
         self._start_clock(lock)
@@ -493,7 +494,7 @@ class Namespace:
                 future.set_result(None)
             return
         self.node.events.emit(
-            "lock.completed", target=self.name, client=_name(lock.owner), resource=lock.resource.id.hex(),
+            "lock.completed", level="debug", target=self.name, client=_name(lock.owner), resource=lock.resource.id.hex(),
             handle=lock.handle, asked=lock.asked,
         )  # fmt: skip
         if self.draining and not lock.asked:
@@ -504,7 +505,7 @@ class Namespace:
     def _complete_flock(self, request: FlockRequest, status: int) -> None:
         export: Any = request.owner[0]
         self.node.events.emit(
-            "lock.completed", target=self.name, client=export.uuid, resource=request.resource.id.hex(),
+            "lock.completed", level="debug", target=self.name, client=export.uuid, resource=request.resource.id.hex(),
             handle=request.handle, status=status,
         )  # fmt: skip
         self._callbacks(export).add(CompletionCallback, _of_flock(request, status, BLOCK_GRANTED), request)
@@ -523,7 +524,7 @@ class Namespace:
 
     def _say_waiting(self, lock: Lock, behind: Lock) -> None:
         self.node.events.emit(
-            "lock.waiting", target=self.name, client=_name(lock.owner), resource=lock.resource.id.hex(),
+            "lock.waiting", level="debug", target=self.name, client=_name(lock.owner), resource=lock.resource.id.hex(),
             handle=lock.handle, behind=_name(behind.owner), behind_handle=behind.handle,
         )  # fmt: skip
 

@@ -265,6 +265,8 @@ def write(txn: Transaction, body: Write) -> WriteReply:
     attr = ost.stage(txn, body.object, _written(txn, record, body), data=True)
     ost.written(len(data))
     _changed_under(ost, call, body, txn.transno)
+    if body.release and not txn.replay:
+        txn.then = lambda: ost.namespace.cancel(call.export, (body.lock,))
     return WriteReply(attr, 0 if txn.replay else ost.grants.written(call.export, body, len(data)))
 
 

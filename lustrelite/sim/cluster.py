@@ -359,6 +359,18 @@ class Cluster:
         found = [e for e in self.events if e.name == event and world.match(e, fields)]
         assert not found, f"{event} was seen:\n{world.lines(found, ())}"
 
+    async def until_saw(self, event: str, *, timeout_s: float = SETTLE_S_MAX, **fields: Any) -> None:
+        """See world.World.until_saw."""
+        self.expected.add(event)
+        looked_at = 0
+
+        def happened() -> bool:
+            nonlocal looked_at
+            new, looked_at = self.events[looked_at:], len(self.events)
+            return any(e.name == event and world.match(e, fields) for e in new)
+
+        await self.until(happened, timeout_s)
+
     def expect(self, *events: str) -> None:
         """See world.World.expect."""
         self.expected.update(events)

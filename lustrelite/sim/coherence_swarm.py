@@ -8,8 +8,8 @@ What everybody did and saw goes to coherence.History, and at the end, when all i
 everything once more, writes back, and somebody new looks at it, too. The same seed gives the same history to the last
 bit.
 
-Without locks an append is not atomic, and neither is a size against it: a client that does not cache appends only to
-the file that is for it alone, and nobody else does then.
+A client that does not cache takes no locks, so its appends are not atomic: it makes none, except if nobody caches, and
+then one client alone appends to one file.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ FILES, LOG = ("/d/0", "/d/1"), "/d/log"
 NAMES = tuple("abcde")
 OFFSETS = (0, 64, 4032, 4096, 8192, 20032, STRIPE_SIZE - 128, STRIPE_SIZE, 2 * STRIPE_SIZE - 64)
 LENGTHS = (64, 64, 128, 4096, 4096, 8192, 20032)
+WATCHES_MAX, WATCHED_BYTES = 200, 24576
 READ_BYTES = 4 * STRIPE_SIZE  # more than any of these files has
 
 
@@ -56,6 +57,8 @@ class CoherenceCluster(Cluster):
     def record(self, event: Event) -> None:
         """Sink of every node's events."""
         super().record(event)
+        if str(event.fields.get("target", "")).startswith("MGS"):
+            return
         if event.name == "client.evicted":
             for client in self.clients.values():
                 if event.fields["client"] in client.uuids:
@@ -80,14 +83,14 @@ class CoherenceCluster(Cluster):
         await self.settle()
         living = [client for client in self.clients.values() if client.alive]
         for client in living:
-            await Watcher(self, client).look_at_everything()
+            await Inspector(self, client).look_at_everything()
         for client in living:
             await Recorder(self, client).call([], client.fs.sync())
         await self.bury()
         await self.settle()
         self.check_crashes()
         reader = await self.add_client("reader")
-        await Watcher(self, reader).look_at_everything()
+        await Inspector(self, reader).look_at_everything()
         problems = coherence.check(self.history, mdt=MDT, names=NAMES)
         if problems:
             raise Violation(f"seed {self.seed}: not coherent:\n  " + "\n  ".join(problems))
@@ -222,7 +225,7 @@ class Recorder:
         return st
 
 
-class Watcher(Recorder):
+class Inspector(Recorder):
     """Looks at everything, at the end."""
 
     async def look_at_everything(self) -> None:
@@ -252,14 +255,15 @@ class Worker(Recorder):
     """One line of operations of one client."""
 
     def __init__(
-        self, cluster: CoherenceCluster, client: SimClient, number: int, rng: random.Random, budget: Budget,
-        appends: bool,
-    ) -> None:  # fmt: skip
+        self, cluster: CoherenceCluster, client: SimClient, number: int, rng: random.Random, budget: Budget
+    ) -> None:
         super().__init__(cluster, client)
         self.name = f"{client.name}{number}"
         self.random = rng
         self.budget = budget
-        self.appends = appends  # anywhere, as locks allow it; else only to the log, and only client a
+        # Without locks an append is not atomic: if nobody caches, one client alone appends, to the log.
+        self.appends = client.life in self.history.caching
+        self.appends_to_log = self.appends or (not self.history.caching and client.name == "a")
         self.handles: dict[tuple[str, bool], Handle] = {}  # by path, or FID in /n, and whether it appends
         self.modes = 0
 
@@ -284,10 +288,11 @@ class Worker(Recorder):
 
     async def data_handle(self, append: bool = False, path: str = "") -> Handle | None:
         """An open file of /d, or of /n."""
-        path = path or self.random.choice((FILES[0], FILES[0], FILES[1], LOG))
-        there = [h for (key, appends), h in self.handles.items() if key.startswith("[") and not appends]
-        if there and self.random.random() < 0.2:
-            return self.random.choice(there)
+        if not path:
+            there = [h for (key, appends), h in self.handles.items() if key.startswith("[") and not appends]
+            if there and self.random.random() < 0.2:
+                return self.random.choice(there)
+            path = self.random.choice((FILES[0], FILES[0], FILES[1], LOG))
         handle = self.handles.get((path, append))
         if handle is None:
             handle = await self.open(path, os.O_RDWR | (os.O_APPEND if append else 0))
@@ -300,7 +305,7 @@ class Worker(Recorder):
         if handle is None:
             return
         log = handle.path == LOG
-        mine = self.appends or (log and self.client.name == "a")
+        mine = self.appends_to_log if log else self.appends
         choices: list[tuple[int, Callable[[], Coroutine[Any, Any, Any]]]] = [
             (30, lambda: self.pread(handle, *self.extent())),
             (10, lambda: self.pread(handle, 0, READ_BYTES)),
@@ -319,9 +324,9 @@ class Worker(Recorder):
 
     async def append(self, handle: Handle) -> Any:
         if handle.path.startswith("/n"):
-            return True
+            return True  # its name may lead to another file by now
         opened = await self.data_handle(True, handle.path)
-        if opened is None or not opened.path.startswith("/d"):
+        if opened is None:
             return True
         done = await self.pwrite(opened, 0, self.random.choice(LENGTHS[:6]), append=True)
         if done is None:
@@ -399,6 +404,31 @@ class Worker(Recorder):
         await self.call([op], self.client.fs.change_fid(st.fid, mode=mode), refusals=(errno.ENOENT,))
 
 
+class Watcher(Worker):
+    """Looks at one thing again and again: what a cache is good for, also while its client is cut off."""
+
+    async def work(self) -> None:
+        """As long as others work."""
+        path, name = self.random.choice(FILES), self.random.choice(NAMES)
+        what = self.random.choice(("read", "read", "size", "stat"))
+        try:
+            for _ in range(WATCHES_MAX):
+                await asyncio.sleep(self.random.choice((0.02, 0.3, 1.0)))
+                if not self.budget.left:
+                    break
+                if what == "stat":
+                    await self.stat(name)
+                    continue
+                handle = await self.data_handle(path=path)
+                if handle is None:
+                    continue
+                look = self.pread(handle, 0, WATCHED_BYTES) if what == "read" else self.size(handle)
+                if await look is None:
+                    await self.drop(handle)
+        except NodeDied:
+            return
+
+
 async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1) -> None:
     """Run `record.seed` and fill `record` in. Raises what went wrong. `caching`: 0 nobody, 1 all, 2 some, -1 by chance."""
     rng = random.Random(f"coherence {record.seed}")
@@ -408,7 +438,7 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
         keep_events=False, orderly=rng.random() < 0.25, commit_interval_s=rng.choice((0.005, 0.1, 1.0, 1.0)),
         stripe_count=1, stripe_size=STRIPE_SIZE, commit_on_sharing=rng.randrange(2),
     )  # fmt: skip
-    caching = draw_caching(cluster, record.seed, caching, (0, 1, 1, 1, 1, 2))
+    draw_caching(cluster, record.seed, caching, (0, 1, 1, 1, 1, 2))
     for client in cluster.clients.values():
         if client.tunables["caching"]:
             cluster.history.caching[client.life] = None
@@ -420,10 +450,16 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
                 operations, [rng.randrange(1, operations) for _ in range(faults)], rng.choice((10, 35, 35, 80))
             )
             workers = [
-                Worker(c, client, number, random.Random(f"worker {record.seed} {client.name}{number}"), budget, caching == 1)
+                Worker(c, client, number, random.Random(f"worker {record.seed} {client.name}{number}"), budget)
                 for client in c.clients.values()
                 for number in range(rng.choice((1, 1, 2)))
             ]
+            if rng.random() < 0.5:
+                workers += [
+                    Watcher(c, client, 9, random.Random(f"watcher {record.seed} {client.name}"), budget)
+                    for client in c.clients.values()
+                    if rng.random() < 0.6
+                ]
             nemesis = Nemesis(c, random.Random(f"nemesis {record.seed}"), CACHE_ACTS)
             record.faults = nemesis.performed
             await contend(c, workers, nemesis, budget)

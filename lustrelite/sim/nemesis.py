@@ -362,7 +362,7 @@ async def _freeze_client(n: Nemesis) -> None:
     client = n.client()
     if client is not None:
         client.pause()
-        n.later(n.random.choice((0.1, 1.0, 3.0, 7.0, 9.0, 14.0, 30.0)) * n.random.uniform(0.8, 1.2), client.resume)
+        n.later(n.random.choice((0.1, 3.0, 7.0, 9.0, 14.0, 30.0)) * n.random.uniform(0.8, 1.2), client.resume)
 
 
 async def _cut_client(n: Nemesis) -> None:
@@ -372,7 +372,7 @@ async def _cut_client(n: Nemesis) -> None:
         servers = n.random.choice([[n.cluster.mds], n.cluster.oss, [n.cluster.mds, *n.cluster.oss]])
         x, y = n.random.choice(((client, servers), (servers, client)))
         n.cluster.net.cut(x, y, one_way=n.random.random() < 0.5)
-        n.later(n.random.choice((0.3, 3.0, 6.0, 9.0, 14.0, 30.0)) * n.random.uniform(0.8, 1.2), n.cluster.net.heal)
+        n.later(n.random.choice((0.3, 4.0, 9.0, 12.0, 20.0, 30.0)) * n.random.uniform(0.8, 1.2), n.cluster.net.heal)
 
 
 async def _disturb_locks(n: Nemesis) -> None:

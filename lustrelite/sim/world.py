@@ -157,6 +157,9 @@ class World(Protocol):
     def never_saw(self, event: str, **fields: Any) -> None:
         """Assert that it did not happen."""
 
+    async def until_saw(self, event: str, *, timeout_s: float = 300.0, **fields: Any) -> None:
+        """Wait until the event has happened with these fields."""
+
     def expect(self, *events: str) -> None:
         """Warnings that this test causes: any other one fails it."""
 

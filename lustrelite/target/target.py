@@ -230,6 +230,8 @@ class Target:
         return result
 
     def _applied(self, txn: Transaction) -> None:
+        if txn.then is not None:
+            txn.then()
         for callback in txn.when_committed_list:
             self.committer.call_when(txn.transno, callback)
         self.committer.changed()

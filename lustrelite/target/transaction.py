@@ -30,7 +30,7 @@ class Transaction:
     """A change of one target, of a client's request or of the target's own."""
 
     __slots__ = (
-        "_get", "_pre", "call", "cred", "data", "dependent", "export", "on_unanswered", "removals", "replay", "resent", "target", "transno", "undo_list",
+        "_get", "_pre", "call", "cred", "data", "dependent", "export", "on_unanswered", "removals", "replay", "resent", "target", "then", "transno", "undo_list",
         "when_committed_list", "writes", "xid",
     )  # fmt: skip
 
@@ -50,6 +50,7 @@ class Transaction:
         self.writes: dict[tuple[str, bytes], bytes | None] = {}
         self.when_committed_list: list[Callable[[], None]] = []
         self.undo_list: list[Callable[[], None]] = []
+        self.then: Callable[[], None] | None = None  # called in the turn in which it is applied
         self._pre: list[int] = []
         self._get = target.store.get
 

@@ -85,6 +85,7 @@ class Write(NamedTuple):
     lock: int = 0  # handle of the lock it is written under, 0: none
     from_grant: bool = False  # space was promised for it: it cannot end with ENOSPC
     undirty: int = 0  # bytes of grant the client would like to have
+    release: bool = False  # the lock goes back when this is done: the cancel travels with the flush
     sync: bool = False  # answer when it is durable; else the client keeps the data until last_committed passes it
 
 

@@ -162,3 +162,34 @@ async def test_an_answer_to_a_second_copy_counts_from_the_first(cluster: Any) ->
         await c.a.unrecorded(imp.call(OstStatfs()))
         assert lost.matched and c.loop.time() > began + c.tunables.rpc_timeout_s
         assert imp.leased_at == began and imp.lease_until == began + imp.lease_s
+
+
+async def test_a_switched_off_connection_keeps_no_locks(cluster: Any) -> None:
+    """The server does not know; asked for one, the client says that it has none, and nobody is evicted."""
+    async with cluster(caching=1) as c:
+        (resource,) = await objects(c)
+        locks = locks_of(c.a, OST)
+        locks.release(await take(c.a, resource, PW))
+        imp = c.a.fs.connections.imports["lustre-OST0000"]
+        imp.deactivate()
+        assert locks.lock_count == 0 and len(held(c.oss[0], "lustre-OST0000", resource)) == 1
+        began = c.loop.time()
+        locks_of(c.b, OST).release(await take(c.b, resource, PW))
+        assert c.loop.time() - began < 1
+        imp.activate()
+        locks.release(await take(c.a, resource, PW))
+        c.never_saw("client.evicted")
+
+
+async def test_a_client_that_leaves_in_good_order_leaves_no_lock_behind(cluster: Any) -> None:
+    async with cluster(caching=1) as c:
+        (resource,) = await objects(c)
+        locks_of(c.a, OST).release(await take(c.a, resource, PW))
+        await c.a.stat("/")
+        uuid = c.a.uuid
+        await c.a.unmount()
+        for server, name in ((c.mds, ""), (c.oss[0], "lustre-OST0000")):
+            assert not [lock for lock in server.target(name).namespace.table.locks() if lock.owner.uuid == uuid]
+        began = c.loop.time()
+        locks_of(c.b, OST).release(await take(c.b, resource, PW))
+        assert c.loop.time() - began < 1

@@ -467,6 +467,25 @@ async def test_a_mixture_of_replayed_and_new_is_refused(rig: Rig) -> None:
     assert RES
 
 
+async def test_a_cancel_travels_with_the_flush(rig: Rig) -> None:
+    """The data first: who waits for the lock reads it."""
+    other = await second(rig)
+    await take(rig.client, want(1))
+    await take(other, want(1, PR))
+    await until(lambda: rig.client.heard(BlockingCallback))
+    await rig.client.call(write(1, 0, 1)._replace(release=True), b"data")
+    await until(lambda: other.heard(CompletionCallback))
+    assert rig.ost.last_committed == rig.ost.last_transno  # sync_lock_cancel=blocking
+    assert (await other.ask(Read(1, 0, 10, 1))).bulk == b"data"
+    assert rig.ost.namespace.holds(rig.ost.exports["client_UUID"], 1, resource_of(1)) is None
+
+
+async def test_a_refused_flush_gives_nothing_back(rig: Rig) -> None:
+    await take(rig.client, want(1, PW, 0, 99, flags=NO_EXPANSION))
+    assert await refused(rig.client, write(1, 90, 1)._replace(release=True), b"x" * 20) == errno.ESTALE
+    assert rig.ost.namespace.lock_count == 1
+
+
 # clients without locks
 
 

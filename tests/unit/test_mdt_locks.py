@@ -258,6 +258,7 @@ async def test_whose_name_it_is_is_found_again_after_the_wait(mdt: Tree) -> None
     assert mdt.asked() == {d: UPDATE}
     mdt.give_back(first)
     mdt.rename(d, b"set", d, b"f")  # in the turn before the unlink goes on
+    mdt.commit()
     await mdt.settle()
     assert not call.answered and mdt.asked() == {other: PERM} and not mdt.exists(f)
     mdt.give_back(second)

@@ -1,0 +1,189 @@
+"""Locks that others want: callbacks, answers, cancels and enqueues that get lost or fail, and who is thrown out for it.
+
+`names` is about the MDT's locks (a has looked at a file, b changes its mode), `data` about an OST's (a has written, b
+writes the same place). Nobody is evicted for one message that was lost; who cannot be reached in `lock_callback_s` is,
+so that nobody else waits longer; and afterwards everybody sees the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import stat
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+from steps import EVICTION, refused, soon
+from test_lock_replay import held, locks_of, objects, take
+
+from lustrelite.errors import Evicted
+from lustrelite.faults import Fault
+from lustrelite.wire.ldlm import PR, PW
+from lustrelite.wire.locks import Cancel, Convert, Enqueue
+
+KINDS = ["names", "data"]
+EXPIRED = (*EVICTION, "lock.expired")
+OST = "lustre-OST0000"
+
+
+async def hold(c: Any, kind: str) -> Any:
+    """Let a cache what b is going to change; returns the server that has granted the lock."""
+    await c.a.write("/f", b"old")
+    await c.a.fs.sync()
+    await c.a.stat("/f")
+    return c.mds if kind == "names" else c.oss[0]
+
+
+def change(c: Any, kind: str) -> Coroutine[Any, Any, None]:
+    """What b does."""
+    change: Coroutine[Any, Any, None] = c.b.chmod("/f", 0o600) if kind == "names" else c.b.write_at("/f", 0, b"new")
+    return change
+
+
+async def agree(c: Any, kind: str) -> None:
+    """Everybody sees what b did."""
+    for client in (c.b, c.a, await c.add_client()):
+        assert await client.read("/f") == (b"old" if kind == "names" else b"new")
+        assert stat.S_IMODE((await client.stat("/f")).mode) == (0o600 if kind == "names" else 0o644)
+
+
+def deafen(c: Any, server: Any, action: str = "drop", **how: Any) -> None:
+    """What `server` asks a to give back does not arrive."""
+    c.faults.arm("ldlm.bl_callback", action, on=server, peer=c.a.uuid, **how)
+
+
+def evicted_for(c: Any, why: str, server: Any) -> None:
+    """`server` has evicted a, once, for this; nobody else did, and nobody else was."""
+    (event,) = c.saw("client.evicted", times=1)
+    assert event.node == server.name and event.fields["client"] == c.a.uuid
+    assert event.fields["why"].startswith(why), event.fields["why"]
+
+
+# the callback --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.lustre("SM 10a")
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_client_that_answers_no_callback_is_evicted_and_the_other_goes_on(world: Any, kind: str) -> None:
+    """Source: lustre/tests/recovery-small.sh test_10a"""
+    async with world(oss=1, caching=1) as c:
+        c.expect(*EXPIRED)
+        server = await hold(c, kind)
+        deafen(c, server, times=-1)
+        began = c.loop.time()
+        await change(c, kind)
+        limit = c.tunables.lock_callback_s
+        assert limit <= c.loop.time() - began < limit + c.tunables.lock_callback_s
+        evicted_for(c, "lock callback timer expired", server)
+        c.saw("lock.expired", client=c.a, on=server, times=1)
+        await c.until_saw("import.evicted", on=c.a, target=server)
+        await c.settle()
+        await agree(c, kind)
+
+
+@pytest.mark.lustre("SM 10b")
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_callback_that_was_lost_once_is_sent_again(world: Any, kind: str) -> None:
+    """Source: lustre/tests/recovery-small.sh test_10b"""
+    async with world(oss=1, caching=1) as c:
+        server = await hold(c, kind)
+        deafen(c, server)
+        began = c.loop.time()
+        await change(c, kind)
+        assert c.loop.time() - began < c.tunables.lock_callback_s
+        c.saw("callback.resent", client=c.a, on=server, times=1)
+        await agree(c, kind)
+        c.never_saw("client.evicted")
+
+
+@pytest.mark.lustre("SM 10c")
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_lost_callback_is_sent_again_as_soon_as_the_client_has_reconnected(cluster: Any, kind: str) -> None:
+    """Source: lustre/tests/recovery-small.sh test_10c"""
+    async with cluster(oss=1, caching=1) as c:
+        server = await hold(c, kind)
+        deafen(c, server)
+        changing = soon(change(c, kind))
+        await c.until_saw("lock.asked", client=c.a, on=server)
+        began = c.loop.time()
+        assert c.net.break_links(c.a, server) == 1
+        await changing
+        assert c.loop.time() - began < c.tunables.rpc_timeout_s
+        c.saw("import.lost", on=c.a, target=server, times=1)
+        await agree(c, kind)
+        c.never_saw("callback.resent")
+        c.never_saw("client.evicted")
+
+
+@pytest.mark.lustre("SM 10d")
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_client_that_answers_a_callback_with_an_error_is_evicted(world: Any, kind: str) -> None:
+    """And all read the same afterwards.  Source: lustre/tests/recovery-small.sh test_10d"""
+    async with world(oss=1, caching=1) as c:
+        c.expect(*EVICTION)
+        server = await hold(c, kind)
+        deafen(c, server, "error", errno=errno.EPROTO)
+        began = c.loop.time()
+        await change(c, kind)
+        assert c.loop.time() - began < c.tunables.lock_callback_s  # as long as it may serve from its cache
+        evicted_for(c, "it answered a BlockingCallback with EPROTO", server)
+        await c.until_saw("import.evicted", on=c.a, target=server)
+        await c.settle()
+        await agree(c, kind)
+
+
+@pytest.mark.lustre("SM 10e")
+async def test_a_lost_callback_and_a_refused_enqueue_make_one_reconnect(cluster: Any) -> None:
+    """Source: lustre/tests/recovery-small.sh test_10e"""
+    async with cluster(oss=1, caching=1) as c:
+        (server,) = c.oss
+        await hold(c, "data")
+        (resource,) = await objects(c)
+        deafen(c, server)
+        changing = soon(change(c, "data"))
+        await c.until_saw("lock.asked", client=c.a, on=server)
+        refuse = Fault("error", errno=errno.ENOTCONN, peer=c.a.uuid)
+        server.node.faults.on_message("request", "Enqueue", refuse)
+        began = c.loop.time()
+        lock = await take(c.a, resource, PR)
+        await changing
+        assert not refuse.times and c.loop.time() - began < c.tunables.rpc_timeout_s
+        assert held(server, OST, resource) == [("GRANTED", PR, lock.handle)]
+        locks_of(c.a, "OST0000").release(lock)
+        c.saw("import.lost", on=c.a, times=1)
+        await agree(c, "data")
+        c.never_saw("callback.resent")
+        c.never_saw("client.evicted")
+
+
+@pytest.mark.lustre("SM 11")
+async def test_who_waits_for_a_lock_is_woken_when_its_client_is_evicted(cluster: Any) -> None:
+    """For another lock, which it did not give back.  Source: lustre/tests/recovery-small.sh test_11"""
+    async with cluster(oss=1, caching=1, clients=3) as c:
+        c.expect(*EXPIRED)
+        wanted, kept = await objects(c, 2)
+        of_a = await take(c.a, wanted, PW)
+        of_b = await take(c.b, kept, PW)
+        deafen(c, c.oss[0], times=-1)
+        wish = soon(take(c.c, wanted, PW))
+        await c.until_saw("lock.asked", client=c.a, on=c.oss[0])
+        waiting = soon(take(c.a, kept, PW))
+        await asyncio.sleep(c.tunables.lock_callback_s / 2)
+        assert [row[0] for row in held(c.oss[0], OST, kept)] == ["GRANTED", "WAITING"]
+        locks_of(c.c, "OST0000").release(await wish)
+        evicted_for(c, "lock callback timer expired", c.oss[0])
+        with pytest.raises(Evicted):
+            await waiting
+        assert held(c.oss[0], OST, kept) == [("GRANTED", PW, of_b.handle)]
+        locks_of(c.a, "OST0000").release(of_a)
+        locks_of(c.b, "OST0000").release(of_b)
+        c.faults.clear()
+        await c.a.unlink("/object0")
+        assert await c.a.listdir("/") == await c.b.listdir("/") == ["object1"]
+
+
+@pytest.mark.lustre("RD 18")
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_lock_is_not_granted_to_a_client_that_was_evicted_meanwhile(cluster: Any, kind: str) -> None:
+    """Its enqueue is held in the server for longer than that takes.  Source: lustre/tests/replay-dual.sh test_18"""
