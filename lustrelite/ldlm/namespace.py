@@ -157,13 +157,16 @@ class Namespace:
             bits_of[fid] = bits_of.get(fid, 0) | bits
         return await self._wait_all([(fid, IBITS, self._local(bits)) for fid, bits in bits_of.items()])
 
-    def revoke(self, resource_id: bytes) -> None:
-        """Ask for all locks on it back and wait for nobody: who comes anew finds what has changed already."""
+    def revoke(self, resource_id: bytes, flags: int = 0) -> None:
+        """Ask for all locks on it back and wait for nobody: who comes anew finds what has changed already.
+
+        `flags`: DISCARD_DATA, it is gone; nothing need be written back.
+        """
         resource = self.table.resources.get(resource_id)
         for lock in list(resource.granted or ()) if resource is not None else ():
             if not lock.asked:
                 self._mark_asked(lock)
-                self._ask(lock, lock, "nobody: it has changed")
+                self._ask(lock, lock, "nobody: it has changed", flags)
 
     async def _wait_all(self, wants: list[tuple[bytes, int, LocalLock]]) -> list[LocalLock]:
         now = self.node.now()
@@ -474,12 +477,12 @@ class Namespace:
             else:
                 raise AssertionError(effect)
 
-    def _ask(self, lock: Lock, waiter: Lock, why: str = "") -> None:
+    def _ask(self, lock: Lock, waiter: Lock, why: str = "", flags: int = 0) -> None:
         """Ask the owner of `lock` to give it back."""
         owner: Any = lock.owner
         if owner is LOCAL or owner.failed:
             return  # nothing of ours is held for long, and who was evicted hears nothing
-        ask = Ask(lock.handle, 0, waiter.mode, waiter.bits, waiter.start, waiter.end)
+        ask = Ask(lock.handle, flags, waiter.mode, waiter.bits, waiter.start, waiter.end)
         self._callbacks(lock.owner).add(BlockingCallback, ask, lock)
         self.node.events.emit(
             "lock.asked", level="debug", target=self.name, client=_name(lock.owner), resource=lock.resource.id.hex(),

@@ -29,7 +29,7 @@ from lustrelite.store.schema import ObjectRecord
 from lustrelite.target.handlers import EMPTY, LATER, Dropped, Handler, NotReady, mutating, reading, waiting
 from lustrelite.target.target import INDEX_READ_MAX, index_read
 from lustrelite.tunables import limits
-from lustrelite.wire.ldlm import PR, PW, Granted
+from lustrelite.wire.ldlm import DISCARD_DATA, PR, PW, Granted
 from lustrelite.wire.mdt import StatfsReply
 from lustrelite.wire.message import REPLAY
 from lustrelite.wire.ost import (
@@ -164,8 +164,17 @@ def destroy(txn: Transaction, body: Destroy) -> Empty:
     """
     assert txn.call is not None
     _check_server(txn.call)
-    _ost(txn).destroy(txn, body.objects)
+    ost = _ost(txn)
+    ost.destroy(txn, body.objects)
+    if not ost.recovering:
+        txn.then = lambda: _discard(ost, body.objects)
     return EMPTY
+
+
+def _discard(ost: Ost, oids: tuple[int, ...]) -> None:
+    """Who caches what is gone need not write it.  Source: LDLM_FL_DISCARD_DATA, ofd_destroy_by_fid()"""
+    for oid in oids:
+        ost.namespace.revoke(resource_of(oid), DISCARD_DATA)
 
 
 def prepare_destroy(call: Call, body: Destroy) -> Awaitable[None] | None:

@@ -255,12 +255,13 @@ class Worker(Recorder):
     """One line of operations of one client."""
 
     def __init__(
-        self, cluster: CoherenceCluster, client: SimClient, number: int, rng: random.Random, budget: Budget
+        self, cluster: CoherenceCluster, client: SimClient, number: int, rng: random.Random, budget: Budget, pace: int
     ) -> None:
         super().__init__(cluster, client)
         self.name = f"{client.name}{number}"
         self.random = rng
         self.budget = budget
+        self.pace = pace  # how long pauses are: some runs last longer than leases
         # Without locks an append is not atomic: if nobody caches, one client alone appends, to the log.
         self.appends = client.life in self.history.caching
         self.appends_to_log = self.appends or (not self.history.caching and client.name == "a")
@@ -273,7 +274,7 @@ class Worker(Recorder):
             while self.budget.take():
                 await self.step()
                 if self.random.random() < 0.4:
-                    await asyncio.sleep(self.random.choice((0.001, 0.01, 0.2, 1.5)))
+                    await asyncio.sleep(self.pace * self.random.choice((0.001, 0.01, 0.2, 1.5)))
         except NodeDied:
             return
 
@@ -449,14 +450,15 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
             budget = Budget(
                 operations, [rng.randrange(1, operations) for _ in range(faults)], rng.choice((10, 35, 35, 80))
             )
+            pace = rng.choice((1, 1, 8))
             workers = [
-                Worker(c, client, number, random.Random(f"worker {record.seed} {client.name}{number}"), budget)
+                Worker(c, client, number, random.Random(f"worker {record.seed} {client.name}{number}"), budget, pace)
                 for client in c.clients.values()
                 for number in range(rng.choice((1, 1, 2)))
             ]
-            if rng.random() < 0.5:
+            if rng.random() < 0.6:
                 workers += [
-                    Watcher(c, client, 9, random.Random(f"watcher {record.seed} {client.name}"), budget)
+                    Watcher(c, client, 9, random.Random(f"watcher {record.seed} {client.name}"), budget, pace)
                     for client in c.clients.values()
                     if rng.random() < 0.6
                 ]

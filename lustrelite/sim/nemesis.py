@@ -403,7 +403,7 @@ CACHE_ACTS = (
     Act("kill client and server", 4, _kill_client_and_server),
     Act("lose reply and kill", 2, _lose_reply_and_kill),
     Act("cut", 2, _cut),
-    Act("cut client", 8, _cut_client),
+    Act("cut client", 12, _cut_client),
     Act("freeze client", 8, _freeze_client),
     Act("break links", 3, _break_links),
     Act("disturb locks", 8, _disturb_locks),

@@ -7,7 +7,8 @@ NamedTuples, `X | None`) before anybody sees it: a bad one is a ProtocolError, w
 VERSION log (a change of any message adds a line here and pins its bytes anew in tests/unit/test_wire_bytes.py):
     1  2026-11-20  first.
     2  2026-11-20  wire/ldlm.py: Enqueue, Convert, Cancel and the three callbacks (nothing older changed).
-    3  2026-11-21  headers: ride, granted, callback; Read, Write and Punch name a lock; grants; the lease in ConnectReply.
+    3  2026-11-21  headers: ride (cancels, want, converts), granted, callback; Read, Write and Punch name a lock; grants; the lease
+                   in ConnectReply; ConfigRead does not wait.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from lustrelite.wire.ldlm import (
     AST_SENT,
     BLOCK_GRANTED,
     BLOCK_WAIT,
+    DISCARD_DATA,
     EXTENT,
     GLIMPSE,
     NO_EXPANSION,
@@ -35,7 +36,7 @@ from lustrelite.wire.ldlm import (
 )
 from lustrelite.wire.locks import BlockingCallback, Cancel, CompletionCallback, Enqueue, GlimpseCallback
 from lustrelite.wire.message import LOCK_REPLAY_DONE, REQ_REPLAY_DONE, RESENT
-from lustrelite.wire.ost import OBJECT_EOF, ObjectGetattr, Punch, Read, Write, resource_of
+from lustrelite.wire.ost import OBJECT_EOF, Destroy, ObjectGetattr, Punch, Read, Write, resource_of
 from lustrelite.wire.session import Disconnect, Ping
 
 
@@ -484,6 +485,13 @@ async def test_a_refused_flush_gives_nothing_back(rig: Rig) -> None:
     await take(rig.client, want(1, PW, 0, 99, flags=NO_EXPANSION))
     assert await refused(rig.client, write(1, 90, 1)._replace(release=True), b"x" * 20) == errno.ESTALE
     assert rig.ost.namespace.lock_count == 1
+
+
+async def test_who_caches_a_destroyed_object_need_not_write_it(rig: Rig) -> None:
+    await take(rig.client, want(1), want(2, PW, oid=2))
+    await rig.mdt.call(Destroy((1, 3)))
+    await until(lambda: rig.client.heard(BlockingCallback))
+    assert [(ask.handle, ask.flags) for ask in rig.client.heard(BlockingCallback)] == [(1, DISCARD_DATA)]
 
 
 # clients without locks
