@@ -44,7 +44,7 @@ def _measure() -> dict[str, Any]:
                     file.write(block)
 
             async def write() -> float:
-                async with mounted(made) as fs:
+                async with mounted(made, caching=1) as fs:
                     file = await fs.open("/big", os.O_CREAT | os.O_WRONLY, 0o644, StripeHint(2, MIB, 0))
                     began = time.perf_counter()
                     await closed_loop(IN_FLIGHT, FILE_MIB, lambda w, n: file.pwrite(block, n * MIB))
@@ -55,7 +55,7 @@ def _measure() -> dict[str, Any]:
 
             async def read() -> float:
                 buffers = [memoryview(bytearray(MIB)) for _ in range(IN_FLIGHT)]
-                async with mounted(made) as fs:
+                async with mounted(made, caching=1) as fs:
                     file = await fs.open("/big", os.O_RDONLY)
 
                     async def one(worker: int, number: int) -> None:

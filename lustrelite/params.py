@@ -19,6 +19,8 @@ from lustrelite.fail_loc import FailLoc
 from lustrelite.faults import parse_fault
 from lustrelite.rpc.node import Node
 
+NO_MATCH = "no parameter matches"  # how a refusal begins of somebody who is not meant
+
 Getter = Callable[[], str]
 Setter = Callable[[str], Awaitable[None] | None]
 
@@ -112,7 +114,7 @@ class ParamTree:
         """Values by dotted name; KeyError if nothing matches."""
         params = self.find(pattern)
         if not params:
-            raise KeyError(f"no parameter matches {pattern!r}; `llctl list_param '*'` names the first level")
+            raise KeyError(f"{NO_MATCH} {pattern!r}; `llctl list_param '*'` names the first level")
         return {param.dotted: param.get() for param in params if param.get is not None}
 
     async def set(self, pattern: str, value: str) -> list[str]:
@@ -120,7 +122,7 @@ class ParamTree:
         params = self.find(pattern)
         settable = [param for param in params if param.set is not None]
         if not settable:
-            raise KeyError(f"{params[0].dotted} is read only" if params else f"no parameter matches {pattern!r}")
+            raise KeyError(f"{params[0].dotted} is read only" if params else f"{NO_MATCH} {pattern!r}")
         for param in settable:
             assert param.set is not None
             waiting = param.set(value)

@@ -21,6 +21,7 @@ from lustrelite.cli.errors import Refused, run
 from lustrelite.control import ControlFailed
 from lustrelite.errors import LinkLost
 from lustrelite.ids import parse_nid
+from lustrelite.params import NO_MATCH
 from lustrelite.rpc.transport import SocketNetwork
 
 
@@ -36,7 +37,7 @@ class Processes:
         self.run_dir = run_dir
 
     def call(self, cmd: str, **fields: Any) -> dict[str, Any]:
-        """Results by process; a process that refuses is left out, unless all do: then ControlFailed with the reason."""
+        """Results by process; one that refuses is left out, unless all do: then Refused, as by one that knows more."""
         results, refusals = {}, []
         for name, path in self.sockets.items():
             try:
@@ -44,6 +45,7 @@ class Processes:
             except ControlFailed as error:
                 refusals.append(str(error))
         if not results:
+            refusals.sort(key=lambda why: why.startswith(NO_MATCH))  # who has the parameter knows why not
             raise Refused(refusals[0] if refusals else f"no process runs in {self.run_dir}: see `lustrelite up`")
         return results
 

@@ -65,6 +65,8 @@ class CachedObject:
         del self.locks[lock.handle]
         self.unsized.pop(lock.handle, None)
         self.size = size_known_after(self.size, lock, [other.end for other in self.locks.values()])
+        if not self.locks:
+            self.size = self.blocks = self.atime = self.mtime = self.ctime = 0
         left = [(lock.start, lock.end + 1)]
         for other in self.locks.values():
             low, high = other.start, other.end + 1
@@ -112,9 +114,14 @@ class CachedObject:
         if size > self.size:
             self.size = size
 
+    @property
+    def resizing(self) -> bool:
+        """Is a truncation under way?"""
+        return bool(self.resized % 2)
+
     def seen(self, size: int, lock: ClientLock, since: int) -> None:
         """The OST said that it has `size` bytes, in answer to what was asked under `lock` when `resized` was `since`."""
-        if lock.data is self and self.resized == since and not since % 2:
+        if lock.data is self and self.resized == since and not self.resizing:
             self.grow(min(size, lock.end + 1))
 
     def changed(self, time: int) -> None:

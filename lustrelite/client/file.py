@@ -110,12 +110,12 @@ class File:
         connections = self.fs.connections
         if self._fast and self._locked is not None:
             done = self._locked.read_now(layout, view, offset)
-            if done is not None and self._moved(done):
-                await asyncio.sleep(0)
         if done is None:
             done = await connections.lov.read_into(layout, view, offset, cred=self.fs.cred, direct=self._direct)
         if self._fast and self._locked is not None and done:
             self._locked.read_ahead(layout, self._ahead, offset, done, self.fs.cred)
+            if self._moved(done):
+                await asyncio.sleep(0)
         if not self.flags & os.O_NOATIME:
             self.atime = connections.time()
         return done
@@ -215,25 +215,24 @@ class File:
         self.mtime = time  # also if it fails: part of it may be written
         self._wrote = True
         through, keep = self._through, not self._direct
+        locked = None if through else self._locked
         if offset < 0:
             offset = await connections.lov.append(
                 layout, self.fid, view, time=time, cred=self.fs.cred, through=through, keep=keep
             )
         elif (
-            not through
-            and self._locked is not None
-            and offset + len(view) <= limits.object_bytes_max
-            and self._locked.write_now(layout, self.fid, view, offset, time)
+            locked is None
+            or offset + len(view) > limits.object_bytes_max
+            or not locked.write_now(layout, self.fid, view, offset, time)
         ):
-            if self._moved(len(view)):
-                await asyncio.sleep(0)
-        else:
             await connections.lov.write(
                 layout, self.fid, view, offset, time=time, cred=self.fs.cred, through=through, keep=keep
             )
         if self._through and self._locked is not None and self.flags & _DURABLE and not self._durable_name:
             await connections.mdc.sync()  # data of a file that a crash could take is not durable
             self._durable_name = True
+        if self._locked is not None and self._moved(len(view)):
+            await asyncio.sleep(0)
         self._size = max(self._size, offset + len(view))
         return offset
 

@@ -66,7 +66,9 @@ class _Holder:
 class _Request:
     """Lock, change or (NL) unlock a range."""
 
-    __slots__ = ("end", "future", "given_up", "handle", "holder", "mode", "sent", "start", "wait", "waiting")
+    __slots__ = (
+        "end", "future", "given_up", "handle", "holder", "mode", "replaced", "sent", "start", "wait", "waiting",
+    )  # fmt: skip
 
     def __init__(self, holder: _Holder, handle: int, mode: int, start: int, end: int, wait: bool) -> None:
         self.holder = holder
@@ -78,6 +80,7 @@ class _Request:
         self.sent = False
         self.waiting = False  # so said the MDT
         self.given_up = False
+        self.replaced: list[Record] = []  # granted: what was held of the range before
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
@@ -192,7 +195,7 @@ class Flocks:
 
     def _granted(self, request: _Request) -> None:
         if not request.given_up:
-            set_range(request.holder.records, request.start, request.end, request.mode)
+            request.replaced, _ = set_range(request.holder.records, request.start, request.end, request.mode)
         self._over(request, None)
 
     def _over(self, request: _Request, error: OpError | None) -> None:
@@ -218,6 +221,8 @@ class Flocks:
         """Take the request back, and whatever it has done."""
         holder = request.holder
         async with holder.sending:
+            if request.future.done() and not request.future.exception():
+                self._undo(request)  # granted in the moment in which its caller gave up
             self._over(request, OpError(errno.EINTR))
             if request.sent and self._holders.get((holder.fid, holder.bsd, holder.owner)) is holder:  # else evicted
                 try:
@@ -227,6 +232,14 @@ class Flocks:
                 except OpError:
                     pass  # evicted, or closed: there is nothing to take back
             self._leave(request)
+
+    @staticmethod
+    def _undo(request: _Request) -> None:
+        records, start, end = request.holder.records, request.start, request.end
+        set_range(records, start, end, NL)
+        for old in request.replaced:
+            if old.start <= end and start <= old.end:
+                set_range(records, max(old.start, start), min(old.end, end), old.mode)
 
     async def _restore(self, holder: _Holder, start: int, end: int) -> None:
         """Tell the MDT what the mirror says of a range."""

@@ -18,8 +18,10 @@ Source: cl_io, lov/lov_io.c; vvp_io_read_start(), vvp_prep_size(), llite/vvp_io.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lustrelite.client import striping
@@ -62,6 +64,7 @@ class LockedIo:
         self.lov = lov
         self.shared = shared
         self.caches: dict[int, DataCache] = {}  # by OST index
+        self._resizing: dict[tuple[int, int], asyncio.Future[None]] = {}  # by a file's first object
 
     # locks ------------------------------------------------------------------------------------------------------
 
@@ -350,6 +353,12 @@ class LockedIo:
         keep: bool = True,
     ) -> int:  # fmt: skip
         """Write `buffer` at the end of the file and return where that was: nobody else writes there meanwhile."""
+        async with self._alone(layout):
+            return await self._append(layout, owner, buffer, time, cred, through, keep)
+
+    async def _append(
+        self, layout: Layout, owner: Fid, buffer: memoryview, time: int, cred: Cred, through: bool, keep: bool
+    ) -> int:
         everything = [Extent(stripe, 0, OBJECT_EOF + 1, ()) for stripe in range(len(layout.stripes))]
         held = await self._take(layout, everything, PW)
         try:
@@ -368,7 +377,7 @@ class LockedIo:
         while one.lock.handle in cached.unsized:  # the lock came without a word about it
             resized = cached.resized
             attr = await self.lov.on(layout, one.extent.stripe, one.data.osc.getattr(cached.obj, cred=cred))
-            if cached.resized == resized and not resized % 2:
+            if cached.resized == resized and not cached.resizing:
                 cached.seen(attr.size, one.lock, resized)
                 cached.unsized.pop(one.lock.handle, None)
         return cached.size
@@ -385,7 +394,7 @@ class LockedIo:
             extent, writeback = one.extent, one.data.writeback
             pieces = [buffer[start : start + length] for start, length in extent.pieces]
             if through:
-                await writeback.through(
+                await writeback.through.write(
                     one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe, keep=keep
                 )
             else:
@@ -396,29 +405,56 @@ class LockedIo:
         await self._each(layout, held, [write(one) for one in held])
 
     async def truncate(self, layout: Layout, owner: Fid, ends: Sequence[int], time: int, cred: Cred) -> None:
-        """Make each object as long as `ends` says."""
+        """Make each object as long as `ends` says. Runs to its end even if the caller is cancelled."""
+        await self.shared.tasks.finish(self._truncate(layout, owner, ends, time, cred), "truncate")
+
+    async def _truncate(self, layout: Layout, owner: Fid, ends: Sequence[int], time: int, cred: Cred) -> None:
         extents = [Extent(stripe, end, OBJECT_EOF + 1 - end, ()) for stripe, end in enumerate(ends)]
-        await self._punch(layout, owner, extents, time, cred)
+        async with self._alone(layout):
+            held = await self._take(layout, extents, PW)
+            try:
+                works = []
+                for data, cached, lock, extent in held:
+                    cached.cred = cred
+                    body = ost.Punch(cached.obj, extent.offset, OBJECT_EOF, owner, extent.stripe, time)
+                    works.append(self.lov.on(layout, extent.stripe, data.writeback.through.cut_off(cached, lock, body)))
+                cuts = await self.shared.tasks.outcomes(works, "truncate")
+                for one, cut in zip(held, cuts, strict=True):  # in one turn
+                    if not isinstance(cut, OpError):
+                        one.data.writeback.through.finish(cut)
+                for cut in cuts:
+                    if isinstance(cut, OpError):
+                        raise cut
+            finally:
+                _release(held)
 
     async def punch(self, layout: Layout, owner: Fid, holes: Sequence[striping.Hole], time: int, cred: Cred) -> None:
         """Make holes; the sizes stay."""
         extents = [Extent(hole.stripe, hole.start, hole.end - hole.start, ()) for hole in holes]
-        await self._punch(layout, owner, extents, time, cred)
-
-    async def _punch(
-        self, layout: Layout, owner: Fid, extents: Sequence[Extent], time: int, cred: Cred
-    ) -> None:
         held = await self._take(layout, extents, PW)
         try:
             works = []
             for data, cached, lock, extent in held:
-                end = min(extent.offset + extent.length, OBJECT_EOF)
                 cached.cred = cred
+                end = extent.offset + extent.length
                 body = ost.Punch(cached.obj, extent.offset, end, owner, extent.stripe, time)
-                works.append(data.writeback.punch(cached, lock, extent.offset, end, body))
+                works.append(data.writeback.through.punch(cached, lock, body))
             await self._each(layout, held, works)
         finally:
             _release(held)
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, layout: Layout) -> AsyncIterator[None]:
+        """One operation at a time of those here that must know the size of a file and change it."""
+        key = layout.stripes[0]
+        while key in self._resizing:
+            await asyncio.wait([self._resizing[key]])
+        over = self._resizing[key] = asyncio.get_running_loop().create_future()
+        try:
+            yield
+        finally:
+            del self._resizing[key]
+            over.set_result(None)
 
     # durability -------------------------------------------------------------------------------------------------
 

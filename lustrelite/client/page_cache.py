@@ -1,7 +1,9 @@
 """The data of objects in the client's memory: what is cached of them, what is dirty, what is on its way. No I/O.
 
 Bytes lie in pages of 16 KiB; what of a page is there is known byte by byte, so that a write of ten bytes needs no read.
-A byte that is there is
+What comes a MiB at a time lies in blocks of 64 pages: then a read from the OST lands where it stays, and a write to it
+is sent from there. Who still looks at a block that was sent (the import, until the write is durable) is known by the
+count of references to it; before it is changed it is copied then. A byte that is there is
 
     clean       as the OST has it
     dirty       newer than the OST
@@ -23,6 +25,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from sys import getrefcount
 from typing import Any
 
 from lustrelite.client.intervals import Intervals
@@ -30,7 +33,10 @@ from lustrelite.wire.ost import grant_bytes
 
 PAGE_SHIFT = 14
 PAGE_BYTES = 1 << PAGE_SHIFT
+BLOCK_PAGES = 64
+BLOCKS_KEPT_MAX = 32  # of blocks that nobody uses any more, to be used again: fresh memory costs as much as the data
 _MASK = PAGE_BYTES - 1
+_NOTHING = bytearray()
 _ZEROS = memoryview(bytes(PAGE_BYTES))
 LOOKS_MAX = 256  # pages looked at when room is made once
 
@@ -38,20 +44,41 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Page:
-    """Memory for one page of an object."""
+    """Memory for one page of an object, or for a block of them."""
 
-    __slots__ = ("number", "owner", "view")
+    __slots__ = ("buffer", "count", "number", "owner", "start", "view")
 
-    def __init__(self, owner: ObjectPages, number: int, data: bytearray) -> None:
+    def __init__(self, owner: ObjectPages, number: int, buffer: bytearray, count: int = 1) -> None:
         self.owner = owner
-        self.number = number
-        self.view = memoryview(data)
+        self.number = number  # of the first
+        self.count = count
+        self.start = number << PAGE_SHIFT
+        self.buffer = buffer
+        self.view = memoryview(buffer)
+
+    @property
+    def end(self) -> int:
+        """Where it ends in the object."""
+        return self.start + (self.count << PAGE_SHIFT)
+
+    @property
+    def shared(self) -> bool:
+        """Does anybody but us look at its memory?"""
+        return getrefcount(self.buffer) > _ALONE
+
+
+def _alone() -> int:
+    page = Page(None, 0, bytearray(1))  # type: ignore[arg-type]
+    return getrefcount(page.buffer)
+
+
+_ALONE = _alone()
 
 
 class Flight:
     """A range on its way to the OST, with a copy of its bytes."""
 
-    __slots__ = ("cost", "data", "done", "end", "lock", "reported", "start", "time")
+    __slots__ = ("cost", "data", "done", "end", "failed", "lock", "release", "reported", "start", "time")
 
     def __init__(self, start: int, end: int, data: Buffer, cost: int) -> None:
         self.start = start
@@ -61,18 +88,21 @@ class Flight:
         self.lock = 0
         self.time = 0
         self.done: Any = None  # of the layer above: who waits for it
+        self.release = False  # the lock goes with it
+        self.failed = False
         self.reported = False  # that it is lost
 
 
 class Fetch:
     """A range that is being read from the OST."""
 
-    __slots__ = ("done", "end", "length", "start", "wanted")
+    __slots__ = ("buffer", "done", "end", "length", "start", "wanted")
 
     def __init__(self, start: int, end: int) -> None:
         self.start = start
         self.end = end
         self.wanted = Intervals([(start, end)])  # what may still be put in
+        self.buffer: bytearray | None = None  # of a block
         self.length = 0  # when it is over: what it has brought
         self.done: Any = None  # of the layer above
 
@@ -85,6 +115,7 @@ class PageCache:
         self.count = 0
         self.lru: OrderedDict[Page, None] = OrderedDict()
         self.evicted = 0
+        self._blocks: list[bytearray] = []  # that nobody uses
 
     @property
     def bytes(self) -> int:
@@ -96,13 +127,21 @@ class PageCache:
         looks = 0
         while self.bytes > self.bytes_max() and looks < LOOKS_MAX and self.lru:
             page = next(iter(self.lru))
-            start = page.number << PAGE_SHIFT
-            if page.owner.busy(start, start + PAGE_BYTES, pinned=True):
+            if page.owner.busy(page.start, page.end, pinned=True):
                 self.lru.move_to_end(page)
                 looks += 1
                 continue
             page.owner.evict(page)
             self.evicted += 1
+
+    def take_block(self) -> bytearray:
+        """Memory for a block, with whatever is in it."""
+        return self._blocks.pop() if self._blocks else bytearray(BLOCK_PAGES << PAGE_SHIFT)
+
+    def give_block(self, buffer: bytearray) -> None:
+        """A block is not used by its page any more."""
+        if getrefcount(buffer) <= _ALONE and len(self._blocks) < BLOCKS_KEPT_MAX:  # the caller has it, and we
+            self._blocks.append(buffer)
 
 
 class ObjectPages:
@@ -126,10 +165,10 @@ class ObjectPages:
         at = bisect_right(valid.starts, start) - 1
         if at < 0 or valid.ends[at] < start + size:
             return None
-        low = start & _MASK
-        high = low + size
         page = self.pages[start >> PAGE_SHIFT]
-        if high <= PAGE_BYTES:
+        low = start - page.start
+        high = low + size
+        if high <= page.count << PAGE_SHIFT:
             self.cache.lru.move_to_end(page)
             return bytes(page.view[low:high])
         return b"".join(self._views(start, start + size))
@@ -148,10 +187,9 @@ class ObjectPages:
         while start < end:
             page = self.pages[start >> PAGE_SHIFT]
             touch(page)
-            low = start & _MASK
-            high = min(low + end - start, PAGE_BYTES)
-            views.append(page.view[low:high])
-            start += high - low
+            stop = min(end, page.end)
+            views.append(page.view[start - page.start : stop - page.start])
+            start = stop
         return views
 
     def busy(self, start: int, end: int, *, pinned: bool = False) -> bool:
@@ -169,7 +207,7 @@ class ObjectPages:
     # fetches ----------------------------------------------------------------------------------------------------
 
     def missing(self, start: int, end: int) -> list[tuple[int, int]]:
-        """What of the range is neither there nor being fetched."""
+        """What of the range is neither there nor being fetched, nor being changed by the OST."""
         gaps = self.valid.gaps(start, end)
         if gaps and self.fetches:
             coming = Intervals()
@@ -177,7 +215,13 @@ class ObjectPages:
                 for low, high in fetch.wanted.within(start, end):
                     coming.add(low, high)
             gaps = [gap for low, high in gaps for gap in coming.gaps(low, high)]
+        while gaps and (changing := next((c for low, high in gaps if (c := self.changing(low, high))), None)):
+            gaps = [gap for low, high in gaps for gap in Intervals([(changing.start, changing.end)]).gaps(low, high)]
         return gaps
+
+    def changing(self, start: int, end: int) -> Flight | None:
+        """What the OST is about to change in the range without our pages."""
+        return next((flight for flight in self.flights_in(start, end) if not flight.cost), None)
 
     def fetching(self, start: int, end: int) -> list[Fetch]:
         """The fetches that may bring something of the range."""
@@ -189,11 +233,25 @@ class ObjectPages:
         self.fetches.append(fetch)
         return fetch
 
+    def sink(self, fetch: Fetch) -> memoryview:
+        """Where its data shall go."""
+        if fetch.end - fetch.start == BLOCK_PAGES << PAGE_SHIFT and self._room_for_block(fetch.start):
+            fetch.buffer = self.cache.take_block()
+            return memoryview(fetch.buffer)
+        return memoryview(bytearray(fetch.end - fetch.start))
+
     def end_fetch(self, fetch: Fetch, data: Buffer) -> None:
         """It has brought `data`, which is shorter at the object's end: keep what is not known better."""
         self.fetches.remove(fetch)
         view = memoryview(data)
         end = fetch.start + len(view)
+        buffer, fetch.buffer = fetch.buffer, None
+        if buffer is not None and fetch.wanted.covers(fetch.start, fetch.end) and end == fetch.end:
+            if self._room_for_block(fetch.start):
+                self._add(Page(self, fetch.start >> PAGE_SHIFT, buffer, BLOCK_PAGES))
+                self.valid.add(fetch.start, end)
+                self.cache.shrink()
+                return
         for low, high in fetch.wanted.within(fetch.start, end):
             for start, stop in self.valid.gaps(low, high):
                 self._put(start, view[start - fetch.start : stop - fetch.start])
@@ -242,22 +300,39 @@ class ObjectPages:
         done, length = 0, len(data)
         while done < length:
             at = start + done
-            number, low = at >> PAGE_SHIFT, at & _MASK
-            part = min(length - done, PAGE_BYTES - low)
+            number = at >> PAGE_SHIFT
             page = pages.get(number)
-            if page is not None:
-                page.view[low : low + part] = data[done : done + part]
-                lru.move_to_end(page)
-            else:
-                if part == PAGE_BYTES:
-                    page = Page(self, number, bytearray(data[done : done + part]))
+            if page is None:
+                if length - done >= BLOCK_PAGES << PAGE_SHIFT and self._room_for_block(at):
+                    page = Page(self, number, self.cache.take_block(), BLOCK_PAGES)
                 else:
                     page = Page(self, number, bytearray(PAGE_BYTES))
-                    page.view[low : low + part] = data[done : done + part]
-                pages[number] = page
-                lru[page] = None
-                self.cache.count += 1
+                self._add(page)
+            else:
+                lru.move_to_end(page)
+                if page.count > 1 and page.shared:
+                    self._make_own(page)
+            low = at - page.start
+            part = min(length - done, (page.count << PAGE_SHIFT) - low)
+            page.view[low : low + part] = data[done : done + part]
             done += part
+
+    def _room_for_block(self, start: int) -> bool:
+        """May a block begin there? (Where nothing is valid there are no pages.)"""
+        size = BLOCK_PAGES << PAGE_SHIFT
+        return not start % size and not self.valid.overlaps(start, start + size)
+
+    def _add(self, page: Page) -> None:
+        for number in range(page.number, page.number + page.count):
+            self.pages[number] = page
+        self.cache.lru[page] = None
+        self.cache.count += page.count
+
+    def _make_own(self, page: Page) -> None:
+        """Somebody still looks at the block's memory, and we are about to change it."""
+        buffer = self.cache.take_block()
+        buffer[:] = page.view
+        page.buffer, page.view = buffer, memoryview(buffer)
 
     # write-back -------------------------------------------------------------------------------------------------
 
@@ -267,16 +342,23 @@ class ObjectPages:
         At most `bytes_max`, cut at its multiples, so that equal ranges make equal RPCs. What overlaps a flight waits.
         """
         for low, high in self.dirty.within(start, end):
-            for first, stop in self._free(low, high):
+            for first, stop in self._outside_flights(low, high):
                 stop = min(stop, (first // bytes_max + 1) * bytes_max)
-                flight = Flight(first, stop, b"".join(self._views(first, stop)), grant_bytes(first, stop))
+                flight = Flight(first, stop, self._copy(first, stop), grant_bytes(first, stop))
                 self._clean(first, stop)
                 self.cost += flight.cost
                 self.flights.append(flight)
                 return flight
         return None
 
-    def _free(self, start: int, end: int) -> list[tuple[int, int]]:
+    def _copy(self, start: int, end: int) -> Buffer:
+        """The bytes of the range, which will not change: of a block they are only looked at."""
+        page = self.pages[start >> PAGE_SHIFT]
+        if page.count > 1 and end <= page.end:
+            return memoryview(page.buffer)[start - page.start : end - page.start]
+        return b"".join(self._views(start, end))
+
+    def _outside_flights(self, start: int, end: int) -> list[tuple[int, int]]:
         """What of the range is in no flight."""
         flights = self.flights_in(start, end)
         if not flights:
@@ -288,6 +370,14 @@ class ObjectPages:
         assert not self.busy(start, end)
         self.cut(start, end)
         flight = Flight(start, end, data, 0)
+        self.flights.append(flight)
+        return flight
+
+    def hold(self, start: int, end: int) -> Flight:
+        """The same, but what is there, dirty or not, stays until that is done. Nothing there may be in flight."""
+        assert not self.flights_in(start, end)
+        self._untake(start, end)
+        flight = Flight(start, end, b"", 0)
         self.flights.append(flight)
         return flight
 
@@ -345,18 +435,22 @@ class ObjectPages:
         else:
             numbers = [number for number in self.pages if first <= number <= last]
         for number in numbers:
-            at = number << PAGE_SHIFT
-            if not self.valid.overlaps(at, at + PAGE_BYTES):
-                self._free_page(self.pages[number])
+            page = self.pages.get(number)
+            if page is not None and not self.valid.overlaps(page.start, page.end):
+                self._free_page(page)
         return dirty
 
     def evict(self, page: Page) -> None:
         """Forget a page that is not busy."""
-        start = page.number << PAGE_SHIFT
-        self.valid.remove(start, start + PAGE_BYTES)
+        self.valid.remove(page.start, page.end)
         self._free_page(page)
 
     def _free_page(self, page: Page) -> None:
-        del self.pages[page.number]
+        for number in range(page.number, page.number + page.count):
+            del self.pages[number]
         del self.cache.lru[page]
-        self.cache.count -= 1
+        self.cache.count -= page.count
+        if page.count > 1:
+            buffer, page.buffer = page.buffer, _NOTHING
+            page.view = memoryview(_NOTHING)
+            self.cache.give_block(buffer)

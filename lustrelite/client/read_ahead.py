@@ -10,6 +10,7 @@ Source: ras_update(), ll_readahead(), llite/rw.c
 from __future__ import annotations
 
 START_BYTES = 64 << 10
+WHOLE_BYTES = 1 << 20  # a large window ends at a multiple of this, so that RPCs are full
 STRIDES_ALIKE = 2  # that many equal distances make a stride
 STRIDES_MAX = 64
 
@@ -50,7 +51,10 @@ class ReadAhead:
         if end < self.trigger:
             return []
         self.window = min(max(2 * self.window, 2 * size, START_BYTES), bytes_max)
-        start, self._upto = max(self._upto, end), max(self._upto, end + self.window)
+        upto = end + self.window
+        if self.window >= WHOLE_BYTES:
+            upto = -(-upto // WHOLE_BYTES) * WHOLE_BYTES
+        start, self._upto = max(self._upto, end), max(self._upto, upto)
         self.trigger = self._upto - self.window // 2
         return [(start, self._upto)] if start < self._upto else []
 

@@ -16,7 +16,7 @@ before that, it may be lost, too: `_unstable` remembers whose. A write through i
 its data is the caller's.
 
 Order. Nothing that overlaps a flight is sent until the flight is over, whoever waits for it: the OST executes what it
-has in any order. A truncation or a hole is a flight of its range, too.
+has in any order. What goes past the cache (through.py) is a flight of its range, too.
 Source: osc/osc_cache.c: osc_extent_*, osc_io_unplug(); LU-2139 (what is answered is not yet durable)
 """
 
@@ -25,22 +25,22 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from lustrelite.client.cached_object import CachedObject
 from lustrelite.client.grant import Grant
 from lustrelite.client.intervals import Intervals
 from lustrelite.client.page_cache import Buffer, Flight, PageCache
 from lustrelite.client.tasks import Tasks
+from lustrelite.client.through import Through
 from lustrelite.errors import Evicted, OpError
 from lustrelite.ids import Fid, fid_text
 from lustrelite.ldlm.client_lock import ClientLock
 from lustrelite.ldlm.policy import WRITERS
 from lustrelite.rpc.node import Node
 from lustrelite.wire import ost
-from lustrelite.wire.ost import OBJECT_EOF, ObjectAttr
+from lustrelite.wire.ost import OBJECT_EOF
 
 if TYPE_CHECKING:
     from lustrelite.client.osc import Osc
@@ -93,6 +93,7 @@ class WriteBack:
         self._worker = False
         self._timer: asyncio.TimerHandle | None = None
         self._unstable: deque[tuple[int, Fid]] = deque()  # (transno, whose) of what is perhaps not durable yet
+        self.through = Through(self)
         shared.writebacks.append(self)
 
     # accepting --------------------------------------------------------------------------------------------------
@@ -101,6 +102,8 @@ class WriteBack:
         self, cached: CachedObject, start: int, end: int, pieces: Sequence[Buffer], time: int, owner: Fid, stripe: int
     ) -> bool:
         """Take `pieces` into the cache, now; False if there is no room for so much dirty data. A PW lock must be held."""
+        if cached.resizing:  # what is written now must come after that
+            return False
         pages, shared = cached.pages, self.shared
         cost = pages.write_cost(start, end)
         tunables = self.node.tunables
@@ -140,7 +143,7 @@ class WriteBack:
     ) -> None:  # fmt: skip
         """Write `pieces` at `start` under `lock`: into the cache if there is room, soon if there will be, else through.
 
-        Errors: of `through`; EIO, the lock was lost meanwhile
+        Errors: of `Through.write`; EIO, the lock was lost meanwhile
         """
         end = start + sum(map(len, pieces))
         while True:
@@ -152,7 +155,7 @@ class WriteBack:
             tunables = self.node.tunables
             too_much = cost > min(tunables.max_dirty_bytes, tunables.max_cached_bytes // 2)
             if too_much or (not self.grant.reserved and cost > self.grant.available):
-                await self.through(cached, lock, start, pieces, time, owner, stripe)
+                await self.through.write(cached, lock, start, pieces, time, owner, stripe)
                 return
             for writeback in self.shared.writebacks if shared_is_full(self.shared, cost) else [self]:
                 writeback.write_back_soon()
@@ -215,7 +218,33 @@ class WriteBack:
         """Return when what is dirty in the range now was written, or is lost."""
         await self._send(cached, start, end)
         for flight in cached.pages.flights_in(start, end):
-            await _over(flight)
+            await over(flight)
+
+    async def flush_last(
+        self, cached: CachedObject, lock: ClientLock, leave: Callable[[CachedObject, ClientLock], None]
+    ) -> bool:
+        """`flush` what is under a lock that nobody uses any more; True if the lock went with the only write it took.
+
+        Then others may have it as soon as that is executed, long before we hear of it: `leave` is called before.
+        """
+        pages, start, end = cached.pages, lock.start, lock.end + 1
+        dirty, size, slots = pages.dirty.within(start, end), self.osc.bytes_max, self.osc.slots()
+        one = len(dirty) == 1 and dirty[0][0] // size == (dirty[0][1] - 1) // size and not pages.flights_in(start, end)
+        if not one or slots.locked():
+            await self.flush(cached, start, end)
+            return False
+        await slots.acquire()  # at once
+        flight = pages.collect(start, end, size)
+        assert flight is not None
+        self._prepare(cached, flight, lock)
+        leave(cached, lock)
+        flight.release = True
+        flight.done = asyncio.get_running_loop().create_future()
+        try:
+            await self._fly(cached, flight, slots)
+        finally:
+            flight.done.set_result(None)
+        return not flight.failed
 
     async def _send(self, cached: CachedObject, start: int, end: int) -> None:
         """Send off what is dirty in the range now; of what is sent by others meanwhile there are flights."""
@@ -231,11 +260,11 @@ class WriteBack:
             todo.remove(low, at)
             in_the_way = pages.flights_in(at, at + 1)
             if in_the_way:
-                await _over(in_the_way[0])
+                await over(in_the_way[0])
                 continue
             lock = cached.lock_at(at, WRITERS)
             if lock is None:  # cannot be: it was written under one, and goes with it
-                self.lose(cached, [(at, still[0][1])])
+                self.lose(cached, None, [(at, still[0][1])])
                 continue
             slots = self.osc.slots()
             await slots.acquire()
@@ -247,14 +276,17 @@ class WriteBack:
                 continue
             self._launch(cached, flight, lock, slots)
 
-    def _launch(self, cached: CachedObject, flight: Flight, lock: ClientLock, slots: asyncio.Semaphore) -> None:
+    def _prepare(self, cached: CachedObject, flight: Flight, lock: ClientLock) -> None:
         self.settle(cached)
         flight.lock = lock.handle
         flight.time = cached.mtime
+
+    def _launch(self, cached: CachedObject, flight: Flight, lock: ClientLock, slots: asyncio.Semaphore) -> None:
+        self._prepare(cached, flight, lock)
         flight.done = self.shared.tasks.spawn(self._fly(cached, flight, slots), "write")
 
     async def _fly(self, cached: CachedObject, flight: Flight, slots: asyncio.Semaphore) -> None:
-        body = self._body(cached, flight, from_grant=True)
+        body = self.body(cached, flight, from_grant=True)
         ended = False
         try:
             reply, _ = await self.osc.imp.call_bulk(body, bulk=flight.data, cred=cached.cred)
@@ -269,12 +301,13 @@ class WriteBack:
             if ended:
                 self.shared.landed()
 
-    def _body(self, cached: CachedObject, flight: Flight, *, from_grant: bool) -> ost.Write:
+    def body(self, cached: CachedObject, flight: Flight, *, from_grant: bool) -> ost.Write:
+        """The request for a flight. Without a grant it is answered when it is durable."""
         tunables = self.node.tunables
         wanted = tunables.max_dirty_bytes + tunables.max_rpcs_in_flight * self.osc.bytes_max
         return ost.Write(
             cached.obj, flight.start, cached.owner, cached.stripe, flight.time, flight.lock, from_grant,
-            self.grant.wish(wanted), sync=not from_grant,
+            self.grant.wish(wanted), flight.release, not from_grant,
         )  # fmt: skip
 
     def _landed(self, cached: CachedObject, flight: Flight, reply: ost.WriteReply) -> None:
@@ -283,10 +316,12 @@ class WriteBack:
         self.shared.dirty -= flight.cost
         self.grant.used(flight.cost, reply.grant)
         self.written_bytes += flight.end - flight.start
-        cached.told(reply.attr)
-        self._remember(reply.attr.version, cached.owner)
+        if flight.lock in cached.locks:  # else what it says may be old
+            cached.told(reply.attr)
+        self.remember(reply.attr.version, cached.owner)
 
     def _crashed(self, cached: CachedObject, flight: Flight, error: OpError) -> None:
+        flight.failed = True
         cached.pages.end_flight(flight, lost=True)
         self.settle(cached)
         lock = cached.locks.get(flight.lock)
@@ -309,15 +344,15 @@ class WriteBack:
 
     # losing -----------------------------------------------------------------------------------------------------
 
-    def lose(self, cached: CachedObject, ranges: Sequence[tuple[int, int]]) -> None:
-        """A lock is lost, and with it what is dirty in `ranges`, and what is on its way."""
+    def lose(self, cached: CachedObject, lock: ClientLock | None, ranges: Sequence[tuple[int, int]]) -> None:
+        """A lock goes, and with it what is still dirty in `ranges`, and what is on its way under it."""
         lost = 0
         for start, end in ranges:
             lost += cached.pages.cut(start, end)
-            for flight in cached.pages.flights_in(start, end):
-                if flight.cost and not flight.reported:
-                    flight.reported = True
-                    lost += flight.end - flight.start
+        for flight in cached.pages.flights:
+            if lock is not None and flight.lock == lock.handle and flight.cost and not flight.reported:
+                flight.reported = True
+                lost += flight.end - flight.start
         self.settle(cached)
         if lost:
             self._report(cached.owner, lost, Evicted(self.osc.name))
@@ -336,7 +371,7 @@ class WriteBack:
         )  # fmt: skip
         self.shared.on_lost(owner, error.errno if error.errno in (errno.ENOSPC, errno.EDQUOT) else errno.EIO)
 
-    def _remember(self, transno: int, owner: Fid) -> None:
+    def remember(self, transno: int, owner: Fid) -> None:
         """A write was executed as `transno`, and may not be durable."""
         unstable, committed = self._unstable, self.osc.last_committed
         while unstable and unstable[0][0] <= committed:
@@ -352,135 +387,12 @@ class WriteBack:
         for owner in owners:
             self.shared.on_lost(owner, errno.EIO)
 
-    # past the cache ---------------------------------------------------------------------------------------------
-
-    async def through(
-        self, cached: CachedObject, lock: ClientLock, start: int, pieces: list[memoryview], time: int, owner: Fid,
-        stripe: int, *, keep: bool = True,
-    ) -> None:  # fmt: skip
-        """Write `pieces` at `start` and return when they are durable; with `keep` they are cached then.
-
-        Errors: ENOSPC, EIO, ENOENT, EFBIG; any part may be written
-        """
-        cached.owner, cached.stripe = owner, stripe
-        size = self.osc.bytes_max
-        data = pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
-        end = start + len(data)
-        cuts = [start, *range((start // size + 1) * size, end, size), end]
-        await self.shared.tasks.gather(
-            [
-                self._through(cached, lock, low, data[low - start : high - start], time, keep)
-                for low, high in pairwise(cuts)
-            ],
-            "write through",
-        )
-
-    async def _through(
-        self, cached: CachedObject, lock: ClientLock, start: int, data: memoryview, time: int, keep: bool
-    ) -> None:
-        end = start + len(data)
-        slots = self.osc.slots()
-        await slots.acquire()
-        try:
-            while cached.pages.busy(start, end):
-                slots.release()
-                try:
-                    await self.flush(cached, start, end)
-                finally:
-                    slots = self.osc.slots()
-                    await slots.acquire()
-            if lock.data is not cached:
-                raise Evicted(self.osc.name)
-            flight = cached.pages.begin_flight(start, end, data)
-            flight.lock, flight.time = lock.handle, time
-        except BaseException:
-            slots.release()
-            raise
-
-        async def write() -> None:
-            try:
-                reply, _ = await self.osc.imp.call_bulk(
-                    self._body(cached, flight, from_grant=False), bulk=data, cred=cached.cred
-                )
-                self.grant.used(0, reply.grant)
-                self._done(cached, lock, flight, reply.attr)
-                if keep and lock.data is cached:
-                    cached.pages.keep(start, data)
-                    cached.grow(end)
-            finally:
-                slots.release()
-
-        await self._fly_through(cached, lock, flight, write())
-
-    async def punch(self, cached: CachedObject, lock: ClientLock, start: int, end: int, body: ost.Punch) -> None:
-        """Free [start, end) of the object; up to OBJECT_EOF makes it `start` bytes long.  Errors: EIO, ENOENT"""
-        pages = cached.pages
-        if end < OBJECT_EOF:
-            while pages.busy(start, end):
-                await self.flush(cached, start, end)
-        else:
-            pages.cut(start, end)
-            while flights := pages.flights_in(start, end):
-                await _over(flights[0])
-                pages.cut(start, end)
-            self.settle(cached)
-        if lock.data is not cached:
-            raise Evicted(self.osc.name)
-        cached.owner, cached.stripe = body.owner, body.stripe
-        flight = pages.begin_flight(start, end)
-        whole = end >= OBJECT_EOF
-        if whole:
-            cached.size = start
-            cached.resized += 1
-            cached.unsized.pop(lock.handle, None)
-        cached.changed(body.time)
-
-        async def punch() -> None:
-            try:
-                await send()
-            finally:
-                cached.resized += whole
-
-        async def send() -> None:
-            attr: ObjectAttr = await self.osc.imp.call(body._replace(lock=lock.handle), cred=cached.cred)
-            self._done(cached, lock, flight, attr)
-            self._remember(attr.version, cached.owner)
-
-        await self._fly_through(cached, lock, flight, punch())
-
-    def _done(self, cached: CachedObject, lock: ClientLock, flight: Flight, attr: ObjectAttr) -> None:
-        cached.pages.end_flight(flight, lost=False)
-        if lock.data is cached:
-            cached.told(attr)
-            cached.grow(min(attr.size, flight.end))
-
-    async def _fly_through(
-        self, cached: CachedObject, lock: ClientLock, flight: Flight, work: Coroutine[Any, Any, None]
-    ) -> None:
-        """Run `work` to its end, whatever happens to the caller: until then nobody else may write there."""
-
-        async def run() -> None:
-            try:
-                await work
-            except OpError:
-                cached.pages.end_flight(flight, lost=True)
-                if lock.data is cached:
-                    self.osc.forget(lock)  # what the object is like now nobody knows
-                raise
-            finally:
-                self.shared.landed()
-
-        flight.done = self.shared.tasks.spawn(run(), "write through")
-        outcome = await asyncio.shield(flight.done)
-        if isinstance(outcome, OpError):
-            raise outcome
-
 
 def shared_is_full(shared: Shared, cost: int) -> bool:
     """Is it the mount's bound that `cost` more dirty bytes would break?"""
     return shared.dirty + cost > shared.node.tunables.max_cached_bytes // 2
 
 
-async def _over(flight: Flight) -> None:
+async def over(flight: Flight) -> None:
     """Return when the flight is over."""
     await asyncio.wait([flight.done])

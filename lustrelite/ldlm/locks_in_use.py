@@ -34,8 +34,10 @@ class LocksInUse(HeldLocks):
 
     def __init__(self, imp: ClientImport) -> None:
         super().__init__(imp)
-        self.flush: Callable[[ClientLock, Ask | None], Awaitable[None]] | None = None
-        """Write back what is dirty under the lock (all of it: the lock goes whole). With DISCARD_DATA: forget it."""
+        self.flush: Callable[[ClientLock, Ask | None], Awaitable[bool]] | None = None
+        """Write back what is dirty under the lock (all of it: the lock goes whole). With DISCARD_DATA: forget it.
+
+        True: with the last write went the cancel."""
         self.glimpse_of: Callable[[ClientLock], Lvb | None] | None = None
         """What we know of the object."""
         self._cancels = Cancels(imp)
@@ -103,7 +105,8 @@ class LocksInUse(HeldLocks):
         """Nobody uses it: write back, drop, cancel."""
         assert lock.holding is Holding.GRANTED and not lock.users, lock
         self.lru.used(lock)
-        if self.flush is None or not lock.mode & WRITERS:
+        clean = self.stays is not None and not self.stays(lock)
+        if self.flush is None or not lock.mode & WRITERS or clean:
             self._let_go(lock)
             return
         lock.holding = Holding.CANCELLING
@@ -112,16 +115,17 @@ class LocksInUse(HeldLocks):
 
     async def _flush_and_let_go(self, lock: ClientLock) -> None:
         assert self.flush is not None
+        cancelled = False
         try:
-            await self.flush(lock, lock.asked)
+            cancelled = await self.flush(lock, lock.asked)
         except OpError as error:
             self.node.events.emit(
                 "lock.flush_failed", level="warning", target=self.imp.target, handle=lock.handle, error=str(error)
             )
         if lock.holding is Holding.CANCELLING:
-            self._let_go(lock)
+            self._let_go(lock, cancelled)
 
-    def _let_go(self, lock: ClientLock) -> None:
+    def _let_go(self, lock: ClientLock, cancelled: bool = False) -> None:
         going = lock.going_bits
         # Also what went already: the operation with which it travels may have to wait for somebody who waits for this.
         drop_bits = lock.asked.bits if lock.asked is not None else 0
@@ -136,7 +140,8 @@ class LocksInUse(HeldLocks):
             self._unused(lock)
             return
         self._remove(lock)
-        self._cancels.add((lock.handle,))
+        if not cancelled:
+            self._cancels.add((lock.handle,))
 
     def cancels_for(self, fid: bytes, bits: int) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
         """Own locks that an operation will need gone, or a part of them: that is dropped here and now.

@@ -79,9 +79,15 @@ class Namespace:
         evict: Callable[[Export, str], None],
         frozen: bool = False,
         lvb: Callable[[bytes], Lvb | None] = no_lvb,
+        types: Iterable[int] = TYPE_MODES,
     ) -> None:
         self.node = node
         self.name = name
+        self.types = frozenset(types)  # of locks: the target's own are of these as well, and resources do not change
+        self.lease_told_s = 0.0  # the longest lease that a client was promised
+        # Called back when what was executed is durable: an eviction that a crash undoes must not have given locks away.
+        self.when_durable: Callable[[Callable[[], None]], None] = _at_once
+        self.all_aware: Callable[[], None] | None = None  # nobody who was evicted can believe in a lock any more
         self.table = LockTable(frozen)
         self.flocks = FlockTable(frozen)
         # Before a client's cancel counts, for what must be durable first: True if it will call back later.
@@ -92,7 +98,7 @@ class Namespace:
         self._local_waits: dict[Lock, asyncio.Future[None]] = {}
         self._last_local = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._lingering: dict[Export, asyncio.TimerHandle] = {}  # evicted, and perhaps not aware of it
+        self._lingering: dict[Export, asyncio.TimerHandle | None] = {}  # evicted, and perhaps not aware of it
 
     # counts -----------------------------------------------------------------------------------------------------
 
@@ -262,6 +268,10 @@ class Namespace:
         except OpError as error:
             answer(refused(want, -error.errno))
             return
+        first = self.table.find(export, want.handle)
+        if first is not None:
+            answer(self._said(first, want, lvb))
+            return
         resource = self.table.resources.get(want.resource)
         if resource is not None:
             resource.lvb = lvb
@@ -338,27 +348,46 @@ class Namespace:
         if lock.deadline is not None:
             self.table.prolong(lock.owner, lock.handle, self.node.now() + self._limit(lock.owner))
 
-    def owner_gone(self, export: Export, lease_left_s: float = 0.0) -> None:
-        """Evicted, left, or come anew: all its locks go, and the others go on.
+    def owner_gone(self, export: Export) -> None:
+        """Left, or come anew: all its locks go, and the others go on."""
+        self._hears_nothing(export)
+        self._run(self.flocks.owner_gone(export))
+        self._gone(export)
+
+    def owner_evicted(self, export: Export, lease_left_s: float) -> None:
+        """The same when the eviction is durable: until then a crash may bring the client back, who replays what it has.
 
         Who does not know yet that he was evicted serves from his caches until his lease is over: so long they stay.
         """
+        self._hears_nothing(export)
+        held = self.table.owners.get(export, {})
+        waiting = [lock for lock in held.values() if lock.state is LockState.WAITING]
+        for lock in sorted(waiting, key=lambda lock: -lock.number):  # the last one first: none is granted meanwhile
+            self._cancel(lock)
+        if lease_left_s > 0:
+            self._lingering[export] = None
+        until = self.node.now() + lease_left_s
+
+        def durable() -> None:
+            self._run(self.flocks.owner_gone(export))
+            if until > self.node.now():
+                self._lingering[export] = asyncio.get_running_loop().call_at(until, self._gone, export)
+            else:
+                self._gone(export)
+
+        self.when_durable(durable)
+
+    def _hears_nothing(self, export: Export) -> None:
         callbacks, export.callbacks = export.callbacks, None
         if callbacks is not None:
             callbacks.close()
-        self._run(self.flocks.owner_gone(export))
-        held = self.table.owners.get(export)
-        if lease_left_s <= 0 or held is None:
-            self._gone(export)
-            return
-        for lock in list(held.values()):
-            if lock.state is LockState.WAITING:
-                self._cancel(lock)
-        self._lingering[export] = asyncio.get_running_loop().call_later(lease_left_s, self._gone, export)
 
     def _gone(self, export: Export) -> None:
+        lingered = export in self._lingering
         self._lingering.pop(export, None)
         self._run(self.table.owner_gone(export, self.node.now()))
+        if lingered and not self._lingering and self.all_aware is not None:
+            self.all_aware()
 
     async def drain(self, limit_s: float) -> None:
         """The target stops: ask for every lock; return when all are back, or when their owners have had `limit_s`.
@@ -386,7 +415,7 @@ class Namespace:
 
     def _check(self, want: Want) -> None:
         """EINVAL: no such lock can be."""
-        modes = TYPE_MODES.get(want.type, 0)
+        modes = TYPE_MODES[want.type] if want.type in self.types else 0
         if (
             not want.mode & modes
             or want.mode & (want.mode - 1)
@@ -507,6 +536,8 @@ class Namespace:
 
     def _complete_flock(self, request: FlockRequest, status: int) -> None:
         export: Any = request.owner[0]
+        if export.failed:  # its eviction is about to be durable
+            return
         self.node.events.emit(
             "lock.completed", level="debug", target=self.name, client=export.uuid, resource=request.resource.id.hex(),
             handle=request.handle, status=status,
@@ -572,9 +603,10 @@ class Namespace:
 
     def _limit(self, owner: Any) -> float:
         """How long a client may take to give back a lock: more if it usually takes long.  Source: ldlm_bl_timeout()"""
-        limit = self.node.tunables.lock_callback_s
+        tunables = self.node.tunables
+        limit = max(tunables.lock_callback_s, self.lease_told_s + tunables.lock_lease_margin_s)
         callbacks: Callbacks | None = owner.callbacks
-        return limit if callbacks is None else max(limit, 1.5 * callbacks.measured_s)
+        return limit if callbacks is None else max(limit, min(1.5 * callbacks.measured_s, limit + tunables.at_max_s))
 
     def _measure(self, lock: Lock) -> None:
         """`lock` comes back: how long did it take since it was asked for, or since it was last worked under?"""
@@ -611,7 +643,7 @@ class Namespace:
                     client=_name(owner), resource=lock.resource.id.hex(), handle=lock.handle,
                 )  # fmt: skip
                 self._evict(owner, f"lock callback timer expired: it did not give back {lock!r}")
-                self._cancel(lock)  # it has stopped to serve from this one
+                self.when_durable(lambda lock=lock: self._cancel(lock))  # type: ignore[misc]  # it serves no more from it
         first = self.table.next_deadline()
         if first is not None and self._timer is None:
             self._set_timer(first)
@@ -622,7 +654,9 @@ class Namespace:
             self._timer.cancel()
             self._timer = None
         for timer in self._lingering.values():
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
+        self._lingering.clear()
         for owner in self.table.owners:
             if owner is not LOCAL and owner.callbacks is not None:  # type: ignore[attr-defined]
                 owner.callbacks.halt()  # type: ignore[attr-defined]
@@ -688,6 +722,10 @@ class _Glimpse:
             if lock.state is LockState.GRANTED:
                 namespace._evict(owner, f"it did not say what it knows under {lock!r}")
             self.answered(lock, None)
+
+
+def _at_once(callback: Callable[[], None]) -> None:
+    callback()
 
 
 def refused(want: Want, status: int, lvb: Lvb | None = None) -> Granted:

@@ -21,7 +21,9 @@ from typing import Any
 from lustrelite.ldlm.lock import Completion, Effect, Grant, Lock, LockState, Owner, Wait
 from lustrelite.ldlm.policy import bits_text, mode_text
 from lustrelite.ldlm.resource import Resource
-from lustrelite.wire.ldlm import EXTENT, IBITS
+from lustrelite.wire.ldlm import EXTENT, GROUP, IBITS
+
+GROUPS_FIRST = 1 << 63
 
 
 class LockTable:
@@ -57,8 +59,7 @@ class LockTable:
         first = self.find(lock.owner, lock.handle)
         if first is not None:
             return [Grant(first)] if first.state is LockState.GRANTED else [Wait(first, first.parked_on or first)]
-        self._number += 1
-        lock.number = self._number
+        lock.number = self._next_number(lock)
         resource = self.resource(resource_id, kind)
         effects = resource.enqueue(lock, now, wait)
         if lock.state is LockState.GONE:
@@ -72,8 +73,7 @@ class LockTable:
         first = self.find(lock.owner, lock.handle)
         if first is not None:
             return [Grant(first)]
-        self._number += 1
-        lock.number = self._number
+        lock.number = self._next_number(lock)
         effects = self.resource(resource_id, EXTENT).glimpse(lock, now)
         if lock.state is LockState.GRANTED:
             self._register(lock)
@@ -85,11 +85,15 @@ class LockTable:
         first = self.find(lock.owner, lock.handle)
         if first is not None:
             return first
-        self._number += 1
-        lock.number = self._number
+        lock.number = self._next_number(lock)
         self.resource(resource_id, kind).replay(lock, granted, now)
         self._register(lock)
         return lock
+
+    def _next_number(self, lock: Lock) -> int:
+        """Its place in the order of arrival. Groups come before all that are in none.  Source: ldlm_extent_compat_queue()"""
+        self._number += 1
+        return self._number - GROUPS_FIRST if lock.mode == GROUP else self._number
 
     def thaw(self, now: float) -> list[Effect]:
         """Recovery is over: grant, and ask for what is in the way of those who go on waiting."""

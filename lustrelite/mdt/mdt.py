@@ -23,7 +23,7 @@ from lustrelite.store.schema import INODES, ORPHANS
 from lustrelite.target.lock_handlers import LOCK_HANDLERS
 from lustrelite.target.target import Target
 from lustrelite.target.transaction import Transaction
-from lustrelite.wire.ldlm import Want
+from lustrelite.wire.ldlm import FLOCK, IBITS, Want
 from lustrelite.wire.mgs import TargetInfo
 
 ORPHANS_AT_ONCE = 500  # destroyed in one transaction
@@ -33,6 +33,7 @@ class Mdt(Target):
     """An MDT. `set_ost` tells it of OSTs, before or after `start`."""
 
     kind = "MDT"
+    lock_types = (IBITS, FLOCK)
 
     def __init__(self, node: Node, store: Store, *, name: str, links: LinkPool, xids: Xids, index: int = 0) -> None:
         super().__init__(node, store, name=name, index=index)

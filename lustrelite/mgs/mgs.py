@@ -19,6 +19,7 @@ from lustrelite.target.handlers import EMPTY, Handler, reading, waiting
 from lustrelite.target.lock_handlers import LOCK_HANDLERS
 from lustrelite.target.target import Target
 from lustrelite.target.transaction import Transaction
+from lustrelite.wire.ldlm import PLAIN
 from lustrelite.wire.mgs import Config, ConfigRead, SetParam, TargetInfo, TargetRegister, config_resource
 from lustrelite.wire.session import Empty
 
@@ -30,6 +31,7 @@ class Mgs(Target):
 
     recoverable = False
     kind = "MGS"
+    lock_types = (PLAIN,)
 
     def __init__(self, node: Node, store: Store) -> None:
         super().__init__(node, store, name="MGS", handlers=HANDLERS)

@@ -275,7 +275,7 @@ def write(txn: Transaction, body: Write) -> WriteReply:
     ost.written(len(data))
     _changed_under(ost, call, body, txn.transno)
     if body.release and not txn.replay:
-        txn.then = lambda: ost.namespace.cancel(call.export, (body.lock,))
+        txn.then = lambda: ost.release(call.export, body.lock)
     return WriteReply(attr, 0 if txn.replay else ost.grants.written(call.export, body, len(data)))
 
 
@@ -378,7 +378,9 @@ def setattr_(txn: Transaction, body: ObjectSetattr) -> ObjectAttr:
 
 
 def rebuild_write(call: Call, body: Write, record: Any) -> WriteReply:
-    """See rebuild_attr."""
+    """See rebuild_attr. The lock goes with it this time, too: a restart since may have brought it back."""
+    if body.release and not call.header.flags & REPLAY:
+        _ost(call).release(call.export, body.lock)
     return WriteReply(rebuild_attr(call, body, record), 0)
 
 
@@ -399,7 +401,7 @@ async def read(call: Call, body: Read) -> ReadReply:
     Errors: ENOENT, EINVAL, EIO.  Source: ofd_preprw_read(), ofd_io.c
     """
     ost = _ost(call)
-    if body.offset < 0 or not 0 <= body.length <= limits.brw_bytes_max:
+    if not 0 <= body.offset <= OBJECT_EOF or not 0 <= body.length <= limits.brw_bytes_max:
         raise OpError(errno.EINVAL, f"read of {body.length} bytes at {body.offset}")
     if ost.node.faults.any:
         await ost.fault("ost.read", call)

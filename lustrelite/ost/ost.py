@@ -41,7 +41,7 @@ from lustrelite.store.schema import OBJECTS, ObjectRecord
 from lustrelite.target.lock_handlers import LOCK_HANDLERS
 from lustrelite.target.target import Target
 from lustrelite.target.transaction import Transaction
-from lustrelite.wire.ldlm import Lvb
+from lustrelite.wire.ldlm import EXTENT, Lvb
 from lustrelite.wire.mdt import STATFS_NO_SPACE, StatfsReply
 from lustrelite.wire.ost import OBJECT_EOF, ObjectAttr, OstCreateReply, Write
 from lustrelite.wire.session import Connect
@@ -61,6 +61,7 @@ class Ost(Target):
     """One OST. `files` holds the data; all its calls that may take long go through the node's worker threads."""
 
     kind = "OST"
+    lock_types = (EXTENT,)
 
     def __init__(self, node: Node, store: Store, files: ObjectFiles, *, name: str, index: int = 0) -> None:
         super().__init__(node, store, name=name, index=index)
@@ -75,6 +76,7 @@ class Ost(Target):
         self.grants = Grants(self._space)
         self._uncommitted_bytes = 0
         self.unsynced: dict[tuple[Export, bytes], int] = {}  # last change under a lock, if not durable: its transno
+        self._released: Lock | None = None
         self.last_glimpse = 1 << 62  # handles that no client chooses
         self.namespace.before_cancel = self._cancel_waits
         self._tasks: dict[asyncio.Task[None], None] = {}  # unlinking and sweeping
@@ -152,15 +154,24 @@ class Ost(Target):
         if lock is not None:
             self.namespace.prolong(lock)
 
+    def release(self, export: Export, handle: int) -> None:
+        """The lock has gone with the write that was just executed, or was found to be done."""
+        self._released = self.namespace.table.find(export, handle)
+        self.namespace.cancel(export, (handle,))
+        self._released = None
+
     def _cancel_waits(self, lock: Lock, cancel: Callable[[], None]) -> bool:
         """Before a lock goes to who asked for it, what was written under it must be durable, or a crash could take it.
 
-        Its author would replay it, but not if it is lost as well. True: `cancel` is called when that is so.
+        Its author would replay it, but not if it is lost as well. A lock that goes with its last write must wait in any
+        case: without an answer the write would be sent again, after what others have written since. True: `cancel` is
+        called when that is so.
         Source: sync_lock_cancel, ofd_slc_set(); protocol-facts 5.11
         """
         transno = self.unsynced.get((cast(Export, lock.owner), lock.resource.id), 0)
         when = self.node.tunables.sync_lock_cancel
-        if transno <= self.last_committed or when == "never" or (when == "blocking" and not lock.asked):
+        waits = when == "always" or (when == "blocking" and (lock.asked or lock is self._released))
+        if transno <= self.last_committed or not waits:
             return False
         self.committer.after(transno, cancel)
         return True

@@ -244,7 +244,8 @@ class Service:
 
     def _check_capacity(self, call: Call) -> None:
         room = limits.requests_per_service_max
-        if call.spec.klass == CLASS_NORMAL and not call.header.flags & (RESENT | REPLAY):
+        under_lock = getattr(call.body, "lock", 0)  # all that are here may wait for it
+        if call.spec.klass == CLASS_NORMAL and not under_lock and not call.header.flags & (RESENT | REPLAY):
             room -= limits.requests_reserved_max
         if len(self.waiting) >= room:
             self.refused += 1

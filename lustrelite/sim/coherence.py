@@ -37,7 +37,7 @@ lease, and its lease lasts.
 When a target dies before something is durable: what was acknowledged is lost if its client is gone, else it is replayed
 before anybody looks. What had no answer yet is sent again after recovery; others may have seen it before, and then not
 for a while. (Not so what was done under a lock that kept the others away: data of clients that cache.) So what was seen
-before such a death does not count for what it touches.
+before such a death, or from a cache before the target had recovered, does not count for what it touches.
 
 How: coherence_search.py. Not judged: times, and whether what two registers show fits together (a size and the bytes
 behind it).

@@ -29,13 +29,17 @@ def check(history: History, name: str, file: File) -> list[str]:
     ops = [op for op in history.ops if op.target == name and op.kind in KINDS and op.outcome != ERROR]
     found = _Placed(ops)
     if found.problems:
-        return [f"file {name}: {problem}\n    {history.describe(ops)}" for problem in found.problems]
+        return [_told(history, name, found.problems, ops)]
     kept = {op.index: _Losses(history, file, op) for op in ops}
     problems = dict.fromkeys([*_check_data(history, file, found, kept), *_check_appends(ops, found, kept)])
     for stripe in range(len(file.targets)):
         if why := _check_size(history, file, stripe, ops, found, kept):
             problems[f"size, stripe {stripe}: {why}"] = None
-    return [f"file {name}: {problem}\n    {history.describe(ops)}" for problem in problems]
+    return [_told(history, name, list(problems), ops)] if problems else []
+
+
+def _told(history: History, name: str, problems: Sequence[str], ops: list[Op]) -> str:
+    return f"file {name}: " + "\n  and ".join(problems) + f"\n    {history.describe(ops)}"
 
 
 class _Placed:
@@ -74,15 +78,15 @@ class _Losses:
     def __init__(self, history: History, file: File, op: Op) -> None:
         self.ends: dict[str, Gone] = {}
         self.cached: dict[str, bool] = {}  # a write: may it have been in the client's cache only when that was lost?
-        self.undone: dict[str, int] = {}  # the target died before it was durable: what was seen before does not count
+        self.undone: dict[str, int] = {}  # the target died before it was durable: until when what was seen does not count
         self.excused: dict[str, bool] = {}  # a read that may be old
         for target in dict.fromkeys(file.targets):
             end = history.end_of(op, target)
             caches = op.client in history.caching
-            undone = history.rolled_back(op, target)
+            death = history.rolled_back(op, target)
             # Locks keep others away until there is an answer; a write without is answered when it is durable.
-            if (undone < op.done and not caches) or (undone > op.done and op.kind == "truncate"):
-                self.undone[target] = undone
+            if death is not None and (not caches if op.done > death.when else op.kind == "truncate"):
+                self.undone[target] = history.seen_until(death)
             if end is None:
                 continue
             self.ends[target] = end
@@ -226,12 +230,13 @@ def _check_size(
     calls: list[Call] = []
     lives = {id(gone): number for number, gone in enumerate(history.gone)}
     undone = max((losses[op.index].undone.get(target, 0) for op in ops), default=0)
+    counted = [(read, run) for read, run in found.reads if not losses[read.index].excused.get(target)]
     for op in ops:
         loss = losses[op.index]
         gone = loss.ends.get(target)
         if op.kind in WRITES:
             life = lives[id(gone)] if gone is not None and loss.cached.get(target) else -1
-            calls += _growth(op, file, stripe, life, found, gone)
+            calls += _growth(op, file, stripe, life, found, counted, gone)
         elif op.kind == "truncate":
             optional = _may_be_undone(op, target, loss)
             calls.append(Call(op.invoked, op.done, ("set", file.reach(stripe, op.args[0])), optional=optional, op=op))
@@ -243,14 +248,16 @@ def _check_size(
     return search(calls, Reach(0, 0, ()), _size_step)
 
 
-def _growth(op: Op, file: File, stripe: int, life: int, found: _Placed, gone: Gone | None) -> Iterator[Call]:
+def _growth(
+    op: Op, file: File, stripe: int, life: int, found: _Placed, reads: list[tuple[Op, Run]], gone: Gone | None
+) -> Iterator[Call]:
     """What a write or an append does to the reach of a stripe. An append begins where the file ends."""
     tag, length = op.args[-1], op.args[-2]
     offset = found.offset.get(tag)
     kept = end = 0
     if offset is not None:
         end = file.reach(stripe, offset + length)
-        seen = [run.end for read, run in found.reads if run.tag == tag and not (gone and _same_cache(read, op, gone))]
+        seen = [run.end for read, run in reads if run.tag == tag and not (gone and _same_cache(read, op, gone))]
         kept = file.reach(stripe, max(seen, default=0))
         end, kept = (reach if reach > offset else 0 for reach in (end, kept))
         if not end and op.kind == "write":

@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 from lustrelite.sim.coherence_search import NEVER
 
 CELL = 64
-_PATTERN = struct.Struct("<QQ")
+_PATTERN = struct.Struct("<QQ")  # tag, number of the cell in its write
+COPIES = CELL // _PATTERN.size - 1  # more of it in a cell
+_CELL = struct.Struct("<" + "QQ" * (1 + COPIES))
 PENDING, OK, ERROR, UNKNOWN = "pending", "ok", "error", "unknown"
 ZERO, GARBAGE = 0, -1  # tags of cells that nobody wrote, and of cells that make no sense
 # Evictions for which the server waited until the client's lease was over. After any other the client may be in good
@@ -34,7 +36,7 @@ Marks = dict[str, tuple[int, int]]  # by target: which life, and its last transn
 def fill(tag: int, length: int) -> bytes:
     """What the write `tag` of so many bytes writes."""
     assert tag > 0 and length % CELL == 0
-    return b"".join(_PATTERN.pack(tag, index) * (CELL // _PATTERN.size) for index in range(length // CELL))
+    return b"".join(_PATTERN.pack(tag, cell) * (1 + COPIES) for cell in range(length // CELL))
 
 
 class Run(NamedTuple):
@@ -49,16 +51,22 @@ class Run(NamedTuple):
 def parse(data: bytes, offset: int) -> tuple[Run, ...]:
     """Whose cells are in `data`, which was read at `offset`?"""
     runs: list[Run] = []
-    for at in range(0, len(data), CELL):
-        cell = data[at : at + CELL]
-        tag, number = _PATTERN.unpack_from(cell) if len(cell) == CELL else (GARBAGE, 0)
-        if tag != GARBAGE and cell != cell[: _PATTERN.size] * (CELL // _PATTERN.size):
+    whole = len(data) // CELL * CELL
+    start = at = offset
+    last_tag = first = following = -2  # of the run that begins at `start`: its first cell, and which would go on with it
+    for tag, cell, *more in _CELL.iter_unpack(memoryview(data)[:whole]):
+        if more != [tag, cell] * COPIES or (not tag and cell):
             tag = GARBAGE
-        last = runs[-1] if runs else None
-        if last is not None and last.tag == tag and (tag <= 0 or last.cell + (offset + at - last.start) // CELL == number):
-            runs[-1] = last._replace(end=offset + at + len(cell))
-        else:
-            runs.append(Run(offset + at, offset + at + len(cell), tag, number if tag > 0 else 0))
+        if tag != last_tag or (tag > 0 and cell != following):
+            if at > start:
+                runs.append(Run(start, at, last_tag, first))
+            start, last_tag, first, following = at, tag, cell if tag > 0 else 0, cell
+        following += 1
+        at += CELL
+    if at > start:
+        runs.append(Run(start, at, last_tag, first))
+    if whole < len(data):
+        runs.append(Run(at, offset + len(data), GARBAGE, 0))
     return tuple(runs)
 
 
@@ -160,6 +168,7 @@ class History:
         self.ops: list[Op] = []
         self.gone: list[Gone] = []
         self.deaths: list[Death] = []
+        self.recovered: list[tuple[int, str]] = []  # (when, target): it serves again
         self.files: dict[str, File] = {}
         self.directories: dict[str, None] = {}  # FIDs
         self.caching: dict[str, None] = {}  # clients that do
@@ -257,6 +266,10 @@ class History:
         """A life of `target` has ended."""
         self.deaths.append(Death(target, life, last, committed, self._next(), self._now()))
 
+    def is_back(self, target: str) -> None:
+        """`target` has recovered from its last death."""
+        self.recovered.append((self._next(), target))
+
     # -- what follows
 
     def end_of(self, op: Op, target: str) -> Gone | None:
@@ -275,23 +288,29 @@ class History:
             for gone in self.gone
         )  # fmt: skip
 
-    def rolled_back(self, op: Op, target: str) -> int:
-        """When `op` may have been undone because `target` died before it was durable; 0 if it was not.
+    def rolled_back(self, op: Op, target: str) -> Death | None:
+        """The last death of `target` in which `op` may have been undone, because it was not durable yet.
 
         It is undone for good only if its client is gone: others replay what was acknowledged, and send again what was
         not. But what was not is done again after recovery, so for a while nobody sees it any more.
         """
-        undone = 0
+        found = None
         gone = self.end_of(op, target) is not None
         for death in self.deaths:
             if death.target != target or op.invoked > death.when:
                 continue
             life, transno = op.marks.get(target, (0, 0))
             if op.done > death.when:
-                undone = death.when if death.last > death.committed else undone
+                found = death if death.last > death.committed else found
             elif gone and 0 < life <= death.life and transno > death.committed:
-                undone = death.when
-        return undone
+                found = death
+        return found
+
+    def seen_until(self, death: Death | None) -> int:
+        """Until when others may have seen what was undone in a death: from their caches until the target had recovered."""
+        if death is None:
+            return 0
+        return min((when for when, target in self.recovered if target == death.target and when > death.when), default=NEVER)
 
     def synced(self, op: Op, gone: Gone) -> bool:
         """Was a write made durable, as far as its client was told, before the client was gone?

@@ -57,13 +57,13 @@ class _Names:
     def calls(self, ops: Sequence[Op]) -> Iterator[Call]:
         """All of them, except what does not count."""
         undone = {op.index: self.history.rolled_back(op, self.target) for op in ops if op.kind in CHANGES}
-        undone_at = max(undone.values(), default=0)
+        seen_until = max(map(self.history.seen_until, undone.values()), default=0)
         makers = self._makers(ops)
         for op in ops:
             sees = op.kind in LOOKS or op.outcome == ERROR
-            if sees and (op.outcome in (UNKNOWN, PENDING) or op.done < undone_at or self.history.excused(op, self.target)):
+            if sees and (op.outcome in (UNKNOWN, PENDING) or op.done < seen_until or self.history.excused(op, self.target)):
                 continue  # what was seen before something was undone is gone as well
-            gone = bool(undone.get(op.index)) and self.history.end_of(op, self.target) is not None
+            gone = undone.get(op.index) is not None and self.history.end_of(op, self.target) is not None
             optional = op.kind in CHANGES and (op.outcome in (UNKNOWN, PENDING) or gone)
             for effect in self._effects(op, makers):
                 yield Call(op.invoked, op.done, effect, sees, optional, op)
@@ -173,16 +173,16 @@ def check_modes(history: History, target: str) -> list[str]:
     problems = []
     for fid, ops in files.items():
         undone = {op.index: history.rolled_back(op, target) for op in ops if op.kind == "chmod"}
-        undone_at = max(undone.values(), default=0)
+        seen_until = max(map(history.seen_until, undone.values()), default=0)
         reads = [
             (op.result, Call(op.invoked, op.done, op.result, True, op=op)) for op in ops
-            if op.kind == "mode" and op.ok and op.done >= undone_at and not history.excused(op, target)
+            if op.kind == "mode" and op.ok and op.done >= seen_until and not history.excused(op, target)
         ]  # fmt: skip
         seen = {mode for mode, _ in reads}
         writes = {}
         for op in ops:
             if op.kind == "chmod":
-                doubtful = not op.ok or (bool(undone[op.index]) and history.end_of(op, target) is not None)
+                doubtful = not op.ok or (undone[op.index] is not None and history.end_of(op, target) is not None)
                 if not doubtful or op.args[0] in seen:
                     writes[op.args[0]] = Call(op.invoked, op.done, op.args[0], op=op)
         if unset := seen - writes.keys():

@@ -82,7 +82,8 @@ class _Search:
                 stuck = f"nothing explains {call.op or call.effect} (state {state!r})"
             if self.steps > STEPS_MAX:
                 return f"gave up after {self.steps} steps with {len(self.calls)} calls"
-            for index, states in reversed(ways):
+            # What was answered first most probably happened first: that comes last on the stack.
+            for index, states in sorted(ways, key=lambda way: -self.calls[way[0]].done):
                 then = max(latest, self.calls[index].invoked)
                 stack.extend((left ^ 1 << index, after, then, ended) for after in reversed(states))
         return stuck

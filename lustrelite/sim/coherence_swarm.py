@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import random
 import stat
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lustrelite.errors import OpError
 from lustrelite.events import Event
@@ -29,7 +30,7 @@ from lustrelite.ids import ROOT_FID, Fid, fid_text, target_name
 from lustrelite.sim import coherence
 from lustrelite.sim.cluster import TUNABLES, Cluster, Violation
 from lustrelite.sim.coherence_history import Data, File, History, Op, fill, parse
-from lustrelite.sim.nemesis import CACHE_ACTS, Nemesis
+from lustrelite.sim.nemesis import CACHE_ACTS, SILENCE_ACTS, Nemesis
 from lustrelite.sim.processes import FSNAME, NodeDied, SimClient, SimServer
 from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, draw_caching
 from lustrelite.wire.mdt import StripeHint
@@ -41,8 +42,23 @@ FILES, LOG = ("/d/0", "/d/1"), "/d/log"
 NAMES = tuple("abcde")
 OFFSETS = (0, 64, 4032, 4096, 8192, 20032, STRIPE_SIZE - 128, STRIPE_SIZE, 2 * STRIPE_SIZE - 64)
 LENGTHS = (64, 64, 128, 4096, 4096, 8192, 20032)
+LOCK_OWNERS, LAST_BYTE = 1000, (1 << 63) - 1
 WATCHES_MAX, WATCHED_BYTES = 200, 24576
 READ_BYTES = 4 * STRIPE_SIZE  # more than any of these files has
+
+
+class Theme(NamedTuple):
+    """What a run's workers do, and how fast."""
+
+    files: tuple[str, ...]
+    names: tuple[str, ...]
+    offsets: tuple[int, ...]
+    lengths: tuple[int, ...]
+    pace: int  # how long pauses are: some runs last longer than leases
+
+
+BROAD = Theme((FILES[0], *FILES, LOG), NAMES, OFFSETS, LENGTHS, 1)
+FOCUSED = Theme((FILES[0],), NAMES[:2], (0, 64, 4032), (64, 128, 4096), 1)  # so that everybody meets everybody
 
 
 class CoherenceCluster(Cluster):
@@ -67,6 +83,8 @@ class CoherenceCluster(Cluster):
                     )
         elif event.name == "import.evicted" and event.node in self.clients:
             self.history.noticed(self.clients[event.node].life, event.fields["target"])
+        elif event.name == "recovery.over" or (event.name == "target.started" and not event.fields["clients"]):
+            self.history.is_back(event.fields["target"])
         elif event.name == "node.killed" and event.node in self.clients:
             self.history.killed(self.clients[event.node].life)
 
@@ -255,18 +273,18 @@ class Worker(Recorder):
     """One line of operations of one client."""
 
     def __init__(
-        self, cluster: CoherenceCluster, client: SimClient, number: int, rng: random.Random, budget: Budget, pace: int
+        self, cluster: CoherenceCluster, client: SimClient, number: int, rng: random.Random, budget: Budget, theme: Theme
     ) -> None:
         super().__init__(cluster, client)
         self.name = f"{client.name}{number}"
         self.random = rng
         self.budget = budget
-        self.pace = pace  # how long pauses are: some runs last longer than leases
+        self.theme = theme
         # Without locks an append is not atomic: if nobody caches, one client alone appends, to the log.
         self.appends = client.life in self.history.caching
         self.appends_to_log = self.appends or (not self.history.caching and client.name == "a")
         self.handles: dict[tuple[str, bool], Handle] = {}  # by path, or FID in /n, and whether it appends
-        self.modes = 0
+        self.locked: Handle | None = None  # where it has record locks
 
     async def work(self) -> None:
         """Until the budget is used up or the client is no more."""
@@ -274,7 +292,8 @@ class Worker(Recorder):
             while self.budget.take():
                 await self.step()
                 if self.random.random() < 0.4:
-                    await asyncio.sleep(self.pace * self.random.choice((0.001, 0.01, 0.2, 1.5)))
+                    await asyncio.sleep(self.theme.pace * self.random.choice((0.001, 0.01, 0.2, 1.5)))
+            await self.unlock()
         except NodeDied:
             return
 
@@ -293,7 +312,7 @@ class Worker(Recorder):
             there = [h for (key, appends), h in self.handles.items() if key.startswith("[") and not appends]
             if there and self.random.random() < 0.2:
                 return self.random.choice(there)
-            path = self.random.choice((FILES[0], FILES[0], FILES[1], LOG))
+            path = self.random.choice(self.theme.files)
         handle = self.handles.get((path, append))
         if handle is None:
             handle = await self.open(path, os.O_RDWR | (os.O_APPEND if append else 0))
@@ -312,6 +331,7 @@ class Worker(Recorder):
             (10, lambda: self.pread(handle, 0, READ_BYTES)),
             (12, lambda: self.size(handle)),
             (5, lambda: self.fsync(handle)),
+            (6, lambda: self.unlock() if self.locked else self.lock(handle)),
             (0 if log else 30, lambda: self.pwrite(handle, *self.extent())),
             (0 if log else 7, lambda: self.truncate(handle, self.extent()[0])),
             ((30 if log else 8) if mine else 0, lambda: self.append(handle)),
@@ -321,7 +341,7 @@ class Worker(Recorder):
 
     def extent(self) -> tuple[int, int]:
         """(offset, length), such that others meet it."""
-        return self.random.choice(OFFSETS), self.random.choice(LENGTHS)
+        return self.random.choice(self.theme.offsets), self.random.choice(self.theme.lengths)
 
     async def append(self, handle: Handle) -> Any:
         if handle.path.startswith("/n"):
@@ -329,13 +349,34 @@ class Worker(Recorder):
         opened = await self.data_handle(True, handle.path)
         if opened is None:
             return True
-        done = await self.pwrite(opened, 0, self.random.choice(LENGTHS[:6]), append=True)
+        done = await self.pwrite(opened, 0, min(self.random.choice(self.theme.lengths), 8192), append=True)
         if done is None:
             await self.drop(opened)
         return True
 
+    async def lock(self, handle: Handle) -> Any:
+        """A record lock, for this worker."""
+        exclusive, waits = self.random.random() < 0.6, self.random.random() < 0.5
+        start, length = self.random.choice((0, 0, 10)), self.random.choice((10, 20))
+        how = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if waits else fcntl.LOCK_NB)
+        op = self.begin("flock", handle.fid, self.name, exclusive, start, start + length - 1, waits, handle=handle.number)
+        lock = handle.file.lockf(how, start, length, owner=LOCK_OWNERS + int(self.name[1:]))
+        if await self.call([op], lock, refusals=(errno.EWOULDBLOCK, errno.EDEADLK)):
+            self.locked = handle
+        return True
+
+    async def unlock(self) -> Any:
+        """Give it back, and all that a lock without an answer may have left."""
+        handle, self.locked = self.locked, None
+        if handle is not None:
+            op = self.begin("flock", handle.fid, self.name, None, 0, LAST_BYTE, False, handle=handle.number)
+            await self.call([op], handle.file.lockf(fcntl.LOCK_UN, owner=LOCK_OWNERS + int(self.name[1:])))
+        return True
+
     async def drop(self, handle: Handle) -> None:
         """It is of no use any more."""
+        if handle is self.locked:
+            await self.unlock()
         for key, known in list(self.handles.items()):
             if known is handle:
                 del self.handles[key]
@@ -346,7 +387,7 @@ class Worker(Recorder):
 
     async def do_names(self) -> None:
         """Something in /n."""
-        fs, name, other = self.client.fs, self.random.choice(NAMES), self.random.choice(NAMES)
+        fs, name, other = self.client.fs, *self.random.choices(self.theme.names, k=2)
         path = f"/n/{name}"
         act = self.random.choices(
             ("stat", "list", "create", "mkdir", "unlink", "rmdir", "rename", "link", "open", "chmod"),
@@ -410,7 +451,7 @@ class Watcher(Worker):
 
     async def work(self) -> None:
         """As long as others work."""
-        path, name = self.random.choice(FILES), self.random.choice(NAMES)
+        path, name = self.theme.files[-2 % len(self.theme.files)], self.theme.names[0]
         what = self.random.choice(("read", "read", "size", "stat"))
         try:
             for _ in range(WATCHES_MAX):
@@ -450,19 +491,19 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
             budget = Budget(
                 operations, [rng.randrange(1, operations) for _ in range(faults)], rng.choice((10, 35, 35, 80))
             )
-            pace = rng.choice((1, 1, 8))
+            theme = rng.choice((BROAD, BROAD, FOCUSED))._replace(pace=rng.choice((1, 4, 8)))
             workers = [
-                Worker(c, client, number, random.Random(f"worker {record.seed} {client.name}{number}"), budget, pace)
+                Worker(c, client, number, random.Random(f"worker {record.seed} {client.name}{number}"), budget, theme)
                 for client in c.clients.values()
                 for number in range(rng.choice((1, 1, 2)))
             ]
-            if rng.random() < 0.6:
+            if theme.files == FOCUSED.files or rng.random() < 0.5:
                 workers += [
-                    Watcher(c, client, 9, random.Random(f"watcher {record.seed} {client.name}"), budget, pace)
+                    Watcher(c, client, 9, random.Random(f"watcher {record.seed} {client.name}"), budget, theme)
                     for client in c.clients.values()
-                    if rng.random() < 0.6
                 ]
-            nemesis = Nemesis(c, random.Random(f"nemesis {record.seed}"), CACHE_ACTS)
+            acts = SILENCE_ACTS if theme.files == FOCUSED.files and rng.random() < 0.6 else CACHE_ACTS
+            nemesis = Nemesis(c, random.Random(f"nemesis {record.seed}"), acts)
             record.faults = nemesis.performed
             await contend(c, workers, nemesis, budget)
             record.operations = len(c.history.ops)

@@ -372,7 +372,7 @@ async def _cut_client(n: Nemesis) -> None:
         servers = n.random.choice([[n.cluster.mds], n.cluster.oss, [n.cluster.mds, *n.cluster.oss]])
         x, y = n.random.choice(((client, servers), (servers, client)))
         n.cluster.net.cut(x, y, one_way=n.random.random() < 0.5)
-        n.later(n.random.choice((0.3, 4.0, 9.0, 12.0, 20.0, 30.0)) * n.random.uniform(0.8, 1.2), n.cluster.net.heal)
+        n.later(n.random.choice((0.3, 4.0, 12.0, 20.0, 30.0)) * n.random.uniform(0.8, 1.2), n.cluster.net.heal)
 
 
 async def _disturb_locks(n: Nemesis) -> None:
@@ -384,6 +384,13 @@ async def _disturb_locks(n: Nemesis) -> None:
         else:
             delay_s = n.random.choice((0.01, 0.5, 3.0, 7.0))
             n.cluster.net.slow(what, reply=reply, times=n.random.choice((1, 3)), delay_s=delay_s)
+
+
+async def _lose_callbacks(n: Nemesis) -> None:
+    """A client hears everything but that its locks are wanted."""
+    client = n.client()
+    if client is not None:
+        n.cluster.net.drop("BlockingCallback", to=client, times=n.random.choice((1, 3, 8)))
 
 
 async def _evict_everywhere(n: Nemesis) -> None:
@@ -407,9 +414,17 @@ CACHE_ACTS = (
     Act("freeze client", 8, _freeze_client),
     Act("break links", 3, _break_links),
     Act("disturb locks", 8, _disturb_locks),
+    Act("lose callbacks", 3, _lose_callbacks),
     Act("lose any", 3, _lose_any),
     Act("double messages", 2, _double_messages),
     Act("slow messages", 2, _slow_messages),
     Act("evict", 4, _evict_everywhere),
     Act("abort recovery", 1, _abort_recovery),
+)
+SILENCE_ACTS = (
+    Act("cut client", 6, _cut_client),
+    Act("freeze client", 2, _freeze_client),
+    Act("lose callbacks", 3, _lose_callbacks),
+    Act("disturb locks", 1, _disturb_locks),
+    Act("kill server", 1, _kill_server),
 )

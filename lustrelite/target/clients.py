@@ -33,6 +33,8 @@ from lustrelite.wire.session import (
 if TYPE_CHECKING:
     from lustrelite.target.target import Target
 
+UNAWARE = "unaware"  # meta: somebody was evicted, and his lease may not be over
+
 
 class Clients:
     """Connects, disconnects, evictions and the records of them. The exports themselves are `target.exports`."""
@@ -128,6 +130,7 @@ class Clients:
             reconnect=bool(flags & CONNECT_RECONNECT), recovering=bool(flags & CONNECT_RECOVERING),
         )  # fmt: skip
         tunables = self.target.node.tunables
+        self.target.namespace.lease_told_s = max(self.target.namespace.lease_told_s, self.target.lease_s)
         reply = ConnectReply(
             export.handle, flags, export.features, self.target.instance, min(tunables.max_mod_rpcs, limits.mod_rpcs_max),
             min(tunables.max_bytes_per_rpc, limits.brw_bytes_max) if tunables.max_bytes_per_rpc else 0, last_xid,
@@ -199,16 +202,19 @@ class Clients:
         """The client leaves; the answer comes when everything it did is durable."""
         export = call.export
         self._remove(export)
+        self.target.namespace.owner_gone(export)
         self.target.node.events.emit("client.disconnected", target=self.target.name, client=export.uuid)
         if self.target.recovery is not None and self.target.recovering:
             self.target.recovery.client_gone(export)
         self.target.committer.after(self.target.last_transno, lambda: self.target.reply(call, 0, EMPTY))
 
-    def _remove(self, export: Export, lease_left_s: float = 0.0) -> None:
-        """Forget a client: its open files, record and reply records, in one transaction. Its locks when it does."""
+    def _remove(self, export: Export, *, unaware: bool = False) -> None:
+        """Forget a client: its open files, record and reply records, in one transaction."""
 
         def remove(txn: Transaction) -> None:
             self.target.export_gone(txn, export)
+            if unaware:
+                txn.writes.update(self.target.meta_write(UNAWARE, True))
             if self.target.recoverable:
                 txn.delete(schema.CLIENTS, schema.client_key(export.client_index))
                 for tag in export.replies:
@@ -220,7 +226,6 @@ class Clients:
         self.target.exports.pop(export.uuid, None)
         if self.target.service is not None:
             self.target.service.forget(export)
-        self.target.namespace.owner_gone(export, lease_left_s)
 
     def _drop_calls(self, export: Export, status: int = 0) -> None:
         for waiting in export.calls_in_progress():
@@ -243,7 +248,9 @@ class Clients:
             "client.evicted", level="warning" if self.target.recoverable else "info", target=self.target.name, client=export.uuid, nid=export.nid, why=why,
             recovering=self.target.recovering,
         )  # fmt: skip
-        self._remove(export, export.last_request + self.target.lease_s - self.target.node.now())
+        lease_left_s = export.last_request + self.target.namespace.lease_told_s - self.target.node.now()
+        self._remove(export, unaware=lease_left_s > 0 and self.target.recoverable)
+        self.target.namespace.owner_evicted(export, lease_left_s)
         self._drop_calls(export, -errno.ENOTCONN)
         if self.target.recovery is not None and self.target.recovering:
             self.target.recovery.client_gone(export)

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from lustrelite.errors import OpError, StoreFailed
 from lustrelite.ids import epoch_of, first_transno, target_uuid
 from lustrelite.ldlm.namespace import Namespace
+from lustrelite.ldlm.policy import TYPE_MODES
 from lustrelite.recovery.admit import Admit, admit
 from lustrelite.recovery.versions import UNCHECKED
 from lustrelite.rpc.export import Call, Export
@@ -25,7 +26,7 @@ from lustrelite.rpc.node import CORRUPT, Node
 from lustrelite.store import schema
 from lustrelite.store.kv import Batch, Store
 from lustrelite.store.schema import ReplyRecord
-from lustrelite.target.clients import Clients
+from lustrelite.target.clients import UNAWARE, Clients
 from lustrelite.target.committer import Committer
 from lustrelite.target.handlers import EMPTY, LATER, Dropped, Handler, NotReady, reading
 from lustrelite.target.lock_handlers import is_lock_replay
@@ -73,6 +74,7 @@ class Target:
 
     recoverable = True  # keeps client records and replays; the MGS does not
     kind = ""
+    lock_types: Iterable[int] = TYPE_MODES
 
     def __init__(
         self, node: Node, store: Store, *, name: str, index: int = 0, handlers: Mapping[type, Handler] | None = None
@@ -97,7 +99,10 @@ class Target:
         self.evictions = 0
         self.reconstructed = 0
         self.sharing = Sharing()
-        self.namespace = Namespace(node, name, evict=self.evict, lvb=self.lvb)
+        self.namespace = Namespace(node, name, evict=self.evict, lvb=self.lvb, types=self.lock_types)
+        if self.recoverable:
+            self.namespace.when_durable = lambda callback: self.committer.after(self.last_transno, callback)
+            self.namespace.all_aware = self._all_aware
         self._started_at = 0.0
 
     @property
@@ -288,6 +293,9 @@ class Target:
                     record = None  # of an earlier incarnation: the open must be made again
             if self.recovering and twin is None and (kind is Cancel or kind is Convert):
                 self.execute(call)  # perhaps of a lock that was replayed already
+                return
+            if self.recovering and twin is None and kind is Enqueue and replay and export.replay_done:
+                self.execute(call)  # its link broke while it waited for the end: it says again what we know
                 return
             verdict = admit(
                 self.recovering, replay, bool(flags & RESENT), record is not None, twin is not None, export.replay_done
@@ -633,10 +641,12 @@ class Target:
     async def finish_recovery(self) -> None:
         """A new epoch begins: no transno of the last incarnation, committed or lost, can come again.
 
-        Who was thrown out may not know it, and serve from his caches under the lease that the last incarnation gave.
+        Who was thrown out, by us or just before, may not know it, and serve from his caches under the lease that the
+        last incarnation gave.
         """
-        if self.evictions:
+        if self.evictions or self.get_meta(UNAWARE, False):
             await asyncio.sleep(max(0.0, self._started_at + self.lease_s - self.node.now()))
+            self.store.apply(self.meta_write(UNAWARE, False), essential=True)
         epoch = epoch_of(self.last_transno) + 1
         self.last_transno = first_transno(epoch)
         self.store.apply(self.meta_write("epoch", epoch), essential=True)
@@ -648,6 +658,11 @@ class Target:
         for export in self.exports.values():
             export.last_request = now  # silent because we were: LU-5312
         self.recovery_over()
+
+    def _all_aware(self) -> None:
+        """No lease is left of anybody who was evicted."""
+        self.store.apply(self.meta_write(UNAWARE, False), essential=True)
+        self.committer.changed()
 
     def uncommitted(self) -> int:
         """How many transactions would be lost by a crash now."""

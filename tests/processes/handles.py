@@ -22,8 +22,9 @@ from lustrelite.faults import POINTS, Fault
 from lustrelite.ids import Nid
 from lustrelite.rpc.node import Node
 from lustrelite.sim.net import message_name
-from lustrelite.sim.processes import SimClient
+from lustrelite.sim.processes import DONE, SimClient
 from lustrelite.tunables import Tunables
+from tests.processes.client_main import Marks, marks_of, unsettled
 
 if TYPE_CHECKING:
     from tests.processes.world import ProcessWorld
@@ -230,6 +231,8 @@ class ProcessClient(SimClient):
         node.on_crash = self._ended
         for point, fault in self.kept_faults:
             node.faults.arm(point, fault)
+        if node.tunables.caching:
+            world.oracle.caching[self.life] = None
         nids = [Nid(nid) for nid in world.cluster.mgs_nids]
         async with asyncio.timeout(MOUNT_S):
             self.fs = await world.finish(node, FileSystem.mount(node, nids, world.cluster.fsname), "mount")
@@ -283,11 +286,29 @@ class ProcessClient(SimClient):
 
     def pause(self) -> Any:
         """Not here."""
-        raise NotImplementedError("a client shares the test's process and cannot be paused: use the simulator")
+        raise NotImplementedError("a client shares the test's process: use one that is apart, or the simulator")
 
     def resume(self) -> Any:
-        """Not here."""
-        raise NotImplementedError("a client shares the test's process and cannot be paused: use the simulator")
+        """It is never paused."""
+        return DONE
+
+    @property
+    def marks(self) -> Marks:
+        """What it has been told of each target, for the oracle."""
+        return marks_of(self.imports)
+
+    async def unsettled(self, instances: dict[str, int]) -> list[str]:
+        """What of its connections is not at rest, given which life each target is in."""
+        return unsettled(self.name, self.imports, instances)
+
+    def arm(self, point: str, fault: Fault) -> None:
+        """Arm a fault point of its own."""
+        self.node.faults.arm(point, replace(fault))
+
+    def disarm(self) -> None:
+        """Disarm everything."""
+        if self.node is not None:
+            self.node.faults.clear()
 
     def set_clock(self, skew_s: float) -> None:
         """Not here."""
@@ -297,6 +318,12 @@ class ProcessClient(SimClient):
 def tasks_of(node: Node) -> list[str]:
     """Names of the node's tasks that have not ended."""
     return [task.get_name() for task in node._tasks if not task.done()]
+
+
+def fault_text(point: str, fault: Fault) -> str:
+    """As `llctl set_param fault=` takes it."""
+    options = {key: value for key, value in asdict(fault).items() if key != "action" and value != ""}
+    return " ".join([point, fault.action, *(f"{key}={value}" for key, value in options.items())])
 
 
 class ProcessFaults:
@@ -309,8 +336,7 @@ class ProcessFaults:
         """See world.Faults.arm. `times` counts in every process by itself, and anew after a restart if kept."""
         assert point in POINTS, f"no fault point {point!r}; there are: {', '.join(sorted(POINTS))}"
         fault = Fault(action, **how)
-        options = {key: value for key, value in asdict(fault).items() if key != "action" and value != ""}
-        text = " ".join([point, action, *(f"{key}={value}" for key, value in options.items())])
+        text = fault_text(point, fault)
         for process in [on] if on is not None else [*self.world.servers, *self.world.clients.values()]:
             if isinstance(process, ProcessServer):
                 if process.alive:
@@ -319,7 +345,7 @@ class ProcessFaults:
                     process.kept_faults.append(text)
                 continue
             if process.alive:
-                process.node.faults.arm(point, replace(fault))
+                process.arm(point, fault)
             if keep or not process.alive:
                 process.kept_faults.append((point, fault))
 
@@ -327,8 +353,7 @@ class ProcessFaults:
         """Disarm everything at the points; the network's rules stay."""
         for client in self.world.clients.values():
             client.kept_faults.clear()
-            if client.node is not None:
-                client.node.faults.clear()
+            client.disarm()
         for server in self.world.servers:
             server.kept_faults.clear()
             if server.alive:
@@ -448,10 +473,12 @@ class ProcessNet:
                 server.rearm()
 
 
-# Short, so that what waits for a timeout does not take long; a dead client costs recovery_time_soft_s at most.
+# Short, so that what waits for a timeout does not take long; a dead client costs recovery_time_soft_s at most, or
+# lock_callback_s on each server if it has locks that others want.
 TUNABLES = Tunables(
     rpc_timeout_s=2.0, connect_timeout_s=2.0, reconnect_pause_s=0.05, reconnect_pause_max_s=0.3, ping_interval_s=1.0,
     uncommitted_ping_s=0.5, recovery_time_soft_s=8.0, recovery_time_hard_s=30.0, replay_timeout_s=4.0,
-    commit_interval_s=0.2, precreate_min=8, precreate_max=64, commit_on_sharing=0,
+    commit_interval_s=0.2, precreate_min=8, precreate_max=64, commit_on_sharing=0, lock_callback_s=4.0,
+    lock_lease_margin_s=1.0,
 )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 What a scenario does with it, how operations are recorded and how the end is judged are the simulator's (sim/cluster.py);
 here is what differs. Events come from the files that the daemons write line by line, which survive a kill, and from the
-clients directly; their time is the calendar's.
+clients directly; their time is the calendar's. Clients that are `apart` are processes, too (apart_client.py).
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ from lustrelite.events import Event
 from lustrelite.ids import parse_target_name
 from lustrelite.params import number_text
 from lustrelite.sim import cluster as simulated
-from lustrelite.sim.cluster import CLIENT_NAMES, Violation, import_busy
+from lustrelite.sim.cluster import CLIENT_NAMES, Violation
 from lustrelite.sim.loop import SimLoop
 from lustrelite.sim.model import Tree
 from lustrelite.sim.oracle import Marks, Oracle
+from lustrelite.sim.world import match
 from lustrelite.store import schema
 from lustrelite.tunables import Tunables
+from tests.processes.apart_client import ApartClient
 from tests.processes.handles import POLL_S, TUNABLES, ProcessClient, ProcessFaults, ProcessNet, ProcessServer
 
 WAIT_S = 60.0  # for anything; the machine may be busy
@@ -48,9 +50,12 @@ class ProcessWorld(simulated.Cluster):
     def __init__(
         self, *, seed: int = 1, mds: int = 1, oss: int = 2, osts: int = 1, clients: int = 2,
         tunables: Tunables | None = None, area_of: Callable[[str], str] | None = None, common: tuple[str, ...] = (),
-        strict: bool = True, orderly: bool = True, **params: Any,
+        strict: bool = True, orderly: bool = True, apart: bool = False, **params: Any,
     ) -> None:  # fmt: skip
-        """`oss` servers with `osts` targets each; `params` change tunables; `strict`: an unexpected warning fails."""
+        """`oss` servers with `osts` targets each; `params` change tunables; `strict`: an unexpected warning fails.
+
+        `apart`: the clients are processes, too.
+        """
         # Not the simulator's __init__: that needs its loop, network and disks.
         assert mds == 1, "one MDT so far"
         self.loop: Any = asyncio.get_running_loop()
@@ -81,7 +86,8 @@ class ProcessWorld(simulated.Cluster):
         self.mgs: Any = None
         self.mds: Any = None
         self.oss: Any = []
-        self.clients: Any = {name: ProcessClient(self, name) for name in CLIENT_NAMES[:clients]}
+        self.client_class = ApartClient if apart else ProcessClient
+        self.clients: Any = {name: self.client_class(self, name) for name in CLIENT_NAMES[:clients]}
 
     @property
     def servers(self) -> list[Any]:
@@ -134,6 +140,8 @@ class ProcessWorld(simulated.Cluster):
 
     async def recover(self) -> None:
         """Start what is dead (clients excepted), wake what sleeps, disarm what is armed, commit again."""
+        for client in self.clients.values():
+            await client.resume()
         for server in self.servers:
             await server.resume()
             if server.wanted and not server.alive and "crashed: fault at" not in (why := self.cluster.last_words(server.name)):
@@ -183,7 +191,7 @@ class ProcessWorld(simulated.Cluster):
     async def add_client(self, name: str = "") -> Any:
         """Mount once more."""
         name = name or next(n for n in CLIENT_NAMES if n not in self.clients)
-        client = self.clients[name] = ProcessClient(self, name)
+        client = self.clients[name] = self.client_class(self, name)
         await client.start()
         return client
 
@@ -191,12 +199,18 @@ class ProcessWorld(simulated.Cluster):
         """What the living clients have been told: of an operation that is over, one of them knows the transno."""
         marks: Marks = {}
         for client in self.clients.values():
-            for imp in client.imports:
-                last = imp.replays.uncommitted[-1].transno if imp.replays.uncommitted else imp.last_committed
-                marks[imp.target] = max(marks.get(imp.target, (0, 0)), (imp.instance, last))
+            for target, mark in client.marks.items() if client.alive else ():
+                marks[target] = max(marks.get(target, (0, 0)), mark)
         return marks
 
     # -- events
+
+    def record(self, event: Event) -> None:
+        """See sim/cluster.py. Of clients that are apart, only this says that they were evicted."""
+        super().record(event)
+        client = self.clients.get(event.node)
+        if event.name == "import.evicted" and isinstance(client, ApartClient):
+            client.thrown_out(event.fields["target"])
 
     def gather(self) -> None:
         """Record what the daemons have written since."""
@@ -230,12 +244,22 @@ class ProcessWorld(simulated.Cluster):
 
     # -- waiting
 
-    async def eventually(self, true: Callable[[], Awaitable[bool]], what: str) -> None:
+    async def until_saw(self, event: str, *, timeout_s: float = WAIT_S, **fields: Any) -> None:
+        """See world.World.until_saw."""
+        self.expected.add(event)
+
+        async def happened() -> bool:
+            self.gather()
+            return any(e.name == event and match(e, fields) for e in self.events)
+
+        await self.eventually(happened, f"{event} {fields}", timeout_s)
+
+    async def eventually(self, true: Callable[[], Awaitable[bool]], what: str, timeout_s: float = WAIT_S) -> None:
         """Wait until something is true of the processes."""
-        deadline = self.loop.time() + WAIT_S
+        deadline = self.loop.time() + timeout_s
         while not await true():
             if self.loop.time() > deadline:
-                raise Violation(f"not after {WAIT_S:.0f} s: {what}")
+                raise Violation(f"not after {timeout_s:.0f} s: {what}")
             await asyncio.sleep(POLL_S)
 
     async def settle(self, timeout_s: float = WAIT_S) -> None:
@@ -254,11 +278,8 @@ class ProcessWorld(simulated.Cluster):
         busy = [f"{row['name']} is {row['state']}" for row in rows if row["state"] != "UP"]
         busy += [f"{server.name} is starting" for server in living if not set(server.targets) <= set(instances)]
         for client in self.clients.values():
-            for imp in client.imports:
-                if why := import_busy(imp):
-                    busy.append(f"{client.name}: {why}")
-                elif imp.instance != instances.get(imp.target, imp.instance):
-                    busy.append(f"{client.name}: the import of {imp.target} has not noticed its restart")
+            if client.alive:
+                busy += await client.unsettled(instances)
         if self.mds in living:
             imports = await self._mds_imports()
             for name in [target for oss in self.oss for target in oss.targets]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 import test_abort
+import test_eviction
+import test_lock_callbacks
 import test_open_replay
 import test_orphans
 import test_reconstruct
@@ -16,13 +19,17 @@ import test_resend
 import test_vbr
 
 Scenario = Callable[..., Coroutine[Any, Any, None]]
+KINDS = test_lock_callbacks.KINDS
+WORD_MAX = 10  # of a parameter that goes into the name
 
 
 def same(test: Any, *args: Any, ids: tuple[str, ...] = ()) -> Any:
     """The coroutine of a simulated test (with these parameters), under its own name and ids."""
     scenario = inspect.unwrap(test)
-    ids = ids or next(mark.args for mark in test.pytestmark if mark.name == "lustre")
-    return pytest.param(scenario, args, marks=pytest.mark.lustre(*ids), id=f"{test.__name__[5:]} {' '.join(ids)}")
+    ids = ids or next((mark.args for mark in getattr(test, "pytestmark", []) if mark.name == "lustre"), ())
+    words = [str(arg) for arg in args if len(str(arg)) <= WORD_MAX]
+    name = " ".join([test.__name__[5:], *ids, *words])
+    return pytest.param(scenario, args, marks=[pytest.mark.lustre(*ids)] if ids else [], id=name)
 
 
 def row(table: list[Any], name: str) -> tuple[Any, ...]:
@@ -45,9 +52,36 @@ SCENARIOS = [
     same(test_resend.test_a_close_lost_before_an_mds_crash_does_not_hang),
     same(test_reconstruct.test_a_create_that_was_resent_and_then_lost_makes_one_file),
     same(test_abort.test_objects_of_lost_files_are_not_handed_out_again),
+    *[same(test, kind) for kind in KINDS for test in (
+        test_lock_callbacks.test_a_client_that_answers_no_callback_is_evicted_and_the_other_goes_on,
+        test_lock_callbacks.test_a_callback_that_was_lost_once_is_sent_again,
+        test_lock_callbacks.test_a_client_that_answers_a_callback_with_an_error_is_evicted,
+        test_lock_callbacks.test_a_client_whose_cancels_get_lost_is_evicted_when_its_time_is_over,
+    )],
+    same(test_lock_callbacks.test_a_question_about_a_size_that_was_lost_is_asked_again),
+    same(test_lock_callbacks.test_a_listing_while_an_ost_recovers_finds_the_objects_of_all_names),
+    *[same(test_eviction.test_an_evicted_client_that_has_not_heard_of_it_shows_nothing_old_either, kind) for kind in KINDS],
+    same(test_eviction.test_a_client_that_the_mds_has_evicted_does_not_cut_its_file_short, 1),
+    same(test_eviction.test_closes_of_files_that_the_mds_has_closed_succeed, 1),
+    same(test_eviction.test_dirty_data_of_an_evicted_client_is_lost_and_it_is_told_once, "fsync"),
+    same(test_eviction.test_dirty_data_of_an_evicted_client_is_lost_and_it_is_told_once, "close"),
+    same(test_eviction.test_a_client_is_evicted_in_the_middle_of_a_long_write, 1),
     same(test_vbr.test_many_creates_are_replayed_over_the_gap_of_one),
     same(test_vbr.test_a_name_that_was_changed_by_a_lost_client_evicts, *row(test_vbr.CYCLES, "VBR 7a"), ids=("VBR 7a",)),
 ]  # fmt: skip
+
+
+# with clients that are processes, too: they can be stopped, and die as processes do
+APART = [
+    same(test_eviction.test_the_locks_of_a_dead_client_are_waited_for_no_longer_than_a_living_one_may_take, "names"),
+    same(test_eviction.test_the_locks_of_a_dead_client_are_waited_for_no_longer_than_a_living_one_may_take, "data"),
+    same(test_eviction.test_a_client_that_stood_still_is_evicted_believes_in_nothing_and_goes_on, "names", "asked"),
+    same(test_eviction.test_a_client_that_stood_still_is_evicted_believes_in_nothing_and_goes_on, "data", "asked"),
+    same(test_eviction.test_a_client_that_stood_still_is_evicted_believes_in_nothing_and_goes_on, "data", "not asked"),
+    same(test_eviction.test_a_client_that_stood_still_for_long_is_evicted_by_all_and_goes_on),
+    same(test_eviction.test_what_is_in_progress_when_its_client_is_evicted_fails_and_changes_nothing, "create"),
+    same(test_eviction.test_what_is_in_progress_when_its_client_is_evicted_fails_and_changes_nothing, "write"),
+]
 
 
 @pytest.mark.processes
@@ -55,3 +89,10 @@ SCENARIOS = [
 async def test_the_same_on_processes(world: Any, scenario: Scenario, args: tuple[Any, ...]) -> None:
     """See the test of that name."""
     await scenario(world, *args)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("scenario", "args"), APART)
+async def test_the_same_with_clients_apart(world: Any, scenario: Scenario, args: tuple[Any, ...]) -> None:
+    """See the test of that name."""
+    await scenario(functools.partial(world, apart=True), *args)

@@ -93,7 +93,8 @@ async def test_a_client_that_ended_without_a_goodbye_is_forgotten_in_time(cluste
             await c.until_saw("client.evicted", client=uuid, on=server)
         assert c.tunables.evict_silent_s <= c.loop.time() - began <= in_time_s(c)
         assert uuid not in await clients_of(c)
-        for server in (c.mds, *c.oss):
+        for server in (c.mds, *c.oss):  # as soon as that is durable
+            await server.commit()
             assert not [lock for lock in server.target().namespace.table.locks() if lock.owner.uuid == uuid]
         assert not list(c.mds.target().open_handles())
         await c.b.write("/f", b"new")

@@ -11,8 +11,8 @@ from typing import Any
 
 from mutations import Mutation, Plant
 
-from lustrelite.client import cached_object
 from lustrelite.client.attr_cache import AttrCache
+from lustrelite.client.cached_object import CachedObject
 from lustrelite.client.data_cache import DataCache
 from lustrelite.client.locked_io import LockedIo
 from lustrelite.ldlm.held_locks import HeldLocks
@@ -25,7 +25,6 @@ from lustrelite.rpc.client_import import ClientImport
 from lustrelite.rpc.export import Call
 from lustrelite.wire.ldlm import LOOKUP, PERM, UPDATE
 from lustrelite.wire.locks import Ask
-from lustrelite.wire.ost import OBJECT_EOF
 
 LOCK_MUTATIONS: list[Mutation] = []
 
@@ -135,11 +134,18 @@ def a_cancel_overtakes_its_flush_and_the_OST_refuses_the_data(patch):
 
 @mutation
 def the_cached_size_is_kept_after_a_revoke(patch):
-    drop, adopted = DataCache._drop, DataCache._adopted
+    leave, drop, adopted = DataCache._leave, DataCache._drop, DataCache._adopted
 
-    def keep(self: Any, lock: Any, lost: bool) -> None:
-        if lock.data is not None:
-            self.__dict__.setdefault("sizes", {})[lock.data.obj] = lock.data.size
+    def keep(self: Any, cached: Any) -> None:
+        if isinstance(cached, CachedObject):
+            self.__dict__.setdefault("sizes", {})[cached.obj] = cached.size
+
+    def leave_it(self: Any, cached: Any, lock: Any) -> None:
+        keep(self, cached)
+        leave(self, cached, lock)
+
+    def drop_it(self: Any, lock: Any, lost: bool) -> None:
+        keep(self, lock.data)
         drop(self, lock, lost)
 
     def remembered(self: Any, obj: int, lock: Any) -> Any:
@@ -147,55 +153,55 @@ def the_cached_size_is_kept_after_a_revoke(patch):
         cached.grow(self.__dict__.get("sizes", {}).get(obj, 0))
         return cached
 
-    patch.setattr(DataCache, "_drop", keep)
+    patch.setattr(DataCache, "_leave", leave_it)
+    patch.setattr(DataCache, "_drop", drop_it)
     patch.setattr(DataCache, "_adopted", remembered)
-    patch.setattr(cached_object, "size_known_after", lambda size, gone, kept: size)
 
 
 @mutation
 def cached_pages_are_kept_after_a_revoke(patch):
-    drop = DataCache._drop
+    abandon = CachedObject.abandon
 
-    def keep(self: Any, lock: Any, lost: bool) -> None:
-        cached = lock.data
-        drop(self, lock, lost)
-        if cached is not None and not lost and not cached.pages.busy(0, OBJECT_EOF):
-            self.objects[cached.obj] = cached
+    def keep(self: Any, lock: Any) -> list[tuple[int, int]]:
+        abandon(self, lock)
+        return []
 
-    patch.setattr(DataCache, "_drop", keep)
-    patch.setattr(cached_object.CachedObject, "abandon", _abandon_nothing)
-
-
-def _abandon_nothing(self: Any, lock: Any) -> list[tuple[int, int]]:
-    lock.data = None
-    del self.locks[lock.handle]
-    self.unsized.pop(lock.handle, None)
-    return []
+    patch.setattr(CachedObject, "abandon", keep)
+    patch.setattr(DataCache, "_forget", lambda self, cached, lost=False: None)
 
 
 @mutation
 def attributes_are_kept_after_a_revoke(patch):
-    _forget_all_but(patch, UPDATE | PERM, fresh=UPDATE | PERM)
+    forget = AttrCache._forget
+
+    def keep(self: Any, known: Any, gone: int) -> None:
+        forget(self, known, gone)
+        known.fresh |= gone & (UPDATE | PERM)
+
+    patch.setattr(AttrCache, "_forget", keep)
 
 
 @mutation
 def names_are_kept_after_a_revoke(patch):
-    _forget_all_but(patch, LOOKUP, fresh=LOOKUP)
+    forget = AttrCache._forget
+
+    def keep(self: Any, known: Any, gone: int) -> None:
+        forget(self, known, gone & ~LOOKUP)
+        known.fresh &= ~gone | LOOKUP
+
+    patch.setattr(AttrCache, "_forget", keep)
 
 
 @mutation
 def missing_names_and_listings_are_kept_after_a_revoke(patch):
-    _forget_all_but(patch, UPDATE, fresh=0)
-
-
-def _forget_all_but(patch: Any, bits: int, fresh: int) -> None:
     forget = AttrCache._forget
 
-    def forgetful(self: Any, known: Any, gone: int) -> None:
-        forget(self, known, gone & ~bits)
-        known.fresh &= ~gone | fresh
+    def keep(self: Any, known: Any, gone: int) -> None:
+        forget(self, known, gone & ~UPDATE)
+        known.fresh &= ~gone
+        known.bits |= gone & UPDATE
 
-    patch.setattr(AttrCache, "_forget", forgetful)
+    patch.setattr(AttrCache, "_forget", keep)
 
 
 @mutation

@@ -284,7 +284,8 @@ def transnos_go_on_where_the_committed_ones_end(patch):
     async def no_epoch(self: Any) -> None:
         last = self.get_meta("last_transno", self.last_transno)
         await finish(self)
-        self.last_transno = max(last, 1 << 32)
+        if self.recoverable:
+            self.last_transno = max(last, 1 << 32)
 
     patch.setattr(Target, "finish_recovery", no_epoch)
 
@@ -371,7 +372,8 @@ def the_ost_forgets_its_last_id(patch):
     key = (schema.META, schema.meta_key("last_id"))
 
     def lossy(self: Any, writes: Any, **options: Any) -> None:
-        apply(self, {k: v for k, v in writes.items() if k != key or k not in self.__dict__.setdefault("once", {})}, **options)
-        self.__dict__["once"][key] = None
+        once = self.__dict__.setdefault("once", {})
+        apply(self, {k: v for k, v in writes.items() if k != key or k not in once}, **options)
+        once[key] = None
 
     patch.setattr(Store, "apply", lossy)

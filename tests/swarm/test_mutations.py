@@ -1,7 +1,8 @@
-"""Each planted bug is found within 200 runs of the swarm."""
+"""Each planted bug is found: within 200 runs of the swarm, one in the locks within 300 of the coherence swarm."""
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from lustrelite.sim import swarm
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from lock_mutations import LOCK_MUTATIONS
 from mutations import MUTATIONS, Mutation, planted
 
 RUNS_MAX = 200
+LOCK_RUNS_MAX = 300
+BROKEN = re.compile("(Attribute|Type|Name|Import)Error|NodeDied")
 FIRST_SEED = 1000
 
 
@@ -24,9 +28,21 @@ def test_a_planted_bug_is_found(mutation: Mutation):
     with planted(mutation):
         result = swarm.swarm(FIRST_SEED, RUNS_MAX, stop_at=1)
     assert result["violations"], f"{mutation.name}: not found in {RUNS_MAX} runs"
+    assert not BROKEN.search(result["reasons"][0]), "the planted bug itself is broken"
 
 
-def test_without_a_bug_nothing_is_found():
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mutation", LOCK_MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
+def test_a_planted_bug_in_the_locks_is_found(mutation: Mutation):
+    with planted(mutation):
+        result = swarm.swarm(FIRST_SEED, LOCK_RUNS_MAX, swarm.COHERENCE, stop_at=1)
+    assert result["violations"], f"{mutation.name}: not found in {LOCK_RUNS_MAX} runs"
+    assert not BROKEN.search(result["reasons"][0]), "the planted bug itself is broken"
+
+
+@pytest.mark.parametrize("plan", [swarm.RECOVERY, swarm.COHERENCE], ids=["recovery", "coherence"])
+def test_without_a_bug_nothing_is_found(plan: swarm.Plan):
     """Else the tests above would prove nothing."""
-    result = swarm.swarm(FIRST_SEED, 20)
+    result = swarm.swarm(FIRST_SEED, 20, plan)
     assert not result["violations"], result["reasons"]

@@ -18,7 +18,7 @@ PLANS = pytest.mark.parametrize("plan", [swarm.RECOVERY, swarm.COHERENCE], ids=[
 
 @PLANS
 def test_no_run_breaks_a_promise(request, plan):
-    runs = request.config.getoption("--swarm-runs") or (120 if plan.coherence else 60)
+    runs = request.config.getoption("--swarm-runs") or (90 if plan.coherence else 60)
     result = swarm.swarm_in_parallel(FIRST_SEED, runs, os.cpu_count() or 1, plan)
     failed = [swarm.rerun_command(seed, plan) for seed in result["seeds_failed"]]
     assert not failed, "\n".join(f"{why}\n  rerun: {how}" for why, how in zip(result["reasons"], failed, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from types import TracebackType
 from typing import Any, Self
@@ -33,6 +34,8 @@ class CachingOst(FakeOst):
         self.gives = 1 << 40  # at most so much for each wish
         self.room = 1 << 50  # bytes of disk
         self.bytes_written = 0
+        self.replies: asyncio.Event | None = None  # changes are executed, their answers wait for this
+        self.read_replies: asyncio.Event | None = None  # the same for reads
 
     def lvb(self, obj: int) -> Lvb | OpError:
         if obj in self.destroyed:
@@ -56,6 +59,8 @@ class CachingOst(FakeOst):
         if isinstance(body, ost.Punch):
             self.transno += 1
             self.times[body.object] = max(before, body.time)
+            if self.replies is not None:
+                await self.replies.wait()
             return self._attr(body.object)._replace(version=self.transno)
         return attr
 
@@ -64,7 +69,10 @@ class CachingOst(FakeOst):
     ) -> tuple[Any, memoryview | None]:
         if isinstance(body, ost.Read):
             self._check_lock(body, body.offset, body.offset + body.length, -1)
-            return await super().call_bulk(body, bulk=bulk, sink=sink, cred=cred)
+            answer = await super().call_bulk(body, bulk=bulk, sink=sink, cred=cred)
+            if self.read_replies is not None:
+                await self.read_replies.wait()
+            return answer
         assert isinstance(body, ost.Write)
         self._check_lock(body, body.offset, body.offset + len(bulk), WRITERS)
         sent = bytes(bulk)
@@ -73,9 +81,12 @@ class CachingOst(FakeOst):
         if not body.from_grant and self.room - cost < self.promised and not self.errors:
             await self._travel(body)
             raise OpError(errno.ENOSPC)
-        reply, data = await super().call_bulk(body, bulk=bulk, sink=sink, cred=cred)
+        _, data = await super().call_bulk(body, bulk=bulk, sink=sink, cred=cred)
         assert bytes(bulk) == sent, "data on its way did not change"
         self._check_lock(body, body.offset, body.offset + len(bulk), WRITERS)
+        if body.release:
+            self.locks.released.append(body.lock)
+            del self.locks.held[body.lock]
         self.times[body.object] = max(before, body.time)
         if body.from_grant:
             assert self.promised >= cost, "within its grant"
@@ -89,6 +100,8 @@ class CachingOst(FakeOst):
             self.last_committed = self.transno
         self.bytes_written += len(bulk)
         attr = self._attr(body.object)._replace(version=self.transno)
+        if self.replies is not None:
+            await self.replies.wait()
         return ost.WriteReply(attr, given), data
 
 

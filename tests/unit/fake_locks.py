@@ -21,7 +21,8 @@ class FakeLocks:
 
     def __init__(self, lvb: Callable[[int], Lvb | OpError]) -> None:
         self.lvb = lvb  # what the OST knows of an object
-        self.flush: Callable[[ClientLock, Ask | None], Awaitable[None]] | None = None
+        self.flush: Callable[[ClientLock, Ask | None], Awaitable[bool]] | None = None
+        self.released: list[int] = []  # handles that went with a write
         self.drop: Callable[[ClientLock, bool], None] | None = None
         self.glimpse_of: Callable[[ClientLock], Lvb | None] | None = None
         self.stays: Callable[[ClientLock], bool] | None = None
@@ -108,8 +109,10 @@ class FakeLocks:
             if one.handle not in self.held:
                 continue
             one.holding = Holding.CANCELLING
-            if one.mode & WRITERS and self.flush is not None:
-                await self.flush(one, ask)
+            gone = False
+            if one.mode & WRITERS and self.flush is not None and self.stays is not None and self.stays(one):
+                gone = await self.flush(one, ask)
+            assert gone == (one.handle in self.released)
             if one.holding is Holding.CANCELLING:
                 self._gone(one, False)
 
@@ -119,7 +122,7 @@ class FakeLocks:
             self._gone(lock, True)
 
     def _gone(self, lock: ClientLock, lost: bool) -> None:
-        del self.held[lock.handle]
+        self.held.pop(lock.handle, None)  # gone already if its cancel went with a write
         lock.holding, lock.ready, lock.asked = Holding.CANCELLED, False, None
         if self.drop is not None:
             self.drop(lock, lost)

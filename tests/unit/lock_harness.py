@@ -40,7 +40,7 @@ class Target:
     def evict(self, export: Export, why: str) -> None:
         export.failed = True
         self.evicted.append((export.uuid, why))
-        self.namespace.owner_gone(export, self.lease_left_s)
+        self.namespace.owner_evicted(export, self.lease_left_s)
 
 
 class Peer:

@@ -146,6 +146,7 @@ class Planted:
     def crash(self, target: str, committed: int) -> None:
         self.history.died(target, self.life, self.transno, committed)
         self.life += 1
+        self.history.is_back(target)
 
     @property
     def problems(self) -> str:

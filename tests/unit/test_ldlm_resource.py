@@ -18,6 +18,7 @@ from lustrelite.ldlm import extents, resource
 from lustrelite.ldlm.lock import LOCAL, Blocking, Completion, Deny, Effect, Glimpse, Grant, Lock, LockState, Wait
 from lustrelite.ldlm.policy import DOWNGRADES, EOF, bits_conflict, extents_conflict
 from lustrelite.ldlm.resource import Resource
+from lustrelite.ldlm.table import GROUPS_FIRST
 from lustrelite.wire.ldlm import (
     BITS_ALL,
     COS,
@@ -69,7 +70,7 @@ class Model:
 
     def enqueue(self, lock: Lock, wait: bool) -> None:
         self.number += 1
-        lock.number = self.number
+        lock.number = self.number - GROUPS_FIRST if lock.mode == GROUP else self.number
         wanted = (lock.start, lock.end, lock.bits)
         if self.r.type == PLAIN:
             lock.bits = 1
@@ -170,7 +171,7 @@ class Model:
 
     def replay(self, lock: Lock, granted: bool) -> None:
         self.number += 1
-        lock.number = self.number
+        lock.number = self.number - GROUPS_FIRST if lock.mode == GROUP else self.number
         self.r.replay(lock, granted, 0.0)
         (self.granted if granted else self.waiting).append(lock)
         self.asked[lock] = 0

@@ -106,6 +106,20 @@ def test_some_may_take_their_time(lock: Lock) -> None:
     lock.__init__(lock.owner, 1, lock.mode, gid=lock.gid, flags=lock.flags)  # type: ignore[misc]
 
 
+def test_a_group_waits_before_those_who_are_in_none() -> None:
+    """Source: sanityn test_107b; ldlm_extent_compat_queue()"""
+    t = LockTable()
+    one, reader, other = Lock("a", 1, GROUP, gid=7), Lock("b", 1, PR), Lock("c", 1, GROUP, gid=8)
+    third, writer = Lock("d", 1, GROUP, gid=9), Lock("e", 1, PW)
+    for lock in (one, reader, other, third, writer):
+        t.enqueue(FID, EXTENT, lock, 0.0)
+    assert t.waiting_count == 4
+    assert t.cancel("a", 1, 1.0) == [Completion(other, True)]
+    assert t.cancel("c", 1, 1.0) == [Completion(third, True)], "groups in the order they came in"
+    assert t.cancel("d", 1, 1.0) == [Completion(reader, True)]
+    assert t.cancel("b", 1, 1.0) == [Completion(writer, False)]
+
+
 def test_an_owner_that_goes_while_he_waits_grants_nothing_to_himself() -> None:
     """Scenario recovery-small 18: a waiting lock is not granted to a dead export."""
     t = LockTable()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lustrelite.client import page_cache
 from lustrelite.client.intervals import Intervals
 from lustrelite.client.page_cache import PAGE_BYTES, Fetch, Flight, ObjectPages, PageCache
 from lustrelite.wire.ost import GRANT_BLOCK_BYTES, grant_bytes
@@ -61,7 +62,8 @@ class Ost:
         self.disk = bytearray(SPAN)
         self.known = bytearray(SPAN)  # what the client must see
         self.flights: list[Flight] = []
-        self.fetches: list[tuple[Fetch, bytes]] = []
+        self.sent: list[tuple[Flight, bytes]] = []  # the import keeps a write long after it was answered
+        self.fetches: list[tuple[Fetch, memoryview]] = []
 
     def check(self) -> None:
         pages = self.pages
@@ -74,12 +76,14 @@ class Ost:
             assert pages.valid.covers(low, high), "what is dirty is there"
         cost = sum(grant_bytes(*part) for part in pages.dirty) + sum(flight.cost for flight in pages.flights)
         assert pages.cost == cost
-        assert pages.cache.count == len(pages.pages) == len(pages.cache.lru)
-        for number in pages.pages:
-            assert pages.valid.overlaps(number * PAGE_BYTES, (number + 1) * PAGE_BYTES), "no page for nothing"
+        assert pages.cache.count == len(pages.pages) == sum(page.count for page in pages.cache.lru)
+        for page in pages.cache.lru:
+            assert pages.valid.overlaps(page.start, page.end), "no page for nothing"
+            assert all(pages.pages[page.number + n] is page for n in range(page.count))
 
     def nothing_is_lost(self) -> None:
-        """What the client should see is dirty, in flight, or on the disk."""
+        """What the client should see is dirty, in flight, or on the disk; and what was sent has not changed."""
+        assert all(flight.data == data for flight, data in self.sent)
         image = bytearray(self.disk)
         for flight in self.pages.flights:
             image[flight.start : flight.end] = flight.data
@@ -89,7 +93,7 @@ class Ost:
 
     def step(self, rng: random.Random) -> None:
         pages = self.pages
-        start = rng.randrange(SPAN)
+        start = rng.choice((rng.randrange(SPAN), rng.randrange(6) * PAGE_BYTES))
         end = min(SPAN, start + rng.choice((1, 10, 100, 4096, PAGE_BYTES, 3 * PAGE_BYTES)))
         kind = rng.choice(("write", "write", "collect", "collect", "land", "land", "fetch", "arrive", "cut", "evict", "through"))
         if kind == "write":
@@ -107,6 +111,7 @@ class Ost:
                 assert 0 < flight.end - flight.start <= size and start <= flight.start < flight.end <= end
                 assert flight.start // size == (flight.end - 1) // size
                 assert flight.data == self.known[flight.start : flight.end]
+                self.sent.append((flight, bytes(flight.data)))
                 self.flights.append(flight)
         elif kind == "land" and self.flights:  # in any order: the OST may execute them so
             flight = self.flights.pop(rng.randrange(len(self.flights)))
@@ -117,7 +122,10 @@ class Ost:
         elif kind == "fetch":
             for low, high in pages.missing(start, end)[:1]:
                 # The OST answers with what it has at some moment between now and the arrival: say, now.
-                self.fetches.append((pages.begin_fetch(low, high), bytes(self.disk[low:high])))
+                fetch = pages.begin_fetch(low, high)
+                sink = pages.sink(fetch)
+                sink[:] = self.disk[low:high]
+                self.fetches.append((fetch, sink))
         elif kind == "arrive" and self.fetches:
             fetch, data = self.fetches.pop(rng.randrange(len(self.fetches)))
             cut = rng.choice((len(data), rng.randrange(len(data) + 1)))
@@ -140,10 +148,12 @@ class Ost:
             self.known[start:end] = data
 
 
-@pytest.mark.parametrize("seed", range(150))
-def test_the_cache_behaves_like_a_bytearray(seed: int) -> None:
+@pytest.mark.parametrize("block", [64, 2, 1])
+@pytest.mark.parametrize("seed", range(100))
+def test_the_cache_behaves_like_a_bytearray(seed: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing read is old, nothing written gets lost, whatever order fetches and flights come back in."""
     rng = random.Random(seed)
+    monkeypatch.setattr(page_cache, "BLOCK_PAGES", block)
     ost = Ost(ObjectPages(PageCache(lambda: SPAN)))
     for _ in range(120):
         before = bytes(ost.known)
@@ -308,3 +318,46 @@ def test_cutting_a_huge_range_looks_only_at_the_pages_there_are() -> None:
 @pytest.mark.parametrize(("start", "end", "blocks"), [(0, 1, 1), (0, 4096, 1), (4095, 4097, 2), (4096, 8192, 1), (1, 8193, 3)])
 def test_grant_bytes_counts_blocks(start: int, end: int, blocks: int) -> None:
     assert grant_bytes(start, end) == blocks * GRANT_BLOCK_BYTES
+
+
+def test_a_block_is_used_where_it_came_and_copied_only_if_somebody_looks_at_it() -> None:
+    pages = pages_of()
+    size = page_cache.BLOCK_PAGES * PAGE_BYTES
+    fetch = pages.begin_fetch(size, 2 * size)
+    sink = pages.sink(fetch)
+    sink[:] = b"f" * size
+    pages.end_fetch(fetch, sink)
+    (page,) = pages.cache.lru
+    assert page.view.obj is sink.obj and pages.cache.bytes == size
+    pages.write(0, [b"w" * size])
+    flight = pages.collect(0, size, size)
+    assert flight is not None and isinstance(flight.data, memoryview)
+    first = pages.pages[0]
+    assert flight.data.obj is first.buffer and first.shared
+    pages.end_flight(flight, lost=False)
+    pages.write(10, [b"new"])
+    assert flight.data == b"w" * size, "the import may send it again"
+    assert pages.get(9, 5) == b"wneww" and not first.shared
+    buffer = id(first.buffer)
+    pages.write(20, [b"newer"])
+    assert id(first.buffer) == buffer, "nobody else looks at it now"
+    pages.cut(0, 2 * size)
+    assert not pages.pages and not pages.cache.count
+
+
+def test_blocks_that_nobody_uses_are_used_again() -> None:
+    cache = PageCache(lambda: 1 << 40)
+    pages = ObjectPages(cache)
+    size = page_cache.BLOCK_PAGES * PAGE_BYTES
+    pages.write(0, [b"w" * size])
+    flight = pages.collect(0, size, size)
+    assert flight is not None
+    kept = id(pages.pages[0].buffer)
+    pages.end_flight(flight, lost=False)
+    pages.cut(0, size)
+    assert id(cache.take_block()) != kept, "it may be sent again"
+    pages.write(0, [b"x" * size])
+    free = id(pages.pages[0].buffer)
+    pages.cut(0, size)
+    assert id(cache.take_block()) == free
+    assert flight.data == b"w" * size

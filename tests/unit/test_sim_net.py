@@ -13,8 +13,9 @@ from lustrelite.events import EventLog
 from lustrelite.rpc.node import CORRUPT
 from lustrelite.sim.loop import SimLoop, run
 from lustrelite.sim.net import Latency, SimNetwork
-from lustrelite.wire.frame import REPLY, REQUEST
-from lustrelite.wire.message import RESENT, ROOT_CRED, pack
+from lustrelite.wire.frame import CALLBACK, CALLBACK_REPLY, REPLY, REQUEST
+from lustrelite.wire.locks import BlockingCallback
+from lustrelite.wire.message import BY_CLASS, RESENT, ROOT_CRED, pack
 from lustrelite.wire.session import Disconnect, Ping
 
 MIB = 1 << 20
@@ -78,7 +79,8 @@ class World:
             endpoint = self.net.endpoint()
             endpoint.station = self.server
             await endpoint.listen("s@sim", accept)
-        return await self.net.connect(self.client, "s@sim", self.here, bulk_connections)
+        self.here.link = await self.net.connect(self.client, "s@sim", self.here, bulk_connections)
+        return self.here.link
 
 
 async def chatter(seed: int) -> int:
@@ -253,6 +255,28 @@ async def test_rules_lose_hold_delay_double_and_garble_single_messages(sim):
     link.send(REQUEST, request(50), bytes(100))
     await asyncio.sleep(1)
     assert w.there.heard[-1][2] is CORRUPT
+
+
+async def test_rules_know_callbacks_and_their_answers(sim):
+    w = World()
+    await w.link()
+    ask = BY_CLASS[BlockingCallback].opcode
+
+    def callback(number):
+        w.there.link.send(CALLBACK, pack((number, ask, 1, 1, 0, ())))
+
+    w.net.drop("BlockingCallback", to=w.client)
+    w.net.drop("CompletionCallback", to=w.client)
+    callback(1)
+    callback(2)
+    await asyncio.sleep(1)
+    assert w.here.xids == [2]
+    w.net.drop("BlockingCallback", reply=True)
+    for number in (2, 3):
+        w.here.link.send(CALLBACK_REPLY, pack((number, 1, 0, ())))
+        callback(3)
+    await asyncio.sleep(1)
+    assert w.there.xids == [3]
 
 
 async def test_a_bad_frame_costs_the_link(sim):

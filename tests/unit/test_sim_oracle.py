@@ -132,6 +132,31 @@ def test_only_clients_that_are_gone_may_lose_and_only_what_was_not_durable():
     assert h.problems(tree_of(("mkdir", "/e"))), "the first was durable"
 
 
+def test_a_client_that_caches_loses_its_data_with_its_life_but_not_its_names():
+    for caching, killed, wrong in ((True, True, False), (True, False, True), (False, True, True)):
+        h = History()
+        if caching:
+            h.oracle.caching["a"] = None
+        h.did("a", "write", "/f", b"old")
+        h.did("a", "write_at", "/f", 0, b"new")
+        if killed:
+            h.oracle.client_gone("a", "killed")
+        assert bool(h.problems(tree_of(("write", "/f", b"old")))) == wrong
+        assert h.problems({}), "the name is there"
+
+
+def test_what_an_evicted_client_reads_from_its_cache_is_not_judged_here():
+    for caching, wrong in ((True, False), (False, True)):
+        h = History()
+        if caching:
+            h.oracle.caching["a"] = None
+        h.did("b", "create", "/f")
+        h.oracle.client_doubted("a")
+        h.did("b", "unlink", "/f")
+        h.did("a", "exists", "/f", result=True)
+        assert bool(h.problems({})) == wrong
+
+
 def test_areas_are_joined_by_operations_that_touch_two():
     h = History()
     h.did("a", "mkdir", "/d")

@@ -292,6 +292,45 @@ async def test_when_the_lease_ends_during_a_read_what_was_cached_is_not_believed
         await file.close()
 
 
+async def test_when_the_lease_ends_while_a_read_waits_it_is_read_again() -> None:
+    async with CachingWorld() as world:
+        server = world.osts[0]
+        file = await opened(world)
+        server.objects[1] = bytearray(b"old")
+        server.read_replies = asyncio.Event()
+        reading = asyncio.create_task(file.pread(3, 0))
+        while not server.calls:
+            await asyncio.sleep(0)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        server.locks.lease_valid = False
+        server.objects[1][:] = b"new"  # somebody else may write by now
+        server.read_replies.set()
+        assert await reading == b"new"
+        server.locks.lease_valid = True
+        await file.close()
+
+
+async def test_an_answer_from_before_a_truncation_does_not_bring_the_size_back() -> None:
+    async with CachingWorld() as world:
+        server = world.osts[0]
+        file = await opened(world)
+        server.objects[1] = bytearray(100_000)
+        await file.pwrite(b"x", 0)
+        await file.fsync()
+        server.read_replies = asyncio.Event()
+        reading = asyncio.create_task(file.pread(100, 10))
+        while not world.data().objects[1].pages.fetches:
+            await asyncio.sleep(0)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        await file.truncate(20_000)
+        server.read_replies.set()
+        assert await reading == bytes(100)
+        assert (await file.fstat()).size == 20_000
+        await file.close()
+
+
 # ---------------------------------------------------------------------------------------------------- writing back
 
 
@@ -309,6 +348,60 @@ async def test_written_data_stays_here_until_it_is_wanted() -> None:
         assert world.osts[0].objects[1] == b"helloworld"
         assert world.names() == ["Write"], "joined"
         assert world.osts[0].times[1] == stat.mtime
+
+
+async def test_the_lock_goes_with_the_only_write_that_it_takes() -> None:
+    async with CachingWorld(bytes_max=4096) as world:
+        locks = world.osts[0].locks
+        file = await opened(world)
+        await file.pwrite(b"x" * 100, 0)
+        await locks.revoke()
+        assert [call.release for call in world.osts[0].calls] == [True] and locks.released == [1]
+        for size, offset in ((5000, 0), (10, 4090)):  # two writes
+            await file.pwrite(b"y" * size, offset)
+            await locks.revoke()
+        await file.pwrite(b"y", 0)
+        await file.pwrite(b"y", 50)
+        await locks.revoke()
+        await file.pwrite(b"z", 0)
+        world.data().writeback.write_back_soon()
+        await asyncio.sleep(0)
+        await locks.revoke()  # it is on its way already
+        assert locks.released == [1]
+        await file.pwrite(b"z", 7)
+        world.osts[0].errors.append(OpError(errno.EIO))
+        await locks.revoke()
+        assert locks.released == [1], "it was not executed: a Cancel must follow"
+        await fails(errno.EIO, file.close())
+
+
+async def test_what_left_with_its_lock_is_not_believed_when_the_answer_is_late() -> None:
+    """The OST has executed the write, the lock went to somebody else and came back, and we have not heard of it yet."""
+    async with CachingWorld() as world:
+        server = world.osts[0]
+        file = await opened(world)
+        await file.pwrite(b"x" * 8000, 0)
+        server.replies = asyncio.Event()
+        (lock,) = server.locks.held.values()
+        leaving = asyncio.create_task(server.locks.revoke())
+        while not server.locks.released:
+            await asyncio.sleep(0)
+        assert server.locks.glimpse_of is not None
+        lvb = server.locks.glimpse_of(lock)
+        assert lvb is not None and lvb.size == 8000, "asked for, until it is gone"
+        server.objects[1][:] = b"somebody else's"
+        assert await file.pread(8000, 0) == b"somebody else's" and (await file.fstat()).size == 15
+        syncing = asyncio.create_task(file.fsync())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not syncing.done(), "what was written is not known to be there"
+        await server.locks.revoke()  # the new lock: nothing of ours is lost with it
+        server.replies.set()
+        server.replies = None
+        await syncing
+        await leaving
+        assert await file.pread(8000, 0) == b"somebody else's"
+        await file.close()
 
 
 async def test_fsync_writes_back_and_makes_durable() -> None:
@@ -711,17 +804,85 @@ async def test_a_truncation_waits_for_what_is_on_its_way() -> None:
 async def test_a_write_during_a_truncation_comes_after_it() -> None:
     async with CachingWorld() as world:
         file = await opened(world)
+        server = world.osts[0]
         await file.pwrite(b"x" * 100, 0)
         await file.fsync()
-        task = asyncio.create_task(file.truncate(0))
-        while not world.data().objects[1].pages.flights:
+        server.replies = asyncio.Event()
+        cutting = asyncio.create_task(file.truncate(0))
+        while "Punch" not in server.names():
             await asyncio.sleep(0)
-        await file.pwrite(b"new", 50)
-        await task
+        writing = asyncio.create_task(file.pwrite(b"new", 50))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not writing.done() and server.objects[1] == b""
+        lvb = server.locks.glimpse_of(next(iter(server.locks.held.values())))  # type: ignore[misc]
+        assert lvb is not None and lvb.size == 100, "it has the old size for everybody until it has the new one here"
+        assert await file.pread(200, 0) == b"x" * 100
+        server.replies.set()
+        await cutting
+        await writing
         await file.fsync()
         assert world.content(file) == bytes(50) + b"new"
         assert await file.pread(100, 0) == bytes(50) + b"new"
         await file.close()
+
+
+async def test_a_truncated_file_is_cut_on_all_objects_at_once() -> None:
+    async with CachingWorld(2, stripe_size=10) as world:
+        file = await opened(world, stripes=2)
+        await file.pwrite(b"x" * 100, 0)
+        late = world.osts[1]
+        late.replies = asyncio.Event()
+        cutting = asyncio.create_task(file.truncate(15))
+        while not (set(world.osts[0].names()) & {"Punch"} and set(late.names()) & {"Punch"}):
+            await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert (await file.fstat()).size == 100 and await file.pread(200, 0) == b"x" * 100
+        cutting.cancel()  # it goes on all the same
+        late.replies.set()
+        with pytest.raises(asyncio.CancelledError):
+            await cutting
+        while (await file.fstat()).size == 100:
+            await asyncio.sleep(0)
+        assert (await file.fstat()).size == 15 and await file.pread(200, 0) == b"x" * 15
+        await file.close()
+
+
+async def test_appends_and_truncations_do_not_mix() -> None:
+    """An append that has seen the end does not write there after a truncation: that would leave a hole."""
+    async with CachingWorld(grant=0) as world:
+        world.osts[0].gives = 0
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+        file = await opened(world, flags)
+        for number in range(20):
+            await asyncio.gather(file.pwrite(b"abc", 0), file.truncate(0), file.pwrite(b"abc", 0))
+            assert await file.read() in (b"", b"abc", b"abcabc"), number
+            await file.seek(0)
+        await file.close()
+
+
+async def test_nobody_reads_half_of_what_is_written_through() -> None:
+    async with CachingWorld(bytes_max=1 << 16) as world:
+        server = world.osts[0]
+        file = await opened(world)
+        await file.pwrite(b"o" * 10_000, 0)
+        await file.fsync()
+        through = await opened(world, os.O_RDWR | os.O_DSYNC)
+        server.replies = asyncio.Event()
+        writing = asyncio.create_task(through.pwrite(b"n" * 10_000, 5000))
+        while not world.data().objects[1].pages.flights:
+            await asyncio.sleep(0)
+        reading = asyncio.create_task(file.pread(20_000, 0))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not reading.done() and (await file.fstat()).size == 15_000, "the OST may tell it already"
+        assert await file.pread(100, 4000) == b"o" * 100
+        server.replies.set()
+        await writing
+        assert await reading == b"o" * 5000 + b"n" * 10_000
+        await file.close()
+        await through.close()
 
 
 async def test_sizes_of_many_files_are_one_request_to_each_ost() -> None:

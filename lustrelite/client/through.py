@@ -1,0 +1,195 @@
+"""What changes an object on its OST while the caller waits: writes past the cache, holes, truncations.
+
+Each is a flight of its range, so that nothing overlaps it on its way, and it runs to its end whatever happens to its
+caller. Meanwhile readers here, and whoever is told a size by us, must not see half of it:
+
+    a write     what was cached in its range is forgotten, and who wants to read there waits. The size grows at once:
+                the OST may tell it to others from now on, and they may ask us.
+    a hole      the same, and the size stays.
+    truncation  everything stays as it was, and nobody writes, until all objects of the file are cut; then all is cut
+                here in one turn. Others are told the larger size until then: the OST believes the larger of what it
+                has and what we say. Who wants to read beyond the cut, and has it not here, waits.
+
+If one fails nobody knows what the object is like: its lock is given back, and the next one says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lustrelite.client.cached_object import CachedObject
+from lustrelite.client.page_cache import Flight
+from lustrelite.errors import Evicted, OpError
+from lustrelite.ids import Fid
+from lustrelite.ldlm.client_lock import ClientLock
+from lustrelite.wire import ost
+from lustrelite.wire.ost import OBJECT_EOF, ObjectAttr
+
+if TYPE_CHECKING:
+    from lustrelite.client.writeback import WriteBack
+
+
+class Cut(NamedTuple):
+    """An object that the OST has cut, and we have not."""
+
+    cached: CachedObject
+    lock: ClientLock
+    flight: Flight
+    body: ost.Punch
+    attr: ObjectAttr
+
+
+class Through:
+    """Changes past the cache of one OST's objects."""
+
+    def __init__(self, writeback: WriteBack) -> None:
+        self.back = writeback
+        self.osc = writeback.osc
+        self.shared = writeback.shared
+
+    async def write(
+        self, cached: CachedObject, lock: ClientLock, start: int, pieces: list[memoryview], time: int, owner: Fid,
+        stripe: int, *, keep: bool = True,
+    ) -> None:  # fmt: skip
+        """Write `pieces` at `start` and return when they are durable; with `keep` they are cached then.
+
+        Errors: ENOSPC, EIO, ENOENT, EFBIG; any part may be written
+        """
+        cached.owner, cached.stripe = owner, stripe
+        size = self.osc.bytes_max
+        data = pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
+        end = start + len(data)
+        cuts = [start, *range((start // size + 1) * size, end, size), end]
+        await self.shared.tasks.gather(
+            [
+                self._write(cached, lock, low, data[low - start : high - start], time, keep)
+                for low, high in pairwise(cuts)
+            ],
+            "write through",
+        )
+
+    async def _write(
+        self, cached: CachedObject, lock: ClientLock, start: int, data: memoryview, time: int, keep: bool
+    ) -> None:
+        end = start + len(data)
+        slots = self.osc.slots()
+        await slots.acquire()
+        try:
+            while cached.pages.busy(start, end):
+                slots.release()
+                try:
+                    await self.back.flush(cached, start, end)
+                finally:
+                    slots = self.osc.slots()
+                    await slots.acquire()
+            flight = self._begin(cached, lock, start, end)
+            flight.data, flight.time = data, time
+            cached.grow(end)
+            cached.changed(time)
+        except BaseException:
+            slots.release()
+            raise
+
+        async def write() -> None:
+            try:
+                body = self.back.body(cached, flight, from_grant=False)
+                reply, _ = await self.osc.imp.call_bulk(body, bulk=data, cred=cached.cred)
+            finally:
+                slots.release()
+            self.back.grant.used(0, reply.grant)
+            cached.pages.end_flight(flight, lost=False)
+            if lock.data is cached:
+                cached.told(reply.attr)
+                if keep:
+                    cached.pages.keep(start, data)
+
+        await self._to_the_end(cached, lock, flight, write())
+
+    async def punch(self, cached: CachedObject, lock: ClientLock, body: ost.Punch) -> None:
+        """Make a hole. The size stays.  Errors: EIO, ENOENT"""
+        while cached.pages.busy(body.start, body.end):
+            await self.back.flush(cached, body.start, body.end)
+        cached.owner, cached.stripe = body.owner, body.stripe
+        flight = self._begin(cached, lock, body.start, body.end)
+        cached.changed(body.time)
+
+        async def punch() -> None:
+            attr = await self.osc.imp.call(body._replace(lock=lock.handle), cred=cached.cred)
+            cached.pages.end_flight(flight, lost=False)
+            if lock.data is cached:
+                cached.told(attr)
+            self.back.remember(attr.version, cached.owner)
+
+        await self._to_the_end(cached, lock, flight, punch())
+
+    def _begin(self, cached: CachedObject, lock: ClientLock, start: int, end: int) -> Flight:
+        if lock.data is not cached:
+            raise Evicted(self.osc.name)
+        flight: Flight = cached.pages.begin_flight(start, end)
+        flight.lock = lock.handle
+        return flight
+
+    async def _to_the_end(
+        self, cached: CachedObject, lock: ClientLock, flight: Flight, work: Coroutine[Any, Any, None]
+    ) -> None:
+        async def run() -> None:
+            try:
+                await work
+            except OpError:
+                self._failed(cached, lock, flight)
+                raise
+            finally:
+                self.shared.landed()
+
+        flight.done = self.shared.tasks.spawn(run(), "write through")
+        outcome = await asyncio.shield(flight.done)
+        if isinstance(outcome, OpError):
+            raise outcome
+
+    def _failed(self, cached: CachedObject, lock: ClientLock, flight: Flight) -> None:
+        cached.pages.end_flight(flight, lost=True)
+        if lock.data is cached:
+            self.osc.forget(lock)
+
+    # truncation -------------------------------------------------------------------------------------------------
+
+    async def cut_off(self, cached: CachedObject, lock: ClientLock, body: ost.Punch) -> Cut:
+        """Have the OST make the object `body.start` bytes long. `finish` it, whatever comes.  Errors: EIO, ENOENT"""
+        pages = cached.pages
+        while flights := pages.flights_in(body.start, OBJECT_EOF):
+            await asyncio.wait([flights[0].done])
+        if lock.data is not cached:
+            raise Evicted(self.osc.name)
+        cached.owner, cached.stripe = body.owner, body.stripe
+        flight = pages.hold(body.start, OBJECT_EOF)
+        flight.done = asyncio.get_running_loop().create_future()
+        cached.resized += 1
+        try:
+            attr: ObjectAttr = await self.osc.imp.call(body._replace(lock=lock.handle), cred=cached.cred)
+        except OpError:
+            self._failed(cached, lock, flight)
+            self._over(cached, flight)
+            raise
+        self.back.remember(attr.version, body.owner)
+        return Cut(cached, lock, flight, body, attr)
+
+    def finish(self, cut: Cut) -> None:
+        """Cut it here, too."""
+        cached, start = cut.cached, cut.body.start
+        cached.pages.cut(start, OBJECT_EOF)
+        self.back.settle(cached)
+        cached.pages.end_flight(cut.flight, lost=False)
+        if cut.lock.data is cached:
+            cached.size = start
+            cached.unsized.pop(cut.lock.handle, None)
+            cached.changed(cut.body.time)
+            cached.told(cut.attr)
+        self._over(cached, cut.flight)
+
+    def _over(self, cached: CachedObject, flight: Flight) -> None:
+        cached.resized += 1
+        flight.done.set_result(None)
+        self.shared.landed()

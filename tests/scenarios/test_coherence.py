@@ -1,0 +1,97 @@
+"""What several clients see of one file at the same time. Found by seeds of the coherence swarm, and kept."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+from lustrelite.sim.processes import SimClient
+
+
+async def add_caching_client(c: Any, name: str) -> Any:
+    """A mount that caches beside those that do not."""
+    client = c.clients[name] = SimClient(c, name)
+    client.tunables["caching"] = 1
+    await client.start()
+    return client
+
+
+async def test_a_name_that_is_renamed_over_is_never_missing(cluster):
+    """The file that a stat has found loses its last name before its objects are asked: there is another one by now.
+
+    Source: retry_estale() in Linux; seeds 114, 213, 1285
+    """
+    for caching in (0, 1):
+        async with cluster(clients=2, caching=caching) as c:
+            await c.a.write("/x", b"old")
+            await c.a.write("/y", b"newer")
+            asked = c.net.hold("Enqueue" if caching else "ObjectGetattr", source=c.b, times=1)
+            stat = asyncio.get_running_loop().create_task(c.b.unrecorded(c.b.fs.stat("/x")))
+            await asked.caught()
+            await c.a.rename("/y", "/x")
+            await c.mds.commit()
+            await asyncio.sleep(2.0)  # the old file's objects are destroyed
+            asked.release()
+            assert (await stat).size == 5
+
+
+async def test_a_read_without_cache_sees_that_the_file_goes_on_in_a_cache(cluster):
+    """The OST has less of the file than somebody else has in his cache: the hole before that is no end of the file.
+
+    Source: seed 1147
+    """
+    for stripes in (1, 2):
+        async with cluster(clients=1, oss=2, stripe_count=stripes, stripe_size=65536) as c:
+            b = await add_caching_client(c, "b")
+            await c.a.write("/f", b"start")
+            file = await b.open("/f")
+            await file.pwrite(b"end", 200_000)
+            whole = await c.a.read("/f")
+            assert whole == b"start" + bytes(200_000 - 5) + b"end"
+            await file.pwrite(b"!", 300_000)
+            part = await c.a.unrecorded(read_at(c.a.fs, "/f", 150_000, 100))
+            assert part == bytes(100)
+            await file.close()
+
+
+async def read_at(fs: Any, path: str, offset: int, size: int) -> bytes:
+    async with await fs.open(path) as file:
+        return bytes(await file.pread(size, offset))
+
+
+async def test_a_glimpse_meets_a_lock_of_the_target_itself(cluster):
+    """I/O without a lock holds one of the OST's own: there is nobody to be asked about it.
+
+    Source: seeds 1153, 1182, 1247
+    """
+    async with cluster(clients=1, oss=1) as c:
+        b = await add_caching_client(c, "b")
+        await c.a.write("/f", b"12345")
+        c.faults.arm("ost.write_done", "delay", on=c.oss[0], delay_s=1.0)
+        write = asyncio.get_running_loop().create_task(c.a.write_at("/f", 5, b"678"))
+        await asyncio.sleep(0.5)
+        assert (await b.unrecorded(b.fs.stat("/f"))).size in (5, 8)
+        await write
+        assert (await b.unrecorded(b.fs.stat("/f"))).size == 8
+
+
+async def test_a_size_that_is_seen_while_a_truncation_is_under_way_is_the_old_or_the_new_one(cluster):
+    """Not what the OST has, which is older than either: the end of the file was in the cache of who cuts it off.
+
+    Source: seed 30
+    """
+    async with cluster(clients=2, caching=1) as c:
+        await c.a.write("/f", bytes(1000))
+        await c.a.unrecorded(c.a.fs.sync())
+        file = await c.b.unrecorded(c.b.fs.open("/f", os.O_RDWR))
+        await c.b.unrecorded(file.pwrite(bytes(1000), 1000))
+        c.net.slow("Punch", delay_s=2.0)
+        cut = asyncio.get_running_loop().create_task(c.b.unrecorded(file.truncate(100)))
+        await asyncio.sleep(1.0)
+        assert (await c.a.unrecorded(c.a.fs.stat("/f"))).size in (100, 2000)
+        await cut
+        assert (await c.a.unrecorded(c.a.fs.stat("/f"))).size == 100
+        await c.b.unrecorded(file.close())
+        await c.b.truncate("/f", 0)
+        await c.b.write("/f", b"known")
