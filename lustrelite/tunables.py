@@ -60,7 +60,7 @@ class Tunables:
     debug: int = 0  # 1: the way of every single lock goes to the log files, too
     lru_size: int = 100_000  # unused locks kept, per target
     lru_max_age_s: float = 3900.0
-    caching: int = 0  # of this client: names, attributes and data under locks; 0: every call goes to the servers
+    caching: int = 1  # of this client: names, attributes and data under locks; 0: every call goes to the servers
     max_cached_bytes: int = 256 << 20  # data pages of a mount
     max_dirty_bytes: int = 32 << 20  # per OST
     write_back_after_s: float = 3.0  # dirty data that has become so old

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Self
 from lustrelite.client.attributes import Stat
 from lustrelite.client.flocks import FileLock
 from lustrelite.client.read_ahead import ReadAhead
-from lustrelite.errors import OpError
+from lustrelite.errors import Evicted, OpError
 from lustrelite.ids import Fid
 from lustrelite.tunables import limits
 from lustrelite.wire.ldlm import NL, PR, PW
@@ -394,7 +394,8 @@ class File:
                 self.handle, self.fid, self.atime, self.mtime, self._size, cred=self.fs.cred
             )
         except OpError as error:
-            if error.errno != errno.ESTALE:  # the MDT does not know the handle: it is as good as closed
+            # The MDT does not know the handle (any more): it is as good as closed. Data that is lost is told of by its OST.
+            if error.errno != errno.ESTALE and not isinstance(error, Evicted):
                 raise
 
     async def _current_layout(self) -> Layout | None:

@@ -1,8 +1,7 @@
 """Files under extent locks: what several objects must do together, through the data caches of their OSTs.
 
 An operation takes the locks of all the objects it touches first, one on each, in stripe order, and gives them back when
-it is done with all of them; so it is atomic towards other clients, and two operations never wait for each other in a
-circle. Once the locks are there, data comes out of the cache and goes into it in one turn of the loop.
+it is done with all of them (grip.py); so it is atomic towards other clients. Once the locks are there, data comes out of the cache and goes into it in one turn of the loop.
 
 The commonest cases need no lock but one that is there, and no wait: `read_now` and `write_now` either do everything in
 this turn, or nothing.
@@ -21,19 +20,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from lustrelite.client import striping
 from lustrelite.client.attributes import ObjectsAttr
 from lustrelite.client.cached_object import CachedObject
 from lustrelite.client.data_cache import DataCache, copy_out, zero
+from lustrelite.client.grip import GaveWay, Grip, Held
 from lustrelite.client.read_ahead import ReadAhead
 from lustrelite.client.striping import Extent
+from lustrelite.client.through import Cut
 from lustrelite.client.writeback import Shared
 from lustrelite.errors import OpError
 from lustrelite.ids import Fid
-from lustrelite.ldlm.client_lock import ClientLock
 from lustrelite.tunables import limits
 from lustrelite.wire import ost
 from lustrelite.wire.ldlm import PR, PW, Lvb
@@ -44,17 +44,10 @@ from lustrelite.wire.ost import OBJECT_EOF, resource_of
 if TYPE_CHECKING:
     from lustrelite.client.lov import Lov
 
+_T = TypeVar("_T")
+
 WHOLE = 1 << 62  # one extent for each object
 TRIES = 3  # to find locks that may be believed in when the work is done
-
-
-class Held(NamedTuple):
-    """One object of an operation, under its lock."""
-
-    data: DataCache
-    cached: CachedObject
-    lock: ClientLock
-    extent: Extent
 
 
 class LockedIo:
@@ -68,27 +61,8 @@ class LockedIo:
 
     # locks ------------------------------------------------------------------------------------------------------
 
-    async def _data(self, index: int) -> DataCache:
-        found = self.caches.get(index)
-        if found is None:
-            found = (await self.lov.osc(index)).data
-            assert found is not None, "the OSTs of a mount are cached, or none is"
-        return found
-
-    async def _take(self, layout: Layout, extents: Sequence[Extent], mode: int) -> list[Held]:
-        """A lock on the extent of each object."""
-        held: list[Held] = []
-        try:
-            for extent in sorted(extents):
-                index, obj = layout.stripes[extent.stripe]
-                data = await self._data(index)
-                end = extent.offset + extent.length
-                cached, lock = await self.lov.on(layout, extent.stripe, data.take(obj, extent.offset, end, mode))
-                held.append(Held(data, cached, lock, extent))
-        except BaseException:
-            _release(held)
-            raise
-        return held
+    def _grip(self, layout: Layout) -> Grip:
+        return Grip(self.lov, self.shared, layout)
 
     def _match(self, layout: Layout, extents: Sequence[Extent], mode: int) -> list[Held] | None:
         """The same in this turn only, with locks that are there."""
@@ -149,34 +123,39 @@ class LockedIo:
         Beyond the returned length the buffer is undefined.
         """
         extents = _whole(layout, offset, len(buffer))
-        for left in range(TRIES, -1, -1):
-            held = await self._take(layout, extents, PR)
+        left = TRIES
+        while True:
+            grip = self._grip(layout)
             try:
-                length: int | None
-                if direct or not left or not _believable(held):
-                    length = await self._read_past(layout, held, buffer, offset, cred)
-                else:
-                    length = await self._read(layout, held, buffer, offset, cred)
+                await grip.take(extents, PR)
+                if direct or not left or not grip.believable:
+                    return await self._read_past(grip, buffer, offset, cred)
+                length = await self._read(grip, buffer, offset, cred)
+                if length is not None:
+                    return length
+                left -= 1
+            except GaveWay:
+                continue
             finally:
-                _release(held)
-            if length is not None:
-                return length
-        raise AssertionError("past the cache there is always an answer")
+                grip.release()
 
-    async def _read(
-        self, layout: Layout, held: list[Held], buffer: memoryview, offset: int, cred: Cred
-    ) -> int | None:
+    async def _read(self, grip: Grip, buffer: memoryview, offset: int, cred: Cred) -> int | None:
         """Through the cache; None if the locks cannot be believed in any more."""
+        held = list(grip.held)
         pins = [(one.cached.pages.pins, (one.extent.offset, one.extent.offset + one.extent.length)) for one in held]
         for pinned, pin in pins:
             pinned.append(pin)
         try:
-            await self._each(layout, held, [one.data.fill(one.cached, one.lock, *pin, cred)
-                                            for one, (_, pin) in zip(held, pins, strict=True)])  # fmt: skip
+            _check(
+                await grip.each(
+                    [(one, one.data.fill(one.cached, one.lock, *pin, cred)) for one, (_, pin) in zip(held, pins, strict=True)],
+                    grip.give_way,
+                )
+            )
             reach: int | None = None
-            while (length := self._length(layout, held, offset, len(buffer), reach)) is None:
-                reach = (await self.getattr(layout)).size
-            if not _believable(held):
+            while (length := self._length(grip.layout, held, offset, len(buffer), reach)) is None:
+                reach = await self._size_asked(grip)
+            if not grip.believable:
                 return None
             _copy_all(held, buffer, length)
             return length
@@ -185,10 +164,15 @@ class LockedIo:
                 pinned.remove(pin)
             self.shared.pages.shrink()
 
-    async def _read_past(
-        self, layout: Layout, held: list[Held], buffer: memoryview, offset: int, cred: Cred
-    ) -> int:
+    async def _size_asked(self, grip: Grip) -> int:
+        (found,) = await grip.wait([self.getattr(grip.layout)], grip.give_way)
+        if isinstance(found, OpError):
+            raise found
+        return found.size
+
+    async def _read_past(self, grip: Grip, buffer: memoryview, offset: int, cred: Cred) -> int:
         """Past the cache, under the locks: what the OSTs have when everything dirty is written back."""
+        believable = grip.believable
 
         async def read(one: Held) -> None:
             extent, data = one.extent, one.data
@@ -197,11 +181,11 @@ class LockedIo:
                 [self._read_part(one, part, buffer, cred) for part in striping.parts(extent, data.osc.bytes_max)], "read"
             )
 
-        await self._each(layout, held, [read(one) for one in held])
-        length = self._length(layout, held, offset, len(buffer), None) if _believable(held) else None
+        _check(await grip.each([(one, read(one)) for one in grip.held], grip.give_way))
+        believable = believable and grip.believable
+        length = self._length(grip.layout, grip.held, offset, len(buffer), None) if believable else None
         if length is None:
-            reach = (await self.getattr(layout)).size
-            length = min(max(reach - offset, 0), len(buffer))
+            length = min(max(await self._size_asked(grip) - offset, 0), len(buffer))
         return length
 
     @staticmethod
@@ -289,7 +273,9 @@ class LockedIo:
         asked: dict[int, list[int]] = {}  # by OST index: objects
         for layout in layouts:
             for index, obj in layout.stripes:
-                lvb = (await self._data(index)).known(obj)
+                data = self.caches.get(index) or (await self.lov.osc(index)).data
+                assert data is not None, "the OSTs of a mount are cached, or none is"
+                lvb = data.known(obj)
                 if lvb is None:
                     asked.setdefault(index, []).append(obj)
                 else:
@@ -318,13 +304,13 @@ class LockedIo:
         known = self.known_attr(layout)
         if known is not None:
             return known.size
-        everything = [Extent(stripe, 0, OBJECT_EOF + 1, ()) for stripe in range(len(layout.stripes))]
-        held = await self._take(layout, everything, PR)
+        grip = self._grip(layout)
         try:
-            if all(one.lock.handle not in one.cached.unsized for one in held) and _believable(held):
-                return striping.file_size([one.cached.size for one in held], layout.stripe_size)
+            await grip.take(_everything(layout), PR)
+            if grip.believable and all(one.lock.handle not in one.cached.unsized for one in grip.held):
+                return striping.file_size([one.cached.size for one in grip.held], layout.stripe_size)
         finally:
-            _release(held)
+            grip.release()
         return (await self.getattr(layout)).size
 
     # writing ----------------------------------------------------------------------------------------------------
@@ -342,11 +328,12 @@ class LockedIo:
 
         Errors: ENOSPC, EIO, EFBIG; any part may be written
         """
-        held = await self._take(layout, _whole(layout, offset, len(buffer)), PW)
+        grip = self._grip(layout)
         try:
-            await self._write(layout, owner, held, buffer, time, cred, through, keep)
+            await grip.take(_whole(layout, offset, len(buffer)), PW)
+            await self._write(grip, owner, list(grip.held), buffer, time, cred, through, keep)
         finally:
-            _release(held)
+            grip.release()
 
     async def append(
         self, layout: Layout, owner: Fid, buffer: memoryview, time: int, cred: Cred, *, through: bool = False,
@@ -354,40 +341,44 @@ class LockedIo:
     ) -> int:  # fmt: skip
         """Write `buffer` at the end of the file and return where that was: nobody else writes there meanwhile."""
         async with self._alone(layout):
-            return await self._append(layout, owner, buffer, time, cred, through, keep)
+            while True:
+                grip = self._grip(layout)
+                try:
+                    await grip.take(_everything(layout), PW)
+                    sizes = _check(await grip.each([(one, self._size(one, cred)) for one in grip.held], grip.give_way))
+                    offset = striping.file_size(sizes, layout.stripe_size)
+                    self.lov.check_range(layout, offset, len(buffer))
+                    extents = {extent.stripe: extent for extent in _whole(layout, offset, len(buffer))}
+                    parts = [one._replace(extent=extents[s]) for s, one in enumerate(grip.held) if s in extents]
+                    await self._write(grip, owner, parts, buffer, time, cred, through, keep)
+                    return offset
+                except GaveWay:
+                    continue
+                finally:
+                    grip.release()
 
-    async def _append(
-        self, layout: Layout, owner: Fid, buffer: memoryview, time: int, cred: Cred, through: bool, keep: bool
-    ) -> int:
-        everything = [Extent(stripe, 0, OBJECT_EOF + 1, ()) for stripe in range(len(layout.stripes))]
-        held = await self._take(layout, everything, PW)
-        try:
-            offset = striping.file_size([await self._size(layout, one, cred) for one in held], layout.stripe_size)
-            self.lov.check_range(layout, offset, len(buffer))
-            extents = {extent.stripe: extent for extent in _whole(layout, offset, len(buffer))}
-            parts = [one._replace(extent=extents[s]) for s, one in enumerate(held) if s in extents]
-            await self._write(layout, owner, parts, buffer, time, cred, through, keep)
-            return offset
-        finally:
-            _release(held)
-
-    async def _size(self, layout: Layout, one: Held, cred: Cred) -> int:
+    async def _size(self, one: Held, cred: Cred) -> int:
         """The size of an object under a lock on all of it."""
         cached = one.cached
         while one.lock.handle in cached.unsized:  # the lock came without a word about it
             resized = cached.resized
-            attr = await self.lov.on(layout, one.extent.stripe, one.data.osc.getattr(cached.obj, cred=cred))
+            attr = await one.data.osc.getattr(cached.obj, cred=cred)
             if cached.resized == resized and not cached.resizing:
                 cached.seen(attr.size, one.lock, resized)
                 cached.unsized.pop(one.lock.handle, None)
         return cached.size
 
     async def _write(
-        self, layout: Layout, owner: Fid, held: list[Held], buffer: memoryview, time: int, cred: Cred, through: bool,
+        self, grip: Grip, owner: Fid, parts: list[Held], buffer: memoryview, time: int, cred: Cred, through: bool,
         keep: bool,
     ) -> None:  # fmt: skip
-        if not _believable(held):
+        if not grip.believable:
             through, keep = True, False
+        if not through:  # in one turn, as far as there is room: nobody here sees half of it
+            parts = [one for one in parts if not _accept(one, buffer, time, owner)]
+        if not parts:
+            return
+        busy = {one.extent.stripe: None for one in parts}
 
         async def write(one: Held) -> None:
             one.cached.cred = cred
@@ -399,10 +390,14 @@ class LockedIo:
                 )
             else:
                 await writeback.write(one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe)
+            del busy[one.extent.stripe]
 
-        if not through:  # in one turn, as far as there is room: nobody here sees half of it
-            held = [one for one in held if not _accept(one, buffer, time, owner)]
-        await self._each(layout, held, [write(one) for one in held])
+        def asked() -> None:
+            for one in list(grip.held):
+                if one.extent.stripe not in busy and one.lock.asked is not None:
+                    grip.let_go(one)
+
+        _check(await grip.each([(one, write(one)) for one in parts], asked))
 
     async def truncate(self, layout: Layout, owner: Fid, ends: Sequence[int], time: int, cred: Cred) -> None:
         """Make each object as long as `ends` says. Runs to its end even if the caller is cancelled."""
@@ -411,37 +406,55 @@ class LockedIo:
     async def _truncate(self, layout: Layout, owner: Fid, ends: Sequence[int], time: int, cred: Cred) -> None:
         extents = [Extent(stripe, end, OBJECT_EOF + 1 - end, ()) for stripe, end in enumerate(ends)]
         async with self._alone(layout):
-            held = await self._take(layout, extents, PW)
-            try:
-                works = []
-                for data, cached, lock, extent in held:
-                    cached.cred = cred
-                    body = ost.Punch(cached.obj, extent.offset, OBJECT_EOF, owner, extent.stripe, time)
-                    works.append(self.lov.on(layout, extent.stripe, data.writeback.through.cut_off(cached, lock, body)))
-                cuts = await self.shared.tasks.outcomes(works, "truncate")
-                for one, cut in zip(held, cuts, strict=True):  # in one turn
-                    if not isinstance(cut, OpError):
+            grip = self._grip(layout)
+            cuts: dict[int, Cut] = {}  # by stripe: what is cut there and not yet here
+
+            async def cut_off(one: Held) -> None:
+                stripe = one.extent.stripe
+                one.cached.cred = cred
+                body = ost.Punch(one.cached.obj, one.extent.offset, OBJECT_EOF, owner, stripe, time)
+                cuts[stripe] = await one.data.writeback.through.cut_off(one.cached, one.lock, body)
+
+            def asked() -> None:
+                for one in list(grip.held):
+                    cut = cuts.pop(one.extent.stripe, None) if one.lock.asked is not None else None
+                    if cut is not None:
                         one.data.writeback.through.finish(cut)
-                for cut in cuts:
-                    if isinstance(cut, OpError):
-                        raise cut
+                        grip.let_go(one)
+
+            try:
+                await grip.take(extents, PW)
+                outcomes = await grip.each([(one, cut_off(one)) for one in grip.held], asked)
+                for one in grip.held:  # in one turn
+                    if one.extent.stripe in cuts:
+                        one.data.writeback.through.finish(cuts[one.extent.stripe])
+                _check(outcomes)
             finally:
-                _release(held)
+                grip.release()
 
     async def punch(self, layout: Layout, owner: Fid, holes: Sequence[striping.Hole], time: int, cred: Cred) -> None:
         """Make holes; the sizes stay."""
-        extents = [Extent(hole.stripe, hole.start, hole.end - hole.start, ()) for hole in holes]
-        held = await self._take(layout, extents, PW)
+        grip = self._grip(layout)
+        done: dict[int, None] = {}
+
+        async def punch(one: Held) -> None:
+            extent = one.extent
+            one.cached.cred = cred
+            end = extent.offset + extent.length
+            body = ost.Punch(one.cached.obj, extent.offset, end, owner, extent.stripe, time)
+            await one.data.writeback.through.punch(one.cached, one.lock, body)
+            done[extent.stripe] = None
+
+        def asked() -> None:
+            for one in list(grip.held):
+                if one.extent.stripe in done and one.lock.asked is not None:
+                    grip.let_go(one)
+
         try:
-            works = []
-            for data, cached, lock, extent in held:
-                cached.cred = cred
-                end = extent.offset + extent.length
-                body = ost.Punch(cached.obj, extent.offset, end, owner, extent.stripe, time)
-                works.append(data.writeback.through.punch(cached, lock, body))
-            await self._each(layout, held, works)
+            await grip.take([Extent(hole.stripe, hole.start, hole.end - hole.start, ()) for hole in holes], PW)
+            _check(await grip.each([(one, punch(one)) for one in grip.held], asked))
         finally:
-            _release(held)
+            grip.release()
 
     @contextlib.asynccontextmanager
     async def _alone(self, layout: Layout) -> AsyncIterator[None]:
@@ -481,12 +494,6 @@ class LockedIo:
             data.writeback.stop()
         self.shared.tasks.stop()
 
-    async def _each(self, layout: Layout, held: Sequence[Held], works: Sequence[Coroutine[Any, Any, None]]) -> None:
-        """Do the work of all objects at once; an object that is gone is a stale file."""
-        await self.shared.tasks.gather(
-            [self.lov.on(layout, one.extent.stripe, work) for one, work in zip(held, works, strict=True)], "objects"
-        )
-
 
 def _whole(layout: Layout, offset: int, length: int) -> list[Extent]:
     """The range as one extent of each object that it touches."""
@@ -496,14 +503,19 @@ def _whole(layout: Layout, offset: int, length: int) -> list[Extent]:
     return striping.split(offset, length, layout.stripe_size, len(stripes), WHOLE)
 
 
-def _release(held: Sequence[Held]) -> None:
-    for one in held:
-        one.data.locks.release(one.lock)
+def _everything(layout: Layout) -> list[Extent]:
+    """All of all objects."""
+    return [Extent(stripe, 0, OBJECT_EOF + 1, ()) for stripe in range(len(layout.stripes))]
 
 
-def _believable(held: Sequence[Held]) -> bool:
-    """Is what is cached under these locks true now?"""
-    return all(one.lock.data is one.cached and one.data.locks.serves(one.lock) for one in held)
+def _check(outcomes: Sequence[_T | OpError]) -> list[_T]:
+    """The results; the first error is raised."""
+    results: list[_T] = []
+    for outcome in outcomes:
+        if isinstance(outcome, OpError):
+            raise outcome
+        results.append(outcome)
+    return results
 
 
 def _copy_all(held: Sequence[Held], buffer: memoryview, length: int) -> None:

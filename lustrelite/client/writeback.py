@@ -23,6 +23,7 @@ Source: osc/osc_cache.c: osc_extent_*, osc_io_unplug(); LU-2139 (what is answere
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -154,12 +155,15 @@ class WriteBack:
             cost = cached.pages.write_cost(start, end)
             tunables = self.node.tunables
             too_much = cost > min(tunables.max_dirty_bytes, tunables.max_cached_bytes // 2)
-            if too_much or (not self.grant.reserved and cost > self.grant.available):
+            wanted = lock.asked is not None and not cached.resizing  # what we wait for may be another server
+            if too_much or wanted or (not self.grant.reserved and cost > self.grant.available):
                 await self.through.write(cached, lock, start, pieces, time, owner, stripe)
                 return
             for writeback in self.shared.writebacks if shared_is_full(self.shared, cost) else [self]:
                 writeback.write_back_soon()
-            await self.shared.landing()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(tunables.lock_callback_s / 4):
+                    await self.shared.landing()
 
     # writing back -----------------------------------------------------------------------------------------------
 

@@ -660,6 +660,8 @@ class ClientImport:
         if reply.handle != old_handle:
             self.callbacks.restart()
             self.leased_at = sent_at
+            if old_handle and self.locks is not None and self.fsm.state is State.RECOVER:
+                self.locks.lost_all()  # a server without client records: it never evicts, it just has no locks of ours
         # An old lease is not renewed by this: there may be callbacks that did not reach us.
         self.lease_until = min(self.lease_until, sent_at + self.lease_s)
 

@@ -104,7 +104,7 @@ async def test_a_new_object_id_is_beyond_those_that_were_lost(world: Any) -> Non
 )
 async def test_a_client_gets_in_although_its_record_could_not_be_written_once(world: Any, where: str) -> None:
     """Source: lustre/tests/recovery-small.sh test_29a, test_29b"""
-    async with world(oss=1, clients=1) as c:
+    async with world(oss=1, clients=1, caching=0) as c:
         c.expect(*ABORT)
         await c.a.write("/f", b"kept")
         server = c.mds if where == "mds" else c.oss[0]

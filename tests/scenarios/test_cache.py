@@ -448,6 +448,55 @@ async def test_a_stuck_write_back_costs_its_client_and_not_who_waits_for_the_loc
             await c.a.unrecorded(file.fsync())
 
 
+@pytest.mark.parametrize("what", ["read", "read past the cache", "write", "write through", "truncate", "append", "size"])
+async def test_who_waits_for_a_dead_ost_gives_the_locks_of_others_back(cluster: Any, what: str) -> None:
+    """The OST that lives must not evict him for it."""
+    async with caching(cluster, write_back_after_s=1000.0) as c:
+        unit = 64 * KIB
+        await c.a.unrecorded(c.a.fs.setstripe("/f", 2, unit, 0))
+        flags = os.O_APPEND if what == "append" else os.O_DSYNC if what == "write through" else 0
+        flags |= os.O_DIRECT if what == "read past the cache" else 0
+        file = await opened(c.a, "/f", os.O_RDWR | flags)
+        await put_at(c.b, "/f", 0, b"o" * 2 * unit)
+        await c.b.unrecorded(c.b.fs.sync())
+        other = await opened(c.b, "/f")
+        if what != "append":
+            await c.a.unrecorded(file.pread(2 * unit, 0))  # the locks are there
+        c.oss[1].kill()
+        works = {
+            "read": lambda: file.pread(2 * unit, 0),
+            "read past the cache": lambda: file.pread(2 * unit, 0),
+            "write": lambda: file.pwrite(b"n" * 2 * unit, 0),
+            "write through": lambda: file.pwrite(b"n" * 2 * unit, 0),
+            "truncate": lambda: file.truncate(10),
+            "append": lambda: file.pwrite(b"n" * 2 * unit, 0),
+            "size": lambda: file.read(-1),
+        }
+        locked = c.a.fs.connections.lov.locked
+        for data in locked.caches.values():  # nothing is cached any more, and all of it must be asked for
+            for cached in data.objects.values():
+                cached.pages.cut(0, 1 << 40)
+        doing = soon(c.a.unrecorded(works[what]()))
+        await asyncio.sleep(0.5)
+        writing = soon(c.b.unrecorded(other.pwrite(b"w", 0)))
+        await asyncio.sleep(3 * c.tunables.lock_callback_s)
+        c.never_saw("client.evicted")
+        await c.oss[1].start()
+        result = await doing
+        await writing
+        whole = await get(c.b, "/f")
+        rest = b"o" * (2 * unit - 1)
+        if what in ("read", "read past the cache", "size"):
+            assert result[1:] == rest and whole == b"w" + rest
+        elif what == "append":
+            assert whole == b"w" + rest + b"n" * 2 * unit
+        elif what == "truncate":
+            assert whole in (b"w" + b"o" * 9, b"o" * 10)
+        else:
+            assert whole[1:] == b"n" * (2 * unit - 1)
+        c.never_saw("client.evicted")
+
+
 # ---------------------------------------------------------------------------------------------------- how much is sent
 
 

@@ -453,7 +453,7 @@ async def test_a_lost_answer_to_a_change_leaves_no_old_view(cluster: Any, messag
 
 
 async def test_without_caching_every_call_goes_to_the_servers(cluster: Any) -> None:
-    async with cluster(mds=1, oss=1, clients=1) as c:
+    async with cluster(mds=1, oss=1, clients=1, caching=0) as c:
         await c.a.create("/f")
         for _ in range(2):
             with Asked(c.a) as asked:

@@ -147,7 +147,7 @@ async def test_an_orphan_that_could_not_be_destroyed_goes_at_the_next_start(worl
 @pytest.mark.parametrize("alive", [False, True], ids=["nothing", "a living file"])
 async def test_a_foreign_entry_among_the_orphans_does_no_harm(world: Any, alive: bool) -> None:
     """Source: lustre/tests/recovery-small.sh test_143"""
-    async with world(clients=2) as c:
+    async with world(clients=2, caching=0) as c:
         await c.a.write("/f", b"alive")
         file = await c.a.open("/g", create=True)
         await c.a.unlink("/g")

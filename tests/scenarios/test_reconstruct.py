@@ -107,7 +107,7 @@ async def test_a_create_that_was_resent_and_then_lost_makes_one_file(world: Any)
 @pytest.mark.lustre("RD 24")
 async def test_the_answer_about_a_file_that_has_gone_is_made_up(world: Any) -> None:
     """Source: lustre/tests/replay-dual.sh test_24"""
-    async with world(clients=2) as c:
+    async with world(clients=2, caching=0) as c:
         await c.a.write("/f", b"x" * 100)
         fid = (await c.a.fs.lstat("/f")).fid
         lost = c.drop_reply(Setattr)
@@ -121,7 +121,7 @@ async def test_the_answer_about_a_file_that_has_gone_is_made_up(world: Any) -> N
 @pytest.mark.lustre("RD 24")
 async def test_a_truncate_whose_file_has_gone_before_it_was_answered(world: Any) -> None:
     """Source: lustre/tests/replay-dual.sh test_24"""
-    async with world(clients=2) as c:
+    async with world(clients=2, caching=0) as c:
         await c.a.write("/f", b"x" * 100)
         lost = c.drop_reply(Setattr)
         truncating = soon(c.a.fs.truncate("/f", 10))

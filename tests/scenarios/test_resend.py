@@ -99,7 +99,7 @@ async def test_a_lookup_that_takes_two_timeouts_in_the_server_succeeds(world: An
 @pytest.mark.parametrize("by_fid", [False, True], ids=["name", "inode"])
 async def test_attributes_asked_for_again_after_the_file_has_gone(world: Any, by_fid: bool) -> None:
     """By name, or by an inode number that has become stale.  Source: lustre/tests/recovery-small.sh test_130a, test_130b"""
-    async with world(clients=2) as c:
+    async with world(clients=2, caching=0) as c:
         await c.a.create("/f")
         fid = (await c.a.fs.lstat("/f")).fid
         lost = c.drop_reply(Getattr if by_fid else Lookup)

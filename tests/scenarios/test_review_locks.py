@@ -23,6 +23,7 @@ from lustrelite.ldlm.policy import EOF
 from lustrelite.tunables import limits
 from lustrelite.wire.ldlm import EX, EXTENT, GLIMPSE, IBITS, NO_EXPANSION, PLAIN, PR, PW, Want
 from lustrelite.wire.locks import Enqueue
+from lustrelite.wire.mgs import SetParam
 from lustrelite.wire.ost import OBJECT_EOF, OstStatfs, Read, Write
 
 UNIT = 65536
@@ -258,7 +259,6 @@ async def test_who_gave_a_lock_back_with_his_last_write_is_not_evicted_for_it(cl
 # in each other's way ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="client/locked_io.py: a lock that is asked for is kept while the next is waited for")
 async def test_who_waits_for_a_dead_ost_holds_no_lock_of_another_one(cluster: Any) -> None:
     """He is asked for it, cannot give it back, and is evicted by a server that has no trouble (LockedIo._take)."""
     async with two_mounts(cluster) as c:
@@ -278,6 +278,32 @@ async def test_who_waits_for_a_dead_ost_holds_no_lock_of_another_one(cluster: An
         await reading
         await file.close()
         await other.close()
+
+
+async def test_who_waits_for_room_in_the_cache_holds_no_lock_that_is_asked_for(cluster: Any) -> None:
+    """The room is taken by what cannot be written back to a dead OST; evicted was he by a living one (WriteBack.write)."""
+    async with two_mounts(cluster, max_cached_bytes=8 * UNIT) as c:
+        a, b = mounts(c)
+        await a.setstripe("/u/f", 1, UNIT, 0)
+        await a.setstripe("/u/g", 1, UNIT, 1)
+        file, full = await a.open("/u/f", os.O_RDWR), await a.open("/u/g", os.O_RDWR)
+        other = await b.open("/u/f", os.O_RDWR)
+        await full.pwrite(b"g" * UNIT, 0)
+        await full.fsync()
+        c.oss[1].kill()
+        for number in range(4):
+            await full.pwrite(b"g" * UNIT, number * UNIT)
+        writing = soon(file.pwrite(b"x" * UNIT, 0))
+        await asyncio.sleep(0.5)
+        assert not writing.done()
+        changing = soon(other.pwrite(b"y", 0))
+        await asyncio.sleep(2 * c.tunables.lock_callback_s)
+        c.never_saw("client.evicted")
+        await c.oss[1].start()
+        await writing
+        await changing
+        for each in (file, full, other):
+            await each.close()
 
 
 async def test_the_servers_queue_is_never_too_full_for_what_all_in_it_wait_for(
@@ -411,3 +437,21 @@ async def test_a_link_that_breaks_at_the_end_of_recovery_costs_no_time(cluster: 
         assert len(held(c.oss[0], "lustre-OST0000", resource)) == 2
         locks_of(c.a, OST).release(lock)
         locks_of(c.b, OST).release(of_b)
+
+
+@pytest.mark.parametrize("how", ["restart", "eviction"])
+async def test_a_change_of_the_configuration_is_heard_of_after_the_mgs_forgot_us(cluster: Any, how: str) -> None:
+    """It keeps no records, so it never says "evicted": the client went on to believe in a lock that was gone, and was
+    told of nothing any more (ClientImport.connected)."""
+    async with cluster(clients=1) as c:
+        follower = c.a.fs.connections.config
+        await c.until(lambda: follower.locks.lock_count == 1)
+        if how == "restart":
+            await c.fail(c.mgs)
+        else:
+            c.net.break_links(c.a, c.mgs)
+            c.mgs.target().clients.evict_matching(c.a.uuid)
+            await c.settle()
+        await asyncio.sleep(5)
+        await c.a.unrecorded(follower.mgs.call(SetParam("lustre", "osc.max_dirty_mb", "7")))
+        await c.until(lambda: follower.params.get("osc.max_dirty_mb") == "7", 10)

@@ -11,8 +11,8 @@ from lustrelite.errors import OpError
 from lustrelite.ids import ROOT_FID, SEQ_NORMAL, Fid, make_fid
 from lustrelite.mdt.mdt import Mdt
 from lustrelite.mdt.osp import Osp
-from lustrelite.recovery.import_fsm import State
 from lustrelite.recovery.adaptive import ServiceEstimate
+from lustrelite.recovery.import_fsm import State
 from lustrelite.rpc.export import Call, Export, ServerLink
 from lustrelite.rpc.links import LinkPool
 from lustrelite.rpc.node import Node

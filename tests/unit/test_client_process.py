@@ -64,7 +64,7 @@ async def test_a_dump_names_locks_and_record_locks(cluster: Any) -> None:
 
 
 async def test_without_a_cache_there_is_nothing_to_show(cluster: Any) -> None:
-    async with cluster(clients=1) as c:
+    async with cluster(clients=1, caching=0) as c:
         with pytest.raises(KeyError):
             process_of(c.a).tree.get("ldlm.namespaces.*.lock_count")
 

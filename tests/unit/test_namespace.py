@@ -302,6 +302,15 @@ async def test_a_glimpse_asks_the_writer_and_leaves_him_his_lock(sim: Any) -> No
     assert glimpse(bench, bench.b)[0].lvb == Lvb(100, 8, 1, 2, 3)
 
 
+async def test_a_glimpse_does_not_ask_the_target_itself(sim: Any) -> None:
+    """Its locks are those of I/O without a lock of the client.  Source: coherence swarm, seeds 1153, 1182, 1247"""
+    bench = Bench()
+    held = await bench.locks.wait_local_extent(RES, 0, OBJECT_EOF, PW)
+    (answer,) = glimpse(bench, bench.b)
+    assert answer.status == -errno.EWOULDBLOCK and answer.lvb == Lvb(100, 8, 1, 2, 3)
+    bench.locks.release(held)
+
+
 async def test_a_glimpse_is_answered_when_the_holder_is_gone(sim: Any) -> None:
     bench = Bench()
     bench.a.says = None

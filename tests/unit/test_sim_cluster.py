@@ -125,6 +125,7 @@ async def test_a_lost_name_is_a_violation(cluster):
 
 async def test_changed_data_is_a_violation(cluster):
     async def harm(c):
+        await c.a.fs.sync()
         disk = c.disks.object_disk("lustre-OST0000")
         next(iter(disk.files.values()))[3] ^= 1
 
