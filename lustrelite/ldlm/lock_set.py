@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from lustrelite.ldlm.extents import NEVER, Extents
-from lustrelite.ldlm.lock import Lock
+from lustrelite.ldlm.lock import Lock, Owner
 from lustrelite.ldlm.policy import (
     COMPATIBLE,
     EOF,
@@ -93,11 +93,9 @@ class Few:
                     below = max(below, lock.end)
         return count, below, above
 
-    def writers_beyond(self, size: int) -> Iterator[Lock]:
-        """Those that may know of bytes at or beyond `size`, the highest start first."""
-        found = [lock for lock in self.locks if lock.mode & WRITERS and lock.end >= size]
-        found.sort(key=lambda lock: -lock.start)
-        return iter(found)
+    def writers(self) -> list[Lock]:
+        """One lock of everybody who may write."""
+        return list({lock.owner: lock for lock in self.locks if lock.mode & WRITERS}.values())
 
     def holds_group(self, gid: int) -> bool:
         """Is there a GROUP lock of this id?"""
@@ -195,9 +193,9 @@ class BitLocks:
         """Bits do not grow."""
         raise AssertionError("bits do not grow")
 
-    def writers_beyond(self, size: int) -> Iterator[Lock]:
-        """Bits have no size."""
-        raise AssertionError("bits have no size")
+    def writers(self) -> list[Lock]:
+        """Bits have no data."""
+        raise AssertionError("bits have no data")
 
     def holds_group(self, gid: int) -> bool:
         """Bits have no groups."""
@@ -207,11 +205,12 @@ class BitLocks:
 class ExtentLocks:
     """By mode (and group id), each in order of the extents."""
 
-    __slots__ = ("_asked", "_size", "_unasked")
+    __slots__ = ("_asked", "_size", "_unasked", "_writers")
 
     def __init__(self) -> None:
         self._unasked: dict[tuple[int, int], Extents[Lock]] = {}
         self._asked: dict[tuple[int, int], Extents[Lock]] = {}
+        self._writers: dict[Owner, dict[Lock, None]] = {}  # locks to write under
         self._size = 0
 
     def __len__(self) -> int:
@@ -236,11 +235,18 @@ class ExtentLocks:
             extents = groups[key] = Extents()
         extents.add(lock)
         self._size += 1
+        if lock.mode & WRITERS:
+            self._writers.setdefault(lock.owner, {})[lock] = None
 
     def remove(self, lock: Lock) -> None:
         """Take out `lock`."""
         (self._asked if lock.asked else self._unasked)[lock.mode, lock.gid].remove(lock)
         self._size -= 1
+        if lock.mode & WRITERS:
+            locks = self._writers[lock.owner]
+            del locks[lock]
+            if not locks:
+                del self._writers[lock.owner]
 
     def set_asked(self, lock: Lock, asked: bool) -> None:
         """`lock`, which is here, was asked for or is no longer."""
@@ -283,17 +289,9 @@ class ExtentLocks:
                 above = min(above, extents.next_start(wanted.end, above))
         return count, wanted.start - 1, above
 
-    def writers_beyond(self, size: int) -> Iterator[Lock]:
-        """Those that may know of bytes at or beyond `size`, for each mode the highest start first."""
-        found = [
-            lock
-            for groups in (self._unasked, self._asked)
-            for (mode, _), extents in groups.items()
-            if mode & WRITERS
-            for lock in extents.overlapping(size, EOF)
-        ]
-        found.sort(key=lambda lock: -lock.start)
-        return iter(found)
+    def writers(self) -> list[Lock]:
+        """One lock of everybody who may write."""
+        return [next(reversed(locks)) for locks in self._writers.values()]
 
     def holds_group(self, gid: int) -> bool:
         """Is there a GROUP lock of this id?"""

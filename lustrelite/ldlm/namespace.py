@@ -272,11 +272,6 @@ class Namespace:
         if first is not None:
             answer(self._said(first, want, lvb))
             return
-        resource = self.table.resources.get(want.resource)
-        if resource is not None:
-            resource.lvb = lvb
-        else:
-            self.table.resource(want.resource, EXTENT).lvb = lvb
         effects = self.table.glimpse(want.resource, _lock(export, want), self.node.now())
         if type(effects[0]) is not Deny:
             answer(self._said(effects[0].lock, want, lvb))
@@ -671,8 +666,10 @@ class Namespace:
 
     def describe(self, resource_id: bytes) -> dict[str, Any]:
         """The queues of one resource as data: who holds what, since when, what was asked of it, who waits and why."""
+        lvb = self.lvb(resource_id)
         return {
             **self.table.describe(resource_id, self.node.now()),
+            "lvb": lvb._asdict() if lvb is not None else None,
             "posix": self.flocks.describe(resource_id, False),
             "bsd": self.flocks.describe(resource_id, True),
         }

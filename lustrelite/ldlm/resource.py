@@ -32,7 +32,6 @@ from lustrelite.ldlm.lock import (
     Grant,
     Lock,
     LockState,
-    Owner,
     Wait,
 )
 from lustrelite.ldlm.lock_set import FEW_MAX, Few, LockSet, indexed
@@ -45,14 +44,13 @@ from lustrelite.wire.ldlm import (
     NL,
     NO_EXPANSION,
     PLAIN,
-    Lvb,
 )
 
 
 class Resource:
     """The locks of one inode or object."""
 
-    __slots__ = ("granted", "id", "lvb", "type", "waiting")
+    __slots__ = ("granted", "id", "type", "waiting")
 
     def __init__(self, resource_id: bytes, kind: int) -> None:
         assert kind in (PLAIN, IBITS, EXTENT)
@@ -60,7 +58,6 @@ class Resource:
         self.type = kind
         self.granted: LockSet | None = None
         self.waiting: LockSet | None = None
-        self.lvb: Lvb | None = None  # read when it is first needed, never during lock replay (LU-5042)
 
     @property
     def empty(self) -> bool:
@@ -97,20 +94,16 @@ class Resource:
         return effects
 
     def glimpse(self, lock: Lock, now: float) -> list[Effect]:
-        """Take `lock`, or if somebody may know a larger size than the LVB ask those who may; then there is no lock.
+        """Take `lock`, or if somebody may write ask him what he knows; then there is no lock.
 
-        Of each owner only the lock with the highest start is asked: he knows the size below as well.
-        Source: ofd_intent_policy(), ofd/ofd_dlm.c
+        Of each owner one lock is asked: what he knows is of the whole object. Lustre asks only for a larger size than its
+        own, so that it misses the time of a change below.  Source: ofd_intent_policy(), ofd/ofd_dlm.c
         """
-        assert self.lvb is not None
         effects = self.enqueue(lock, now, wait=False)
         if lock.state is LockState.GRANTED:
             return effects
-        asked: dict[Owner, None] = {}
-        for held in self.granted.writers_beyond(self.lvb.size) if self.granted is not None else ():
-            if held.owner not in asked:
-                asked[held.owner] = None
-                effects.append(Glimpse(held))
+        if self.granted is not None:
+            effects += [Glimpse(held) for held in self.granted.writers()]
         return effects
 
     def cancel(self, lock: Lock, now: float) -> list[Effect]:
@@ -295,13 +288,6 @@ class Resource:
                     if other.mode == GROUP and other.gid == lock.gid:
                         heapq.heappush(queue, (other.number, other))
         return effects
-
-    # what one may ask -------------------------------------------------------------------------------------------
-
-    def update_lvb(self, lvb: Lvb) -> None:
-        """What a holder knows: sizes and times only grow by it.  Source: ofd_lvbo_update()"""
-        old = self.lvb
-        self.lvb = lvb if old is None else Lvb(*map(max, old, lvb))
 
 
 def _with(locks: LockSet | None, lock: Lock, kind: int) -> LockSet:

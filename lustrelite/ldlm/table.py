@@ -68,7 +68,7 @@ class LockTable:
         return effects
 
     def glimpse(self, resource_id: bytes, lock: Lock, now: float) -> list[Effect]:
-        """Take `lock`, or say whom to ask (Deny, then Glimpses). The resource has its LVB already."""
+        """Take `lock`, or say whom to ask (Deny, then Glimpses)."""
         assert not self.frozen
         first = self.find(lock.owner, lock.handle)
         if first is not None:
@@ -227,7 +227,6 @@ class LockTable:
             return {"resource": resource_id.hex(), "granted": [], "waiting": []}
         return {
             "resource": resource_id.hex(),
-            "lvb": resource.lvb._asdict() if resource.lvb is not None else None,
             "granted": [_row(lock, now) for lock in resource.granted or ()],
             "waiting": [_row(lock, now) for lock in sorted(resource.waiting or (), key=lambda lock: lock.number)],
         }

@@ -81,7 +81,6 @@ class LockServer:
             gid=want.owner, flags=want.flags,
         )  # fmt: skip
         if want.flags & GLIMPSE:
-            self.table.resource(want.resource, want.type).lvb = LVB
             effects = self.table.glimpse(want.resource, lock, 0.0)
             if isinstance(effects[0], Deny):
                 known = [LVB]

@@ -579,7 +579,7 @@ async def test_the_reason_of_a_wait_is_told(sim: Any) -> None:
     assert waits["behind"]["handle"] == 1 and "a" in waits["behind"]["owner"] and waits["age_s"] == 2
     assert told["resource"] == RES.hex() and told["posix"] == {"granted": [], "waiting": []}
     first, second, third = lock_lines(told)
-    assert first == "resource 0000000000000001"
+    assert first == "resource 0000000000000001 size=100 mtime=2"
     assert "granted PW [0, EOF]" in second and "asked for, 6.0 s left" in second
     assert "waiting PR [0, 9]" in third and "for 2.0 s, behind Export(test-OST0000, a, #0) handle 0x1" in third
     assert bench.locks.contended() == [RES]
