@@ -3,7 +3,7 @@
 Bytes lie in pages of 16 KiB; what of a page is there is known byte by byte, so that a write of ten bytes needs no read.
 What comes a MiB at a time lies in blocks of 64 pages: then a read from the OST lands where it stays, and a write to it
 is sent from there. Who still looks at a block that was sent (the import, until the write is durable) is known by the
-count of references to it; before it is changed it is copied then. A byte that is there is
+count of references to it; before it is changed it is copied then. A caller's `bytes` never change: they are the block. A byte that is there is
 
     clean       as the OST has it
     dirty       newer than the OST
@@ -48,7 +48,7 @@ class Page:
 
     __slots__ = ("buffer", "count", "number", "owner", "start", "view")
 
-    def __init__(self, owner: ObjectPages, number: int, buffer: bytearray, count: int = 1) -> None:
+    def __init__(self, owner: ObjectPages, number: int, buffer: bytearray | memoryview, count: int = 1) -> None:
         self.owner = owner
         self.number = number  # of the first
         self.count = count
@@ -63,8 +63,8 @@ class Page:
 
     @property
     def shared(self) -> bool:
-        """Does anybody but us look at its memory?"""
-        return getrefcount(self.buffer) > _ALONE
+        """Does anybody but us look at its memory, or is it a caller's?"""
+        return self.view.readonly or getrefcount(self.buffer) > _ALONE
 
 
 def _alone() -> int:
@@ -138,8 +138,10 @@ class PageCache:
         """Memory for a block, with whatever is in it."""
         return self._blocks.pop() if self._blocks else bytearray(BLOCK_PAGES << PAGE_SHIFT)
 
-    def give_block(self, buffer: bytearray) -> None:
+    def give_block(self, buffer: bytearray | memoryview) -> None:
         """A block is not used by its page any more."""
+        if isinstance(buffer, memoryview):
+            return
         if getrefcount(buffer) <= _ALONE and len(self._blocks) < BLOCKS_KEPT_MAX:  # the caller has it, and we
             self._blocks.append(buffer)
 
@@ -304,13 +306,18 @@ class ObjectPages:
             page = pages.get(number)
             if page is None:
                 if length - done >= BLOCK_PAGES << PAGE_SHIFT and self._room_for_block(at):
+                    if type(data.obj) is bytes:  # it never changes: it is the block
+                        block = data[done : done + (BLOCK_PAGES << PAGE_SHIFT)]
+                        self._add(Page(self, number, block, BLOCK_PAGES))
+                        done += len(block)
+                        continue
                     page = Page(self, number, self.cache.take_block(), BLOCK_PAGES)
                 else:
                     page = Page(self, number, bytearray(PAGE_BYTES))
                 self._add(page)
             else:
                 lru.move_to_end(page)
-                if page.count > 1 and page.shared:
+                if page.view.readonly or (page.count > 1 and page.shared):
                     self._make_own(page)
             low = at - page.start
             part = min(length - done, (page.count << PAGE_SHIFT) - low)

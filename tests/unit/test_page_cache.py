@@ -329,7 +329,7 @@ def test_a_block_is_used_where_it_came_and_copied_only_if_somebody_looks_at_it()
     pages.end_fetch(fetch, sink)
     (page,) = pages.cache.lru
     assert page.view.obj is sink.obj and pages.cache.bytes == size
-    pages.write(0, [b"w" * size])
+    pages.write(0, [bytearray(b"w" * size)])
     flight = pages.collect(0, size, size)
     assert flight is not None and isinstance(flight.data, memoryview)
     first = pages.pages[0]
@@ -345,18 +345,32 @@ def test_a_block_is_used_where_it_came_and_copied_only_if_somebody_looks_at_it()
     assert not pages.pages and not pages.cache.count
 
 
+def test_bytes_never_change_so_they_are_not_copied() -> None:
+    pages = pages_of()
+    size = page_cache.BLOCK_PAGES * PAGE_BYTES
+    data = b"w" * (2 * size)
+    pages.write(0, [memoryview(data)])
+    flight = pages.collect(size, 2 * size, size)
+    assert flight is not None and isinstance(flight.data, memoryview) and flight.data.obj is data
+    pages.end_flight(flight, lost=False)
+    pages.write(size + 10, [b"new"])
+    assert data == b"w" * (2 * size) and pages.get(size + 9, 5) == b"wneww" and flight.data == data[:size]
+    pages.cut(0, 2 * size)
+    assert not pages.pages and not pages.cache.count
+
+
 def test_blocks_that_nobody_uses_are_used_again() -> None:
     cache = PageCache(lambda: 1 << 40)
     pages = ObjectPages(cache)
     size = page_cache.BLOCK_PAGES * PAGE_BYTES
-    pages.write(0, [b"w" * size])
+    pages.write(0, [bytearray(b"w" * size)])
     flight = pages.collect(0, size, size)
     assert flight is not None
     kept = id(pages.pages[0].buffer)
     pages.end_flight(flight, lost=False)
     pages.cut(0, size)
     assert id(cache.take_block()) != kept, "it may be sent again"
-    pages.write(0, [b"x" * size])
+    pages.write(0, [bytearray(b"x" * size)])
     free = id(pages.pages[0].buffer)
     pages.cut(0, size)
     assert id(cache.take_block()) == free
