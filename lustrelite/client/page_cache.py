@@ -3,7 +3,8 @@
 Bytes lie in pages of 16 KiB; what of a page is there is known byte by byte, so that a write of ten bytes needs no read.
 What comes a MiB at a time lies in blocks of 64 pages: then a read from the OST lands where it stays, and a write to it
 is sent from there. Who still looks at a block that was sent (the import, until the write is durable) is known by the
-count of references to it; before it is changed it is copied then. A caller's `bytes` never change: they are the block. A byte that is there is
+count of references to it; before it is changed it is copied then. A caller's `bytes` never change: they are the block.
+A byte that is there is
 
     clean       as the OST has it
     dirty       newer than the OST
