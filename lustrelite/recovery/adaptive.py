@@ -19,8 +19,8 @@ class ServiceEstimate:
         self.history_s = history_s
         self.most_s = most_s
         self.value_ms = 0
-        self._bins = [0.0] * BINS
-        self._bin_until = 0.0
+        self._bins = [0.0] * BINS  # the present one first
+        self._bin = 0  # number of the present one, counted from time 0
 
     def add(self, seconds: float, now: float) -> None:
         """Something took `seconds`."""
@@ -31,11 +31,12 @@ class ServiceEstimate:
 
     def forget(self, now: float) -> None:
         """Let go of what is too long ago."""
-        if now < self._bin_until:
+        present = int(now * BINS / self.history_s)
+        gone = min(present - self._bin, BINS)
+        if gone <= 0:
             return
-        gone = min(int((now - self._bin_until) / (self.history_s / BINS)) + 1, BINS) if self._bin_until else BINS
         self._bins = [0.0] * gone + self._bins[: BINS - gone]
-        self._bin_until = now + self.history_s / BINS
+        self._bin = present
         self.value_ms = int(min(max(self._bins), self.most_s) * 1000)
 
 
