@@ -48,8 +48,8 @@ MESSAGE_ACTIONS = {
     "receive": ("drop", "delay"),
 }
 # what can happen at a point; where nothing can wait, a delay does nothing, and only a request can be dropped
-LOG_MAX = 1000  # faults that happened, for `llctl get_param fault`
 POINT_ACTIONS = ("drop", "delay", "error", "crash")
+LOG_MAX = 1000  # faults that happened, for `llctl get_param fault`
 
 
 @dataclass

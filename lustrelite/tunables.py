@@ -76,4 +76,3 @@ class Tunables:
     stripe_size: int = 1 << 20
     bulk_connections: int = 1
     reserved_permille: int = 2  # of the disk kept free on a target, ENOSPC before it; databases read it at their start
-

@@ -142,8 +142,6 @@ class AttrCache:
         self.root = Known(root)
         self.files: dict[Fid, Known] = {root: self.root}
         self.entries = 0
-        self.hits = 0
-        self.misses = 0
         self._listings: dict[Known, None] = {}  # the longest unread first
         locks.drop = self.dropped
 
@@ -194,12 +192,10 @@ class AttrCache:
             elif name == b"..":
                 known = self.files.get(directory.attr.parent) if directory.fresh & LOOKUP else None
             elif self._is_absent(directory, name):
-                self.hits += 1
                 raise OpError(errno.ENOENT)
         if known is None or need & ~known.fresh:
             return None
-        self.hits += 1
-        _touch(known)
+        touch(known)
         return known
 
     def child(self, parent: Fid, name: bytes) -> Fid | None:
@@ -247,7 +243,7 @@ class AttrCache:
         while end < size and listing.cookies[end] == listing.cookies[end - 1]:  # equal hashes are never parted
             end += 1
         self._listings[known] = self._listings.pop(known)
-        _touch(known)
+        touch(known)
         return DirPage(tuple(listing.entries[first:end]), listing.complete and end == size)
 
     # asking -----------------------------------------------------------------------------------------------------
@@ -255,14 +251,12 @@ class AttrCache:
     def question(self, fid: Fid, need: int, gone: Ride | None = None) -> Question:
         """Attributes of `fid` are about to be asked for (or changed: `gone` of `give_up`), to know `need` of them."""
         known = self.files.get(fid)
-        self.misses += 1
         return Question(known, self._wish(known, fid, need, gone))
 
     def question_name(self, parent: Fid, name: bytes, need: int, gone: Ride | None = None) -> Question:
         """`name` in `parent` is about to be looked up, or opened."""
         directory = self.files.get(parent)
         known = directory.names.get(name) if directory is not None else None
-        self.misses += 1
         return Question(known, self._wish(known, b"", need, gone)).by_name(parent, name, directory)
 
     def question_page(self, fid: Fid, each: int) -> Question:
@@ -276,7 +270,6 @@ class AttrCache:
             ride = self.locks.ride(resource, UPDATE, try_bits=more, flags=REPLACE_EACH, count=each + 1)
         elif bits:
             ride = self.locks.ride(fid, bits, try_bits=more)
-        self.misses += 1
         return Question(known, ride)
 
     def _wish(self, known: Known | None, fid: bytes, need: int, gone: Ride | None) -> Ride | None:
@@ -510,12 +503,8 @@ class AttrCache:
         if not known.locks and not known.names and known is not self.root and self.files.get(known.fid) is known:
             del self.files[known.fid]
 
-    def describe(self) -> dict[str, int]:
-        """Sizes and counts."""
-        return {"files": len(self.files), "entries": self.entries, "hits": self.hits, "misses": self.misses}
 
-
-def _touch(known: Known) -> None:
+def touch(known: Known) -> None:
     """It was of use: its locks stay longer."""
     for lock in known.locks:
         lock.touched = True

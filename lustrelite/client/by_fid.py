@@ -16,7 +16,7 @@ import os
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-from lustrelite.client.attr_cache import STAT, AttrCache, Known
+from lustrelite.client.attr_cache import STAT, AttrCache, Known, touch
 from lustrelite.client.attributes import DirEntry, ObjectsAttr, Stat, Statfs, merge
 from lustrelite.client.connections import Connections
 from lustrelite.client.file import File
@@ -94,8 +94,7 @@ class FidOperations:
             if objects is None:
                 return None
         mtime, atime = connections.open_files.pending_times(attr.fid)
-        for lock in known.locks:
-            lock.touched = True  # it was of use, and stays longer
+        touch(known)
         merged = known.merged
         if merged is not None and merged[0] == objects and merged[1] == mtime and merged[2] == atime:
             return merged[3]  # type: ignore[no-any-return]

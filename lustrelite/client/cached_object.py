@@ -119,10 +119,15 @@ class CachedObject:
         """Is a truncation under way?"""
         return bool(self.resized % 2)
 
-    def seen(self, size: int, lock: ClientLock, since: int) -> None:
-        """The OST said that it has `size` bytes, in answer to what was asked under `lock` when `resized` was `since`."""
-        if lock.data is self and self.resized == since and not self.resizing:
-            self.grow(min(size, lock.end + 1))
+    def seen(self, size: int, lock: ClientLock, since: int) -> bool:
+        """The OST said that it has `size` bytes, in answer to what was asked under `lock` when `resized` was `since`.
+
+        False: it may be so no more.
+        """
+        if lock.data is not self or self.resized != since or self.resizing:
+            return False
+        self.grow(min(size, lock.end + 1))
+        return True
 
     def changed(self, time: int) -> None:
         """It was changed here at `time`."""

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from lustrelite.client.by_fid import FidOperations
+    from lustrelite.client.locked_io import LockedIo
 
 EOF = limits.file_bytes_max
 _READ_AT_ONCE_MAX = 64 << 20  # a read of more first asks how much there is
@@ -72,7 +73,7 @@ class File:
         self._locked = fs.connections.lov.locked  # None: the mount does not cache
         self._direct = bool(flags & os.O_DIRECT)
         self._through = bool(flags & _DURABLE) or self._direct
-        self._fast = self._locked is not None and self.readable and not self._direct and S_ISREG(attr.mode)
+        self._cached = self._locked if self.readable and not self._direct and S_ISREG(attr.mode) else None  # to read
         self._ahead = ReadAhead()
         self._turn = 0  # bytes moved since the loop last had a turn
         self._wrote = False
@@ -108,12 +109,12 @@ class File:
             view = view[: max(limits.file_bytes_max - offset, 0)]
         done: int | None = None
         connections = self.fs.connections
-        if self._fast and self._locked is not None:
-            done = self._locked.read_now(layout, view, offset)
+        if self._cached is not None:
+            done = self._cached.read_now(layout, view, offset)
         if done is None:
             done = await connections.lov.read_into(layout, view, offset, cred=self.fs.cred, direct=self._direct)
-        if self._fast and self._locked is not None and done:
-            self._locked.read_ahead(layout, self._ahead, offset, done, self.fs.cred)
+        if self._cached is not None and done:
+            self._cached.read_ahead(layout, self._ahead, offset, done, self.fs.cred)
             if self._moved(done):
                 await asyncio.sleep(0)
         if not self.flags & os.O_NOATIME:
@@ -132,8 +133,8 @@ class File:
         """Up to `size` bytes from `offset`; fewer only at the end of the file. A negative `size` is all that is left."""
         if not isinstance(size, int):
             raise TypeError(f"a size is an int, not {type(size).__name__}")
-        if self._fast and size > 0 and type(offset) is int and offset >= 0:
-            data = self._pread_now(size, offset)
+        if self._cached is not None and size > 0 and type(offset) is int and offset >= 0:
+            data = self._pread_now(self._cached, size, offset)
             if data is not None:
                 if self._moved(size):
                     await asyncio.sleep(0)
@@ -152,14 +153,13 @@ class File:
         layout = await self._current_layout()
         return await self._locked.size_to_read(layout) if layout is not None else 0
 
-    def _pread_now(self, size: int, offset: int) -> bytes | None:
+    def _pread_now(self, cached: LockedIo, size: int, offset: int) -> bytes | None:
         """All of it from the cache, and nothing to be read ahead; else None."""
         layout, ahead = self.layout, self._ahead
         end = offset + size
         if layout is None or self.closed or ahead.strided or (offset == ahead.expected and end >= ahead.trigger):
             return None
-        assert self._locked is not None
-        data = self._locked.read_bytes(layout, offset, size)
+        data = cached.read_bytes(layout, offset, size)
         if data is not None:
             ahead.expected = end
             if not self.flags & os.O_NOATIME:
@@ -228,7 +228,7 @@ class File:
             await connections.lov.write(
                 layout, self.fid, view, offset, time=time, cred=self.fs.cred, through=through, keep=keep
             )
-        if self._through and self._locked is not None and self.flags & _DURABLE and not self._durable_name:
+        if self._locked is not None and self.flags & _DURABLE and not self._durable_name:
             await connections.mdc.sync()  # data of a file that a crash could take is not durable
             self._durable_name = True
         if self._locked is not None and self._moved(len(view)):

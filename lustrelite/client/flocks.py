@@ -83,6 +83,10 @@ class _Request:
         self.replaced: list[Record] = []  # granted: what was held of the range before
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    def want(self, flags: int) -> Want:
+        """What the MDT is asked."""
+        return _want(self.holder, self.handle, self.mode, self.start, self.end, flags)
+
 
 class Flocks:
     """All record locks of a mount."""
@@ -178,7 +182,7 @@ class Flocks:
                 return
             request.sent = True
             try:
-                granted = await self._enqueue(_want(request, 0 if request.wait else BLOCK_NOWAIT))
+                granted = await self._enqueue(request.want(0 if request.wait else BLOCK_NOWAIT))
             except OpError as error:
                 self._over(request, error)
                 return
@@ -254,12 +258,11 @@ class Flocks:
                 break
             wants.append((record.mode, max(record.start, start), min(record.end, end)))
             at = record.end + 1
-        flags = BLOCK_NOWAIT | (FLOCK_BSD if holder.bsd else 0)
         first = self._imp.lock_handles(len(wants))
         reply = await self._imp.call(
             Enqueue(
                 tuple(
-                    Want(first + place, FLOCK, holder.fid, mode, flags, 0, 0, low, high, holder.owner, holder.pid)
+                    _want(holder, first + place, mode, low, high, BLOCK_NOWAIT)
                     for place, (mode, low, high) in enumerate(wants)
                 ),
                 (),
@@ -286,18 +289,12 @@ class Flocks:
         """What is held, and what is waited for. What is on its way is sent again by the import."""
         wants = []
         for holder in self._holders.values():
-            flags = REPLAYED | BLOCK_GRANTED | (FLOCK_BSD if holder.bsd else 0)
             for record in holder.records:
                 handle = self._imp.lock_handles(1)
-                wants.append(
-                    Want(
-                        handle, FLOCK, holder.fid, record.mode, flags, 0, 0, record.start, record.end, holder.owner,
-                        holder.pid,
-                    )
-                )  # fmt: skip
+                wants.append(_want(holder, handle, record.mode, record.start, record.end, REPLAYED | BLOCK_GRANTED))
         for request in self._requests.values():
             if request.waiting and not request.given_up:
-                wants.append(_want(request, REPLAYED | BLOCK_WAIT))
+                wants.append(request.want(REPLAYED | BLOCK_WAIT))
         return wants
 
     def lost_all(self, error: OpError | None = None) -> None:
@@ -323,9 +320,6 @@ class Flocks:
         ]
 
 
-def _want(request: _Request, flags: int) -> Want:
-    holder = request.holder
-    return Want(
-        request.handle, FLOCK, holder.fid, request.mode, flags | (FLOCK_BSD if holder.bsd else 0), 0, 0, request.start,
-        request.end, holder.owner, holder.pid,
-    )  # fmt: skip
+def _want(holder: _Holder, handle: int, mode: int, start: int, end: int, flags: int) -> Want:
+    flags |= FLOCK_BSD if holder.bsd else 0
+    return Want(handle, FLOCK, holder.fid, mode, flags, 0, 0, start, end, holder.owner, holder.pid)

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _NEW = os.O_CREAT | os.O_EXCL
-_S_IFMT = 0o170000
 
 
 class FileSystem(FidOperations):
@@ -78,7 +77,7 @@ class FileSystem(FidOperations):
         known = cache.walk(names, self.cred)
         if known is None or STAT & ~known.fresh:
             return None
-        kind = known.attr.mode & _S_IFMT
+        kind = stat.S_IFMT(known.attr.mode)
         if (kind == stat.S_IFLNK and (follow or directory)) or (directory and kind != stat.S_IFDIR):
             return None
         return self._whole(known)

@@ -10,7 +10,7 @@ it is not atomic any more towards others, for this once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Container, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from lustrelite.client.cached_object import CachedObject
@@ -73,6 +73,12 @@ class Grip:
         self.held.remove(one)
         one.data.locks.release(one.lock)
 
+    def let_go_asked(self, busy: Container[int]) -> None:
+        """Give back those that somebody waits for, but not of the stripes that are `busy`."""
+        for one in list(self.held):
+            if one.extent.stripe not in busy and one.lock.asked is not None:
+                self.let_go(one)
+
     @property
     def asked(self) -> bool:
         """Does anybody wait for one of them?"""
@@ -89,7 +95,7 @@ class Grip:
         while len(self.held) < len(wanted):
             extent = wanted[len(self.held)]
             index, obj = self.layout.stripes[extent.stripe]
-            data = await self._data(index)
+            data = await self.lov.data(index)
             end = extent.offset + extent.length
             found = data.match(obj, extent.offset, end, mode)
             if found is not None:
@@ -120,11 +126,6 @@ class Grip:
             return found
         data.locks.release(found[1])  # it is there when its turn comes, unless it is wanted, too
         return None
-
-    async def _data(self, index: int) -> DataCache:
-        data = (self.lov.oscs.get(index) or await self.lov.osc(index)).data
-        assert data is not None, "the OSTs of a mount are cached, or none is"
-        return data
 
     async def each(
         self, works: Sequence[tuple[Held, Coroutine[Any, Any, _T]]], asked: Callable[[], None]

@@ -21,7 +21,7 @@ import asyncio
 import contextlib
 import errno
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from lustrelite.client import striping
 from lustrelite.client.attributes import ObjectsAttr
@@ -30,6 +30,7 @@ from lustrelite.client.data_cache import DataCache, copy_out, zero
 from lustrelite.client.grip import GaveWay, Grip, Held
 from lustrelite.client.read_ahead import ReadAhead
 from lustrelite.client.striping import Extent
+from lustrelite.client.tasks import results
 from lustrelite.client.through import Cut
 from lustrelite.client.writeback import Shared
 from lustrelite.errors import OpError
@@ -39,12 +40,10 @@ from lustrelite.wire import ost
 from lustrelite.wire.ldlm import PR, PW, Lvb
 from lustrelite.wire.mdt import Layout
 from lustrelite.wire.message import Cred
-from lustrelite.wire.ost import OBJECT_EOF, resource_of
+from lustrelite.wire.ost import OBJECT_EOF, ObjectAttr, resource_of
 
 if TYPE_CHECKING:
     from lustrelite.client.lov import Lov
-
-_T = TypeVar("_T")
 
 WHOLE = 1 << 62  # one extent for each object
 TRIES = 3  # to find locks that may be believed in when the work is done
@@ -146,7 +145,7 @@ class LockedIo:
         for pinned, pin in pins:
             pinned.append(pin)
         try:
-            _check(
+            results(
                 await grip.each(
                     [(one, one.data.fill(one.cached, one.lock, *pin, cred)) for one, (_, pin) in zip(held, pins, strict=True)],
                     grip.give_way,
@@ -181,7 +180,7 @@ class LockedIo:
                 [self._read_part(one, part, buffer, cred) for part in striping.parts(extent, data.osc.bytes_max)], "read"
             )
 
-        _check(await grip.each([(one, read(one)) for one in grip.held], grip.give_way))
+        results(await grip.each([(one, read(one)) for one in grip.held], grip.give_way))
         believable = believable and grip.believable
         length = self._length(grip.layout, grip.held, offset, len(buffer), None) if believable else None
         if length is None:
@@ -255,7 +254,7 @@ class LockedIo:
             if lvb is None:
                 return None
             found.append(lvb)
-        return _objects_attr(layout, found)
+        return objects_attr(layout, found)
 
     async def getattr(self, layout: Layout) -> ObjectsAttr:
         """Size, blocks and times of the file, from whoever knows most of each object.  ESTALE"""
@@ -273,8 +272,7 @@ class LockedIo:
         asked: dict[int, list[int]] = {}  # by OST index: objects
         for layout in layouts:
             for index, obj in layout.stripes:
-                data = self.caches.get(index) or (await self.lov.osc(index)).data
-                assert data is not None, "the OSTs of a mount are cached, or none is"
+                data = self.caches.get(index) or await self.lov.data(index)
                 lvb = data.known(obj)
                 if lvb is None:
                     asked.setdefault(index, []).append(obj)
@@ -297,7 +295,7 @@ class LockedIo:
             if isinstance(lvb, OpError):
                 return self.lov.stale(index, obj) if lvb.errno == errno.ENOENT else lvb
             found.append(lvb)
-        return _objects_attr(layout, found)
+        return objects_attr(layout, found)
 
     async def size_to_read(self, layout: Layout) -> int:
         """The file's size for somebody who is about to read to its end: with it come the locks to read under."""
@@ -345,7 +343,7 @@ class LockedIo:
                 grip = self._grip(layout)
                 try:
                     await grip.take(_everything(layout), PW)
-                    sizes = _check(await grip.each([(one, self._size(one, cred)) for one in grip.held], grip.give_way))
+                    sizes = results(await grip.each([(one, self._size(one, cred)) for one in grip.held], grip.give_way))
                     offset = striping.file_size(sizes, layout.stripe_size)
                     self.lov.check_range(layout, offset, len(buffer))
                     extents = {extent.stripe: extent for extent in _whole(layout, offset, len(buffer))}
@@ -363,8 +361,7 @@ class LockedIo:
         while one.lock.handle in cached.unsized:  # the lock came without a word about it
             resized = cached.resized
             attr = await one.data.osc.getattr(cached.obj, cred=cred)
-            if cached.resized == resized and not cached.resizing:
-                cached.seen(attr.size, one.lock, resized)
+            if cached.seen(attr.size, one.lock, resized):
                 cached.unsized.pop(one.lock.handle, None)
         return cached.size
 
@@ -392,12 +389,7 @@ class LockedIo:
                 await writeback.write(one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe)
             del busy[one.extent.stripe]
 
-        def asked() -> None:
-            for one in list(grip.held):
-                if one.extent.stripe not in busy and one.lock.asked is not None:
-                    grip.let_go(one)
-
-        _check(await grip.each([(one, write(one)) for one in parts], asked))
+        results(await grip.each([(one, write(one)) for one in parts], lambda: grip.let_go_asked(busy)))
 
     async def truncate(self, layout: Layout, owner: Fid, ends: Sequence[int], time: int, cred: Cred) -> None:
         """Make each object as long as `ends` says. Runs to its end even if the caller is cancelled."""
@@ -428,14 +420,14 @@ class LockedIo:
                 for one in grip.held:  # in one turn
                     if one.extent.stripe in cuts:
                         one.data.writeback.through.finish(cuts[one.extent.stripe])
-                _check(outcomes)
+                results(outcomes)
             finally:
                 grip.release()
 
     async def punch(self, layout: Layout, owner: Fid, holes: Sequence[striping.Hole], time: int, cred: Cred) -> None:
         """Make holes; the sizes stay."""
         grip = self._grip(layout)
-        done: dict[int, None] = {}
+        busy = {hole.stripe: None for hole in holes}
 
         async def punch(one: Held) -> None:
             extent = one.extent
@@ -443,16 +435,11 @@ class LockedIo:
             end = extent.offset + extent.length
             body = ost.Punch(one.cached.obj, extent.offset, end, owner, extent.stripe, time)
             await one.data.writeback.through.punch(one.cached, one.lock, body)
-            done[extent.stripe] = None
-
-        def asked() -> None:
-            for one in list(grip.held):
-                if one.extent.stripe in done and one.lock.asked is not None:
-                    grip.let_go(one)
+            del busy[extent.stripe]
 
         try:
             await grip.take([Extent(hole.stripe, hole.start, hole.end - hole.start, ()) for hole in holes], PW)
-            _check(await grip.each([(one, punch(one)) for one in grip.held], asked))
+            results(await grip.each([(one, punch(one)) for one in grip.held], lambda: grip.let_go_asked(busy)))
         finally:
             grip.release()
 
@@ -508,16 +495,6 @@ def _everything(layout: Layout) -> list[Extent]:
     return [Extent(stripe, 0, OBJECT_EOF + 1, ()) for stripe in range(len(layout.stripes))]
 
 
-def _check(outcomes: Sequence[_T | OpError]) -> list[_T]:
-    """The results; the first error is raised."""
-    results: list[_T] = []
-    for outcome in outcomes:
-        if isinstance(outcome, OpError):
-            raise outcome
-        results.append(outcome)
-    return results
-
-
 def _copy_all(held: Sequence[Held], buffer: memoryview, length: int) -> None:
     for one in held:
         pieces = [
@@ -549,7 +526,8 @@ def _newer(lvb: Lvb, cached: CachedObject | None) -> Lvb:
     return newest._replace(size=size, atime=max(ours.atime, lvb.atime))
 
 
-def _objects_attr(layout: Layout, lvbs: Sequence[Lvb]) -> ObjectsAttr:
-    size = striping.file_size([lvb.size for lvb in lvbs], layout.stripe_size)
-    newest = max(lvbs, key=lambda lvb: (lvb.ctime, lvb.mtime))
-    return ObjectsAttr(size, sum(lvb.blocks for lvb in lvbs), newest.mtime, newest.ctime)
+def objects_attr(layout: Layout, attrs: Sequence[Lvb | ObjectAttr]) -> ObjectsAttr:
+    """Size, blocks and times of a file from those of all its objects."""
+    size = striping.file_size([attr.size for attr in attrs], layout.stripe_size)
+    newest = max(attrs, key=lambda attr: (attr.ctime, attr.mtime))
+    return ObjectsAttr(size, sum(attr.blocks for attr in attrs), newest.mtime, newest.ctime)

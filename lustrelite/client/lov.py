@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 from lustrelite.client import striping
 from lustrelite.client.attributes import ObjectsAttr
-from lustrelite.client.data_cache import DataCache
-from lustrelite.client.locked_io import LockedIo
+from lustrelite.client.data_cache import DataCache, zero
+from lustrelite.client.locked_io import LockedIo, objects_attr
 from lustrelite.client.osc import Osc
 from lustrelite.client.tasks import Tasks
 from lustrelite.client.writeback import Shared
@@ -65,6 +65,12 @@ class Lov:
         except TimeoutError:
             raise OpError(errno.EIO, f"OST{index:04x} is not in the configuration") from None
         return self.oscs[index]
+
+    async def data(self, index: int) -> DataCache:
+        """What is cached of the OST with `index`, if the mount caches.  EIO"""
+        data = (self.oscs.get(index) or await self.osc(index)).data
+        assert data is not None, "the OSTs of a mount are cached, or none is"
+        return data
 
     async def _bytes_max(self, layout: Layout) -> int:
         result = limits.brw_bytes_max
@@ -183,9 +189,7 @@ class Lov:
             return await self.locked.getattr(layout)
         stripes = range(len(layout.stripes))
         attrs = await self._tasks.gather([self._getattr(layout, stripe, cred) for stripe in stripes], "getattr")
-        size = striping.file_size([attr.size for attr in attrs], layout.stripe_size)
-        newest = max(attrs, key=lambda attr: (attr.ctime, attr.mtime))
-        return ObjectsAttr(size, sum(attr.blocks for attr in attrs), newest.mtime, newest.ctime)
+        return objects_attr(layout, attrs)
 
     async def getattr_many(self, layouts: Sequence[Layout], *, cred: Cred) -> list[ObjectsAttr | OpError]:
         """The same for many files at once; each fails for itself."""
@@ -261,15 +265,8 @@ class Lov:
             return None
 
 
-_ZEROS = bytes(1 << 16)
-
-
 def _zero(buffer: memoryview, extent: striping.Extent, done: int, length: int) -> None:
     """Zero what of `extent` was not read, up to `length` of the buffer."""
     for start, size in extent.pieces:
-        first, stop = start + min(done, size), min(start + size, length)
+        zero(buffer[start + min(done, size) : min(start + size, length)])
         done = max(done - size, 0)
-        while first < stop:
-            part = min(stop - first, len(_ZEROS))
-            buffer[first : first + part] = _ZEROS[:part]
-            first += part

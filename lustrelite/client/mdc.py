@@ -125,8 +125,6 @@ class Mdc:
         """Make `name` in `parent`: what, says S_IFMT of `mode`.  EEXIST, ENOENT, ENOTDIR, EACCES, ENOSPC"""
         fid = await self.new_fid()
         body = mdt.Create(parent, name, fid, mode, rdev, target, time, hint, None)
-        if self.cache is None:
-            return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
         return await self._change(body, cred, (parent, UPDATE))  # type: ignore[no-any-return]
 
     async def link(self, fid: Fid, parent: Fid, name: bytes, time: int, *, cred: Cred) -> None:

@@ -26,6 +26,16 @@ async def _outcome(coro: Coroutine[Any, Any, _T]) -> _T | OpError:
         return error
 
 
+def results(outcomes: Sequence[_T | OpError]) -> list[_T]:
+    """What each came to, in order; the first OpError is raised."""
+    found: list[_T] = []
+    for outcome in outcomes:
+        if isinstance(outcome, OpError):
+            raise outcome
+        found.append(outcome)
+    return found
+
+
 class Tasks:
     """What runs for one mount."""
 
@@ -49,23 +59,18 @@ class Tasks:
             return []
         others = [self.spawn(coro, name) for coro in coros[1:]]
         try:
-            results = [await _outcome(coros[0])]
+            found = [await _outcome(coros[0])]
             for task in others:
-                results.append(await task)
+                found.append(await task)
         except BaseException:
             for task in others:
                 task.cancel()
             raise
-        return results
+        return found
 
     async def gather(self, coros: Sequence[Coroutine[Any, Any, _T]], name: str) -> list[_T]:
         """Run all of them at once and return their results in order; then raise the first OpError, if any."""
-        results: list[_T] = []
-        for result in await self.outcomes(coros, name):
-            if isinstance(result, OpError):
-                raise result
-            results.append(result)
-        return results
+        return results(await self.outcomes(coros, name))
 
     async def claim(self, coro: Coroutine[Any, Any, _T], name: str, unclaimed: Callable[[_T], None]) -> _T:
         """Run `coro` to its end, whatever happens to the caller: a result it can no longer take goes to `unclaimed`."""

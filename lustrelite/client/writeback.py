@@ -61,6 +61,10 @@ class Shared:
         self.writebacks: list[WriteBack] = []
         self._waiters: list[asyncio.Future[None]] = []
 
+    def full(self, cost: int) -> bool:
+        """Is it the mount's bound that `cost` more dirty bytes would break?"""
+        return self.dirty + cost > self.node.tunables.max_cached_bytes // 2
+
     async def landing(self) -> None:
         """Return when anything was written back, or given up."""
         future = asyncio.get_running_loop().create_future()
@@ -88,7 +92,6 @@ class WriteBack:
         self.shared = shared
         self.grant = grant
         self.dirty: dict[CachedObject, float] = {}  # since when, the longest first
-        self.written_bytes = 0
         self._full: dict[tuple[CachedObject, int], None] = {}  # RPCs' worth of dirty data, to be written at once
         self._due: dict[CachedObject, None] = {}
         self._worker = False
@@ -108,9 +111,7 @@ class WriteBack:
         pages, shared = cached.pages, self.shared
         cost = pages.write_cost(start, end)
         tunables = self.node.tunables
-        if cost > 0 and (
-            self.grant.reserved + cost > tunables.max_dirty_bytes or shared.dirty + cost > tunables.max_cached_bytes // 2
-        ):
+        if cost > 0 and (self.grant.reserved + cost > tunables.max_dirty_bytes or shared.full(cost)):
             return False
         if not self.grant.reserve(cost):
             return False
@@ -159,7 +160,7 @@ class WriteBack:
             if too_much or wanted or (not self.grant.reserved and cost > self.grant.available):
                 await self.through.write(cached, lock, start, pieces, time, owner, stripe)
                 return
-            for writeback in self.shared.writebacks if shared_is_full(self.shared, cost) else [self]:
+            for writeback in self.shared.writebacks if self.shared.full(cost) else [self]:
                 writeback.write_back_soon()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(tunables.lock_callback_s / 4):
@@ -319,7 +320,6 @@ class WriteBack:
         cached.charged -= flight.cost
         self.shared.dirty -= flight.cost
         self.grant.used(flight.cost, reply.grant)
-        self.written_bytes += flight.end - flight.start
         if flight.lock in cached.locks:  # else what it says may be old
             cached.told(reply.attr)
         self.remember(reply.attr.version, cached.owner)
@@ -390,11 +390,6 @@ class WriteBack:
         self._unstable.clear()
         for owner in owners:
             self.shared.on_lost(owner, errno.EIO)
-
-
-def shared_is_full(shared: Shared, cost: int) -> bool:
-    """Is it the mount's bound that `cost` more dirty bytes would break?"""
-    return shared.dirty + cost > shared.node.tunables.max_cached_bytes // 2
 
 
 async def over(flight: Flight) -> None:

@@ -21,7 +21,6 @@ from lustrelite.wire.ost import OBJECT_EOF
 EOF = OBJECT_EOF
 MODES = (EX, PW, PR, CW, CR, NL, GROUP, COS, TXN)
 MODE_NAMES = {EX: "EX", PW: "PW", PR: "PR", CW: "CW", CR: "CR", NL: "NL", GROUP: "GROUP", COS: "COS", TXN: "TXN"}
-TYPE_NAMES = {PLAIN: "PLN", EXTENT: "EXT", FLOCK: "FLK", IBITS: "IBT"}
 BIT_NAMES = ("LOOKUP", "UPDATE", "OPEN", "LAYOUT", "PERM", "XATTR")
 
 # The modes that may be held beside a mode. GROUP beside GROUP needs the same group id as well.

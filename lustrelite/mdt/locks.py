@@ -110,7 +110,7 @@ async def _clear(call: Call, req: Any, wants_of: WantsOf, wish_of: WishOf | None
         locks.release(held)
 
 
-def _uncovered(call: Call, req: Any, wants_of: Callable[[Call, Any], Wants], taken: dict[Fid, int]) -> bool:
+def _uncovered(call: Call, req: Any, wants_of: WantsOf, taken: dict[Fid, int]) -> bool:
     """Is something in the way that `taken` does not cover: did another file get the name meanwhile?"""
     locks = call.target.namespace
     for fid, bits in wants_of(call, req):

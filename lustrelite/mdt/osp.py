@@ -60,14 +60,13 @@ class Osp:
         self.imp.on_full.append(self._connected)
         self.next = 1  # the next id to take
         self.granted = 0  # the last one
-        self._filled_at = 0.0
+        self._filled_at = float("-inf")  # since the last cleanup
         self.batch = self.node.tunables.precreate_min
         self.synced = False  # orphans are cleaned up on this connection
         self.full = False  # says its statfs
         self.refusing = False  # it answered ENOSPC or EROFS to the last request for ids
         self.destroyed = 0
         self.destroys_written = True  # since the last commit; perhaps before this OST was known
-        self._filled = False  # since the last cleanup
         self._connection = 0  # counts on_full: answers of an older one are void
         self._ids_wanted = asyncio.Event()
         self._destroys_wanted = asyncio.Event()
@@ -197,7 +196,8 @@ class Osp:
             self.mdt.allocator.last_used[self.index] = start
         self.next, self.granted = start + 1, start
         self.synced = True
-        self._filled = self.refusing = False
+        self._filled_at = float("-inf")
+        self.refusing = False
         self.node.events.emit("osp.orphans_cleaned", ost=self.name, last_used=last_used, last_id=reply.last_id)
         self._destroys_wanted.set()
 
@@ -207,7 +207,7 @@ class Osp:
         if connection != self._connection:
             return
         now = self.node.now()
-        if self._filled and now - self._filled_at < COVER_S:  # half a batch went in no time: ask for more at once
+        if now - self._filled_at < COVER_S:  # half a batch went in no time: ask for more at once
             self.batch = min(self.batch * 2, self.node.tunables.precreate_max)
         self._filled_at = now
         if reply.last_id <= self.granted:
@@ -215,7 +215,6 @@ class Osp:
             await asyncio.sleep(RETRY_S)
             return
         self.granted = reply.last_id
-        self._filled = True
         self.refusing = False
         self.mdt.allocator.refresh()
 

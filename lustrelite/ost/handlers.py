@@ -405,8 +405,8 @@ async def read(call: Call, body: Read) -> ReadReply:
         raise OpError(errno.EINVAL, f"read of {body.length} bytes at {body.offset}")
     if ost.node.faults.any:
         await ost.fault("ost.read", call)
-    _check_lock(ost, call, body, body.offset, body.offset + body.length, ANY_MODE)
     end = body.offset + body.length
+    _check_lock(ost, call, body, body.offset, end, ANY_MODE)
     locks = [] if body.lock else await lockless.take(ost, body.object, body.offset, end, PR)
     hold = None
     try:
@@ -418,7 +418,7 @@ async def read(call: Call, body: Read) -> ReadReply:
         hold = await ost.ranges.hold(body.object, body.offset, end, shared=True)
         _check_valid(call)
         ost.record(body.object)
-        _check_lock(ost, call, body, body.offset, body.offset + body.length, ANY_MODE)
+        _check_lock(ost, call, body, body.offset, end, ANY_MODE)
         size = ost.files.size(body.object)
         length = max(0, min(body.length, size - body.offset))
         large = length > INLINE_BYTES_MAX

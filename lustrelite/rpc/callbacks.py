@@ -38,7 +38,7 @@ class _Sent(NamedTuple):
     spec: Spec
     body: tuple[Any, ...]
     about: tuple[Any, ...]  # what each item is about, for who is told of the answer
-    at: list[float]  # when it was last sent
+    at: float  # when it was last sent
 
 
 class Callbacks:
@@ -73,28 +73,28 @@ class Callbacks:
                 self._export.last_callback += 1
                 body = (tuple(item for item, _ in chunk),)
                 self._sent[self._export.last_callback] = _Sent(
-                    BY_CLASS[kind], body, tuple(about for _, about in chunk), [0.0]
+                    BY_CLASS[kind], body, tuple(about for _, about in chunk), 0.0
                 )
                 self._send(self._export.last_callback)
 
     def _send(self, number: int) -> None:
         export = self._export
         node = export.target.node
-        sent = self._sent[number]
-        sent.at[0] = node.now()
+        sent = self._sent[number] = self._sent[number]._replace(at=node.now())
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(node.tunables.rpc_timeout_s, self._look_at_clock)
         if export.link is None:
             return
         if node.faults.any:
-            fault = node.faults.hit(POINTS[sent.spec.cls], export.uuid)
-            if fault is not None and fault.action == "crash":
-                node.crash(f"fault at {POINTS[sent.spec.cls]}")
-            elif fault is not None and fault.action == "delay":
-                asyncio.get_running_loop().call_later(fault.delay_s, self._put, number)
-            elif fault is not None and fault.action == "error":
-                asyncio.get_running_loop().call_soon(self.answered, number, -fault.errno, None)
+            point = POINTS[sent.spec.cls]
+            fault = node.faults.hit(point, export.uuid)
             if fault is not None:
+                if fault.action == "crash":
+                    node.crash(f"fault at {point}")
+                elif fault.action == "delay":
+                    asyncio.get_running_loop().call_later(fault.delay_s, self._put, number)
+                elif fault.action == "error":
+                    asyncio.get_running_loop().call_soon(self.answered, number, -fault.errno, None)
                 return
         self._put(number)
 
@@ -117,14 +117,14 @@ class Callbacks:
         timeout_s = node.tunables.rpc_timeout_s
         now = node.now()
         for number, sent in list(self._sent.items()):
-            if now >= sent.at[0] + timeout_s:
+            if now >= sent.at + timeout_s:
                 node.events.emit(
                     "callback.resent", target=self._export.target.name, client=self._export.uuid, number=number,
                     kind=sent.spec.name,
                 )  # fmt: skip
                 self._send(number)
         if self._timer is None:
-            oldest = min(sent.at[0] for sent in self._sent.values())
+            oldest = min(sent.at for sent in self._sent.values())
             delay = max(oldest + timeout_s - now, timeout_s / 4)
             self._timer = asyncio.get_running_loop().call_later(delay, self._look_at_clock)
 

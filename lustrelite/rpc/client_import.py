@@ -494,7 +494,6 @@ class ClientImport:
             return
         self.last_reply_at = self.node.now()
         self.estimate_ms = estimate_ms
-        self.estimate_ms = estimate_ms
         if status:
             if status in _NOT_EXECUTED and not request.direct:
                 self._pause_and_resend(request, new_xid=False)

@@ -217,30 +217,19 @@ class Recorder:
     async def stat(self, name: str) -> Any:
         """A look at a name, and at what it leads to: several operations that begin and end together."""
         op = self.begin("lookup", name)
-        try:
-            assert self.client.node is not None
-            st = await self.cluster.finish(self.client.node, self.client.fs.lstat(f"/n/{name}"), "lookup")
-        except OpError as error:
-            if error.errno == errno.ENOENT:
-                self.history.refused(op, error.errno)
-                return None
-            self.history.failed(op, error.errno)
-            if self._gone():
-                return None
-            raise Violation(f"{self.client.name}: {op}: {error}, without an eviction") from None
-        except BaseException:
-            self.history.failed(op)
-            raise
-        fid = fid_text(st.fid)
-        if stat.S_ISDIR(st.mode):
-            self.history.directories[fid] = None
-        also = [("links", fid, st.nlink), ("mode", fid, stat.S_IMODE(st.mode))]
-        if fid in self.history.files:
-            also.append(("size", fid, st.size))
-        for kind, target, seen in also:
-            self.history.succeeded(self.history.also(op, kind, target), seen)
-        self.history.succeeded(op, fid)
-        return st
+
+        def seen(st: Any) -> list[str]:
+            fid = fid_text(st.fid)
+            if stat.S_ISDIR(st.mode):
+                self.history.directories[fid] = None
+            also = [("links", st.nlink), ("mode", stat.S_IMODE(st.mode))]
+            if fid in self.history.files:
+                also.append(("size", st.size))
+            for kind, found in also:
+                self.history.succeeded(self.history.also(op, kind, fid), found)
+            return [fid]
+
+        return await self.call([op], self.client.fs.lstat(f"/n/{name}"), seen, (errno.ENOENT,))
 
 
 class Inspector(Recorder):

@@ -56,13 +56,12 @@ class Budget:
         return True
 
 
-def draw_caching(cluster: Cluster, seed: int, caching: int, drawn: Sequence[int] = (0, 0, 1, 2)) -> int:
-    """Which clients cache: 0 none, 1 all, 2 some, -1 one of `drawn`. Returns which."""
+def draw_caching(cluster: Cluster, seed: int, caching: int, drawn: Sequence[int] = (0, 0, 1, 2)) -> None:
+    """Which clients cache: 0 none, 1 all, 2 some, -1 one of `drawn`."""
     rng = random.Random(f"caching {seed}")
     caching = rng.choice(drawn) if caching < 0 else caching
     for client in cluster.clients.values():
         client.tunables["caching"] = int(caching == 1 or (caching == 2 and rng.random() < 0.5))
-    return caching
 
 
 class Worker(Protocol):

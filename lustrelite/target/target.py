@@ -291,11 +291,11 @@ class Target:
                     record = export.find_reply(xid) if flags else None
                 if replay and record is not None and record.transno <= self.boot_committed:
                     record = None  # of an earlier incarnation: the open must be made again
-            if self.recovering and twin is None and (kind is Cancel or kind is Convert):
-                self.execute(call)  # perhaps of a lock that was replayed already
-                return
-            if self.recovering and twin is None and kind is Enqueue and replay and export.replay_done:
-                self.execute(call)  # its link broke while it waited for the end: it says again what we know
+            if self.recovering and twin is None and (
+                kind is Cancel or kind is Convert  # perhaps of a lock that was replayed already
+                or (kind is Enqueue and replay and export.replay_done)  # its link broke: it says again what we know
+            ):  # fmt: skip
+                self.execute(call)
                 return
             verdict = admit(
                 self.recovering, replay, bool(flags & RESENT), record is not None, twin is not None, export.replay_done

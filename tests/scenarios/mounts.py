@@ -23,18 +23,22 @@ some_cache = pytest.mark.parametrize("mix", ["ab", "a", "b"])
 @contextlib.asynccontextmanager
 async def two_mounts(
     cluster: Any, mix: str = "ab", *, disk_bytes: int = 0, **topology: Any
-) -> AsyncIterator[Any]:
-    """A cluster whose clients cache if they are named in `mix`; each of its two OSTs has `disk_bytes`, 0 for many."""
+) -> AsyncIterator[tuple[Any, Mount, Mount]]:
+    """A cluster and its first two mounts; each of its two OSTs has `disk_bytes`, 0 for many.
+
+    Its clients cache if they are named in `mix`.
+    """
     world = cluster(caching=1, **topology)
     for number in range(2 if disk_bytes else 0):
         world.disks.object_disk(f"lustre-OST000{number}").capacity_bytes = disk_bytes
     for client in world.clients.values():
         client.tunables["caching"] = int(client.name in mix)
     async with world as c:
-        await Mount(c.a).mkdir(PLACE)
-        yield c
+        a, b = mounts(c)
+        await a.mkdir(PLACE)
+        yield c, a, b
         await c.settle()
-        await Mount(c.a).rmtree(PLACE)
+        await a.rmtree(PLACE)
 
 
 class Mount:
@@ -84,9 +88,15 @@ def mounts(c: Any) -> tuple[Mount, Mount]:
     return Mount(c.a), Mount(c.b)
 
 
-async def drop_locks(c: Any, *clients: Any, kind: str = "") -> None:
-    """cancel_lru_locks: clients give back every lock that they do not use, with what is cached under it."""
+def clear_unused(*clients: Any, kind: str = "") -> list[Any]:
+    """cancel_lru_locks: clients begin to give back every lock that they do not use. Returns what they have them in."""
     caches = [imp.locks for client in clients for imp in client.imports if kind in imp.target and imp.locks is not None]
     for locks in caches:
         locks.clear_unused()
+    return caches
+
+
+async def drop_locks(c: Any, *clients: Any, kind: str = "") -> None:
+    """The same, until all their locks are gone, with what was cached under them."""
+    caches = clear_unused(*clients, kind=kind)
     await c.until(lambda: not any(locks.lock_count for locks in caches))

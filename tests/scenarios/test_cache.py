@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
+from file_model import FileModel
 from steps import EVICTION, refused, soon
 
 from lustrelite.client.file import File
@@ -127,7 +128,7 @@ async def test_two_clients_writing_between_each_others_bytes(cluster: Any, strip
     """Writes smaller than a page of neighbouring ranges.  Source: sanityn.sh test_10a, 10b, 16a (fsx on two mounts)"""
     async with caching(cluster) as c:
         rng = random.Random(c.seed)
-        model = bytearray()
+        model = FileModel()
         files = [await opened(client, "/f", stripes=stripes) for client in (c.a, c.b)]
         for _ in range(120):
             number = rng.randrange(2)
@@ -137,16 +138,13 @@ async def test_two_clients_writing_between_each_others_bytes(cluster: Any, strip
             if kind < 2:
                 data = rng.randbytes(size)
                 await client.unrecorded(file.pwrite(data, offset))
-                model.extend(bytes(max(offset - len(model), 0)))
-                model[offset : offset + size] = data
+                model.write(offset, data)
             elif kind == 2:
                 await client.unrecorded(file.truncate(offset))
-                del model[offset:]
-                model.extend(bytes(offset - len(model)))
+                model.truncate(offset)
             elif kind == 3:
                 await client.unrecorded(file.punch(offset, offset + size))
-                end = min(offset + size, len(model))
-                model[offset:end] = bytes(max(end - offset, 0))
+                model.punch(offset, offset + size)
             else:
                 assert (await client.unrecorded(file.fstat())).size == len(model)
             assert await client.unrecorded(file.pread(size, offset)) == model[offset : offset + size]

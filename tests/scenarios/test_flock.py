@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
+from collections.abc import Callable, Coroutine
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN
 from typing import Any
 
@@ -61,6 +62,15 @@ async def two_files(c: Any) -> tuple[Any, Any]:
     return await c.a.open("/f"), await c.b.open("/f")
 
 
+async def one_waits(c: Any, lock: Callable[[Any, int], Coroutine[Any, Any, None]]) -> tuple[Any, Any, asyncio.Task[Any]]:
+    """One file, open at both clients: a has locked all of it, b waits for that."""
+    of_a, of_b = await two_files(c)
+    await lock(of_a, LOCK_EX)
+    wish = soon(lock(of_b, LOCK_EX))
+    await still_waits(c, wish)
+    return of_a, of_b, wish
+
+
 async def test_readers_share_a_file_and_a_writer_has_it_alone(cluster: Any) -> None:
     async with cluster() as c:
         of_a, of_b = await two_files(c)
@@ -85,10 +95,7 @@ async def test_readers_share_a_file_and_a_writer_has_it_alone(cluster: Any) -> N
 
 async def test_who_waits_is_granted_when_the_holder_closes(cluster: Any) -> None:
     async with cluster() as c:
-        of_a, of_b = await two_files(c)
-        await flock(of_a, LOCK_EX)
-        wish = soon(flock(of_b, LOCK_EX))
-        await still_waits(c, wish)
+        of_a, of_b, wish = await one_waits(c, flock)
         await of_a.close()
         await wish
         assert held(c, bsd=True) == {"b1": [(0, EOF, PW)]}
@@ -213,10 +220,7 @@ async def test_a_deadlock_closed_by_a_grant_is_told_to_who_waits(cluster: Any) -
 
 async def test_a_cancelled_wish_leaves_nothing_behind(cluster: Any) -> None:
     async with cluster() as c:
-        of_a, of_b = await two_files(c)
-        await lockf(of_a, LOCK_EX)
-        wish = soon(lockf(of_b, LOCK_EX))
-        await still_waits(c, wish)
+        of_a, of_b, wish = await one_waits(c, lockf)
         wish.cancel()
         await c.until(lambda: not waiting(c))
         await lockf(of_a, LOCK_UN)
@@ -248,10 +252,7 @@ async def test_a_wish_cancelled_while_it_is_granted_changes_nothing(cluster: Any
 
 async def test_a_wish_ends_when_its_file_is_closed(cluster: Any) -> None:
     async with cluster() as c:
-        of_a, of_b = await two_files(c)
-        await flock(of_a, LOCK_EX)
-        wish = soon(flock(of_b, LOCK_EX))
-        await still_waits(c, wish)
+        of_a, of_b, wish = await one_waits(c, flock)
         await of_b.close()
         with refused(errno.EBADF):
             await wish
@@ -278,10 +279,7 @@ async def test_a_lost_answer_to_a_lock_is_asked_for_again(cluster: Any) -> None:
 @pytest.mark.parametrize("lost", [1, 2])
 async def test_a_lost_completion_comes_again(cluster: Any, lost: int) -> None:
     async with cluster() as c:
-        of_a, of_b = await two_files(c)
-        await flock(of_a, LOCK_EX)
-        wish = soon(flock(of_b, LOCK_EX))
-        await still_waits(c, wish)
+        of_a, of_b, wish = await one_waits(c, flock)
         c.faults.arm("ldlm.cp_callback", "drop", on=c.mds, times=lost)
         await flock(of_a, LOCK_UN)
         await wish
@@ -334,10 +332,7 @@ async def test_a_change_that_was_on_its_way_when_the_mds_died_is_made(cluster: A
 async def test_a_grant_that_was_lost_with_the_mds_is_made_by_the_next_one(cluster: Any) -> None:
     """The unlock was executed, the waiter never heard of his grant: he is replayed as waiting, the other as nothing."""
     async with cluster() as c:
-        of_a, of_b = await two_files(c)
-        await flock(of_a, LOCK_EX)
-        wish = soon(flock(of_b, LOCK_EX))
-        await still_waits(c, wish)
+        of_a, of_b, wish = await one_waits(c, flock)
         c.faults.arm("ldlm.cp_callback", "drop", on=c.mds)
         await flock(of_a, LOCK_UN)
         assert not wish.done()

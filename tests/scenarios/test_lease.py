@@ -77,12 +77,18 @@ async def test_a_client_that_misses_every_callback_stops_to_believe_before_other
             locks_of(c.a, OST).release(lock)
 
 
+async def deaf_once(c: Any) -> tuple[bytes, Any]:
+    """a has an unused lock of an object, whose next callback gets lost: the resource, and a's locks."""
+    (resource,) = await objects(c)
+    locks = locks_of(c.a, OST)
+    locks.release(await take(c.a, resource, PW))
+    c.faults.arm("ldlm.bl_callback", "drop", on=c.oss[0])
+    return resource, locks
+
+
 async def test_a_callback_that_is_lost_once_costs_no_more_than_time(cluster: Any) -> None:
     async with cluster(caching=1) as c:
-        (resource,) = await objects(c)
-        locks = locks_of(c.a, OST)
-        locks.release(await take(c.a, resource, PW))
-        c.faults.arm("ldlm.bl_callback", "drop", on=c.oss[0])
+        resource, locks = await deaf_once(c)
         locks_of(c.b, OST).release(await take(c.b, resource, PW))
         assert locks.lock_count == 0
         locks.release(await take(c.a, resource, PR))
@@ -93,10 +99,7 @@ async def test_a_callback_that_is_lost_once_costs_no_more_than_time(cluster: Any
 
 async def test_callbacks_are_told_again_after_a_reconnect(cluster: Any) -> None:
     async with cluster(caching=1) as c:
-        (resource,) = await objects(c)
-        locks = locks_of(c.a, OST)
-        locks.release(await take(c.a, resource, PW))
-        c.faults.arm("ldlm.bl_callback", "drop", on=c.oss[0])
+        resource, locks = await deaf_once(c)
         wish = soon(take(c.b, resource, PW))
         await c.until(lambda: len(held(c.oss[0], "lustre-OST0000", resource)) == 2)
         imp = c.a.fs.connections.imports["lustre-OST0000"]

@@ -56,6 +56,13 @@ async def agree(c: Any, kind: str) -> None:
         assert await look(client) == CHANGED[kind]
 
 
+async def back_in_agreement(c: Any, kind: str, server: Any) -> None:
+    """a learns that `server` has evicted it, comes back, and sees what b did as everybody does."""
+    await c.until_saw("import.evicted", on=c.a, target=server)
+    await c.settle()
+    await agree(c, kind)
+
+
 def deafen(c: Any, server: Any, action: str = "drop", **how: Any) -> None:
     """What `server` asks a to give back does not arrive."""
     c.faults.arm("ldlm.bl_callback", action, on=server, peer=c.a.uuid, **how)
@@ -85,9 +92,7 @@ async def test_a_client_that_answers_no_callback_is_evicted_and_the_other_goes_o
         assert limit <= c.loop.time() - began < limit + c.tunables.lock_callback_s
         evicted_for(c, "lock callback timer expired", server)
         c.saw("lock.expired", client=c.a, on=server)
-        await c.until_saw("import.evicted", on=c.a, target=server)
-        await c.settle()
-        await agree(c, kind)
+        await back_in_agreement(c, kind, server)
 
 
 @pytest.mark.lustre("SM 10b")
@@ -136,9 +141,7 @@ async def test_a_client_that_answers_a_callback_with_an_error_is_evicted(world: 
         await change(c, kind)
         assert c.loop.time() - began < 1.5 * c.tunables.lock_callback_s  # as long as it may serve from its cache
         evicted_for(c, "it answered a BlockingCallback with EPROTO", server)
-        await c.until_saw("import.evicted", on=c.a, target=server)
-        await c.settle()
-        await agree(c, kind)
+        await back_in_agreement(c, kind, server)
 
 
 @pytest.mark.lustre("SM 10e")
@@ -238,9 +241,7 @@ async def test_a_client_whose_cancels_get_lost_is_evicted_when_its_time_is_over(
         evicted_for(c, "lock callback timer expired", server)
         for rule in rules:
             rule.lift()
-        await c.until_saw("import.evicted", on=c.a, target=server)
-        await c.settle()
-        await agree(c, kind)
+        await back_in_agreement(c, kind, server)
 
 
 @pytest.mark.lustre("SM 19c")

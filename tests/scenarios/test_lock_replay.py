@@ -126,14 +126,20 @@ async def test_cancels_of_locks_that_a_restart_has_taken_bother_nobody(cluster: 
         await c.until(lambda: c.mds.target().namespace.lock_count == 0)
 
 
+async def one_waits(c: Any) -> tuple[bytes, Any, asyncio.Task[Any]]:
+    """An object whose lock a has and is asked for, since b waits for it."""
+    (resource,) = await objects(c)
+    of_a = await take(c.a, resource, PW)
+    wish = soon(take(c.b, resource, PW))
+    await c.until(lambda: of_a.asked is not None)
+    return resource, of_a, wish
+
+
 @pytest.mark.lustre("RD 25")
 async def test_a_waiting_lock_whose_grant_was_lost_is_replayed_as_waiting(cluster: Any) -> None:
     """Source: lustre/tests/replay-dual.sh test_25"""
     async with cluster(caching=1) as c:
-        (resource,) = await objects(c)
-        of_a = await take(c.a, resource, PW)
-        wish = soon(take(c.b, resource, PW))
-        await c.until(lambda: of_a.asked is not None)
+        resource, of_a, wish = await one_waits(c)
         c.faults.arm("ldlm.cp_callback", "drop", on=c.oss[0])
         locks_of(c.a, "OST0000").release(of_a)
         await c.until(lambda: held(c.oss[0], "lustre-OST0000", resource) == [("GRANTED", PW, 1)])
@@ -196,16 +202,22 @@ async def test_an_enqueue_without_an_answer_makes_one_lock(cluster: Any, lost: s
         locks_of(c.b, "OST0000").release(await wish)
 
 
+async def without_locks(c: Any) -> tuple[Any, Any]:
+    """The FID of /f, and a's locks at the MDT: it is giving back what it has of /f."""
+    fid = (await c.a.unrecorded(c.a.fs.lstat("/f"))).fid
+    locks = locks_of(c.a, "MDT0000")
+    for lock in locks.locks_of(fid):
+        locks.cancel(lock)
+    return fid, locks
+
+
 @pytest.mark.lustre("SM 113")
 async def test_an_operation_whose_reply_was_lost_brings_one_lock(cluster: Any) -> None:
     """Its resend finds the lock by its handle; who wants it asks once.  Source: lustre/tests/recovery-small.sh test_113"""
     async with cluster(caching=1) as c:
         await c.a.create("/f")
         await c.b.stat("/f")
-        fid = (await c.a.unrecorded(c.a.fs.lstat("/f"))).fid
-        locks = locks_of(c.a, "MDT0000")
-        for lock in locks.locks_of(fid):
-            locks.cancel(lock)
+        fid, locks = await without_locks(c)
         await c.settle()
         lost = c.drop_reply(Getattr)
         ride = locks.ride(b"", LOOKUP)
@@ -226,10 +238,7 @@ async def test_an_operation_whose_reply_was_lost_brings_one_lock(cluster: Any) -
 async def test_a_riding_lock_whose_answer_was_lost_is_not_believed_in_twice(cluster: Any, how: str) -> None:
     async with cluster(caching=1) as c:
         await c.a.create("/f")
-        fid = (await c.a.unrecorded(c.a.fs.lstat("/f"))).fid
-        locks = locks_of(c.a, "MDT0000")
-        for lock in locks.locks_of(fid):
-            locks.cancel(lock)
+        fid, locks = await without_locks(c)
         await c.settle()
         lost = c.drop_reply(Getattr)
         ride = locks.ride(b"", LOOKUP)
@@ -254,11 +263,8 @@ async def test_a_riding_lock_that_nobody_waits_for_any_more_goes_back(cluster: A
     """The caller was cancelled: before the request was sent, and after it was executed."""
     async with cluster(clients=1, caching=1) as c:
         await c.a.create("/f")
-        fid = (await c.a.unrecorded(c.a.fs.lstat("/f"))).fid
-        locks = locks_of(c.a, "MDT0000")
+        fid, locks = await without_locks(c)
         imp = c.a.fs.connections.mdc.imp
-        for lock in locks.locks_of(fid):
-            locks.cancel(lock)
         await c.until(lambda: not held(c.mds, "lustre-MDT0000", fid))
 
         late = c.net.hold(Getattr, reply=True)
@@ -327,10 +333,7 @@ async def test_a_lock_replay_that_fails_is_begun_again(cluster: Any, point: str)
 
 async def test_a_server_that_dies_in_its_recovery_gets_all_locks_again(cluster: Any) -> None:
     async with cluster(caching=1) as c:
-        (resource,) = await objects(c)
-        of_a = await take(c.a, resource, PW)
-        wish = soon(take(c.b, resource, PW))
-        await c.until(lambda: of_a.asked is not None)
+        resource, of_a, wish = await one_waits(c)
         c.faults.arm("ldlm.replay", "crash", on=c.oss[0], keep=True)
         await c.oss[0].kill()
         await c.oss[0].start()
@@ -347,10 +350,7 @@ async def test_a_client_that_is_evicted_in_recovery_believes_in_nothing(cluster:
     """It was away when the others finished: its locks went to who waited."""
     async with cluster(caching=1, clients=2) as c:
         c.expect("client.evicted", "recovery.evicting", "import.evicted")
-        (resource,) = await objects(c)
-        of_a = await take(c.a, resource, PW)
-        wish = soon(take(c.b, resource, PW))
-        await c.until(lambda: of_a.asked is not None)
+        resource, of_a, wish = await one_waits(c)
         await c.oss[0].kill()
         c.net.cut(c.a, c.oss[0])
         await c.oss[0].start()

@@ -146,7 +146,7 @@ async def test_operations_on_one_name_happen_one_after_the_other(
     if name == "link" and letter == "c":
         second = Step("link", ("f", "f"))
     there = [*there, "f3"] if "f3" in second.args else there
-    async with two_mounts(cluster, "abc", clients=4) as c:
+    async with two_mounts(cluster, "abc", clients=4) as (c, *_):
         for number, (one, other) in enumerate(((c.a, c.b), (c.a, c.d), (c.d, c.b))):
             # held up on its way: the second does not wait
             directory = f"/p{number}"
@@ -223,7 +223,7 @@ async def test_operations_on_other_names_do_not_wait(
     cluster: Any, mix: str, there: list[str], first: Step, message: type
 ) -> None:
     """Source: lustre/tests/sanityn.sh test_40a to test_40e"""
-    async with two_mounts(cluster, mix + "c", clients=3) as c:
+    async with two_mounts(cluster, mix + "c", clients=3) as (c, *_):
         for directory in ("/p", "/q"):
             await c.a.mkdir(directory)
             for each in there:
@@ -266,8 +266,7 @@ async def one_of_two(c: Any, first: Any, second: Any) -> int:
 @some_cache
 async def test_of_two_that_make_a_name_at_once_one_makes_it(cluster: Any, mix: str, kind: str) -> None:
     """Source: lustre/tests/sanityn.sh test_41i, test_43j"""
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         won = [0, 0]
 
         async def make(mount: Mount) -> None:
@@ -294,8 +293,7 @@ async def test_of_two_that_make_a_name_at_once_one_makes_it(cluster: Any, mix: s
 @some_cache
 async def test_a_name_that_the_other_mount_took_away_can_be_made_again(cluster: Any, mix: str, how: str) -> None:
     """Source: lustre/tests/sanityn.sh test_43a, test_45a"""
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (_, a, b):
         for number in range(100):
             await a.mkdir("/u/d")
             if how == "removed":
@@ -309,8 +307,7 @@ async def test_a_name_that_the_other_mount_took_away_can_be_made_again(cluster: 
 @some_cache
 async def test_a_name_that_is_made_twice_while_others_come_and_go_is_there_once(cluster: Any, mix: str) -> None:
     """Source: lustre/tests/sanityn.sh test_115"""
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.makedirs("/u/d/one")
         for number in range(30):
             await b.mkdir(f"/u/d/f{number}")
@@ -331,7 +328,7 @@ async def test_a_name_that_is_made_twice_while_others_come_and_go_is_there_once(
 @some_cache
 async def test_both_mounts_move_files_out_of_one_directory_at_once(cluster: Any, mix: str) -> None:
     """Source: lustre/tests/sanityn.sh test_81d"""
-    async with two_mounts(cluster, mix) as c:
+    async with two_mounts(cluster, mix) as (c, *_):
         both = mounts(c)
         await both[0].makedirs("/u/d/temporary")
         for number in range(60):
@@ -352,8 +349,7 @@ async def test_both_mounts_move_files_out_of_one_directory_at_once(cluster: Any,
 @some_cache
 async def test_files_that_are_made_at_once_have_each_object_on_an_ost_of_its_own(cluster: Any, mix: str) -> None:
     """Source: lustre/tests/sanityn.sh test_93"""
-    async with two_mounts(cluster, mix, oss=4) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix, oss=4) as (c, a, b):
         for number in range(10):
             c.faults.arm("target.execute", "delay", on=c.mds, delay_s=0.001, skip=number % 3)
             await asyncio.gather(a.setstripe(f"/u/a{number}", -1), b.setstripe(f"/u/b{number}", -1))
@@ -366,8 +362,7 @@ async def test_files_that_are_made_at_once_have_each_object_on_an_ost_of_its_own
 @some_cache
 async def test_a_file_is_written_anew_while_the_other_mount_removes_it(cluster: Any, mix: str) -> None:
     """Source: lustre/tests/sanityn.sh test_43k"""
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         left = []
         for number in range(40):
             await b.write_file("/u/f", b"before")
@@ -397,8 +392,7 @@ async def test_a_file_is_read_while_the_other_mount_renames_another_one_over_it(
     cluster: Any, mix: str, message: type
 ) -> None:
     """Source: lustre/tests/sanityn.sh test_45j"""
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         for number in range(20):
             await b.write_file("/u/f", b"file1")
             await b.write_file("/u/f2", b"file2")

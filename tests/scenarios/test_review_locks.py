@@ -13,7 +13,7 @@ import os
 from typing import Any
 
 import pytest
-from mounts import drop_locks, mounts, two_mounts
+from mounts import Mount, drop_locks, two_mounts
 from steps import EVICTION, refused, soon
 from test_lock_replay import held, locks_of, objects, take
 from test_two_mounts_locks import striped
@@ -38,6 +38,12 @@ def import_of(client: Any, target: str = OST) -> Any:
 async def ask(client: Any, target: str, body: Any) -> Any:
     """Send a message as it is."""
     return await client.unrecorded(import_of(client, target).call(body))
+
+
+async def open_at_both(a: Mount, b: Mount) -> tuple[Any, Any]:
+    """A new file that begins on the first OST."""
+    file, _ = await striped(a)
+    return file, await b.open("/u/f", os.O_RDWR)
 
 
 # what no client of ours would send ------------------------------------------------------------------------------
@@ -100,9 +106,8 @@ async def test_a_glimpse_under_a_used_handle_leaves_nothing_behind(cluster: Any)
 
 async def test_an_eviction_that_is_not_durable_gives_no_lock_away(cluster: Any) -> None:
     """A crash would bring the client back, who would replay a lock that another one has been granted since."""
-    async with two_mounts(cluster, orderly=False) as c:
+    async with two_mounts(cluster, orderly=False) as (c, a, b):
         c.expect(*EVICTION, "lock.expired", "client.data_lost", "commit.waiting")
-        a, b = mounts(c)
         file, resource = await striped(a)
         await file.pwrite(b"a" * UNIT, 0)
         await file.fsync()
@@ -129,9 +134,8 @@ async def test_an_eviction_that_is_not_durable_gives_no_lock_away(cluster: Any) 
 
 async def test_a_restart_does_not_shorten_the_lease_of_who_was_evicted_before(cluster: Any) -> None:
     """The new incarnation knows nothing of him, and lets others change what he still believes in."""
-    async with two_mounts(cluster, orderly=False) as c:
+    async with two_mounts(cluster, orderly=False) as (c, a, b):
         c.expect(*EVICTION)
-        a, b = mounts(c)
         file, _ = await striped(a)
         await file.pwrite(b"old", 0)
         await file.fsync()
@@ -157,11 +161,9 @@ async def test_a_restart_does_not_shorten_the_lease_of_who_was_evicted_before(cl
 
 async def test_a_record_lock_is_not_given_away_by_an_eviction_that_is_not_durable(cluster: Any) -> None:
     """The same of record locks: both had it after the restart."""
-    async with two_mounts(cluster, orderly=False) as c:
+    async with two_mounts(cluster, orderly=False) as (c, a, b):
         c.expect(*EVICTION, "commit.waiting")
-        a, b = mounts(c)
-        file, _ = await striped(a)
-        other = await b.open("/u/f", os.O_RDWR)
+        file, other = await open_at_both(a, b)
         await c.mds.commit()
         await file.flock(fcntl.LOCK_EX)
         c.mds.hold_commits()
@@ -182,10 +184,8 @@ async def test_a_record_lock_is_not_given_away_by_an_eviction_that_is_not_durabl
 
 async def test_a_caller_that_is_cancelled_as_he_is_granted_a_record_lock_has_none(cluster: Any) -> None:
     """The grant was in the mirror already, so the MDT was told again that he has it (Flocks.lock)."""
-    async with two_mounts(cluster) as c:
-        a, b = mounts(c)
-        file, _ = await striped(a)
-        other = await b.open("/u/f", os.O_RDWR)
+    async with two_mounts(cluster) as (c, a, b):
+        file, other = await open_at_both(a, b)
         await file.flock(fcntl.LOCK_EX)
         wish = soon(c.b.fs.connections.flocks.lock(other.what.fid, 77, PW, 0, EOF, bsd=True, wait=True))
         flocks = c.b.fs.connections.flocks
@@ -212,10 +212,8 @@ async def test_a_caller_that_is_cancelled_as_he_is_granted_a_record_lock_has_non
 
 async def test_a_lock_that_went_with_its_last_write_does_not_come_back(cluster: Any) -> None:
     """Nobody had asked for it, so it went before that write was durable, and a crash made the client write it again."""
-    async with two_mounts(cluster) as c:
-        a, b = mounts(c)
-        file, _ = await striped(a)
-        other = await b.open("/u/f", os.O_RDWR)
+    async with two_mounts(cluster) as (c, a, b):
+        file, other = await open_at_both(a, b)
         c.oss[0].hold_commits()
         await file.pwrite(b"a" * UNIT, 0)
         rule = c.net.hold(Write, reply=True, to=c.a)
@@ -237,8 +235,7 @@ async def test_a_lock_that_went_with_its_last_write_does_not_come_back(cluster: 
 
 async def test_who_gave_a_lock_back_with_his_last_write_is_not_evicted_for_it(cluster: Any) -> None:
     """The answer was lost in a crash: the lock was replayed, and the write, found done, did not take it along again."""
-    async with two_mounts(cluster, "abc", clients=3) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, "abc", clients=3) as (c, a, b):
         file, resource = await striped(a)
         other = await b.open("/u/f", os.O_RDWR)
         await file.pwrite(b"a" * UNIT, 0)
@@ -261,8 +258,7 @@ async def test_who_gave_a_lock_back_with_his_last_write_is_not_evicted_for_it(cl
 
 async def test_who_waits_for_a_dead_ost_holds_no_lock_of_another_one(cluster: Any) -> None:
     """He is asked for it, cannot give it back, and is evicted by a server that has no trouble (LockedIo._take)."""
-    async with two_mounts(cluster) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster) as (c, a, b):
         await a.setstripe("/u/f", 2, UNIT, 0)
         file = await a.open("/u/f", os.O_RDWR)
         other = await b.open("/u/f", os.O_RDWR)
@@ -282,8 +278,7 @@ async def test_who_waits_for_a_dead_ost_holds_no_lock_of_another_one(cluster: An
 
 async def test_who_waits_for_room_in_the_cache_holds_no_lock_that_is_asked_for(cluster: Any) -> None:
     """The room is taken by what cannot be written back to a dead OST; evicted was he by a living one (WriteBack.write)."""
-    async with two_mounts(cluster, max_cached_bytes=8 * UNIT) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, max_cached_bytes=8 * UNIT) as (c, a, b):
         await a.setstripe("/u/f", 1, UNIT, 0)
         await a.setstripe("/u/g", 1, UNIT, 1)
         file, full = await a.open("/u/f", os.O_RDWR), await a.open("/u/g", os.O_RDWR)
@@ -310,8 +305,7 @@ async def test_the_servers_queue_is_never_too_full_for_what_all_in_it_wait_for(
     cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Writes under a lock that is asked for were refused like all others (Service._check_capacity)."""
-    async with two_mounts(cluster, "a") as c:
-        a, _ = mounts(c)
+    async with two_mounts(cluster, "a") as (c, a, _):
         file, resource = await striped(a)
         await file.pwrite(b"x" * UNIT, 0)
         monkeypatch.setattr(limits, "requests_per_service_max", 12)
@@ -396,8 +390,7 @@ async def test_nothing_is_granted_to_a_dead_client(cluster: Any) -> None:
 
 async def test_times_of_a_writer_below_the_end(cluster: Any) -> None:
     """Only who might know of a larger size was asked by a glimpse, so a change below it showed no new time."""
-    async with two_mounts(cluster, clients=3) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, clients=3) as (c, a, b):
         file, resource = await striped(a)
         await file.pwrite(b"x" * UNIT * 4, 0)
         await file.fsync()

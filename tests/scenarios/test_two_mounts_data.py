@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from mounts import Mount, drop_locks, mounts, some_cache, two_mounts, who_caches
+from file_model import FileModel
+from mounts import Mount, clear_unused, drop_locks, mounts, some_cache, two_mounts, who_caches
 from steps import soon
 
 from lustrelite.errors import OpError
@@ -48,8 +49,7 @@ async def same_everywhere(c: Any, path: str, expected: bytes) -> None:
 @pytest.mark.lustre("SN 2g")
 @who_caches
 async def test_blocks_of_a_synchronous_write_are_the_same_on_both_mounts(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         file = await a.open("/u/f", CREATE | os.O_SYNC)
         for number in range(2):
             await file.pwrite(bytes(1 << 20), number << 20)
@@ -62,8 +62,7 @@ async def test_blocks_of_a_synchronous_write_are_the_same_on_both_mounts(cluster
 @pytest.mark.lustre("SN 4")
 @who_caches
 async def test_fstat_says_the_same_on_both_mounts(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (_, a, b):
         of_a = await a.open("/u/f", CREATE)
         of_b = await b.open("/u/f")
         for number in range(3):
@@ -80,8 +79,7 @@ async def test_fstat_says_the_same_on_both_mounts(cluster: Any, mix: str) -> Non
 @pytest.mark.lustre("SN 5")
 @who_caches
 async def test_a_file_made_on_one_mount_is_truncated_on_the_other(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.create("/u/f")
         assert (await a.stat("/u/f")).size == 0
         await b.truncate("/u/f", 100)
@@ -96,7 +94,7 @@ async def test_a_file_made_on_one_mount_is_truncated_on_the_other(cluster: Any, 
 @pytest.mark.lustre("SN 9a")
 @who_caches
 async def test_appends_by_turns(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
+    async with two_mounts(cluster, mix) as (c, *_):
         both = mounts(c)
         await both[1].write_file("/u/f", b"")
         for number, letter in enumerate("abcdefghijkl"):
@@ -108,8 +106,7 @@ async def test_appends_by_turns(cluster: Any, mix: str) -> None:
 @pytest.mark.parametrize("stripes", [1, 2])
 async def test_appends_of_both_mounts_at_once_leave_no_hole(cluster: Any, stripes: int) -> None:
     """They cache: without locks nobody keeps others from the end of the file."""
-    async with two_mounts(cluster) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster) as (c, a, b):
         await a.setstripe("/u/f", stripes, UNIT)
         record = 9_000
 
@@ -134,8 +131,7 @@ async def test_appends_of_both_mounts_at_once_leave_no_hole(cluster: Any, stripe
 @pytest.mark.lustre("SN 9b")
 @who_caches
 async def test_an_append_to_a_sparse_striped_file_finds_its_end(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.setstripe("/u/f", 2, UNIT)
         append = os.O_WRONLY | os.O_APPEND
         await a.write_at("/u/f", 0, b"foo\n", append)
@@ -150,8 +146,7 @@ async def test_an_append_to_a_sparse_striped_file_finds_its_end(cluster: Any, mi
 @pytest.mark.lustre("SN 10a")
 @who_caches
 async def test_bytes_of_one_page_are_written_by_turns(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         of_a = await a.open("/u/f", CREATE)
         of_b = await b.open("/u/f", os.O_RDWR)
         for number, letter in enumerate(b"abcdefghijkl"):
@@ -164,8 +159,7 @@ async def test_bytes_of_one_page_are_written_by_turns(cluster: Any, mix: str) ->
 @pytest.mark.lustre("SN 10b")
 @who_caches
 async def test_a_page_that_is_written_in_part_and_lengthened_is_zero_behind(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         data = b"R\n" * 1536
         await a.write_file("/u/f", data)
         await a.truncate("/u/f", 4096)
@@ -176,8 +170,7 @@ async def test_a_page_that_is_written_in_part_and_lengthened_is_zero_behind(clus
 @pytest.mark.lustre("SN 121")
 @who_caches
 async def test_an_append_meets_a_truncation_that_is_under_way(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         first, second = b"y\n" * 10_240, b"n\n" * 10_240
         await a.write_file("/u/f", first)
         held = c.net.hold(Punch, source=c.a)
@@ -201,8 +194,7 @@ async def test_an_append_meets_a_truncation_that_is_under_way(cluster: Any, mix:
 @pytest.mark.lustre("SN 16i")
 @who_caches
 async def test_both_mounts_read_the_same_before_and_after_a_truncation(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (_, a, b):
         data = bytes(range(256)) * 700
         await a.write_file("/u/f", data)
         for size in (len(data), len(data) // 2, len(data) // 3, 10):
@@ -228,7 +220,7 @@ async def fsx(
     chance = random.Random(f"fsx {seed}")
     both = mounts(c)
     files = [await mount.open(path, os.O_RDWR | more) for mount, more in zip(both, flags, strict=True)]
-    model = bytearray()
+    model = FileModel()
     for step in range(steps):
         which = chance.randrange(2)
         file = files[which]
@@ -240,20 +232,15 @@ async def fsx(
                 start = len(model) // align * align
             data = chance.randbytes(length)
             await file.pwrite(data, start)
-            if length:
-                model.extend(bytes(max(start + length - len(model), 0)))
-                model[start : start + length] = data
+            model.write(start, data)
         elif kind == "read":
             same(await file.pread(length, start), bytes(model[start : start + length]), seed, step, both[which], start)
         elif kind == "truncate":
             await file.truncate(start)
-            del model[start:]
-            model.extend(bytes(start - len(model)))
+            model.truncate(start)
         elif kind == "punch":
             await file.punch(start, start + length)
-            end = min(start + length, len(model))
-            if start < end:
-                model[start:end] = bytes(end - start)
+            model.punch(start, start + length)
         elif kind == "stat":
             assert (await file.fstat()).size == len(model), (seed, step, both[which])
         elif kind == "reopen":
@@ -269,8 +256,8 @@ async def fsx(
 @pytest.mark.parametrize("flags", [(0, 0), (os.O_DIRECT, 0), (os.O_DIRECT, os.O_DIRECT), (os.O_SYNC, 0)])
 @who_caches
 async def test_random_work_of_two_mounts_on_one_file(cluster: Any, mix: str, flags: tuple[int, int]) -> None:
-    async with two_mounts(cluster, mix) as c:
-        await Mount(c.a).setstripe("/u/f", -1, UNIT)
+    async with two_mounts(cluster, mix) as (c, a, _):
+        await a.setstripe("/u/f", -1, UNIT)
         align = 4096 if os.O_DIRECT in flags else 1
         data = await fsx(c, "/u/f", f"{c.seed}", 250, size_max=12 * UNIT, length_max=3 * UNIT, align=align, flags=flags)
         await same_everywhere(c, "/u/f", data)
@@ -280,8 +267,8 @@ async def test_random_work_of_two_mounts_on_one_file(cluster: Any, mix: str, fla
 @pytest.mark.parametrize("write_back_after_s", [0.002, 3.0])
 @who_caches
 async def test_random_work_in_small_pieces(cluster: Any, mix: str, write_back_after_s: float) -> None:
-    async with two_mounts(cluster, mix, write_back_after_s=write_back_after_s) as c:
-        await Mount(c.a).setstripe("/u/f", -1, UNIT)
+    async with two_mounts(cluster, mix, write_back_after_s=write_back_after_s) as (c, a, _):
+        await a.setstripe("/u/f", -1, UNIT)
         data = await fsx(c, "/u/f", f"{c.seed} small", 250, size_max=3 * UNIT, length_max=8192)
         await same_everywhere(c, "/u/f", data)
 
@@ -289,20 +276,17 @@ async def test_random_work_in_small_pieces(cluster: Any, mix: str, write_back_af
 @pytest.mark.lustre("SN 16k")
 @some_cache
 async def test_random_work_on_several_files_while_the_caches_are_emptied(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix, max_cached_bytes=4 * UNIT) as c:
+    async with two_mounts(cluster, mix, max_cached_bytes=4 * UNIT) as (c, a, _):
         paths = [f"/u/f{number}" for number in range(5)]
         for number, path in enumerate(paths):
-            await Mount(c.a).setstripe(path, 1 + number % 2, UNIT)
+            await a.setstripe(path, 1 + number % 2, UNIT)
         working = soon(
             asyncio.gather(
                 *[fsx(c, path, f"{c.seed} {path}", 60, size_max=6 * UNIT, length_max=UNIT) for path in paths]
             )
         )
         while not working.done():
-            for client in (c.a, c.b):
-                for imp in client.imports:
-                    if imp.locks is not None:
-                        imp.locks.clear_unused()
+            clear_unused(c.a, c.b)
             await asyncio.sleep(0.003)
         for path, data in zip(paths, await working, strict=True):
             await same_everywhere(c, path, data)
@@ -318,8 +302,7 @@ async def test_random_work_on_several_files_while_the_caches_are_emptied(cluster
 async def test_what_is_written_past_or_into_the_cache_is_read_on_the_other_mount(
     cluster: Any, mix: str, writes: int, reads: int
 ) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.setstripe("/u/f", -1, UNIT)
         for number in range(3):  # from the second round on the reader has something cached
             data = random.Random(f"{c.seed} {number}").randbytes(9 * UNIT)
@@ -336,8 +319,7 @@ async def test_what_is_written_past_or_into_the_cache_is_read_on_the_other_mount
 async def test_a_direct_write_lengthens_a_file_whose_beginning_the_other_mount_has_locked(
     cluster: Any, mix: str
 ) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.write_file("/u/f", bytes(10 * UNIT))
         await drop_locks(c, c.a, kind="OST")
         await a.write_at("/u/f", 0, b"x" * UNIT)  # what it knows of the object is older than what follows
@@ -351,8 +333,7 @@ async def test_a_direct_write_lengthens_a_file_whose_beginning_the_other_mount_h
 async def test_a_reader_never_sees_an_older_value_after_a_newer_one_while_caches_are_emptied(
     cluster: Any, mix: str
 ) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.write_file("/u/f", bytes(8))
         begun, acknowledged, seen = 0, 0, [0]
 
@@ -380,10 +361,7 @@ async def test_a_reader_never_sees_an_older_value_after_a_newer_one_while_caches
 
         async def empty() -> None:
             while acknowledged < 300:
-                for client in (c.a, c.b):
-                    for imp in client.imports:
-                        if imp.locks is not None:
-                            imp.locks.clear_unused()
+                clear_unused(c.a, c.b)
                 await asyncio.sleep(0.001)
 
         await asyncio.gather(write(a), read(b), empty())
@@ -393,8 +371,7 @@ async def test_a_reader_never_sees_an_older_value_after_a_newer_one_while_caches
 @pytest.mark.lustre("SN 16j")
 @pytest.mark.parametrize("size", [1024, 4095, UNIT - 1, UNIT, 3 * UNIT // 2, 4 * UNIT + 1])
 async def test_both_mounts_copy_the_same_past_and_through_the_cache(cluster: Any, size: int) -> None:
-    async with two_mounts(cluster) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster) as (c, a, b):
         data = random.Random(c.seed).randbytes(25 * UNIT if size > 4096 else 2 * UNIT)
         for name in ("source", "target"):
             await a.setstripe(f"/u/{name}", 2, UNIT)
@@ -418,8 +395,7 @@ async def test_both_mounts_copy_the_same_past_and_through_the_cache(cluster: Any
 @pytest.mark.lustre("SN 19")
 @who_caches
 async def test_both_mounts_read_the_same_file_at_once_with_nothing_cached(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.setstripe("/u/f", -1, UNIT)
         data = random.Random(c.seed).randbytes(16 * UNIT)
         await a.write_at("/u/f", 0, data)
@@ -432,8 +408,7 @@ async def test_both_mounts_read_the_same_file_at_once_with_nothing_cached(cluste
 @pytest.mark.lustre("SN 20")
 @some_cache
 async def test_nothing_is_left_in_the_cache_without_a_lock(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.write_at("/u/f", 0, b"a" * 8190, CREATE)
         await b.write_at("/u/f", 8194, b"b" * 8190, os.O_RDWR)
         for mount in (a, b):
@@ -452,8 +427,7 @@ async def test_nothing_is_left_in_the_cache_without_a_lock(cluster: Any, mix: st
 @who_caches
 async def test_a_page_is_read_while_the_other_mount_writes_it(cluster: Any, mix: str) -> None:
     """The read is under way when the write comes, and again when the page has just gone."""
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.setstripe("/u/f", -1, UNIT)
         await b.write_at("/u/f", 0, b"0" * 4 * UNIT)
         file = await a.open("/u/f")
@@ -480,8 +454,7 @@ async def test_a_page_is_read_while_the_other_mount_writes_it(cluster: Any, mix:
 @pytest.mark.lustre("SN 95b")
 @some_cache
 async def test_a_page_that_is_dropped_for_want_of_room_is_read_again(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix, max_cached_bytes=2 * UNIT) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix, max_cached_bytes=2 * UNIT) as (c, a, b):
         data = random.Random(c.seed).randbytes(12 * UNIT)
         await a.write_file("/u/f", data)
         file = await b.open("/u/f")
@@ -503,8 +476,7 @@ async def test_a_page_that_is_dropped_for_want_of_room_is_read_again(cluster: An
 @who_caches
 async def test_two_writers_fill_the_disks(cluster: Any, mix: str) -> None:
     """Whoever gets no space is told by the write that gets none; what was accepted is there."""
-    async with two_mounts(cluster, mix, disk_bytes=80 * UNIT) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix, disk_bytes=80 * UNIT) as (c, a, b):
         free = (await a.statfs()).bytes_available
         piece = b"12345678" * 2048
 
@@ -539,8 +511,7 @@ async def test_two_writers_fill_the_disks(cluster: Any, mix: str) -> None:
 async def test_a_file_that_is_removed_while_the_other_mount_reads_it_leaves_no_space_behind(
     cluster: Any, mix: str
 ) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (_, a, b):
         before = (await a.statfs()).bytes_free
         for number in range(4):
             await a.setstripe("/u/f", -1, UNIT)
@@ -580,8 +551,7 @@ async def mtimes(c: Any, path: str) -> AsyncIterator[int]:
 @pytest.mark.lustre("SN 23")
 @who_caches
 async def test_the_other_mount_sees_when_a_file_was_read(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.write_file("/u/f", b"atime should be updated")
         old = (await times(b, "/u/f"))[0]
         await asyncio.sleep(61)
@@ -596,8 +566,7 @@ async def test_the_other_mount_sees_when_a_file_was_read(cluster: Any, mix: str)
 @pytest.mark.lustre("SN 26a")
 @who_caches
 async def test_times_may_be_set_to_the_past(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (_, a, b):
         await a.write_file("/u/f", b"data")
         for mount, other, time in ((a, b, 3 * YEAR_NS), (b, a, 2 * YEAR_NS), (a, b, YEAR_NS)):
             await mount.utimes("/u/f", time + 1, time)
@@ -607,8 +576,7 @@ async def test_times_may_be_set_to_the_past(cluster: Any, mix: str) -> None:
 @pytest.mark.lustre("SN 26b")
 @who_caches
 async def test_a_chmod_does_not_hide_the_time_of_a_write(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.create("/u/f")
         await asyncio.sleep(1)
         began = c.a.node.wall_ns()
@@ -624,8 +592,7 @@ async def test_a_chmod_does_not_hide_the_time_of_a_write(cluster: Any, mix: str)
 @pytest.mark.parametrize("before", ["nothing", "read", "written"])
 @who_caches
 async def test_a_close_does_not_undo_times_that_were_set_meanwhile(cluster: Any, mix: str, before: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         file = await a.open("/u/f", CREATE)
         if before == "written":
             await file.pwrite(b"data", 0)
@@ -646,8 +613,7 @@ async def test_a_close_does_not_undo_times_that_were_set_meanwhile(cluster: Any,
 @pytest.mark.lustre("SN 39a")
 @who_caches
 async def test_the_time_of_a_write_outlives_a_rename(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.create("/u/f")
         await a.utimes("/u/f", None, YEAR_NS)
         assert (await b.stat("/u/f")).mtime == YEAR_NS
@@ -663,8 +629,7 @@ async def test_the_time_of_a_write_outlives_a_rename(cluster: Any, mix: str) -> 
 @pytest.mark.lustre("SN 39b")
 @who_caches
 async def test_a_time_in_the_past_is_the_same_with_and_without_locks(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.write_file("/u/f", b"data")
         assert (await a.stat("/u/f")).mtime == (await b.stat("/u/f")).mtime
         await asyncio.sleep(1)
@@ -675,8 +640,7 @@ async def test_a_time_in_the_past_is_the_same_with_and_without_locks(cluster: An
 @pytest.mark.lustre("SN 39c")
 @who_caches
 async def test_a_truncation_sets_the_time(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.write_file("/u/f", b"hello")
         written = (await a.stat("/u/f")).mtime
         assert (await b.stat("/u/f")).mtime == written
@@ -689,8 +653,7 @@ async def test_a_truncation_sets_the_time(cluster: Any, mix: str) -> None:
 @pytest.mark.lustre("SN 39d")
 @who_caches
 async def test_a_synchronous_write_sets_the_time(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.create("/u/f")
         await a.utimes("/u/f", None, YEAR_NS)
         assert (await b.stat("/u/f")).mtime == YEAR_NS
@@ -707,8 +670,7 @@ async def test_a_synchronous_write_sets_the_time(cluster: Any, mix: str) -> None
 @pytest.mark.lustre("SN 104")
 @who_caches
 async def test_the_mdt_has_the_times_when_a_file_is_closed(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
 
         async def check() -> None:
             for mount in (a, b):

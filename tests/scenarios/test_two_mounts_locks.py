@@ -12,7 +12,7 @@ import random
 from typing import Any
 
 import pytest
-from mounts import Mount, drop_locks, mounts, some_cache, two_mounts, who_caches
+from mounts import Mount, drop_locks, some_cache, two_mounts, who_caches
 from steps import EVICTION, refused, soon
 from test_lock_replay import locks_of, take
 
@@ -51,8 +51,7 @@ def waits(c: Any, ost: int = 0) -> bool:
 @pytest.mark.parametrize("late", [Cancel, Write, BlockingCallback])
 @asker_caches
 async def test_a_lock_is_asked_for_while_it_is_given_back(cluster: Any, mix: str, late: type) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         file, _ = await striped(a)
         data = random.Random(c.seed).randbytes(3 * UNIT)
         await file.pwrite(data, 0)
@@ -81,8 +80,7 @@ async def test_a_lock_is_asked_for_while_it_is_given_back(cluster: Any, mix: str
 @asker_caches
 async def test_a_lock_is_given_back_while_the_server_goes(cluster: Any, mix: str, message: type, how: str) -> None:
     """Its cancel is lost, or the last write under it that takes it along, and whatever else."""
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         file, _ = await striped(a)
         data = random.Random(c.seed).randbytes(UNIT)
         await file.pwrite(data, 0)
@@ -107,8 +105,7 @@ async def test_a_lock_is_given_back_while_the_server_goes(cluster: Any, mix: str
 @pytest.mark.parametrize("point", ["ost.write", "ost.write_done"])
 @asker_caches
 async def test_the_size_is_right_while_the_writers_lock_goes(cluster: Any, mix: str, point: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         file, _ = await striped(a)
         await file.pwrite(b"test\n", 0)
         for server in c.oss:
@@ -128,8 +125,7 @@ async def test_the_size_is_right_while_the_writers_lock_goes(cluster: Any, mix: 
 @asker_caches
 async def test_the_size_is_right_when_the_writer_has_several_locks(cluster: Any, mix: str, where: str) -> None:
     """Some of them taken in advance and never used, beyond the end of the file."""
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         file, resource = await striped(a)
         for at in (0, 10 * UNIT, 20 * UNIT):
             lock = await take(c.a, resource, PW, at, at + UNIT - 1, flags=NO_EXPANSION)
@@ -156,8 +152,7 @@ async def test_the_size_is_right_when_the_writer_has_several_locks(cluster: Any,
 @pytest.mark.parametrize("size", [UNIT // 2, 3 * UNIT, 10 * UNIT, 12 * UNIT])
 @asker_caches
 async def test_who_keeps_a_lock_of_the_beginning_hears_of_a_truncation(cluster: Any, mix: str, size: int) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         file, resource = await striped(a)
         for at in (0, 10 * UNIT):
             locks_of(c.a, OST).release(await take(c.a, resource, PW, at, at + UNIT - 1, flags=NO_EXPANSION))
@@ -183,8 +178,8 @@ async def test_who_keeps_a_lock_of_the_beginning_hears_of_a_truncation(cluster: 
 async def test_a_truncation_whose_lock_is_granted_before_it_is_answered_leaves_the_right_size(
     cluster: Any, mix: str
 ) -> None:
-    async with two_mounts(cluster, mix + "c", clients=3) as c:
-        a, other = Mount(c.a), Mount(c.b if "b" in mix else c.c)
+    async with two_mounts(cluster, mix + "c", clients=3) as (c, a, b):
+        other = b if "b" in mix else Mount(c.c)
         file, _ = await striped(a)
         await file.pwrite(bytes(10 * 1024), 0)
         held = c.net.hold(Enqueue, reply=True, to=other.client)
@@ -193,7 +188,7 @@ async def test_a_truncation_whose_lock_is_granted_before_it_is_answered_leaves_t
         await asyncio.sleep(1)  # the lock was taken from a, and the completion is there
         held.release()
         await cutting
-        for mount in (other, a, Mount(c.b)):
+        for mount in (other, a, b):
             assert (await mount.stat("/u/f")).size == 4096
             assert await mount.content("/u/f") == bytes(4096)
         await file.close()
@@ -204,8 +199,7 @@ async def test_a_truncation_whose_lock_is_granted_before_it_is_answered_leaves_t
 @who_caches
 async def test_two_first_looks_at_an_object_say_the_same(cluster: Any, mix: str) -> None:
     """The OST is slow with the first of them, which makes the resource."""
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         file, _ = await striped(a)
         await file.pwrite(bytes(1 << 20), 0)
         await file.fsync()
@@ -221,8 +215,7 @@ async def test_two_first_looks_at_an_object_say_the_same(cluster: Any, mix: str)
 
 @pytest.mark.lustre("SN 106b")
 async def test_a_stat_costs_one_glimpse_and_only_if_the_size_is_wanted(cluster: Any) -> None:
-    async with two_mounts(cluster) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster) as (c, a, b):
         file, _ = await striped(b)
         await file.pwrite(bytes(1024), 0)
         await file.close()
@@ -266,8 +259,7 @@ async def test_who_is_interrupted_while_he_waits_for_a_lock_is_not_evicted(
     cluster: Any, mix: str, what: str, granted: str
 ) -> None:
     """And keeps no lock that nobody knows of."""
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.setstripe("/u/f", 1, UNIT, 0)
         append = os.O_WRONLY | os.O_APPEND
         work = {
@@ -308,8 +300,7 @@ async def test_who_is_interrupted_while_he_waits_for_a_lock_is_not_evicted(
 async def test_who_is_interrupted_while_the_mds_waits_for_locks_is_not_evicted(
     cluster: Any, mix: str, granted: str
 ) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await b.mkdir("/u/d")
         for number in range(5):
             await a.names("/u/d")
@@ -332,8 +323,7 @@ async def test_who_is_interrupted_while_the_mds_waits_for_locks_is_not_evicted(
 @pytest.mark.lustre("SN 34")
 @asker_caches
 async def test_a_lock_does_not_expire_while_its_owner_writes_under_it(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix, max_bytes_per_rpc=UNIT, max_rpcs_in_flight=1) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix, max_bytes_per_rpc=UNIT, max_rpcs_in_flight=1) as (c, a, b):
         file, _ = await striped(a)
         data = random.Random(c.seed).randbytes(8 * UNIT)
         await file.pwrite(data, 0)
@@ -349,9 +339,8 @@ async def test_a_lock_does_not_expire_while_its_owner_writes_under_it(cluster: A
 @pytest.mark.lustre("SN 34")
 @asker_caches
 async def test_a_lock_expires_when_its_owner_gets_nothing_done_under_it(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
+    async with two_mounts(cluster, mix) as (c, a, b):
         c.expect(*EVICTION, "lock.expired", "client.data_lost")
-        a, b = mounts(c)
         file, _ = await striped(a)
         await file.pwrite(b"old", 0)
         await file.fsync()
@@ -377,8 +366,7 @@ async def test_a_lock_expires_when_its_owner_gets_nothing_done_under_it(cluster:
 @pytest.mark.lustre("SN 27")
 @who_caches
 async def test_writes_that_do_not_overlap_wait_for_each_other_only_shortly(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.setstripe("/u/f", -1, UNIT)
         chance = random.Random(c.seed)
         near, far, first = [chance.randbytes(size) for size in ((4096 + 4) * 64, (16384 - 1024) * 64, 512)]
@@ -403,8 +391,7 @@ async def test_writes_that_do_not_overlap_wait_for_each_other_only_shortly(clust
 
 @pytest.mark.lustre("SN 107a")
 async def test_a_group_lock_waits_for_another_group(cluster: Any) -> None:
-    async with two_mounts(cluster) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster) as (c, a, b):
         file, resource = await striped(a)
         await file.pwrite(b"x" * UNIT, 0)
         one = await take(c.a, resource, GROUP, gid=14091995)
@@ -426,8 +413,7 @@ async def test_a_group_lock_waits_for_another_group(cluster: Any) -> None:
 @pytest.mark.lustre("SN 107b")
 @pytest.mark.parametrize("mix", ["abc", "ac"])
 async def test_a_group_lock_goes_before_reads_that_wait(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix, clients=3) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix, clients=3) as (c, a, b):
         file, resource = await striped(a)
         await file.pwrite(b"x" * UNIT, 0)
         one = await take(c.a, resource, GROUP, gid=14091995)

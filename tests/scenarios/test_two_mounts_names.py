@@ -12,7 +12,7 @@ import stat
 from typing import Any
 
 import pytest
-from mounts import Mount, drop_locks, mounts, some_cache, two_mounts, who_caches
+from mounts import Mount, drop_locks, some_cache, two_mounts, who_caches
 from steps import refused, soon
 
 from lustrelite.errors import OpError
@@ -32,8 +32,7 @@ async def mode_of(mount: Mount, path: str) -> int:
 @pytest.mark.lustre("SN 1")
 @who_caches
 async def test_a_file_and_its_attributes_are_there_on_the_other_mount(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.create("/u/f")
         assert await b.exists("/u/f")
         await b.chmod("/u/f", 0o777)
@@ -50,8 +49,7 @@ async def test_a_file_and_its_attributes_are_there_on_the_other_mount(cluster: A
 @pytest.mark.lustre("SN 2a", "SN 2b")
 @who_caches
 async def test_cached_attributes_follow_a_change_of_either_mount(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (_, a, b):
         for changer in (a, b):
             await a.create("/u/f", 0o644)
             for mount in (a, b):
@@ -69,8 +67,7 @@ async def test_cached_attributes_follow_a_change_of_either_mount(cluster: Any, m
 @pytest.mark.lustre("SN 2c", "SN 2d")
 @who_caches
 async def test_the_mode_of_the_root_is_the_same_on_both_mounts(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (_, a, b):
         for mode in (0o777, 0o755):
             await b.stat("/")
             await a.chmod("/", mode)
@@ -80,8 +77,7 @@ async def test_the_mode_of_the_root_is_the_same_on_both_mounts(cluster: Any, mix
 @pytest.mark.lustre("SN 2e")
 @who_caches
 async def test_a_right_given_on_one_mount_counts_on_the_other(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         alice = Mount(c.b, c.b.fs.as_user(1000, 1000))
         await a.chmod("/u", 0o755)
         assert await a.names("/u") == await alice.names("/u") == []
@@ -98,8 +94,7 @@ async def test_a_right_given_on_one_mount_counts_on_the_other(cluster: Any, mix:
 @pytest.mark.lustre("SN 3")
 @who_caches
 async def test_a_symlink_of_one_mount_is_read_on_the_other(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (_, a, b):
         assert not await b.exists("/u/link")
         await a.symlink("this/is/good", "/u/link")
         assert await b.readlink("/u/link") == await a.readlink("/u/link") == "this/is/good"
@@ -111,8 +106,7 @@ async def test_a_symlink_of_one_mount_is_read_on_the_other(cluster: Any, mix: st
 @pytest.mark.lustre("SN 72")
 @who_caches
 async def test_extended_attributes_are_the_same_on_both_mounts(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (_, a, b):
         await a.create("/u/f")
         await a.setxattr("/u/f", "user.attr1", b"value1")
         assert await b.getxattr("/u/f", "user.attr1") == b"value1"
@@ -131,8 +125,7 @@ async def test_extended_attributes_are_the_same_on_both_mounts(cluster: Any, mix
 @pytest.mark.lustre("SN 73")
 @some_cache
 async def test_who_only_reads_extended_attributes_takes_no_lock_from_anybody(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.create("/u/f")
         await a.setxattr("/u/f", "user.attr1", b"value1")
         for mount in (b, a):
@@ -152,8 +145,7 @@ async def test_who_only_reads_extended_attributes_takes_no_lock_from_anybody(clu
 @who_caches
 async def test_the_close_of_a_directory_changes_nothing_of_it(cluster: Any, mix: str) -> None:
     """It was opened before the other mount filled it and set its times."""
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (_, a, b):
         await a.mkdir("/u/d")
         directory = await a.open("/u/d", os.O_DIRECTORY)
         for number in range(300):
@@ -172,8 +164,7 @@ async def test_the_close_of_a_directory_changes_nothing_of_it(cluster: Any, mix:
 @pytest.mark.lustre("SN 13")
 @who_caches
 async def test_a_listing_is_forgotten_when_the_other_mount_removes_a_name(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.mkdir("/u/d")
         assert await a.names("/u/d") == []
         for _ in range(2):
@@ -188,8 +179,7 @@ async def test_a_listing_is_forgotten_when_the_other_mount_removes_a_name(cluste
 @who_caches
 async def test_links_stats_and_unlinks_of_two_mounts_never_wait_in_a_circle(cluster: Any, mix: str) -> None:
     """link locks the file and its directory, stat the directory and the file, unlink all of them."""
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.mkdir("/u/d")
         await a.create("/u/d/file")
         done = {"link": 0, "stat": 0, "unlink": 0}
@@ -224,8 +214,7 @@ async def test_links_stats_and_unlinks_of_two_mounts_never_wait_in_a_circle(clus
 @pytest.mark.lustre("SN 31r")
 @who_caches
 async def test_an_open_outlives_a_rename_over_its_file(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.write_file("/u/target", b"old")
         await a.write_file("/u/source", b"new")
         await a.stat("/u/target")
@@ -241,8 +230,7 @@ async def test_an_open_outlives_a_rename_over_its_file(cluster: Any, mix: str) -
 @pytest.mark.lustre("SN 31s")
 @who_caches
 async def test_a_name_that_was_given_to_another_directory_leads_there(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.mkdir("/u/d")
         await a.create("/u/d/f")
         await a.stat("/u/d/f")
@@ -263,8 +251,7 @@ async def test_a_name_that_was_given_to_another_directory_leads_there(cluster: A
 @pytest.mark.lustre("SN 31t")
 @who_caches
 async def test_attributes_of_an_open_file_do_not_bring_back_its_old_name(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (_, a, b):
         await a.create("/u/f")
         await a.stat("/u/f")
         file = await a.open("/u/f")
@@ -283,8 +270,7 @@ async def test_attributes_of_an_open_file_do_not_bring_back_its_old_name(cluster
 @pytest.mark.lustre("SN 6")
 @who_caches
 async def test_an_open_file_that_the_other_mount_removes_lives_on_without_a_name(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (_, a, b):
         await a.write_file("/u/f", b"data")
         of_a, of_b = [await mount.open("/u/f", os.O_RDWR) for mount in (a, b)]
         await b.unlink("/u/f")
@@ -311,8 +297,7 @@ async def test_an_open_file_that_the_other_mount_removes_lives_on_without_a_name
 async def test_an_open_directory_or_special_file_that_the_other_mount_removes_can_still_be_changed(
     cluster: Any, mix: str, kind: str
 ) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (_, a, b):
         if kind == "directory":
             await a.mkdir("/u/x", 0o744)
         else:
@@ -334,8 +319,7 @@ async def test_an_open_directory_or_special_file_that_the_other_mount_removes_ca
 @pytest.mark.lustre("SN 70a", "SN 92")
 @who_caches
 async def test_who_is_in_a_directory_that_the_other_mount_removes_finds_nothing_there(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.makedirs("/u/d/here/below")
         await a.write_file("/u/d/here/below/f", b"data")
         directory = await b.open("/u/d/here", os.O_DIRECTORY)
@@ -356,8 +340,7 @@ async def test_who_is_in_a_directory_that_the_other_mount_removes_finds_nothing_
 @pytest.mark.lustre("SN 82")
 @who_caches
 async def test_extended_attributes_of_a_file_without_a_name(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (_, a, b):
         of_a = await a.open("/u/f", os.O_RDWR | os.O_CREAT)
         of_b = await b.open("/u/f")
         await a.unlink("/u/f")
@@ -371,8 +354,7 @@ async def test_extended_attributes_of_a_file_without_a_name(cluster: Any, mix: s
 @pytest.mark.lustre("SN 84")
 @who_caches
 async def test_times_are_set_while_the_other_mount_removes_the_file(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix + "c", clients=3) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix + "c", clients=3) as (c, a, b):
         # held up on its way: the file is gone when it arrives
         await a.create("/u/f")
         held = c.net.hold(Setattr, to=c.mds, source=c.a)
@@ -401,8 +383,7 @@ async def test_times_are_set_while_the_other_mount_removes_the_file(cluster: Any
 @pytest.mark.lustre("SN 102")
 @who_caches
 async def test_a_file_is_opened_by_its_fid_on_the_other_mount_with_and_without_a_name(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (_, a, b):
         await a.write_file("/u/f", b"by handle")
         of_a = await a.open("/u/f")
         first = await of_a.fstat()
@@ -426,8 +407,7 @@ async def test_a_file_is_opened_by_its_fid_on_the_other_mount_with_and_without_a
 @pytest.mark.parametrize("where", ["on its way", "in the MDS"])
 @some_cache
 async def test_a_rename_that_is_held_up_hangs_nobody(cluster: Any, mix: str, where: str) -> None:
-    async with two_mounts(cluster, mix + "c", clients=3) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix + "c", clients=3) as (c, a, b):
         for part in range(2):
             await a.makedirs("/u/d1/d2/d3")
             for mount in (a, b, Mount(c.c)):
@@ -470,8 +450,7 @@ async def test_a_rename_that_is_held_up_hangs_nobody(cluster: Any, mix: str, whe
 async def test_a_rename_whose_directory_is_removed_comes_before_or_fails(
     cluster: Any, mix: str, gone: str, where: str
 ) -> None:
-    async with two_mounts(cluster, mix + "c", clients=3) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix + "c", clients=3) as (c, a, b):
         await a.makedirs("/u/d1/d2")
         await a.mkdir("/u/d3")
         await a.names("/u/d1")
@@ -508,8 +487,7 @@ async def test_a_rename_whose_directory_is_removed_comes_before_or_fails(
 @pytest.mark.lustre("SN 55d")
 @some_cache
 async def test_a_rename_whose_target_becomes_a_directory_meanwhile_fails(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.create("/u/f1")
         held = c.net.hold(Rename, to=c.mds)
         moving = soon(a.rename("/u/f1", "/u/t"))
@@ -541,8 +519,7 @@ async def test_a_rename_whose_target_becomes_a_directory_meanwhile_fails(cluster
 async def test_two_renames_against_each_other(
     cluster: Any, mix: str, tree: tuple[str, ...], one: tuple[str, str], other: tuple[str, str], both: bool
 ) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         for number in range(8):
             await a.mkdir("/u/d")
             for path in tree:
@@ -572,8 +549,7 @@ async def test_two_renames_against_each_other(
 @pytest.mark.lustre("SN 109")
 @who_caches
 async def test_mounts_and_unmounts_race(cluster: Any, mix: str) -> None:
-    async with two_mounts(cluster, mix) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix) as (c, a, b):
         await a.write_file("/u/f", b"data")
         for _ in range(20):
             await asyncio.gather(c.a.unmount(), c.b.unmount())
@@ -590,8 +566,7 @@ async def test_each_removes_what_the_other_has_just_made(
     cluster: Any, mix: str, directories: str, commit_on_sharing: int
 ) -> None:
     """With commit on share each removal waits for the commit of what it depends on; without it nothing does."""
-    async with two_mounts(cluster, mix, commit_on_sharing=commit_on_sharing) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster, mix, commit_on_sharing=commit_on_sharing) as (c, a, b):
         paths = {mount: "/u/d" if directories == "one for both" else f"/u/{mount.client.name}" for mount in (a, b)}
         for path in dict.fromkeys(paths.values()):
             await a.mkdir(path)
@@ -619,8 +594,7 @@ async def test_each_removes_what_the_other_has_just_made(
 @pytest.mark.parametrize("message", [Lookup, Open])
 async def test_a_late_copy_of_an_operation_brings_no_second_lock(cluster: Any, message: type) -> None:
     """The first copy comes when the answer to the second is there, and its lock was given back already."""
-    async with two_mounts(cluster) as c:
-        a, b = mounts(c)
+    async with two_mounts(cluster) as (c, a, b):
         await a.write_file("/u/f", b"data")
         await drop_locks(c, c.a, c.b, kind="MDT")
         late = c.net.hold(message, to=c.mds, source=c.a, times=1)

@@ -105,8 +105,7 @@ def locks_are_not_replayed(patch):
 # ------------------------------------------------------------------------------------------------- the client's side
 
 
-@mutation
-def a_cancel_overtakes_its_flush(patch):
+def cancel_before_the_flush(patch: Any) -> None:
     flush = LockCache._flush_and_let_go
 
     async def cancel_first(self: Any, lock: Any) -> None:
@@ -116,20 +115,17 @@ def a_cancel_overtakes_its_flush(patch):
         await flush(self, lock)
 
     patch.setattr(LockCache, "_flush_and_let_go", cancel_first)
+
+
+@mutation
+def a_cancel_overtakes_its_flush(patch):
+    cancel_before_the_flush(patch)
     patch.setattr(ost_handlers, "_check_lock", lambda *args: None)  # the second defence
 
 
 @mutation
 def a_cancel_overtakes_its_flush_and_the_OST_refuses_the_data(patch):
-    flush = LockCache._flush_and_let_go
-
-    async def cancel_first(self: Any, lock: Any) -> None:
-        self._cancels.add((lock.handle,))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        await flush(self, lock)
-
-    patch.setattr(LockCache, "_flush_and_let_go", cancel_first)
+    cancel_before_the_flush(patch)
 
 
 @mutation

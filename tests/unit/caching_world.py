@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from fake_locks import FakeLocks
-from fake_servers import FakeMdt, FakeNode, FakeOst
+from fake_servers import FakeOst, World
 
-from lustrelite.client.connections import Connections
 from lustrelite.client.data_cache import DataCache
 from lustrelite.client.file import File
-from lustrelite.client.fs import FileSystem
 from lustrelite.errors import OpError
 from lustrelite.ldlm.policy import WRITERS
+from lustrelite.tunables import Tunables
 from lustrelite.wire import ost
 from lustrelite.wire.ldlm import Lvb
 from lustrelite.wire.message import ROOT_CRED, Cred
@@ -105,24 +105,21 @@ class CachingOst(FakeOst):
         return ost.WriteReply(attr, given), data
 
 
-class CachingWorld:
+class CachingWorld(World):
     """One mounted client that caches."""
+
+    osts: Sequence[CachingOst]
 
     def __init__(
         self, osts: int = 1, *, stripe_size: int = 1 << 16, bytes_max: int = 1 << 20, seed: int = 0, grant: int = 8 << 20,
     ) -> None:  # fmt: skip
-        self.node = FakeNode()
-        self.node.tunables.write_back_after_s = 1000.0  # only when a test says so
-        self.node.tunables.caching = 1
-        self.mdt = FakeMdt(osts, stripe_size)
-        self.osts = [CachingOst(bytes_max=bytes_max, seed=seed + i) for i in range(osts)]
-        self.connections = Connections(self.node, "lustre")
-        self.connections.add_mdt(self.mdt)
+        tunables = Tunables(caching=1, write_back_after_s=1000.0)  # it writes back only when a test says so
+        super().__init__(
+            osts, stripe_size=stripe_size, bytes_max=bytes_max, seed=seed, ost_class=CachingOst, tunables=tunables
+        )
         for index, server in enumerate(self.osts):
-            self.connections.add_ost(index, server)
             server.promised = grant
             self.data(index).grant.connected(grant)
-        self.fs = FileSystem(self.connections)
 
     def data(self, index: int = 0) -> DataCache:
         found = self.connections.lov.oscs[index].data
@@ -145,9 +142,6 @@ class CachingWorld:
         ((index, obj),) = file.layout.stripes
         return bytes(self.osts[index].objects.get(obj, b""))
 
-    async def __aenter__(self) -> Self:
-        return self
-
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -161,6 +155,4 @@ class CachingWorld:
                 assert data.osc.slots()._value == self.node.tunables.max_rpcs_in_flight
             pages = self.data().shared
             assert not pages.pages.count and not pages.dirty and not pages.ahead
-            await self.fs.unmount()
-            assert not self.mdt.opens, "no handle is left open"
-        await self.node.stop_tasks()
+        await super().__aexit__(kind, error, trace)

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import random
 import stat
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -356,10 +357,15 @@ def _cookie(name: bytes) -> int:
 class World:
     """One mounted client with its servers."""
 
-    def __init__(self, osts: int = 2, *, stripe_size: int = 1 << 16, bytes_max: int = 1 << 20, seed: int = 0) -> None:
-        self.node = FakeNode()
+    osts: Sequence[FakeOst]
+
+    def __init__(
+        self, osts: int = 2, *, stripe_size: int = 1 << 16, bytes_max: int = 1 << 20, seed: int = 0,
+        ost_class: type[FakeOst] = FakeOst, tunables: Tunables | None = None,
+    ) -> None:  # fmt: skip
+        self.node = FakeNode(tunables)
         self.mdt = FakeMdt(osts, stripe_size)
-        self.osts = [FakeOst(bytes_max=bytes_max, seed=seed + i) for i in range(osts)]
+        self.osts = [ost_class(bytes_max=bytes_max, seed=seed + i) for i in range(osts)]
         self.connections = Connections(self.node, "lustre")
         self.connections.add_mdt(self.mdt)
         for index, server in enumerate(self.osts):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import msgpack
 from ost_harness import NoNetwork
@@ -117,6 +117,14 @@ class Bench:
         self.target.values[RES] = Lvb(100, 8, 1, 2, 3)
         self.locks = self.target.namespace
         self.a, self.b, self.c = (Peer(self.target, name) for name in "abc")
+
+    @classmethod
+    def disputed(cls, **tunables: Any) -> Self:
+        """A bench whose a has the lock of RES, as 1, and b wants it, as 2: in the next turn a is asked."""
+        bench = cls(**tunables)
+        bench.a.take(1)
+        bench.b.take(2)
+        return bench
 
     def saw(self, name: str) -> int:
         return self.node.events.counts[name]

@@ -76,9 +76,7 @@ async def test_many_items_are_several_frames(sim: Any, monkeypatch: pytest.Monke
 
 
 async def test_a_lock_is_granted_before_it_is_asked_for(sim: Any) -> None:
-    bench = Bench()
-    bench.a.take(1)
-    bench.b.take(2)
+    bench = Bench.disputed()
     await turn()
     bench.a.cancel(1)
     bench.c.take(3)  # in the same turn
@@ -87,10 +85,8 @@ async def test_a_lock_is_granted_before_it_is_asked_for(sim: Any) -> None:
 
 
 async def test_an_unanswered_callback_comes_again_under_its_number(sim: Any) -> None:
-    bench = Bench(rpc_timeout_s=2.0)
+    bench = Bench.disputed(rpc_timeout_s=2.0)
     bench.a.says = None
-    bench.a.take(1)
-    bench.b.take(2)
     await asyncio.sleep(2.1)
     assert [callback.number for callback in bench.a.heard] == [1, 1] and bench.saw("callback.resent") == 1
     bench.a.answer(bench.a.heard[0], 0, ((0,),))
@@ -101,10 +97,8 @@ async def test_an_unanswered_callback_comes_again_under_its_number(sim: Any) -> 
 
 async def test_a_lost_callback_comes_again(sim: Any) -> None:
     """Source: recovery-small 10e, OBD_FAIL_LDLM_BL_CALLBACK_NET"""
-    bench = Bench(rpc_timeout_s=2.0)
+    bench = Bench.disputed(rpc_timeout_s=2.0)
     bench.node.faults.arm("ldlm.bl_callback", Fault("drop"))
-    bench.a.take(1)
-    bench.b.take(2)
     await asyncio.sleep(1)
     assert not bench.a.heard and bench.a.export.last_callback == 1
     await asyncio.sleep(1.5)
@@ -112,10 +106,8 @@ async def test_a_lost_callback_comes_again(sim: Any) -> None:
 
 
 async def test_faults_of_callbacks(sim: Any) -> None:
-    bench = Bench()
+    bench = Bench.disputed()
     bench.node.faults.arm("ldlm.cp_callback", Fault("delay", delay_s=1.0))
-    bench.a.take(1)
-    bench.b.take(2)
     bench.a.cancel(1)
     await asyncio.sleep(0.5)
     assert not bench.b.heard
@@ -128,10 +120,8 @@ async def test_faults_of_callbacks(sim: Any) -> None:
 
 
 async def test_a_bad_answer_costs_the_link(sim: Any) -> None:
-    bench = Bench()
+    bench = Bench.disputed()
     bench.a.says = None
-    bench.a.take(1)
-    bench.b.take(2)
     await turn()
     sender = bench.a.export.callbacks
     assert sender is not None

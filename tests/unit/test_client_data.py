@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fake_servers import FakeOst, World
+from file_model import FileModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -65,24 +66,20 @@ def test_a_striped_file_behaves_like_a_bytearray(
             for server in world.osts:
                 server.read_max = read_max
             where = layout(stripe_size, count, osts)
-            model = bytearray()
+            model = FileModel()
             lov = world.connections.lov
             for kind, offset, argument in operations:
                 if kind == "write":
                     await write(world, where, argument, offset)
-                    if argument:
-                        model.extend(bytes(max(offset - len(model), 0)))
-                        model[offset : offset + len(argument)] = argument
+                    model.write(offset, argument)
                 elif kind == "read":
                     assert await read(world, where, offset, argument) == model[offset : offset + argument]
                 elif kind == "truncate":
                     await lov.truncate(where, FILE, offset, time=1, cred=ROOT_CRED)
-                    del model[offset:]
-                    model.extend(bytes(offset - len(model)))
+                    model.truncate(offset)
                 else:
                     await lov.punch(where, FILE, offset, offset + argument, time=1, cred=ROOT_CRED)
-                    end = min(offset + argument, len(model))
-                    model[offset:end] = bytes(max(end - offset, 0))
+                    model.punch(offset, offset + argument)
                 assert (await lov.getattr(where, cred=ROOT_CRED)).size == len(model)
             assert await read(world, where, 0, 200) == model
 

@@ -301,38 +301,25 @@ def test_the_cache_of_a_client_that_is_gone_may_be_lost():
     assert h.problems, "it had no cache"
 
 
-def test_what_was_synced_or_seen_is_not_lost():
+@pytest.mark.parametrize(
+    ("before", "after", "why"),
+    [
+        (lambda h: h.did("a", "fsync", handle=1), [("c", 1)], "synced"),
+        (lambda h: h.read("b", 0, 2), [("c", 1)], "seen"),
+        (lambda h: h.read("b", 0, 1), [("c", 1)], "b read while a had it: a had to write back first"),
+        (lambda h: None, [("a", 2), ("c", 1)], "a's next life is somebody else"),
+    ],
+    ids=["synced", "seen", "read before", "next life"],
+)
+def test_what_was_synced_or_seen_is_not_lost(before: Any, after: list[tuple[str, int]], why: str):
     h = Planted()
     h.wrote("b", 0)
     h.wrote("a", 0, handle=1)
-    h.did("a", "fsync", handle=1)
+    before(h)
     h.history.killed("a")
-    h.read("c", 0, 1)
-    assert h.problems, "synced"
-
-    h = Planted()
-    h.wrote("b", 0)
-    h.wrote("a", 0)
-    h.read("b", 0, 2)
-    h.history.killed("a")
-    h.read("c", 0, 1)
-    assert h.problems, "seen"
-
-    h = Planted()
-    h.wrote("b", 0)
-    h.wrote("a", 0)
-    h.read("b", 0, 1)
-    h.history.killed("a")
-    h.read("c", 0, 1)
-    assert h.problems, "b read while a had it: a had to write back first"
-
-    h = Planted()
-    h.wrote("b", 0)
-    h.wrote("a", 0)
-    h.history.killed("a")
-    h.read("a", 0, 2)
-    h.read("c", 0, 1)
-    assert h.problems, "a's next life is somebody else"
+    for client, tag in after:
+        h.read(client, 0, tag)
+    assert h.problems, why
 
 
 def test_an_fsync_after_an_eviction_has_to_report_the_loss_first():

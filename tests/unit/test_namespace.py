@@ -76,9 +76,7 @@ async def test_who_waits_is_granted_when_the_holder_gives_back(sim: Any) -> None
 
 
 async def test_a_completion_tells_if_somebody_waits_already(sim: Any) -> None:
-    bench = Bench()
-    bench.a.take(1)
-    bench.b.take(2)
+    bench = Bench.disputed()
     bench.c.take(3)
     bench.a.cancel(1)
     await turn()
@@ -147,9 +145,7 @@ async def test_bits_that_are_wanted_go_and_the_rest_stays(sim: Any) -> None:
 
 
 async def test_who_does_not_give_back_in_time_is_evicted_and_the_others_go_on(sim: Any) -> None:
-    bench = Bench()
-    bench.a.take(1)
-    bench.b.take(2)
+    bench = Bench.disputed()
     await asyncio.sleep(7.9)
     assert not bench.target.evicted
     await asyncio.sleep(0.3)
@@ -161,19 +157,15 @@ async def test_who_does_not_give_back_in_time_is_evicted_and_the_others_go_on(si
 
 async def test_repeating_the_question_gives_no_more_time(sim: Any) -> None:
     """A client that was stopped (SIGSTOP) keeps its link: it is asked again and again, and evicted in time."""
-    bench = Bench(rpc_timeout_s=1.0)
+    bench = Bench.disputed(rpc_timeout_s=1.0)
     bench.a.says = None
-    bench.a.take(1)
-    bench.b.take(2)
     await asyncio.sleep(8.1)
     assert {callback.number for callback in bench.a.heard} == {1} and len(bench.a.heard) >= 4
     assert bench.target.evicted
 
 
 async def test_work_under_the_lock_gives_more_time(sim: Any) -> None:
-    bench = Bench()
-    bench.a.take(1)
-    bench.b.take(2)
+    bench = Bench.disputed()
     for _ in range(4):
         await asyncio.sleep(5)
         bench.locks.prolong(bench.locks.holds(bench.a.export, 1, RES))  # type: ignore[arg-type]
@@ -209,9 +201,7 @@ async def test_a_client_that_stays_away_is_evicted_in_time(sim: Any) -> None:
 
 
 async def test_a_slow_client_gets_half_as_much_again_the_next_time(sim: Any) -> None:
-    bench = Bench()
-    bench.a.take(1)
-    bench.b.take(2)
+    bench = Bench.disputed()
     for _ in range(2):
         await asyncio.sleep(7)
         bench.locks.prolong(bench.locks.holds(bench.a.export, 1, RES))  # type: ignore[arg-type]
@@ -227,9 +217,7 @@ async def test_a_slow_client_gets_half_as_much_again_the_next_time(sim: Any) -> 
 
 
 async def test_a_server_that_stood_still_blames_nobody(sim: Any) -> None:
-    bench = Bench()
-    bench.a.take(1)
-    bench.b.take(2)
+    bench = Bench.disputed()
     await turn()
     timer = bench.locks._timer
     assert timer is not None
@@ -347,10 +335,8 @@ async def test_a_glimpse_whose_holder_gave_back_meanwhile_sees_what_he_wrote(sim
 
 
 async def test_einval_means_that_the_client_has_no_such_lock(sim: Any) -> None:
-    bench = Bench()
+    bench = Bench.disputed()
     bench.a.says = lambda ask: -errno.EINVAL
-    bench.a.take(1)
-    bench.b.take(2)
     await turn()
     await turn()
     assert [g.handle for g in bench.b.items(CompletionCallback)] == [2] and not bench.target.evicted
@@ -358,10 +344,8 @@ async def test_einval_means_that_the_client_has_no_such_lock(sim: Any) -> None:
 
 async def test_another_error_costs_the_client_its_place(sim: Any) -> None:
     """LU-5581"""
-    bench = Bench()
+    bench = Bench.disputed()
     bench.a.says = lambda ask: -errno.EIO
-    bench.a.take(1)
-    bench.b.take(2)
     await turn()
     assert bench.target.evicted == [("a", "it answered a BlockingCallback with EIO")]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from caching_world import CachingWorld
+from file_model import FileModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,25 +76,21 @@ def test_a_cached_file_behaves_like_a_bytearray(
             through = await opened(world, os.O_RDWR | os.O_DSYNC)
             direct = await opened(world, os.O_RDWR | os.O_DIRECT)
             append = await opened(world, os.O_WRONLY | os.O_APPEND)
-            model = bytearray()
+            model = FileModel()
             for kind, offset, argument in operations:
                 if kind in ("write", "through", "append"):
                     offset = len(model) if kind == "append" else offset
                     await {"write": file, "through": through, "append": append}[kind].pwrite(argument, offset)
-                    if argument:
-                        model.extend(bytes(max(offset - len(model), 0)))
-                        model[offset : offset + len(argument)] = argument
+                    model.write(offset, argument)
                 elif kind in ("read", "direct"):
                     handle = file if kind == "read" else direct
                     assert await handle.pread(argument, offset) == model[offset : offset + argument]
                 elif kind == "truncate":
                     await file.truncate(offset)
-                    del model[offset:]
-                    model.extend(bytes(offset - len(model)))
+                    model.truncate(offset)
                 elif kind == "punch":
                     await file.punch(offset, offset + argument)
-                    end = min(offset + argument, len(model))
-                    model[offset:end] = bytes(max(end - offset, 0))
+                    model.punch(offset, offset + argument)
                 elif kind == "revoke":
                     for server in world.osts:
                         await server.locks.revoke()
