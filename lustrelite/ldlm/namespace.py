@@ -91,7 +91,7 @@ class Namespace:
         self.table = LockTable(frozen)
         self.flocks = FlockTable(frozen)
         # Before a client's cancel counts, for what must be durable first: True if it will call back later.
-        self.before_cancel: Callable[[Lock, Callable[[], None]], bool] | None = None
+        self.before_cancel: Callable[[Lock, bool, Callable[[], None]], bool] | None = None
         self.draining = False  # the target stops
         self._evict = evict
         self._lvb = lvb  # what is known of a resource; OpError(ENOENT) if there is no such thing
@@ -294,15 +294,19 @@ class Namespace:
             return None
         return lvb if lvb is None or not known else Lvb(*map(max, lvb, *known))
 
-    def cancel(self, export: Export, handles: Iterable[int]) -> None:
-        """The client gives back locks, or gives up waiting. One that it does not have is none of our business."""
+    def cancel(self, export: Export, handles: Iterable[int], *, with_change: bool = False) -> None:
+        """The client gives back locks (`with_change`: in the request of a last change under them), or gives up waiting.
+
+        One that it does not have is none of our business.
+        """
         for handle in handles:
             lock = self.table.find(export, handle)
             if lock is None:
                 self.flocks.cancel(export, handle)
             else:
                 self._measure(lock)
-                if self.before_cancel is not None and self.before_cancel(lock, lambda lock=lock: self._cancel(lock)):  # type: ignore[misc]
+                before = self.before_cancel
+                if before is not None and before(lock, with_change, lambda lock=lock: self._cancel(lock)):  # type: ignore[misc]
                     lock.deadline = None  # it has done its part
                 else:
                     self._cancel(lock)

@@ -72,12 +72,12 @@ class OpenFiles:
     def add(self, export: Export, handle: int, file: OpenFile) -> None:
         """`export` has opened `file`; a handle that is known (a replay that came twice) is kept as it is."""
         if handle not in export.opens:
-            export.opens[handle] = file
+            export.keep_open(handle, file)
             self.counts[file.fid] = self.counts.get(file.fid, 0) + 1
 
     def remove(self, export: Export, handle: int) -> None:
         """`export` has closed `handle`."""
-        file: OpenFile = export.opens.pop(handle)
+        file: OpenFile = export.drop_open(handle)
         left = self.counts[file.fid] - 1
         assert left >= 0, file
         if left:

@@ -35,6 +35,7 @@ from lustrelite.recovery.versions import ABSENT
 from lustrelite.rpc.export import Call, Export
 from lustrelite.rpc.node import Node
 from lustrelite.store import schema
+from lustrelite.store.disk import Space
 from lustrelite.store.kv import Batch, Store
 from lustrelite.store.objects import ObjectFiles
 from lustrelite.store.schema import OBJECTS, ObjectRecord
@@ -76,7 +77,6 @@ class Ost(Target):
         self.grants = Grants(self._space)
         self._uncommitted_bytes = 0
         self.unsynced: dict[tuple[Export, bytes], int] = {}  # last change under a lock, if not durable: its transno
-        self._released: Lock | None = None
         self.last_glimpse = 1 << 62  # handles that no client chooses
         self.namespace.before_cancel = self._cancel_waits
         self._tasks: dict[asyncio.Task[None], None] = {}  # unlinking and sweeping
@@ -136,8 +136,10 @@ class Ost(Target):
 
     def _space(self) -> int:
         """Bytes that the disk has beyond the reserve."""
-        total, _, available, _, _ = self.files.statfs()
-        return available - total * self.node.tunables.reserved_permille // 1000
+        return self._beyond_reserve(self.files.statfs())
+
+    def _beyond_reserve(self, space: Space) -> int:
+        return space.available - space.total * self.node.tunables.reserved_permille // 1000
 
     # ------------------------------------------------------------ locks
 
@@ -156,11 +158,9 @@ class Ost(Target):
 
     def release(self, export: Export, handle: int) -> None:
         """The lock has gone with the write that was just executed, or was found to be done."""
-        self._released = self.namespace.table.find(export, handle)
-        self.namespace.cancel(export, (handle,))
-        self._released = None
+        self.namespace.cancel(export, (handle,), with_change=True)
 
-    def _cancel_waits(self, lock: Lock, cancel: Callable[[], None]) -> bool:
+    def _cancel_waits(self, lock: Lock, with_change: bool, cancel: Callable[[], None]) -> bool:
         """Before a lock goes to who asked for it, what was written under it must be durable, or a crash could take it.
 
         Its author would replay it, but not if it is lost as well. A lock that goes with its last write must wait in any
@@ -170,7 +170,7 @@ class Ost(Target):
         """
         transno = self.unsynced.get((cast(Export, lock.owner), lock.resource.id), 0)
         when = self.node.tunables.sync_lock_cancel
-        waits = when == "always" or (when == "blocking" and (lock.asked or lock is self._released))
+        waits = when == "always" or (when == "blocking" and (lock.asked or with_change))
         if transno <= self.last_committed or not waits:
             return False
         self.committer.after(transno, cancel)
@@ -252,9 +252,11 @@ class Ost(Target):
 
     def statfs(self) -> StatfsReply:
         """Space of the disk below the reserve."""
-        total, free, available, files_total, files_free = self.files.statfs()
-        available = max(0, available - total * self.node.tunables.reserved_permille // 1000)
-        return StatfsReply(total, free, available, files_total, files_free, 0 if available else STATFS_NO_SPACE)
+        space = self.files.statfs()
+        available = max(0, self._beyond_reserve(space))
+        return StatfsReply(
+            space.total, space.free, available, space.files_total, space.files_free, 0 if available else STATFS_NO_SPACE
+        )
 
     # ------------------------------------------------------------ granting ids
 

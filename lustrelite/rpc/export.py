@@ -6,6 +6,8 @@ Source: struct obd_export, include/lustre_export.h; struct ptlrpc_request, inclu
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lustrelite.rpc.node import Link
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from lustrelite.target.target import Target
 
 
+_NONE: Mapping[int, Any] = MappingProxyType({})
 HANDLE_BITS = 29  # an int of 28 bytes; a request of another connection is told by its link and conn_cnt as well
 
 
@@ -62,18 +65,43 @@ class Export:
         return self.link is not None
 
     @property
-    def replies(self) -> dict[int, Any]:
+    def replies(self) -> Mapping[int, Any]:
         """Tag -> ReplyRecord."""
+        return _NONE if self._replies is None else self._replies
+
+    def keep_reply(self, tag: int, record: Any) -> None:
+        """`record` is the newest answer in slot `tag`."""
         if self._replies is None:
             self._replies = {}
-        return self._replies
+        self._replies[tag] = record
+
+    def forget_replies(self) -> None:
+        """The client begins anew."""
+        self._replies = None
 
     @property
-    def opens(self) -> dict[int, Any]:
+    def opens(self) -> Mapping[int, Any]:
         """Open handle (the xid of the open) -> what the target keeps of an open file."""
+        return _NONE if self._opens is None else self._opens
+
+    def keep_open(self, handle: int, file: Any) -> None:
+        """The client has `file` open as `handle`."""
         if self._opens is None:
             self._opens = {}
-        return self._opens
+        self._opens[handle] = file
+
+    def drop_open(self, handle: int) -> Any:
+        """It is closed; returns what was kept of it.  KeyError"""
+        if self._opens is None:
+            raise KeyError(handle)
+        file = self._opens.pop(handle)
+        if not self._opens:
+            self._opens = None
+        return file
+
+    def forget_opens(self) -> None:
+        """All are closed."""
+        self._opens = None
 
     def in_progress(self, xid: int) -> Call | None:
         """The call with this xid that waits for something."""

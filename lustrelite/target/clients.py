@@ -59,7 +59,7 @@ class Clients:
             reply = schema.unpack_reply(value)
             owner = by_index.get(index)
             if owner is not None and owner.generation == reply.generation:
-                owner.replies[tag] = reply
+                owner.keep_reply(tag, reply)
                 assert reply.transno <= self.target.last_transno, f"{self.target.name}: reply record from the future"
 
     def connect(self, call: Call) -> None:
@@ -184,8 +184,8 @@ class Clients:
             self.target.service.forget(export)
         export.handle = self.target.node.random.getrandbits(HANDLE_BITS) | 1
         export.incarnation = body.incarnation
-        export.replies.clear()
-        export.opens.clear()
+        export.forget_replies()
+        export.forget_opens()
         export.conn_cnt = 0
         export.vbr_failed = False
         self._client_generation += 1
@@ -222,7 +222,7 @@ class Clients:
 
         self.target.run(remove)
         export.failed = True
-        export.opens.clear()
+        export.forget_opens()
         self.target.exports.pop(export.uuid, None)
         if self.target.service is not None:
             self.target.service.forget(export)

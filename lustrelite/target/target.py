@@ -513,7 +513,7 @@ class Target:
             self.node.crash(f"{self.name}: {error}", error)
             return True
         if record is not None:
-            export.replies[tag] = record
+            export.keep_reply(tag, record)
         if transno > self.last_transno:
             self.last_transno = transno
         sync = handler.sync is not None and handler.sync(call.body)
@@ -546,7 +546,7 @@ class Target:
                 self.committer.changed()
             except OpError:
                 pass  # the disk is full to the last block: the answer stands in memory
-            export.replies[tag] = record
+            export.keep_reply(tag, record)
         if call.header.flags & REPLAY:
             self._replay_failed(call, error)
         self.reply(call, -error.errno, None)
