@@ -35,10 +35,10 @@ class Evicted(OpError):
 
 
 class Deactivated(OpError):
-    """The import is switched off by the administrator or closed: fails at once."""
+    """The import is switched off by the administrator or closed: fails at once. EIO upwards."""
 
     def __init__(self, target: str) -> None:
-        super().__init__(errno.ESHUTDOWN, f"the connection to {target} is closed or inactive")
+        super().__init__(errno.EIO, f"the connection to {target} is closed or inactive")
 
 
 class ProtocolError(Exception):

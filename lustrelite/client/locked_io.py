@@ -469,9 +469,12 @@ class LockedIo:
         await self.shared.tasks.gather(works, "flush")
 
     async def flush_all(self) -> None:
-        """Write back everything that is dirty now."""
+        """Return when everything that is dirty now, or on its way, was written back."""
         works = [
-            data.writeback.flush(cached) for data in self.caches.values() for cached in list(data.writeback.dirty)
+            data.writeback.flush(cached)
+            for data in self.caches.values()
+            for cached in data.objects.values()
+            if cached.pages.dirty or cached.pages.flights
         ]
         await self.shared.tasks.gather(works, "flush")
 

@@ -58,6 +58,7 @@ class Osp:
             incarnation=mdt.instance, xids=mdt.xids, features=FEATURE_SERVER,
         )  # fmt: skip
         self.imp.on_full.append(self._connected)
+        self.imp.on_switched.append(self._switched)
         self.next = 1  # the next id to take
         self.granted = 0  # the last one
         self._filled_at = float("-inf")  # since the last cleanup
@@ -116,6 +117,11 @@ class Osp:
         self.mdt.allocator.refresh()
         self.wake()
 
+    def _switched(self) -> None:
+        """The administrator has taken it out of use, or back."""
+        self.mdt.allocator.refresh()
+        self.wake()
+
     # ------------------------------------------------------------ ids
 
     @property
@@ -127,6 +133,7 @@ class Osp:
             and not self.full
             and not self.refusing
             and self.imp.state is State.FULL
+            and not self.imp.inactive
         )
 
     @property

@@ -122,6 +122,7 @@ class ClientImport:
         self._last_lock_handle = 0
         self.on_full: list[Callable[[], None]] = []
         self.on_evicted: list[Callable[[], None]] = []
+        self.on_switched: list[Callable[[], None]] = []  # off or on, by the administrator
         self.counts = {"replayed": 0, "resent": 0, "timeouts": 0, "evicted": 0, "requests": 0, "reconnects": 0}
         self.calls: dict[str, int] = {}
 
@@ -224,20 +225,32 @@ class ClientImport:
     def deactivate(self) -> None:
         """Administratively inactive: requests fail at once, nothing is cached (lctl deactivate).
 
-        A change that was sent keeps its slot.
+        The connection is kept, and made anew if it breaks: what was answered is replayed all the same, and a change that
+        was sent runs on and keeps its slot.
         """
         self.inactive = True
+        self.node.events.emit("import.deactivated", target=self.target)
+        self.give_up(Deactivated(self.target))
+        if self.locks is not None:  # the server asks for them when it needs them, and hears that there are none
+            self.locks.lost_all(Deactivated(self.target))
+        for callback in list(self.on_switched):
+            callback()
+
+    def activate(self) -> None:
+        """Undo `deactivate`; requests go as soon as the import is FULL."""
+        self.inactive = False
+        self.node.events.emit("import.activated", target=self.target)
+        self.kick.set()
+        for callback in list(self.on_switched):
+            callback()
+
+    def give_up(self, error: OpError) -> None:
+        """Whoever waits for an answer gets `error` instead."""
         for request in [*self.sending.values(), *self.delayed]:
             if not request.direct:
                 self._abandon(request)
-                fail(request, Deactivated(self.target))
+                fail(request, error)
         self.slots.wake_all()
-        if self.locks is not None:  # the server asks for them when it needs them, and hears that there are none
-            self.locks.lost_all(Deactivated(self.target))
-
-    def activate(self) -> None:
-        """Undo `deactivate`."""
-        self.inactive = False
 
     def set_nids(self, nids: Sequence[Nid], instance: int | None = None) -> None:
         """The configuration changed: where the target may be, and which incarnation runs there."""
@@ -315,6 +328,8 @@ class ClientImport:
 
     def _abandon(self, request: Request) -> None:
         """The caller is gone. What was not sent never will be; a sent change runs on; a sent read is forgotten."""
+        if request.bulk is not None:
+            request.bulk = bytes(request.bulk)  # another copy may have to be sent, and the caller's memory is his again
         if request in self.delayed:
             del self.delayed[request]
             self.slots.free(request.tag)

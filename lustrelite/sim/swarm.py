@@ -112,7 +112,7 @@ class Worker:
                     if self.life in self.client.cluster.oracle.gone:
                         return
                 except OpError as error:
-                    if error.errno in (errno.EIO, errno.ESHUTDOWN):
+                    if error.errno == errno.EIO:
                         raise Violation(f"{self.name}: {error} without an eviction") from None
                 if self.random.random() < 0.3:
                     await asyncio.sleep(self.random.choice((0.001, 0.01, 0.2, 1.5)))

@@ -423,7 +423,7 @@ async def test_a_client_whose_ost_is_switched_off_serves_nothing_of_it(cluster: 
         (imp,) = [imp for imp in c.a.imports if "-OST" in imp.target]
         imp.deactivate()
         await asyncio.sleep(c.tunables.lock_callback_s)
-        with refused(errno.ESHUTDOWN):
+        with refused(errno.EIO):
             await c.a.unrecorded(file.pread(10, 0))
         imp.activate()
         await c.settle()
