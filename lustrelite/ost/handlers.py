@@ -113,13 +113,6 @@ def _check_lock(ost: Ost, call: Call, body: Write | Punch | Read, start: int, en
     ost.namespace.prolong(lock)
 
 
-def _changed_under(ost: Ost, call: Call, body: Write | Punch, transno: int) -> None:
-    """A change was made: before its lock goes to somebody else it must perhaps be durable."""
-    if body.lock and transno > ost.last_committed:
-        ost.unsynced[call.export, resource_of(body.object)] = transno
-        ost.prolong(call.export, body.lock)
-
-
 # ---------------------------------------------------------------- ids
 
 
@@ -273,7 +266,7 @@ def write(txn: Transaction, body: Write) -> WriteReply:
         ost.files.write(body.object, body.offset, data)
     attr = ost.stage(txn, body.object, _written(txn, record, body), data=True)
     ost.written(len(data))
-    _changed_under(ost, call, body, txn.transno)
+    ost.prolong(call.export, body.lock)
     if body.release and not txn.replay:
         txn.then = lambda: ost.release(call.export, body.lock)
     return WriteReply(attr, 0 if txn.replay else ost.grants.written(call.export, body, len(data)))
@@ -349,7 +342,7 @@ def punch(txn: Transaction, body: Punch) -> ObjectAttr:
     if record.owner == NO_FID and not ost.files.size(body.object):  # still without a file: fsck tells by the owner
         changed = changed._replace(owner=NO_FID, stripe=0)
     attr = ost.stage(txn, body.object, changed, data=True)
-    _changed_under(ost, call, body, txn.transno)
+    ost.prolong(call.export, body.lock)
     return attr
 
 
@@ -432,6 +425,9 @@ async def read(call: Call, body: Read) -> ReadReply:
         if hold is not None:
             ost.ranges.release(hold)
         ost.namespace.release(locks)
+    if not body.lock and (transno := ost.unsettled(call.export, resource_of(body.object))):
+        await ost.committed(transno)
+        _check_valid(call)
     ost.prolong(call.export, body.lock)
     call.reply_bulk = buffer[:length]
     return ReadReply(length, size)

@@ -23,7 +23,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 from lustrelite.errors import OpError, StoreFailed
 from lustrelite.ids import NO_FID
@@ -44,7 +44,7 @@ from lustrelite.target.target import Target
 from lustrelite.target.transaction import Transaction
 from lustrelite.wire.ldlm import EXTENT, Lvb
 from lustrelite.wire.mdt import STATFS_NO_SPACE, StatfsReply
-from lustrelite.wire.ost import OBJECT_EOF, ObjectAttr, OstCreateReply, Write
+from lustrelite.wire.ost import OBJECT_EOF, ObjectAttr, OstCreateReply, Write, resource_of
 from lustrelite.wire.session import Connect
 
 LAST_ID = schema.meta_key("last_id")
@@ -76,7 +76,8 @@ class Ost(Target):
         self._doomed: dict[int, None] = {}  # record deleted, file not yet unlinked
         self.grants = Grants(self._space)
         self._uncommitted_bytes = 0
-        self.unsynced: dict[tuple[Export, bytes], int] = {}  # last change under a lock, if not durable: its transno
+        # The last change of an object that is not durable: whose (None: of several clients), and its transno.
+        self.unsynced: dict[bytes, tuple[Export | None, int]] = {}
         self.last_glimpse = 1 << 62  # handles that no client chooses
         self.namespace.before_cancel = self._cancel_waits
         self._tasks: dict[asyncio.Task[None], None] = {}  # unlinking and sweeping
@@ -168,7 +169,7 @@ class Ost(Target):
         called when that is so.
         Source: sync_lock_cancel, ofd_slc_set(); protocol-facts 5.11
         """
-        transno = self.unsynced.get((cast(Export, lock.owner), lock.resource.id), 0)
+        _, transno = self.unsynced.get(lock.resource.id, (None, 0))
         when = self.node.tunables.sync_lock_cancel
         waits = when == "always" or (when == "blocking" and (lock.asked or with_change))
         if transno <= self.last_committed or not waits:
@@ -180,7 +181,19 @@ class Ost(Target):
         """Changes are durable."""
         committed = self.last_committed
         if self.unsynced:
-            self.unsynced = {key: transno for key, transno in self.unsynced.items() if transno > committed}
+            self.unsynced = {oid: last for oid, last in self.unsynced.items() if last[1] > committed}
+
+    def unsettled(self, export: Export, resource_id: bytes) -> int:
+        """The transno of the last change of an object, if it is not durable and not only `export` made it; else 0.
+
+        Nobody is shown, under a lock or by a read without one, what the loss of another client could take back. A lock
+        that conflicts sees to it when it goes (`_cancel_waits`); its author may have given it back before, unasked. The
+        answer waits instead. (Who only glimpses is told of what stands in caches, too.)
+        """
+        author, transno = self.unsynced.get(resource_id, (None, 0))
+        if transno <= self.last_committed or author is export or self.node.tunables.sync_lock_cancel == "never":
+            return 0
+        return transno
 
     # ------------------------------------------------------------ commit
 
@@ -239,6 +252,11 @@ class Ost(Target):
     def stage(self, txn: Transaction, oid: int, record: ObjectRecord, *, data: bool) -> ObjectAttr:
         """Put the record into the batch, its version being this transaction; with `data` its file is made durable too."""
         assert record.version == txn.transno
+        resource = resource_of(oid)
+        author, transno = self.unsynced.get(resource, (txn.export, 0))
+        if transno <= self.last_committed:
+            author = txn.export
+        self.unsynced[resource] = (author if author is txn.export else None, max(transno, txn.transno))
         txn.put(OBJECTS, schema.object_key(oid), schema.pack_object(record))
         if data:
             self._touched[oid] = None

@@ -41,8 +41,18 @@ def enqueue(call: Call, body: Enqueue) -> Any:
     if not any(want.flags & GLIMPSE for want in body.wants):
         if export.callbacks is not None and body.wants and body.wants[0].type == FLOCK:
             export.callbacks.flush()  # what was granted before is told before: the client keeps an owner's map by our order
-        return EnqueueReply(tuple([namespace.take(export, want) for want in body.wants]))
+        return _shown(call, EnqueueReply(tuple([namespace.take(export, want) for want in body.wants])))
     return _Glimpsing(call, body).start()
+
+
+def _shown(call: Call, reply: EnqueueReply) -> Any:
+    """The reply; LATER if it grants what shows something that a crash could take back.  Source: `Ost.unsettled`"""
+    target, export = call.target, call.export
+    transno = max((target.unsettled(export, said.resource) for said in reply.granted if said.lvb and said.mode), default=0)
+    if not transno:
+        return reply
+    target.committer.after(transno, lambda: target.reply(call, 0, reply))
+    return LATER
 
 
 class _Glimpsing:
@@ -66,13 +76,13 @@ class _Glimpsing:
         if self._open:
             self._waits = True
             return LATER
-        return self._reply()
+        return _shown(self._call, self._reply())
 
     def _answered(self, place: int, granted: Granted) -> None:
         self._answers[place] = granted
         self._open -= 1
-        if self._waits and not self._open:
-            self._call.target.reply(self._call, 0, self._reply())
+        if self._waits and not self._open and (reply := _shown(self._call, self._reply())) is not LATER:
+            self._call.target.reply(self._call, 0, reply)
 
     def _reply(self) -> EnqueueReply:
         return EnqueueReply(tuple([granted for granted in self._answers if granted is not None]))

@@ -133,6 +133,10 @@ class Target:
         """What is known of what a lock is about.  OpError(ENOENT): there is no such thing, so no lock either"""
         return None
 
+    def unsettled(self, export: Export, resource_id: bytes) -> int:
+        """The transno that must be durable before `export` is shown an LVB of a resource; 0: none."""
+        return 0
+
     def ride(self, call: Call, body: Any, want: Want) -> None:
         """Take the lock that rides with `call` on what it has found, if it is free (`Namespace.ride`).
 

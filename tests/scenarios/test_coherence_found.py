@@ -6,6 +6,8 @@ import asyncio
 import os
 from typing import Any
 
+from mounts import drop_locks
+
 from lustrelite.sim.processes import SimClient
 from lustrelite.wire.ldlm import NO_EXPANSION, PW
 from lustrelite.wire.ost import resource_of
@@ -91,3 +93,29 @@ async def test_a_size_that_is_seen_while_a_truncation_is_under_way_is_the_old_or
         await c.b.unrecorded(file.close())
         await c.b.truncate("/f", 0)
         await c.b.write("/f", b"known")
+
+
+async def test_what_a_lock_has_shown_survives_its_author_and_the_server(cluster):
+    """A truncation is answered and its lock given back, unasked, before it is durable: who looks next waits until it is.
+
+    Source: sync_lock_cancel, protocol-facts 5.11; seed 202057
+    """
+    for caching in (0, 1):
+        async with cluster(clients=2, caching=caching, stripe_count=1) as c:
+            c.expect("recovery.evicting", "client.evicted")
+            await c.a.write("/f", b"x" * 100)
+            await c.a.unrecorded(c.a.fs.sync())
+            (index, _), *_ = (await c.a.unrecorded(c.a.fs.getstripe("/f"))).stripes
+            ost = c.oss[index]
+            await ost.hold_commits()
+            await c.a.truncate("/f", 50)
+            await drop_locks(c, c.a, kind="OST")
+            look = asyncio.get_running_loop().create_task(c.b.unrecorded(read_at(c.b.fs, "/f", 0, 200)))
+            await asyncio.sleep(1.0)
+            assert not look.done()
+            await ost.release_commits()
+            assert await look == b"x" * 50
+            await c.a.kill()
+            await ost.kill()
+            await ost.start()
+            assert await c.b.unrecorded(read_at(c.b.fs, "/f", 0, 200)) == b"x" * 50
