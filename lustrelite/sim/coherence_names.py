@@ -60,7 +60,8 @@ class _Names:
         seen_until = max(map(self.history.seen_until, undone.values()), default=0)
         makers = self._makers(ops)
         for op in ops:
-            sees = op.kind in LOOKS or op.outcome == ERROR
+            found = op.kind == "open" and op.ok and op.index not in makers  # it changed nothing
+            sees = op.kind in LOOKS or op.outcome == ERROR or found
             if sees and (op.outcome in (UNKNOWN, PENDING) or op.done < seen_until or self.history.excused(op, self.target)):
                 continue  # what was seen before something was undone is gone as well
             gone = undone.get(op.index) is not None and self.history.end_of(op, self.target) is not None

@@ -478,8 +478,9 @@ def test_a_create_without_an_answer():
 
 
 def test_names_that_are_lost_with_client_and_mdt():
-    for kill, committed, wrong in ((True, 0, False), (True, 1, True), (False, 0, True)):
-        h = names(MADE, ("b", "lookup", ("x",), "F1"))
+    looks = (("b", "lookup", ("x",), "F1"), ("b", "open", ("x", False), "F1"), ("b", "open", ("x", True), "F1"))
+    for look, (kill, committed, wrong) in itertools.product(looks, ((True, 0, False), (True, 1, True), (False, 0, True))):
+        h = names(MADE, look)
         if kill:
             h.history.killed("a")
         h.crash("MDT0", committed)
