@@ -7,9 +7,10 @@ TESTS := $(VENV)/.tests
 SEED ?= 1
 RUNS_MAX ?= 2000
 COHERENCE_RUNS_MAX ?= 5000
+OST_RUNS_MAX ?= 5000
 WORKERS ?= auto
 
-.PHONY: help venv demo test check lint types quick scenarios sim coherence bench up down status clean
+.PHONY: help venv demo test check lint types quick scenarios sim coherence swarm-ost bench up down status clean
 
 help:
 	@echo "make demo       the main job: a real directory tree through kill -9 of MDS, OSS and a client"
@@ -18,6 +19,7 @@ help:
 	@echo "make scenarios  Lustre's recovery scenarios, on the simulator and on processes: one JSON line"
 	@echo "make sim        $(RUNS_MAX) random runs of the simulator (SEED=1 RUNS_MAX=2000)"
 	@echo "make coherence  $(COHERENCE_RUNS_MAX) random runs with clients that cache (SEED=1 COHERENCE_RUNS_MAX=5000)"
+	@echo "make swarm-ost  $(OST_RUNS_MAX) random runs with OST kills, power cuts, MDT-OST partitions (SEED=1 OST_RUNS_MAX=5000)"
 	@echo "make bench      the benchmarks, one JSON line each"
 	@echo "make up, status, down   a cluster in .lustrelite/"
 	@echo "make clean      stop that cluster, remove it, the virtual environment and all caches"
@@ -65,6 +67,9 @@ sim: $(RUNS)
 
 coherence: $(RUNS)
 	$(BIN)/lustrelite sim --coherence --seed $(SEED) --runs $(COHERENCE_RUNS_MAX) --processes $(shell nproc)
+
+swarm-ost: $(RUNS)
+	$(BIN)/lustrelite sim --ost --seed $(SEED) --runs $(OST_RUNS_MAX) --processes $(shell nproc)
 
 bench: $(RUNS)
 	$(BIN)/python -m bench all

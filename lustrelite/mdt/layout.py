@@ -119,11 +119,11 @@ class Allocator:
                 if not waiter.done():
                     waiter.set_result(None)
 
-    def destroys_written(self, ost: int) -> None:
+    def destroys_written(self, ost: int, transno: int) -> None:
         """The destroy log of OST `ost` got longer: its destroyer shall look when that is durable (Mdt.after_commit)."""
         osp = self.osps.get(ost)
         if osp is not None:
-            osp.destroys_written = True
+            osp.destroys_written = transno
 
     # ------------------------------------------------------------ choosing
 

@@ -129,5 +129,6 @@ class Mdt(Target):
         """Destroys that became durable may be carried out."""
         for osp in self.allocator.osps.values():
             if osp.destroys_written:
-                osp.destroys_written = False
+                if osp.destroys_written <= self.last_committed:  # else it came while the batch was sealed: next time
+                    osp.destroys_written = 0
                 osp.wake_destroyer()

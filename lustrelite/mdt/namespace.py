@@ -241,7 +241,7 @@ def destroy(txn: Transaction, fid: Fid, inode: Inode) -> None:
         allocator = cast("Mdt", txn.target).allocator
         for ost, oid in inode.layout.stripes:
             txn.put(DESTROYS, destroy_key(ost, oid), transno)
-            allocator.destroys_written(ost)
+            allocator.destroys_written(ost, txn.transno)
 
 
 def make_root(txn: Transaction, mode: int = 0o755, time: int = 0) -> None:

@@ -67,7 +67,7 @@ class Osp:
         self.full = False  # says its statfs
         self.refusing = False  # it answered ENOSPC or EROFS to the last request for ids
         self.destroyed = 0
-        self.destroys_written = True  # since the last commit; perhaps before this OST was known
+        self.destroys_written = 1  # the last transno that logged a destroy, 0 if that is durable; perhaps before we were here
         self._connection = 0  # counts on_full: answers of an older one are void
         self._ids_wanted = asyncio.Event()
         self._destroys_wanted = asyncio.Event()

@@ -222,6 +222,7 @@ class Cluster:
             if not server.alive:
                 await server.start()
             server.release_commits()
+            server.slow_disk(0.0)
 
     async def bury(self) -> None:
         """Evict the clients that are dead: nobody has to wait for it to happen by itself.
@@ -449,11 +450,14 @@ class Cluster:
         for _ in range(200):
             for server in self.servers:
                 await server.commit()
-            if not mdt.store.count(schema.DESTROYS) and not any(
+            left = mdt.store.count(schema.DESTROYS)
+            if not left and not any(
                 target._doomed for server in self.oss for target in server.running if isinstance(target, Ost)
             ):
                 break
             await asyncio.sleep(0.25)
+        else:
+            raise Violation(f"seed {self.seed}: {left} objects stay in the destroy log, or their files stay")
         osts = {
             target.index: fsck.StoreReader(target.store, target.files)
             for server in self.oss

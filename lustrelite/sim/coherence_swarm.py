@@ -22,7 +22,7 @@ import random
 import stat
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from lustrelite.errors import OpError
 from lustrelite.events import Event
@@ -69,6 +69,16 @@ class CoherenceCluster(Cluster):
         lease_s = self.tunables.lock_callback_s - self.tunables.lock_lease_margin_s
         self.names_fid: Fid = ROOT_FID  # of the directory /n
         self.history = History(self.loop.time, lease_s=lease_s, mark=self._mark)
+
+    async def prepare(self, stripe_counts: Sequence[int]) -> None:
+        """Make the directories and files that are there from the start."""
+        first = self.clients["a"]
+        await first.unrecorded(first.fs.mkdir("/d", 0o755))
+        self.names_fid = (await first.unrecorded(first.fs.mkdir("/n", 0o755))).fid
+        for number, path in enumerate((*FILES, LOG)):
+            hint = StripeHint(stripe_counts[number], STRIPE_SIZE, number % 2)
+            await first.unrecorded(first.fs.create(path, 0o644, hint))
+        await first.unrecorded(first.fs.sync())
 
     def record(self, event: Event) -> None:
         """Sink of every node's events."""
@@ -261,6 +271,14 @@ class Inspector(Recorder):
 class Worker(Recorder):
     """One line of operations of one client."""
 
+    DATA_ACTS: ClassVar[dict[str, int]] = {
+        "read": 30, "read all": 10, "size": 12, "fsync": 5, "lock": 6, "write": 30, "truncate": 7, "append": 8,
+    }  # fmt: skip
+    NAME_ACTS: ClassVar[dict[str, int]] = {
+        "stat": 24, "list": 8, "create": 18, "mkdir": 4, "unlink": 12, "rmdir": 4, "rename": 14, "link": 6,
+        "open": 12, "chmod": 6,
+    }  # fmt: skip
+
     def __init__(
         self, cluster: CoherenceCluster, client: SimClient, number: int, rng: random.Random, budget: Budget, theme: Theme
     ) -> None:
@@ -315,17 +333,23 @@ class Worker(Recorder):
             return
         log = handle.path == LOG
         mine = self.appends_to_log if log else self.appends
-        choices: list[tuple[int, Callable[[], Coroutine[Any, Any, Any]]]] = [
-            (30, lambda: self.pread(handle, *self.extent())),
-            (10, lambda: self.pread(handle, 0, READ_BYTES)),
-            (12, lambda: self.size(handle)),
-            (5, lambda: self.fsync(handle)),
-            (6, lambda: self.unlock() if self.locked else self.lock(handle)),
-            (0 if log else 30, lambda: self.pwrite(handle, *self.extent())),
-            (0 if log else 7, lambda: self.truncate(handle, self.extent()[0])),
-            ((30 if log else 8) if mine else 0, lambda: self.append(handle)),
-        ]
-        if await self.random.choices([c for _, c in choices], [w for w, _ in choices])[0]() is None:
+        weights = dict(self.DATA_ACTS)
+        if log:
+            weights |= {"write": 0, "truncate": 0, "append": self.DATA_ACTS["write"]}
+        if not mine:
+            weights["append"] = 0
+        choices: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+            "read": lambda: self.pread(handle, *self.extent()),
+            "read all": lambda: self.pread(handle, 0, READ_BYTES),
+            "size": lambda: self.size(handle),
+            "fsync": lambda: self.fsync(handle),
+            "lock": lambda: self.unlock() if self.locked else self.lock(handle),
+            "write": lambda: self.pwrite(handle, *self.extent()),
+            "truncate": lambda: self.truncate(handle, self.extent()[0]),
+            "append": lambda: self.append(handle),
+        }
+        act = self.random.choices(list(weights), list(weights.values()))[0]
+        if await choices[act]() is None:
             await self.drop(handle)
 
     def extent(self) -> tuple[int, int]:
@@ -378,10 +402,7 @@ class Worker(Recorder):
         """Something in /n."""
         fs, name, other = self.client.fs, *self.random.choices(self.theme.names, k=2)
         path = f"/n/{name}"
-        act = self.random.choices(
-            ("stat", "list", "create", "mkdir", "unlink", "rmdir", "rename", "link", "open", "chmod"),
-            (24, 8, 18, 4, 12, 4, 14, 6, 12, 6),
-        )[0]
+        act = self.random.choices(list(self.NAME_ACTS), list(self.NAME_ACTS.values()))[0]
         if act == "stat":
             await self.stat(name)
         elif act == "list":
@@ -475,7 +496,7 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
             cluster.history.caching[client.life] = None
     try:
         async with cluster as c:
-            await _prepare(c, rng)
+            await c.prepare([rng.choice((1, 1, 2)) for _ in range(3)])
             faults = rng.randrange(1, 5)
             budget = Budget(
                 operations, [rng.randrange(1, operations) for _ in range(faults)], rng.choice((10, 35, 35, 80))
@@ -501,14 +522,3 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
         record.callbacks = cluster.loop.callbacks
         if sys.exc_info()[0] is not None:
             record.history = "\n".join(map(str, cluster.history.ops))
-
-
-async def _prepare(c: CoherenceCluster, rng: random.Random) -> None:
-    """Directories and files that are there from the start."""
-    first = c.clients["a"]
-    await first.unrecorded(first.fs.mkdir("/d", 0o755))
-    c.names_fid = (await first.unrecorded(first.fs.mkdir("/n", 0o755))).fid
-    for number, path in enumerate((*FILES, LOG)):
-        count = rng.choice((1, 1, 2))
-        await first.unrecorded(first.fs.create(path, 0o644, StripeHint(count, STRIPE_SIZE, number % 2)))
-    await first.unrecorded(first.fs.sync())

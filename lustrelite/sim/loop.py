@@ -169,8 +169,11 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def run_in_executor(self, executor: Any, func: Callable[[*_Ts], _T], *args: *_Ts) -> asyncio.Future[_T]:
         """Run `func` on this thread: at once or a moment later, as the seed will have it, and say so later still."""
+        return self.run_for(self.random.uniform(BLOCKING_S_MIN, BLOCKING_S_MAX), func, *args)
+
+    def run_for(self, took: float, func: Callable[[*_Ts], _T], *args: *_Ts) -> asyncio.Future[_T]:
+        """The same for a call that takes so many seconds."""
         future: asyncio.Future[_T] = self.create_future()
-        took = self.random.uniform(BLOCKING_S_MIN, BLOCKING_S_MAX)
         if self.random.random() < 0.5:
             self._run_blocking(future, took, func, args)
         else:

@@ -46,6 +46,7 @@ class SimNode(Node):
         self.boot = boot
         self.skew_ns = skew_ns  # of the wall clock; the loop's clock is everybody's
         self.paused = False
+        self.slow_s = 0.0  # a blocking call takes up to so long, if the disk is slow
         self.failures: list[tuple[str, str]] = []  # (why, traceback) of crashes that nobody asked for
         self.on_kill: list[Callable[[], None]] = []
         super().__init__(name, endpoint, tunables=tunables, seed=int.from_bytes(digest[:8], "big"))
@@ -79,6 +80,8 @@ class SimNode(Node):
                 raise asyncio.CancelledError
             return function(*args)
 
+        if self.slow_s:
+            return self.loop.run_for(self.loop.random.uniform(0.0, self.slow_s), alive_only)
         return self.loop.run_in_executor(None, alive_only)
 
     def crash(self, why: str, error: BaseException | None = None) -> None:

@@ -214,6 +214,11 @@ class SimServer(SimProcess):
                 self.cluster.note("power.cut", target=config.name, lost=lost)
         return DONE
 
+    def slow_disk(self, seconds: float) -> None:
+        """From now on, until the next start, what this process asks of its disks takes up to so long; 0: no more."""
+        if self.node is not None:
+            self.node.slow_s = seconds
+
     def hold_commits(self, target: str = "", *, except_for: str = "") -> Awaitable[None]:
         """Commit nothing from now on (replay_barrier)."""
         for running in self.running:

@@ -3,6 +3,7 @@
     python -m lustrelite.sim.swarm --seed 1 --runs 2000      one JSON line: runs, operations, faults, violations, hash
     python -m lustrelite.sim.swarm --seed 8411               one run, told in full if it fails
     python -m lustrelite.sim.swarm --coherence ...           the same with coherence_swarm.py's runs and judge
+    python -m lustrelite.sim.swarm --ost ...                 the same with ost_swarm.py's
 
 A run: 1 MDS, 2 OSTs, 3 clients, 60 operations, 2 to 4 faults. Each client has one or two workers. A worker does most of
 its operations in a directory of its own and under its own names in a shared one, so their outcome is known; the rest on
@@ -26,7 +27,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 from lustrelite.errors import Deactivated, Evicted, OpError
-from lustrelite.sim import coherence_swarm
+from lustrelite.sim import coherence_swarm, ost_swarm
 from lustrelite.sim.cluster import TUNABLES, Cluster, Violation
 from lustrelite.sim.loop import SimError, run
 from lustrelite.sim.nemesis import Nemesis
@@ -53,22 +54,25 @@ class Plan(NamedTuple):
     coherence: bool = False
     operations: int = 0  # of a run; 0: as many as is usual for these
     caching: int = -1  # 0 no client, 1 all, 2 some; -1: the seed says
+    ost: bool = False
 
     @property
     def operations_each(self) -> int:
         """Of a run."""
-        return self.operations or (coherence_swarm.OPERATIONS if self.coherence else OPERATIONS)
+        usual = ost_swarm.OPERATIONS if self.ost else coherence_swarm.OPERATIONS if self.coherence else OPERATIONS
+        return self.operations or usual
 
     def arguments(self) -> str:
         """How to say it on the command line."""
         return (
             (" --coherence" if self.coherence else "")
+            + (" --ost" if self.ost else "")
             + (f" --operations {self.operations}" if self.operations else "")
             + (f" --caching {self.caching}" if self.caching >= 0 else "")
         )
 
 
-RECOVERY, COHERENCE = Plan(), Plan(coherence=True)
+RECOVERY, COHERENCE, OST = Plan(), Plan(coherence=True), Plan(ost=True)
 
 
 class Worker:
@@ -289,7 +293,7 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
 
 def run_seed(seed: int, plan: Plan = RECOVERY) -> Run:
     """One run."""
-    simulated = coherence_swarm.simulate if plan.coherence else simulate
+    simulated = ost_swarm.simulate if plan.ost else coherence_swarm.simulate if plan.coherence else simulate
     record = Run(seed)
     try:
         run(lambda: simulated(record, plan.operations_each, plan.caching), seed, time_s_max=TIME_S_MAX, callbacks_max=CALLBACKS_MAX)
@@ -377,12 +381,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the first run")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--coherence", action="store_true", help="clients that share and cache (coherence_swarm.py)")
+    parser.add_argument("--ost", action="store_true", help="object servers under fire (ost_swarm.py)")
     parser.add_argument("--caching", type=int, default=-1, choices=(0, 1, 2), help="no client, all, some (the seed says)")
     parser.add_argument("--operations", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--stop-at", type=int, default=0, help="end after so many violations")
     options = parser.parse_args(arguments)
-    plan = Plan(options.coherence, options.operations, options.caching)
+    plan = Plan(options.coherence, options.operations, options.caching, options.ost)
     if options.runs == 1:
         record = run_seed(options.seed, plan)
         if record.violation:

@@ -325,7 +325,7 @@ def destroys_are_sent_before_they_are_durable(patch):
             self.mdt.last_committed = committed
 
     patch.setattr(Osp, "_due", eager)
-    patch.setattr(Allocator, "destroys_written", lambda self, ost: self.osps[ost].wake_destroyer())
+    patch.setattr(Allocator, "destroys_written", lambda self, ost, transno: self.osps[ost].wake_destroyer())
 
 
 @mutation

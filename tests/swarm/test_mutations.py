@@ -1,4 +1,4 @@
-"""Each planted bug is found: within 200 runs of the swarm, one in the locks within 300 of the coherence swarm."""
+"""Each planted bug is found: within 200 runs of the swarm or the OST swarm, one in the locks within 300 of the coherence swarm."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from lock_mutations import LOCK_MUTATIONS
 from mutations import MUTATIONS, Mutation, planted
+from ost_mutations import OST_MUTATIONS
 
 RUNS_MAX = 200
 LOCK_RUNS_MAX = 300
@@ -41,7 +42,17 @@ def test_a_planted_bug_in_the_locks_is_found(mutation: Mutation):
     assert not BROKEN.search(result["reasons"][0]), "the planted bug itself is broken"
 
 
-@pytest.mark.parametrize("plan", [swarm.RECOVERY, swarm.COHERENCE], ids=["recovery", "coherence"])
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mutation", OST_MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
+def test_a_planted_bug_around_objects_is_found(mutation: Mutation):
+    with planted(mutation):
+        result = swarm.swarm(FIRST_SEED, RUNS_MAX, swarm.OST, stop_at=1)
+    assert result["violations"], f"{mutation.name}: not found in {RUNS_MAX} runs"
+    assert not BROKEN.search(result["reasons"][0]), "the planted bug itself is broken"
+
+
+@pytest.mark.parametrize("plan", [swarm.RECOVERY, swarm.COHERENCE, swarm.OST], ids=["recovery", "coherence", "ost"])
 def test_without_a_bug_nothing_is_found(plan: swarm.Plan):
     """Else the tests above would prove nothing."""
     result = swarm.swarm(FIRST_SEED, 20, plan)

@@ -13,7 +13,7 @@ from lustrelite.sim import swarm
 FIRST_SEED = 1
 
 
-PLANS = pytest.mark.parametrize("plan", [swarm.RECOVERY, swarm.COHERENCE], ids=["recovery", "coherence"])
+PLANS = pytest.mark.parametrize("plan", [swarm.RECOVERY, swarm.COHERENCE, swarm.OST], ids=["recovery", "coherence", "ost"])
 
 
 @PLANS
@@ -48,7 +48,7 @@ def test_the_result_does_not_depend_on_the_number_of_processes(runs):
 def test_a_violation_names_its_seed_and_how_to_run_it_again(monkeypatch, capsys):
     monkeypatch.setattr("lustrelite.sim.oracle.Oracle.check", lambda self, tree: ["planted"])
     monkeypatch.setattr("lustrelite.sim.coherence.check", lambda history, **known: ["planted"])
-    for how in ("--seed 5 --operations 5", "--seed 5 --coherence --operations 5 --caching 0"):
+    for how in ("--seed 5 --operations 5", "--seed 5 --coherence --operations 5 --caching 0", "--seed 5 --ost --operations 5"):
         assert swarm.main(how.split()) == 1
         output = capsys.readouterr()
         assert "planted" in output.err and f"python -m lustrelite.sim.swarm {how}" in output.err

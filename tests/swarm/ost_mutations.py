@@ -1,0 +1,127 @@
+"""Planted bugs in what object servers and their clients do about crashes: the OST swarm must find each within 200 runs.
+
+The same kind of list as mutations.py: what it says is also what the swarm is known to guard.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mutations
+from mutations import Mutation, Plant
+
+from lustrelite.mdt.mdt import Mdt
+from lustrelite.ost.handlers import HANDLERS
+from lustrelite.ost.ost import Ost
+from lustrelite.recovery.replay_list import ReplayList
+from lustrelite.recovery.window import Window
+from lustrelite.target.handlers import EMPTY
+from lustrelite.wire.ost import Destroy, OstSync, Punch, Write
+from lustrelite.wire.session import Empty
+
+OST_MUTATIONS: list[Mutation] = []
+
+
+def mutation(plant: Plant) -> Plant:
+    """Enter a mutation under its function's name."""
+    OST_MUTATIONS.append(Mutation(plant.__name__.replace("_", " "), plant))
+    return plant
+
+
+# ------------------------------------------------------------------------------------------------- the client's side
+
+
+@mutation
+def data_is_let_go_at_the_answer_and_not_at_the_commit(patch):
+    add = ReplayList.add
+
+    def forgetful(self: Any, request: Any) -> None:
+        if not isinstance(request.body, Write):
+            add(self, request)
+
+    patch.setattr(ReplayList, "add", forgetful)
+
+
+@mutation
+def truncations_are_not_replayed(patch):
+    add = ReplayList.add
+
+    def forgetful(self: Any, request: Any) -> None:
+        if not isinstance(request.body, Punch):
+            add(self, request)
+
+    patch.setattr(ReplayList, "add", forgetful)
+
+
+@mutation
+def replays_go_backwards_and_the_server_does_not_sort(patch):
+    order = ReplayList.in_replay_order
+    patch.setattr(ReplayList, "in_replay_order", lambda self: order(self)[::-1])
+    execute = Window._execute
+
+    def first_come(self: Any, gap: Any = None) -> Any:
+        self.next_transno = 0
+        return execute(self, gap)
+
+    patch.setattr(Window, "_execute", first_come)
+
+
+# ------------------------------------------------------------------------------------------------- the server's side
+
+
+@mutation
+def a_destroy_is_sent_before_its_batch_is_durable(patch):
+    mutations.destroys_are_sent_before_they_are_durable(patch)
+
+
+@mutation
+def a_destroy_is_answered_before_it_is_durable(patch):
+    patch.setitem(HANDLERS, Destroy, HANDLERS[Destroy]._replace(sync=lambda body: False))
+
+
+@mutation
+def fsync_does_not_wait_for_the_commit(patch):
+    async def hasty(call: Any, body: OstSync) -> Empty:
+        return EMPTY
+
+    patch.setitem(HANDLERS, OstSync, HANDLERS[OstSync]._replace(execute=hasty))
+
+
+@mutation
+def orphan_cleanup_goes_one_id_too_far(patch):
+    mutations.orphan_cleanup_destroys_one_too_many(patch)
+
+
+@mutation
+def orphan_objects_are_never_destroyed(patch):
+    mutations.orphan_objects_are_never_destroyed(patch)
+
+
+@mutation
+def ids_are_granted_before_they_are_durable(patch):
+    async def hasty(self: Any, *args: Any, **options: Any) -> None:
+        pass
+
+    patch.setattr(Ost, "committed", hasty)
+
+
+@mutation
+def data_is_not_made_durable_before_its_record(patch):
+    patch.setattr(Ost, "_sync", lambda self, oids: None)
+
+
+@mutation
+def files_of_destroyed_objects_are_forgotten_in_a_crash(patch):
+    patch.setattr(Ost, "recovery_over", lambda self: None)
+
+
+@mutation
+def a_destroy_logged_during_a_commit_is_forgotten(patch):
+    after_commit = Mdt.after_commit
+
+    def early(self: Any) -> None:
+        after_commit(self)
+        for osp in self.allocator.osps.values():
+            osp.destroys_written = 0
+
+    patch.setattr(Mdt, "after_commit", early)
