@@ -59,6 +59,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "object-missing": (ERROR, "a layout names an object that the OST does not have"),
     "object-shared": (ERROR, "two layouts name one object"),
     "object-owner": (ERROR, "an object's back-pointer is not the layout that names it"),
+    "object-user": (WARNING, "an object is counted for another user, group or project than its file's"),
     "object-condemned": (ERROR, "an object of a layout stands in the destroy log"),
     "object-orphan": (WARNING, "an object that no layout names, below last_used and not in the destroy log"),
     "data-missing": (ERROR, "an object was written but its data file is not there"),
@@ -197,7 +198,7 @@ async def examine(mdt: Reader, osts: Mapping[int, Reader]) -> Report:
         if index in osts:
             await _examine_ost(namespace.report, mdt, index, osts[index], claims)
         else:
-            for oid, fid, stripe in claims.in_order():
+            for oid, fid, stripe, _ in claims.in_order():
                 namespace.report.add("ost-unknown", f"OST{index:04x}:{oid}", f"stripe {stripe} of {fid_text(fid)}")
     return namespace.report
 
@@ -254,17 +255,22 @@ class _Claims:
         self._oids = array("Q")
         self._stripes = array("I")
         self._fids = bytearray()
+        self._owners = array("I")  # numbers of `owners`
+        self.owners: dict[tuple[int, int, int], int] = {}  # (user, group, project), of which there are few
 
-    def add(self, oid: int, fid: Fid, stripe: int) -> None:
-        """The layout of `fid` names `oid` as its stripe."""
+    def add(self, oid: int, fid: Fid, stripe: int, owner: tuple[int, int, int]) -> None:
+        """The layout of `fid`, which is of `owner`, names `oid` as its stripe."""
         self._oids.append(oid)
         self._stripes.append(stripe)
+        self._owners.append(self.owners.setdefault(owner, len(self.owners)))
         self._fids += fid
 
-    def in_order(self) -> Iterator[tuple[int, Fid, int]]:
-        """(object id, file, stripe) by object id."""
+    def in_order(self) -> Iterator[tuple[int, Fid, int, tuple[int, int, int]]]:
+        """(object id, file, stripe, the file's owner) by object id."""
+        owners = list(self.owners)
         for at in sorted(range(len(self._oids)), key=self._oids.__getitem__):
-            yield self._oids[at], Fid(bytes(self._fids[at * FID_BYTES : (at + 1) * FID_BYTES])), self._stripes[at]
+            fid = Fid(bytes(self._fids[at * FID_BYTES : (at + 1) * FID_BYTES]))
+            yield self._oids[at], fid, self._stripes[at], owners[self._owners[at]]
 
 
 def _print(child: bytes, parent: bytes, name: bytes) -> int:
@@ -399,7 +405,9 @@ class _Namespace:
             report.add("link-count", fid_text(fid), f"nlink {inode.nlink}, should be {expected}")
         if inode.layout is not None:
             for stripe, (index, oid) in enumerate(inode.layout.stripes):
-                self.claims.setdefault(index, _Claims()).add(oid, fid, stripe)
+                self.claims.setdefault(index, _Claims()).add(
+                    oid, fid, stripe, (inode.uid, inode.gid, inode.projid)
+                )
 
     def _type_fits(self, fid: Fid, mode: int) -> bool:
         if fid in self.homes:
@@ -438,7 +446,7 @@ async def _examine_ost(report: Report, mdt: Reader, index: int, ost: Reader, cla
     name = f"OST{index:04x}"
     last_id = await _last_id(ost)
     last_used = await _last_used(mdt, index)
-    condemned = await _condemned(mdt, index)
+    condemned, changing = await _log(mdt, index)
     objects = await _Cursor(ost.rows(schema.OBJECTS)).start()
     files = await _Cursor(ost.rows(FILES)).start()
     totals: Counter[str] = Counter()
@@ -446,8 +454,10 @@ async def _examine_ost(report: Report, mdt: Reader, index: int, ost: Reader, cla
     def text(oid: int) -> str:
         return f"{name}:{oid}"
 
-    async def look(row: tuple[bytes, bytes], owner: Fid | None, stripe: int) -> None:
-        """One object record; `owner` is None if no layout names it."""
+    async def look(
+        row: tuple[bytes, bytes], owner: Fid | None, stripe: int, user: tuple[int, int, int] = (0, 0, 0)
+    ) -> None:
+        """One object record; `owner` is None if no layout names it, and else of `user`."""
         key = row[0]
         oid = schema.split_object_key(key)
         totals["objects"] += 1
@@ -472,13 +482,16 @@ async def _examine_ost(report: Report, mdt: Reader, index: int, ost: Reader, cla
         elif record.owner != NO_FID and (record.owner, record.stripe) != (owner, stripe):
             detail = f"says stripe {record.stripe} of {fid_text(record.owner)}, is stripe {stripe} of {fid_text(owner)}"
             report.add("object-owner", text(oid), detail)
+        if owner is not None and oid not in changing and (record.uid, record.gid, record.projid) != user:
+            of = (record.uid, record.gid, record.projid)
+            report.add("object-user", text(oid), f"is counted for {of}, {_what(owner, stripe)} is of {user}")
 
     async def no_record(key: bytes | None) -> None:
         async for stray, size in files.before(key):
             report.add("data-orphan", f"{name}:{schema.split_object_key(stray)}", f"{schema.unpack_u64(size)} bytes")
 
     previous: tuple[int, Fid, int] | None = None
-    for oid, fid, stripe in claims.in_order():
+    for oid, fid, stripe, user in claims.in_order():
         if previous is not None and previous[0] == oid:
             report.add("object-shared", text(oid), f"{_what(fid, stripe)} and {_what(previous[1], previous[2])}")
             continue
@@ -493,7 +506,7 @@ async def _examine_ost(report: Report, mdt: Reader, index: int, ost: Reader, cla
                 await look(row, None, 0)
         claimed = await objects.of(key)
         for row in claimed:
-            await look(row, fid, stripe)
+            await look(row, fid, stripe, user)
         if not claimed:
             report.add("object-missing", text(oid), _what(fid, stripe))
     async for row in objects.before(None):
@@ -524,11 +537,12 @@ async def _last_used(mdt: Reader, index: int) -> int:
     return 0
 
 
-async def _condemned(mdt: Reader, index: int) -> set[int]:
-    """Objects of one OST in the destroy log (never iterated)."""
-    ids = set()
-    async for key, _ in mdt.rows(schema.DESTROYS):
-        of, oid = schema.split_destroy_key(key)
+async def _log(mdt: Reader, index: int) -> tuple[set[int], set[int]]:
+    """Objects of one OST that the MDT's log says shall be destroyed, and that shall change owners (never iterated)."""
+    destroys: set[int] = set()
+    owners: set[int] = set()
+    async for key, value in mdt.rows(schema.OST_LOG):
+        of, oid = schema.split_log_key(key)
         if of == index:
-            ids.add(oid)
-    return ids
+            (destroys if schema.unpack_log(value).owner is None else owners).add(oid)
+    return destroys, owners

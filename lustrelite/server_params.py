@@ -212,4 +212,6 @@ def _of_osp(prefix: str, osp: Any) -> Iterable[Param]:
     yield Param(f"{prefix}/prealloc_status", lambda: "0" if osp.imp.state is State.FULL and not osp.refusing else "-5")
     yield Param(f"{prefix}/create_count", lambda: str(osp.batch), create_count)
     yield Param(f"{prefix}/max_create_count", lambda: str(tunables.precreate_max))
-    yield Param(f"{prefix}/destroyed", lambda: str(osp.destroyed))
+    yield Param(f"{prefix}/destroyed", lambda: str(osp.log.destroyed))
+    yield Param(f"{prefix}/sync_in_progress", lambda: str(len(osp.log.sent)))
+    yield Param(f"{prefix}/sync_changes", lambda: str(osp.log.length()))

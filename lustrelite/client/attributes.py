@@ -43,6 +43,7 @@ class Stat(NamedTuple):
     version: int  # transno of the inode's last version-relevant change
     layout: Layout | None
     parent: Fid = NO_FID  # of a directory
+    projid: int = 0
 
     @property
     def ino(self) -> int:
@@ -96,4 +97,5 @@ def merge(attr: Attr, objects: ObjectsAttr | None, *, mtime: int = 0, atime: int
     return Stat(
         attr.fid, attr.mode, attr.nlink, attr.uid, attr.gid, attr.rdev, size, blocks, max(attr.atime, atime),
         max(newest_mtime, mtime), max(ctime, mtime), attr.btime, attr.flags, attr.version, attr.layout, attr.parent,
+        attr.projid,
     )  # fmt: skip

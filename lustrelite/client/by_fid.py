@@ -105,7 +105,7 @@ class FidOperations:
     async def setattr_fid(
         self, fid: Fid, *, mode: int | None = None, uid: int | None = None, gid: int | None = None,
         atime: int | None = None, mtime: int | None = None, size: int | None = None, flags: int | None = None,
-        handle: int = 0,
+        projid: int | None = None, handle: int = 0,
     ) -> Stat:  # fmt: skip
         """Change what is not None, in one request to the MDT, and return the attributes. EPERM, EACCES, EINVAL
 
@@ -113,14 +113,15 @@ class FidOperations:
         """
         return await self._full(
             await self.change_fid(
-                fid, mode=mode, uid=uid, gid=gid, atime=atime, mtime=mtime, size=size, flags=flags, handle=handle
+                fid, mode=mode, uid=uid, gid=gid, atime=atime, mtime=mtime, size=size, flags=flags, projid=projid,
+                handle=handle,
             )
         )
 
     async def change_fid(
         self, fid: Fid, *, mode: int | None = None, uid: int | None = None, gid: int | None = None,
         atime: int | None = None, mtime: int | None = None, size: int | None = None, flags: int | None = None,
-        handle: int = 0,
+        projid: int | None = None, handle: int = 0,
     ) -> Attr:  # fmt: skip
         """`setattr_fid` for those who do not want to know: the objects are not asked for size and times."""
         connections = self.connections
@@ -130,7 +131,7 @@ class FidOperations:
         valid = 0
         for bit, value in (
             (mdt.SET_MODE, mode), (mdt.SET_UID, uid), (mdt.SET_GID, gid), (mdt.SET_FLAGS, flags),
-            (mdt.SET_ATIME, atime), (mdt.SET_MTIME, mtime), (mdt.SET_SIZE, size),
+            (mdt.SET_ATIME, atime), (mdt.SET_MTIME, mtime), (mdt.SET_SIZE, size), (mdt.SET_PROJID, projid),
         ):  # fmt: skip
             if value is not None:
                 valid |= bit
@@ -149,7 +150,7 @@ class FidOperations:
         attr = await connections.mdc.setattr(
             fid, valid, now, cred=self.cred, mode=mode or 0, uid=uid or 0, gid=gid or 0, flags=flags or 0,
             atime=now if atime in (None, NOW) else atime or 0, mtime=now if mtime in (None, NOW) else mtime or 0,
-            handle=handle,
+            projid=projid or 0, handle=handle,
         )  # fmt: skip
         connections.open_files.forget_times(
             fid, mtime=bool(times_set & mdt.SET_MTIME) or size is not None, atime=bool(times_set & mdt.SET_ATIME)

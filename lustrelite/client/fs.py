@@ -105,6 +105,10 @@ class FileSystem(FidOperations):
         fid = (await self._find(path, follow)).fid
         await self.change_fid(fid, uid=None if uid == -1 else uid, gid=None if gid == -1 else gid)
 
+    async def chproj(self, path: Path, projid: int, *, follow: bool = True) -> None:
+        """Set the project that the file, or what is made in a directory that passes it on, is counted for.  EPERM"""
+        await self.change_fid((await self._find(path, follow)).fid, projid=projid)
+
     async def utimes(
         self, path: Path, atime: int | None = NOW, mtime: int | None = NOW, *, follow: bool = True
     ) -> None:

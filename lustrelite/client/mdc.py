@@ -232,10 +232,10 @@ class Mdc:
 
     async def setattr(
         self, fid: Fid, valid: int, time: int, *, cred: Cred, mode: int = 0, uid: int = 0, gid: int = 0,
-        atime: int = 0, mtime: int = 0, flags: int = 0, handle: int = 0,
+        atime: int = 0, mtime: int = 0, flags: int = 0, projid: int = 0, handle: int = 0,
     ) -> Attr:  # fmt: skip
         """Change the attributes that `valid` (SET_*) names; `time` is the new ctime.  EPERM, EACCES, ENOENT"""
-        body = mdt.Setattr(fid, valid, mode, uid, gid, atime, mtime, time, flags, handle)
+        body = mdt.Setattr(fid, valid, mode, uid, gid, atime, mtime, time, flags, handle, projid)
         cache = self.cache
         if cache is None or fid not in cache.files:
             return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]

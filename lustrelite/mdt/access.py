@@ -22,6 +22,7 @@ from lustrelite.wire.mdt import (
     SET_GID,
     SET_MODE,
     SET_MTIME,
+    SET_PROJID,
     SET_SIZE,
     SET_TIMES_EXPLICIT,
     SET_UID,
@@ -31,6 +32,7 @@ from lustrelite.wire.message import Cred
 __all__ = ["EXECUTE", "READ", "WRITE", "owns", "permits"]
 
 PERMISSION_BITS = 0o7777
+PROJECT_INHERITED = 0x20000000  # FS_PROJINHERIT_FL of a directory: what is made in it belongs to its project
 PRIVILEGED_FLAGS = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL: only root changes these
 
 USER, TRUSTED, SECURITY, SYSTEM = b"user.", b"trusted.", b"security.", b"system."
@@ -93,6 +95,8 @@ def require_setattr(inode: Inode, valid: int, uid: int, gid: int, flags: int, cr
         return
     owner = cred[0] == inode.uid
     if valid & SET_MODE and not owner:
+        raise OpError(errno.EPERM)
+    if valid & SET_PROJID:  # else any owner could escape from the quota of a project
         raise OpError(errno.EPERM)
     if valid & SET_UID and not (owner and uid == inode.uid):
         raise OpError(errno.EPERM)

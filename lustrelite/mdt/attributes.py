@@ -1,6 +1,6 @@
 """Setattr, extended attributes and default striping.
 
-Version-relevant are mode, owner, group and flags, extended attributes and striping; times and the permission to truncate
+Version-relevant are mode, owner, group, project and flags, extended attributes and striping; times and the permission to truncate
 are not (protocol-facts 3.7).  Source: mdt_reint_setattr(), mdt_reint_setxattr(); the rules: mdt/access.py
 """
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 from lustrelite.errors import OpError
 from lustrelite.mdt import access, namespace
 from lustrelite.mdt.layout import check_hint
+from lustrelite.mdt.ost_log import own
 from lustrelite.store.schema import XATTRS, Inode, ReplyRecord, split_xattr_key, xattr_key
 from lustrelite.target.handlers import EMPTY
 from lustrelite.tunables import limits
@@ -23,6 +24,7 @@ from lustrelite.wire.mdt import (
     SET_GID,
     SET_MODE,
     SET_MTIME,
+    SET_PROJID,
     SET_SIZE,
     SET_TIMES_EXPLICIT,
     SET_UID,
@@ -50,7 +52,8 @@ if TYPE_CHECKING:
     from lustrelite.rpc.export import Call
     from lustrelite.target.transaction import Transaction
 
-VERSIONED = SET_MODE | SET_UID | SET_GID | SET_FLAGS
+OWNERSHIP = SET_UID | SET_GID | SET_PROJID
+VERSIONED = SET_MODE | OWNERSHIP | SET_FLAGS
 KNOWN = VERSIONED | SET_ATIME | SET_MTIME | SET_SIZE | SET_TIMES_EXPLICIT
 XATTRS_BYTES_MAX = limits.xattr_bytes_max  # names of one file, so that listxattr(2) can return them
 ID_MAX = (1 << 32) - 2  # -1 is nobody
@@ -64,7 +67,7 @@ def setattr_(txn: Transaction, req: Setattr) -> Attr:
         txn.check(0, namespace.version_of(inode))
     if inode is None:
         raise OpError(errno.ENOENT)
-    if valid & ~KNOWN or not 0 <= req.uid <= ID_MAX or not 0 <= req.gid <= ID_MAX:
+    if valid & ~KNOWN or not (0 <= req.uid <= ID_MAX and 0 <= req.gid <= ID_MAX and 0 <= req.projid <= ID_MAX):
         raise OpError(errno.EINVAL)
     writable = _open_for_writing(txn, fid, req.handle)
     access.require_setattr(inode, valid, req.uid, req.gid, req.flags, txn.cred, writable)
@@ -73,6 +76,8 @@ def setattr_(txn: Transaction, req: Setattr) -> Attr:
     changed = _changed(txn, inode, req)
     if changed is not inode:
         namespace.put_inode(txn, fid, changed)
+    if valid & OWNERSHIP:
+        own(txn, changed.layout, namespace.owner_of(changed))
     if valid & SET_TIMES_EXPLICIT:
         open_files = cast("Mdt", txn.target).open_files
         if open_files.is_open(fid):
@@ -96,6 +101,7 @@ def _changed(txn: Transaction, inode: Inode, req: Setattr) -> Inode:
         mtime=mtime,
         ctime=max(inode.ctime, req.time),
         version=txn.transno if valid & VERSIONED else inode.version,
+        projid=req.projid if valid & SET_PROJID else inode.projid,
     )
 
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, cast
 from lustrelite.errors import OpError
 from lustrelite.ids import FID_BYTES, SEQ_NORMAL, Fid, make_fid
 from lustrelite.mdt import access, namespace
-from lustrelite.mdt.access import EXECUTE, WRITE
+from lustrelite.mdt.access import EXECUTE, PROJECT_INHERITED, WRITE
 from lustrelite.mdt.layout import Wish, check_hint, wish_of
+from lustrelite.mdt.ost_log import own
 from lustrelite.recovery.versions import ABSENT
 from lustrelite.store.schema import (
     INODES,
@@ -151,6 +152,10 @@ def make_child(
         mode, txn.cred[0], gid, rdev if kind in (S_IFCHR, S_IFBLK) else 0, time, txn.transno, objects, default,
         target if kind == S_IFLNK else b"", parent_fid,
     )  # fmt: skip
+    if parent.flags & PROJECT_INHERITED:
+        inode = inode._replace(projid=parent.projid, flags=PROJECT_INHERITED if kind == S_IFDIR else 0)
+    if objects is not None and (txn.cred[0] or gid or inode.projid):
+        own(txn, objects, namespace.owner_of(inode))
     writes = txn.writes  # this is `put` five times, without the calls
     writes[INODES, fid] = pack_inode(inode)
     writes[NAMES, name_key(parent_fid, name)] = pack_entry(fid, S_IFMT(mode))

@@ -5,8 +5,8 @@ pool's `last_used` in the transaction of the layout, so a crash loses both or ne
 that is empty in spite of `prepare` raises NotReady: nothing was changed, the request waits and is tried again.
 
 A replay brings its layout. Ids that it jumps over were given to a client that has not come back (or belong to a replay
-that is still to come): they are condemned in the same transaction, and pardoned if their replay does come. The destroyer
-is off until recovery is over. Source: osp_declare_create() with an explicit fid; protocol-facts 7.2; replay-dual 14b.
+that is still to come): they are condemned in the same transaction, and pardoned if their replay does come. Their OSTs
+hear nothing until recovery is over. Source: osp_declare_create() with an explicit fid; protocol-facts 7.2; replay-dual 14b.
 
 Not handled: free-space weighting (QoS), pools of OSTs, more than one component.
 """
@@ -18,14 +18,12 @@ import errno
 from typing import TYPE_CHECKING, NamedTuple
 
 from lustrelite.errors import OpError
+from lustrelite.mdt.ost_log import condemn, pardon
 from lustrelite.recovery.import_fsm import State
 from lustrelite.store.schema import (
-    DESTROYS,
     POOLS,
     PoolRecord,
-    destroy_key,
     pack_pool,
-    pack_u64,
     pool_key,
     split_pool_key,
     unpack_pool,
@@ -119,12 +117,6 @@ class Allocator:
                 if not waiter.done():
                     waiter.set_result(None)
 
-    def destroys_written(self, ost: int, transno: int) -> None:
-        """The destroy log of OST `ost` got longer: its destroyer shall look when that is durable (Mdt.after_commit)."""
-        osp = self.osps.get(ost)
-        if osp is not None:
-            osp.destroys_written = transno
-
     # ------------------------------------------------------------ choosing
 
     def stripes_now(self, wish: Wish) -> int:
@@ -212,13 +204,12 @@ class Allocator:
             value = txn.get(POOLS, key)
             used, granted = (0, 0) if value is None else unpack_pool(value)
             if oid > used:
-                condemned = pack_u64(txn.transno)
                 for lost in range(max(used + 1, oid - GAP_MAX), oid):
-                    txn.put(DESTROYS, destroy_key(ost, lost), condemned)
+                    condemn(txn, ost, lost)
                 txn.put(POOLS, key, pack_pool(PoolRecord(oid, max(granted, oid))))
                 self.last_used[ost] = max(oid, self.last_used.get(ost, 0))
-            elif txn.get(DESTROYS, destroy_key(ost, oid)) is not None:
-                txn.delete(DESTROYS, destroy_key(ost, oid))
+            else:
+                pardon(txn, ost, oid)
 
 
 def raise_last_used(txn: Transaction, ost: int, last_used: int) -> None:

@@ -126,9 +126,9 @@ class Mdt(Target):
         close_all(self, txn, export)
 
     def after_commit(self) -> None:
-        """Destroys that became durable may be carried out."""
+        """What is owed to objects and became durable may be sent."""
         for osp in self.allocator.osps.values():
-            if osp.destroys_written:
-                if osp.destroys_written <= self.last_committed:  # else it came while the batch was sealed: next time
-                    osp.destroys_written = 0
-                osp.wake_destroyer()
+            if osp.log.written:
+                if osp.log.written <= self.last_committed:  # else it came while the batch was sealed: next time
+                    osp.log.written = 0
+                osp.log.wake()

@@ -15,25 +15,25 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from stat import S_IFDIR, S_IFMT, S_ISDIR
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 from lustrelite.errors import OpError
 from lustrelite.ids import NO_FID, ROOT_FID, Fid
+from lustrelite.mdt.access import PROJECT_INHERITED
+from lustrelite.mdt.ost_log import condemn
 from lustrelite.recovery.versions import ABSENT
 from lustrelite.store.schema import (
-    DESTROYS,
     INODES,
     LINKS,
     NAMES,
     ORPHANS,
     XATTRS,
     Inode,
-    destroy_key,
+    Owner,
     link_key,
     name_key,
     pack_entry,
     pack_inode,
-    pack_u64,
     split_link_key,
     unpack_entry,
     unpack_inode,
@@ -42,7 +42,6 @@ from lustrelite.tunables import limits
 from lustrelite.wire.mdt import Attr, Layout, StripeHint
 
 if TYPE_CHECKING:
-    from lustrelite.mdt.mdt import Mdt
     from lustrelite.target.transaction import Transaction
 
 DIRECTORY_BYTES = 4096  # the size that stat() shows of a directory
@@ -105,6 +104,17 @@ def find_name(rows: Rows, parent: Fid, name: bytes) -> Fid | None:
     return None if entry is None else unpack_entry(entry)[0]
 
 
+def owner_of(inode: Inode) -> Owner:
+    """For whom the file's objects are counted."""
+    return Owner(inode.uid, inode.gid, inode.projid)
+
+
+def check_project(directory: Inode, inode: Inode) -> None:
+    """EXDEV if a file of another project must not come into `directory`.  Source: mdd_rename_sanity_check(), mdd_dir.c"""
+    if directory.flags & PROJECT_INHERITED and directory.projid != inode.projid:
+        raise OpError(errno.EXDEV)
+
+
 def version_of(inode: Inode | None) -> int:
     """What a version check compares: ABSENT if there is nothing."""
     return ABSENT if inode is None else inode.version
@@ -131,9 +141,9 @@ def is_below(rows: Rows, fid: Fid, ancestor: Fid) -> bool:
 
 def attr_of(fid: Fid, inode: Inode) -> Attr:
     """The attributes that a client sees."""
-    mode, uid, gid, nlink, rdev, flags, size, blocks, atime, mtime, ctime, btime, version, layout, _, _, parent = inode
+    mode, uid, gid, nlink, rdev, flags, size, blocks, atime, mtime, ctime, btime, version, layout, _, _, parent, projid = inode
     return Attr(
-        fid, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, btime, version, flags, layout, parent
+        fid, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, btime, version, flags, layout, parent, projid
     )
 
 
@@ -187,14 +197,14 @@ def new_inode(
 
 def touched(inode: Inode, time: int, nlink: int = 0) -> Inode:
     """A directory whose names changed at `time`; `nlink` subdirectories came."""
-    mode, uid, gid, count, rdev, flags, size, blocks, atime, mtime, ctime, btime, version, layout, hint, target, up = inode
+    mode, uid, gid, count, rdev, flags, size, blocks, atime, mtime, ctime, btime, version, layout, hint, target, up, projid = inode
     if time > mtime:
         mtime = time
     if time > ctime:
         ctime = time
     return Inode(
         mode, uid, gid, count + nlink, rdev, flags, size, blocks, atime, mtime, ctime, btime, version, layout, hint,
-        target, up,
+        target, up, projid,
     )  # fmt: skip
 
 
@@ -232,16 +242,13 @@ def drop_link(txn: Transaction, fid: Fid, inode: Inode, time: int, *, keep: bool
 
 
 def destroy(txn: Transaction, fid: Fid, inode: Inode) -> None:
-    """Remove the inode, its attributes and its objects: these go to the destroy log, for after the commit."""
+    """Remove the inode, its attributes and its objects: these go to the log of their OSTs."""
     txn.delete(INODES, fid)
     for key, _ in list(txn.scan(XATTRS, prefix=fid)):
         txn.delete(XATTRS, key)
-    if inode.layout is not None and inode.layout.stripes:
-        transno = pack_u64(txn.transno)
-        allocator = cast("Mdt", txn.target).allocator
+    if inode.layout is not None:
         for ost, oid in inode.layout.stripes:
-            txn.put(DESTROYS, destroy_key(ost, oid), transno)
-            allocator.destroys_written(ost, txn.transno)
+            condemn(txn, ost, oid)
 
 
 def make_root(txn: Transaction, mode: int = 0o755, time: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Towards one OST the MDT is a client: it has object ids granted ahead of time, cleans up after crashes, and destroys.
+"""Towards one OST the MDT is a client: it has object ids granted ahead of time, and cleans up after crashes.
 
 Ids. Those in (last_used, granted] may be taken. Granted ids are durable on the OST; `last_used` is durable with the
 layout that uses it. After every connect the two may disagree: the MDT crashed and lost allocations, or an answer of the
@@ -7,12 +7,8 @@ it, and where shall I go on? New ids start above the answer and above last_used.
 waits, because replays still claim ids. One task does it all in turn, so an answer can never belong to another question;
 an answer from before a reconnect is thrown away.
 
-Destroys. The destroy log is written with the unlink. Only records that are durable here are acted on (a crash may still
-take the unlink back), and only outside recovery (a replay may still claim an object of the log). The record goes after
-the OST's answer, which it gives after its commit. A destroy may be repeated; ids are never reused; so no order of crashes
-can destroy a live object or forget a dead one.
-
-Source: osp_precreate.c, osp_sync.c; protocol-facts 7.2, 7.3.
+What becomes of objects that have a file, or had one, goes through the log (ost_log.py).
+Source: osp_precreate.c; protocol-facts 7.2.
 """
 
 from __future__ import annotations
@@ -25,18 +21,17 @@ from typing import TYPE_CHECKING
 from lustrelite.errors import Deactivated, Evicted, OpError
 from lustrelite.ids import Nid, target_name, target_uuid
 from lustrelite.mdt.layout import raise_last_used
+from lustrelite.mdt.ost_log import OstLog
 from lustrelite.recovery.import_fsm import State
 from lustrelite.rpc.client_import import ClientImport
-from lustrelite.store.schema import DESTROYS, destroy_key, pool_key, split_destroy_key, unpack_u64
+from lustrelite.store.schema import pool_key
 from lustrelite.wire.mdt import STATFS_NO_SPACE, STATFS_READ_ONLY
-from lustrelite.wire.ost import CREATE_DELORPHAN, Destroy, OstCreate, OstCreateReply, OstStatfs
+from lustrelite.wire.ost import CREATE_DELORPHAN, OstCreate, OstCreateReply, OstStatfs
 from lustrelite.wire.session import FEATURE_SERVER
 
 if TYPE_CHECKING:
     from lustrelite.mdt.mdt import Mdt
-    from lustrelite.target.transaction import Transaction
 
-DESTROYS_MAX = 1000  # objects in one request
 COVER_S = 0.5  # half a batch shall last so long: an OST may be slow to commit the next
 RETRY_S = 1.0  # after the OST refused
 STATFS_S = 5.0  # between looks at its space (Lustre: qos_maxage)
@@ -44,7 +39,7 @@ CANNOT_CREATE = STATFS_NO_SPACE | STATFS_READ_ONLY  # StatfsReply.state
 
 
 class Osp:
-    """The connection to OST `index`, with its pool of ids and its destroyer."""
+    """The connection to OST `index`, with its pool of ids and its log."""
 
     def __init__(self, mdt: Mdt, index: int, nids: Sequence[Nid], *, uuid: str = "") -> None:
         self.mdt = mdt
@@ -66,11 +61,10 @@ class Osp:
         self.synced = False  # orphans are cleaned up on this connection
         self.full = False  # says its statfs
         self.refusing = False  # it answered ENOSPC or EROFS to the last request for ids
-        self.destroyed = 0
-        self.destroys_written = 1  # the last transno that logged a destroy, 0 if that is durable; perhaps before we were here
+        self.log = OstLog(self)
+        self.imp.on_committed.append(self.log.cross_off)
         self._connection = 0  # counts on_full: answers of an older one are void
         self._ids_wanted = asyncio.Event()
-        self._destroys_wanted = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     # ------------------------------------------------------------ life
@@ -81,7 +75,7 @@ class Osp:
         spawn = self.node.spawn
         self._tasks = [
             spawn(self._keep_ids(), f"precreate {self.name}"),
-            spawn(self._keep_destroying(), f"destroy {self.name}"),
+            spawn(self.log.keep_sending(), f"log {self.name}"),
             spawn(self._keep_looking(), f"statfs {self.name}"),
         ]
 
@@ -104,16 +98,13 @@ class Osp:
     def wake(self) -> None:
         """Something changed (recovery is over, more space): look whether there is work."""
         self._ids_wanted.set()
-        self._destroys_wanted.set()
-
-    def wake_destroyer(self) -> None:
-        """Records of the destroy log got durable."""
-        self._destroys_wanted.set()
+        self.log.wake()
 
     def _connected(self) -> None:
         self._connection += 1
         self.synced = False
         self.next = self.granted + 1  # frozen
+        self.log.connected()
         self.mdt.allocator.refresh()
         self.wake()
 
@@ -206,7 +197,6 @@ class Osp:
         self._filled_at = float("-inf")
         self.refusing = False
         self.node.events.emit("osp.orphans_cleaned", ost=self.name, last_used=last_used, last_id=reply.last_id)
-        self._destroys_wanted.set()
 
     async def _refill(self) -> None:
         connection = self._connection
@@ -224,37 +214,6 @@ class Osp:
         self.granted = reply.last_id
         self.refusing = False
         self.mdt.allocator.refresh()
-
-    # ------------------------------------------------------------ destroys
-
-    async def _keep_destroying(self) -> None:
-        while True:
-            await self._destroys_wanted.wait()
-            self._destroys_wanted.clear()
-            while not self.mdt.recovering and self.imp.state is State.FULL:
-                objects = self._due()
-                if not objects:
-                    break
-                try:
-                    await self.imp.call(Destroy(tuple(objects)))
-                except (Evicted, Deactivated):
-                    break
-                except OpError as error:
-                    self.node.events.emit("osp.destroy_refused", level="warning", ost=self.name, why=str(error))
-                    await asyncio.sleep(RETRY_S)
-                    continue
-                self.mdt.run(forget_destroys, self.index, objects)
-                self.destroyed += len(objects)
-
-    def _due(self) -> list[int]:
-        last_committed = self.mdt.last_committed
-        objects = []
-        for key, value in self.mdt.store.scan(DESTROYS, prefix=self.pool_key):
-            if unpack_u64(value) <= last_committed:
-                objects.append(split_destroy_key(key)[1])
-                if len(objects) == DESTROYS_MAX:
-                    break
-        return objects
 
     # ------------------------------------------------------------ space
 
@@ -274,8 +233,3 @@ class Osp:
                 self.mdt.allocator.refresh()
                 self.wake()
 
-
-def forget_destroys(txn: Transaction, ost: int, objects: Sequence[int]) -> None:
-    """The objects are gone for good."""
-    for oid in objects:
-        txn.delete(DESTROYS, destroy_key(ost, oid))

@@ -97,6 +97,9 @@ def _check_access(
 ) -> None:
     cred = txn.cred
     access.require_removable(source.directory, moved.inode, cred)
+    namespace.check_project(target.directory, moved.inode)
+    if exchange and victim is not None:
+        namespace.check_project(source.directory, victim.inode)
     if not target.directory.nlink:
         raise OpError(errno.ENOENT)
     moves_directory = S_ISDIR(moved.inode.mode)

@@ -50,6 +50,7 @@ from lustrelite.wire.ost import (
     Punch,
     Read,
     ReadReply,
+    SetOwners,
     Write,
     WriteReply,
     resource_of,
@@ -152,7 +153,7 @@ async def create(call: Call, body: OstCreate) -> OstCreateReply:
 def destroy(txn: Transaction, body: Destroy) -> Empty:
     """Destroy objects; those that are not there were destroyed before.
 
-    Answered when it is durable, for the MDT then crosses them off its log; their files go at the same time.
+    The MDT crosses them off its log when this is durable; their files go at the same time.
     Source: ofd_destroy_hdl(), ofd_dev.c; protocol-facts 7.3
     """
     assert txn.call is not None
@@ -168,6 +169,14 @@ def _discard(ost: Ost, oids: tuple[int, ...]) -> None:
     """Who caches what is gone need not write it.  Source: LDLM_FL_DISCARD_DATA, ofd_destroy_by_fid()"""
     for oid in oids:
         ost.namespace.revoke(resource_of(oid), DISCARD_DATA)
+
+
+def set_owners(txn: Transaction, body: SetOwners) -> Empty:
+    """For whom objects are counted; those that are not there were destroyed since. Nothing else of them changes."""
+    assert txn.call is not None
+    _check_server(txn.call)
+    _ost(txn).own(txn, body.owners)
+    return EMPTY
 
 
 def prepare_destroy(call: Call, body: Destroy) -> Awaitable[None] | None:
@@ -483,7 +492,8 @@ HANDLERS: dict[type, Handler] = {
     Punch: mutating(punch, prepare=prepare_punch, rebuild=rebuild_attr),
     ObjectSetattr: mutating(setattr_, rebuild=rebuild_attr),
     ObjectGetattr: reading(getattr_),
-    Destroy: mutating(destroy, prepare=prepare_destroy, sync=lambda body: True),
+    Destroy: mutating(destroy, prepare=prepare_destroy, essential=True),
+    SetOwners: mutating(set_owners),
     OstStatfs: waiting(statfs),
     OstSync: waiting(sync),
     IndexRead: waiting(read_index),

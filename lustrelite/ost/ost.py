@@ -21,7 +21,7 @@ import asyncio
 import errno
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -355,6 +355,15 @@ class Ost(Target):
                 self._doomed[oid] = None
             txn.when_committed(lambda: self._unlink_later(gone))
         return len(gone)
+
+    def own(self, txn: Transaction, owners: Iterable[tuple[int, int, int, int]]) -> None:
+        """(object, uid, gid, project id) of each: record it, if the object is there."""
+        for oid, uid, gid, projid in owners:
+            key = schema.object_key(oid) if oid > 0 else b""
+            value = txn.get(OBJECTS, key) if key else None
+            if value is not None:
+                record = schema.unpack_object(value)._replace(uid=uid, gid=gid, projid=projid)
+                txn.put(OBJECTS, key, schema.pack_object(record))
 
     def _unlink_later(self, oids: list[int]) -> None:
         self._spawn(self._unlink(oids), "unlink")

@@ -121,6 +121,7 @@ class ClientImport:
         self.leased_at = node.now()  # when the request was sent that renewed the lease last
         self._last_lock_handle = 0
         self.on_full: list[Callable[[], None]] = []
+        self.on_committed: list[Callable[[], None]] = []
         self.on_evicted: list[Callable[[], None]] = []
         self.on_switched: list[Callable[[], None]] = []  # off or on, by the administrator
         self.counts = {"replayed": 0, "resent": 0, "timeouts": 0, "evicted": 0, "requests": 0, "reconnects": 0}
@@ -273,6 +274,10 @@ class ClientImport:
         Raises OpError (the operation's own errno), Evicted, Deactivated.
         """
         return (await self._call(body, cred, timeout_s, None, None, ride)).reply
+
+    async def call_change(self, body: Any) -> int:
+        """`call` for a change that matters only once it is durable: returns its transno (see `on_committed`)."""
+        return (await self._call(body, ROOT_CRED, None, None, None, None)).transno
 
     async def call_open(self, body: Open, *, cred: Cred = ROOT_CRED, ride: Ride | None = None) -> tuple[int, Any]:
         """`call` for an open: also returns the handle, which is the request's xid."""
@@ -569,6 +574,8 @@ class ClientImport:
     def committed(self, last_committed: int) -> None:
         """Everything up to this transno is durable on the server: forget it."""
         self.replays.drop_committed(last_committed)
+        for callback in self.on_committed:
+            callback()
 
     def early_reply_received(self, request: Request, raw: tuple[Any, ...]) -> None:
         """The server has the request and is still working: more time."""

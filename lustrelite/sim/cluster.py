@@ -450,14 +450,14 @@ class Cluster:
         for _ in range(200):
             for server in self.servers:
                 await server.commit()
-            left = mdt.store.count(schema.DESTROYS)
+            left = mdt.store.count(schema.OST_LOG)
             if not left and not any(
                 target._doomed for server in self.oss for target in server.running if isinstance(target, Ost)
             ):
                 break
             await asyncio.sleep(0.25)
         else:
-            raise Violation(f"seed {self.seed}: {left} objects stay in the destroy log, or their files stay")
+            raise Violation(f"seed {self.seed}: {left} objects stay in the log towards their OST, or their files stay")
         osts = {
             target.index: fsck.StoreReader(target.store, target.files)
             for server in self.oss

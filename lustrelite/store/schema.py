@@ -11,6 +11,7 @@ neighbours, told apart by the name that ends the key.
 
 FORMAT log:
     1  2026-11-20  first.
+    2  2026-11-21  table ost_log in place of destroys; projid of inodes and objects.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from lustrelite.ids import FID_BYTES, Fid
 from lustrelite.wire.mdt import Layout, StripeHint
 from lustrelite.wire.mgs import TargetInfo
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 COOKIE_BYTES = 8
 COOKIE_MAX = (1 << 63) - 1
@@ -43,7 +44,7 @@ LINKS = "links"
 XATTRS = "xattrs"
 ORPHANS = "orphans"
 POOLS = "pools"
-DESTROYS = "destroys"
+OST_LOG = "ost_log"
 # of an OST
 OBJECTS = "objects"
 # of the MGS
@@ -55,7 +56,7 @@ FORMAT_KEY = b"format"  # in META: (FORMAT_VERSION, kind)
 _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
 _REPLY_KEY = struct.Struct(">IH")
-_DESTROY_KEY = struct.Struct(">IQ")
+_LOG_KEY = struct.Struct(">IQ")
 _ENTRY = struct.Struct(f">{FID_BYTES}sI")
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
@@ -90,6 +91,7 @@ class Inode(NamedTuple):
     hint: StripeHint | None  # of a file without objects yet, or a directory's default
     target: bytes  # of a symlink
     parent: Fid  # of a directory; NO_FID else
+    projid: int = 0
 
 
 class ObjectRecord(NamedTuple):
@@ -103,6 +105,22 @@ class ObjectRecord(NamedTuple):
     version: int
     owner: Fid
     stripe: int
+    projid: int = 0
+
+
+class Owner(NamedTuple):
+    """For whom a file's objects are counted."""
+
+    uid: int
+    gid: int
+    projid: int
+
+
+class OstLogRecord(NamedTuple):
+    """What an object of an OST shall be (key: OST and object), since the MDT's change `transno`: see mdt/ost_log.py."""
+
+    transno: int
+    owner: Owner | None  # None: gone
 
 
 class ClientRecord(NamedTuple):
@@ -161,6 +179,7 @@ pack_object: Callable[[ObjectRecord], bytes] = _pack
 pack_client: Callable[[ClientRecord], bytes] = _pack
 pack_reply: Callable[[ReplyRecord], bytes] = _pack
 pack_pool: Callable[[PoolRecord], bytes] = _pack
+pack_log: Callable[[OstLogRecord], bytes] = _pack
 pack_target: Callable[[TargetRecord], bytes] = _pack
 pack_meta: Callable[[Any], bytes] = _pack
 
@@ -197,6 +216,15 @@ def unpack_target(data: bytes) -> TargetRecord:
         return TargetRecord(TargetInfo._make(info), stamp)
     except (TypeError, ValueError) as error:
         raise StoreFailed(f"not a TargetRecord: {error}: {data[:64]!r}") from None
+
+
+def unpack_log(data: bytes) -> OstLogRecord:
+    """The record of the log towards an OST in `data`."""
+    try:
+        transno, owner = _unpack(data)
+        return OstLogRecord(transno, None if owner is None else Owner._make(owner))
+    except (TypeError, ValueError) as error:
+        raise StoreFailed(f"not an OstLogRecord: {error}: {data[:64]!r}") from None
 
 
 # ---------------------------------------------------------------- keys
@@ -287,14 +315,14 @@ def split_pool_key(key: bytes) -> int:
     return int.from_bytes(key, "big")
 
 
-def destroy_key(ost: int, oid: int) -> bytes:
-    """Key of an object that is to be destroyed; `pool_key(ost)` is the prefix of one OST's."""
-    return _DESTROY_KEY.pack(ost, oid)
+def log_key(ost: int, oid: int) -> bytes:
+    """Key of an object in the log towards OSTs; `pool_key(ost)` is the prefix of one OST's."""
+    return _LOG_KEY.pack(ost, oid)
 
 
-def split_destroy_key(key: bytes) -> tuple[int, int]:
+def split_log_key(key: bytes) -> tuple[int, int]:
     """(OST index, object id)."""
-    return _DESTROY_KEY.unpack(key)
+    return _LOG_KEY.unpack(key)
 
 
 def object_key(oid: int) -> bytes:
@@ -319,7 +347,7 @@ def split_param_key(key: bytes) -> tuple[str, str]:
 
 
 def pack_u64(value: int) -> bytes:
-    """A number as a value (the transno of a destroy record)."""
+    """A number as a value."""
     return _U64.pack(value)
 
 
@@ -358,7 +386,7 @@ _ALL = (
     Table(XATTRS, ("MDT",), split_xattr_key, _raw),
     Table(ORPHANS, ("MDT",), Fid, _raw),
     Table(POOLS, ("MDT",), split_pool_key, unpack_pool),
-    Table(DESTROYS, ("MDT",), split_destroy_key, unpack_u64),
+    Table(OST_LOG, ("MDT",), split_log_key, unpack_log),
     Table(OBJECTS, ("OST",), split_object_key, unpack_object),
     Table(TARGETS, ("MGS",), bytes.decode, unpack_target),
     Table(PARAMS, ("MGS",), split_param_key, bytes.decode),

@@ -35,6 +35,7 @@ SET_MTIME = 0x10
 SET_SIZE = 0x20  # permission check and suid clearing only: the objects hold the size
 SET_FLAGS = 0x40
 SET_TIMES_EXPLICIT = 0x80  # utimes() with given times: only the owner may
+SET_PROJID = 0x100
 
 # Rename.flags (RENAME_* of linux/fs.h)
 RENAME_NOREPLACE = 0x1
@@ -88,6 +89,7 @@ class Attr(NamedTuple):
     flags: int
     layout: Layout | None
     parent: Fid  # of a directory; NO_FID else
+    projid: int = 0
 
 
 def _with_layout(body: Any, reply: Any) -> Any:
@@ -221,6 +223,7 @@ class Setattr(NamedTuple):
     time: int  # the new ctime
     flags: int
     handle: int  # of an open file, whose mode then counts instead of permissions; 0 none
+    projid: int = 0
 
 
 @message(op=41, reply=Empty, mutates=True)

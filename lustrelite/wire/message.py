@@ -9,6 +9,7 @@ VERSION log (a change of any message adds a line here and pins its bytes anew in
     2  2026-11-20  wire/ldlm.py: Enqueue, Convert, Cancel and the three callbacks (nothing older changed).
     3  2026-11-21  headers: ride (cancels, want, converts), granted, callback; Read, Write and Punch name a lock; grants; the lease
                    in ConnectReply; ConfigRead does not wait.
+    4  2026-11-21  SetOwners; projid in Attr and Setattr.
 """
 
 from __future__ import annotations

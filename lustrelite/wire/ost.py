@@ -141,9 +141,20 @@ class ObjectGetattr(NamedTuple):
 
 @message(op=6, reply=Empty, mutates=True)
 class Destroy(NamedTuple):
-    """Destroy these objects; one that is not there is no error: a destroy may be repeated."""
+    """Destroy these objects; one that is not there is no error: a destroy may be repeated.  Of a server only."""
 
     objects: tuple[int, ...]
+
+
+@message(op=18, reply=Empty, mutates=True)
+class SetOwners(NamedTuple):
+    """Count these objects for the user, group and project of their files; one that is not there is no error.
+
+    Of a server only, and of its log: it says what is so, may be repeated, and touches neither versions nor times.
+    (Lustre sends an OST_SETATTR for each.)  Source: osp_sync_new_setattr_job(), osp_sync.c
+    """
+
+    owners: tuple[tuple[int, int, int, int], ...]  # (object, uid, gid, project id)
 
 
 @message(op=13, reply=StatfsReply)

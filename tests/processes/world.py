@@ -337,7 +337,7 @@ class ProcessWorld(simulated.Cluster):
         for server in self.servers[1:]:
             await server.commit()
         mdt = readers[self.mds.targets[0]]
-        problems = [f"destroy under way: {row}" async for row in mdt.rows(schema.DESTROYS)]
+        problems = [f"an object is owed something: {row}" async for row in mdt.rows(schema.OST_LOG)]
         if not any(client.files for client in self.clients.values() if client.alive):
             problems += [f"without a name: {row}" async for row in mdt.rows(schema.ORPHANS)]
             opens = " ".join((await self.mds.params("mdt.*.exports.*.open_files")).values())

@@ -1,6 +1,7 @@
-"""The destroy log: written with the unlink, worked off in the background, in spite of any order of failures.
+"""The log towards OSTs: written with the unlink or chown, worked off in the background, in spite of any order of failures.
 
-That every object of a removed file is gone is checked by fsck on leaving each world.
+That every object of a removed file is gone, and every other is counted for whom its file is, is checked by fsck on
+leaving each world.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import asyncio
 from typing import Any
 
 import pytest
-from steps import ABORT, contents, soon
+from steps import ABORT, EVICTION, contents, soon
 
+from lustrelite.store.schema import OST_LOG
 from lustrelite.wire.mdt import Unlink
 from lustrelite.wire.mgs import ConfigRead
 from lustrelite.wire.ost import Destroy
@@ -59,7 +61,7 @@ async def test_half_of_many_files_are_removed_before_a_crash_and_half_after(worl
 @pytest.mark.lustre("RS 57", "RS 58a")
 @pytest.mark.parametrize("count", [1, 250])
 async def test_changed_attributes_of_many_files_survive_a_crash(world: Any, count: int) -> None:
-    """Source: lustre/tests/replay-single.sh test_57, test_58a (their hook is dead: the MDT sends OSTs no setattr)"""
+    """Source: lustre/tests/replay-single.sh test_57, test_58a (their hook is dead)"""
     async with world(oss=2, clients=1) as c:
         for i in range(count):
             await c.a.write(f"/f{i}", b"x")
@@ -67,10 +69,13 @@ async def test_changed_attributes_of_many_files_survive_a_crash(world: Any, coun
         for i in range(count):
             await c.a.chmod(f"/f{i}", 0o600)
             await c.a.fs.utimes(f"/f{i}", 1, 2)
+            await c.a.fs.chown(f"/f{i}", 1000 + i, 100)
         await c.fail(c.mds)
         for i in range(count):
             found = await c.a.fs.lstat(f"/f{i}")
-            assert (found.mode & 0o7777, found.mtime) == (0o600, 2)
+            assert (found.mode & 0o7777, found.mtime, found.uid, found.gid) == (0o600, 2, 1000 + i, 100)
+        await c.settle()
+        for i in range(count):
             await c.a.unlink(f"/f{i}")
         await objects_gone(c)
 
@@ -88,6 +93,22 @@ async def test_destroys_wait_for_an_ost_that_takes_long_to_connect(world: Any) -
         await c.oss[0].start()
         await asyncio.sleep(2.0)
         await c.fail(c.mds)
+        await objects_gone(c)
+
+
+@pytest.mark.lustre("RS 61a")
+async def test_an_ost_restarts_twice_before_many_destroys_are_durable(world: Any) -> None:
+    """Source: lustre/tests/replay-single.sh test_61a"""
+    async with world(oss=1, clients=1) as c:
+        for i in range(150):
+            await c.a.write(f"/f{i}", b"x")
+        await c.replay_barrier(c.oss[0])
+        for i in range(150):
+            await c.a.unlink(f"/f{i}")
+        await c.mds.commit()
+        for _ in range(2):
+            await c.fail(c.oss[0])
+        assert await c.a.listdir("/") == []
         await objects_gone(c)
 
 
@@ -192,3 +213,91 @@ async def test_an_ost_that_is_known_only_after_recovery_gets_its_destroys(world:
         c.net.slow(ConfigRead, reply=True, to=c.mds, delay_s=0.5)
         await c.mds.start()
         await objects_gone(c)
+
+
+# Every order in which two servers can fail around a change that OSTs are to hear of. A step is a server that is killed and
+# started, or only killed (-) or started (+), until the other has been; `commit` makes durable what was executed.
+ORDERS = [
+    "mds", "oss", "mds oss", "oss mds", "mds oss mds", "oss mds oss", "mds mds", "oss oss",
+    "-mds oss +mds", "-oss mds +oss", "-mds -oss +mds +oss", "-mds -oss +oss +mds", "-oss -mds +mds +oss",
+    "-oss mds mds +oss", "-mds oss oss +mds",
+]  # fmt: skip
+STAGES = ["executed", "durable", "sent", "answered", "committed there", "crossed off"]
+
+
+async def fail_in_order(c: Any, order: str) -> None:
+    """The steps of one of ORDERS."""
+    for step in order.split():
+        server = c.mds if step.endswith("mds") else c.oss[0]
+        if step[0] != "+":
+            await server.kill()
+        if step[0] != "-":
+            await server.start()
+        await asyncio.sleep(2.0)
+    c.oss[0].release_commits()
+    await c.settle()
+
+
+async def up_to(c: Any, stage: str) -> None:
+    """Let the log get as far as that."""
+    if stage == "executed":
+        return
+    if stage == "sent":
+        lost = c.net.drop(Destroy, times=100)
+    elif stage == "answered":
+        c.oss[0].hold_commits()
+        c.expect("commit.waiting")
+    await c.mds.commit()
+    if stage == "durable":
+        return
+    if stage == "sent":
+        await lost.caught()
+    else:
+        await asyncio.sleep(3.0)
+    if stage in ("committed there", "crossed off"):
+        await c.oss[0].commit()
+    if stage == "crossed off":
+        await asyncio.sleep(5.0)
+        assert not c.mds.target().store.count(OST_LOG)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("stage", STAGES)
+async def test_objects_become_what_their_files_are_in_any_order_of_failures(cluster: Any, stage: str, order: str) -> None:
+    """Destroy, owner and project. Requirement: issue 4 item 3; protocol-facts 7.3"""
+    async with cluster(oss=1, osts=2, clients=1) as c:
+        for name in ("kept", "gone", "both"):
+            for i in range(3):
+                await c.a.write(f"/{name}{i}", b"x" * 5000)
+        await c.mds.commit()
+        c.mds.hold_commits()
+        for i in range(3):
+            await c.a.fs.chown(f"/kept{i}", 1000 + i, 100)
+            await c.a.fs.chproj(f"/kept{i}", 7)
+            await c.a.fs.chown(f"/both{i}", 5, 5)
+            await c.a.unlink(f"/gone{i}")
+            await c.a.unlink(f"/both{i}")
+        c.mds.release_commits()
+        await up_to(c, stage)
+        c.net.heal()
+        await fail_in_order(c, order)
+        for i in range(3):
+            stat = await c.a.fs.lstat(f"/kept{i}")
+            assert (stat.uid, stat.gid, stat.projid) == (1000 + i, 100, 7)
+        async with asyncio.timeout(60.0):
+            while sum(len(list(target.files.ids())) for target in c.oss[0].running) > 3:
+                await asyncio.sleep(0.1)
+        c.never_saw("import.evicted")
+
+
+async def test_a_client_that_is_lost_takes_its_chown_along(cluster: Any) -> None:
+    """The record went with the change: the object stays what the file is."""
+    async with cluster(oss=1, clients=2) as c:
+        c.expect(*EVICTION)
+        await c.a.write("/f", b"x")
+        await c.replay_barrier(c.mds)
+        await c.a.fs.chown("/f", 1000, 100)
+        await asyncio.sleep(3.0)
+        await c.a.kill()
+        await c.fail(c.mds)
+        assert (await c.b.fs.lstat("/f")).uid == 0

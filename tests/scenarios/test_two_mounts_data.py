@@ -501,7 +501,7 @@ async def test_two_writers_fill_the_disks(cluster: Any, mix: str) -> None:
                 same(found[:size], piece * (size // len(piece)), mount)
                 assert len(found) <= size + len(piece)
         await a.unlink("/u/one")
-        await c.until(lambda: not any(target.store.count("destroys") for target in c.mds.running))
+        await c.until(lambda: not any(target.store.count("ost_log") for target in c.mds.running))
         await b.write_file("/u/three", piece * 8)
         same(await a.content("/u/three"), piece * 8)
 

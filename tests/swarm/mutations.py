@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from lustrelite.mdt import open as mdt_open
-from lustrelite.mdt.layout import Allocator
+from lustrelite.mdt import ost_log
 from lustrelite.mdt.mdt import Mdt
-from lustrelite.mdt.osp import Osp
+from lustrelite.mdt.ost_log import OstLog
 from lustrelite.ost.ost import Ost
 from lustrelite.recovery.admit import Admit
 from lustrelite.recovery.import_fsm import ImportFsm
@@ -310,22 +310,26 @@ def synchronous_replies_do_not_wait_for_the_commit(patch):
 
 @mutation
 def the_destroy_log_is_not_written(patch):
-    without(schema.DESTROYS, kind="MDT")(patch)
+    without(schema.OST_LOG, kind="MDT")(patch)
 
 
 @mutation
 def destroys_are_sent_before_they_are_durable(patch):
-    due = Osp._due
+    due, put = OstLog._due, ost_log._put
 
-    def eager(self: Any) -> Any:
+    def eager(self: Any, after: bytes) -> Any:
         committed, self.mdt.last_committed = self.mdt.last_committed, 1 << 62
         try:
-            return due(self)
+            return due(self, after)
         finally:
             self.mdt.last_committed = committed
 
-    patch.setattr(Osp, "_due", eager)
-    patch.setattr(Allocator, "destroys_written", lambda self, ost, transno: self.osps[ost].wake_destroyer())
+    def put_and_wake(txn: Any, ost: int, oid: int, record: bytes) -> None:
+        put(txn, ost, oid, record)
+        txn.target.allocator.osps[ost].log.wake()
+
+    patch.setattr(OstLog, "_due", eager)
+    patch.setattr(ost_log, "_put", put_and_wake)
 
 
 @mutation

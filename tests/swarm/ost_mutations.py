@@ -11,12 +11,13 @@ import mutations
 from mutations import Mutation, Plant
 
 from lustrelite.mdt.mdt import Mdt
+from lustrelite.mdt.ost_log import OstLog
 from lustrelite.ost.handlers import HANDLERS
 from lustrelite.ost.ost import Ost
 from lustrelite.recovery.replay_list import ReplayList
 from lustrelite.recovery.window import Window
 from lustrelite.target.handlers import EMPTY
-from lustrelite.wire.ost import Destroy, OstSync, Punch, Write
+from lustrelite.wire.ost import OstSync, Punch, Write
 from lustrelite.wire.session import Empty
 
 OST_MUTATIONS: list[Mutation] = []
@@ -75,8 +76,16 @@ def a_destroy_is_sent_before_its_batch_is_durable(patch):
 
 
 @mutation
-def a_destroy_is_answered_before_it_is_durable(patch):
-    patch.setitem(HANDLERS, Destroy, HANDLERS[Destroy]._replace(sync=lambda body: False))
+def what_is_owed_to_objects_is_crossed_off_at_the_answer(patch):
+    send = OstLog._send
+
+    async def hasty(self: Any, body: Any, records: Any) -> None:
+        await send(self, body, records)
+        while self.answered:
+            self.answered[0] = (0, self.answered[0][1])
+            self.cross_off()
+
+    patch.setattr(OstLog, "_send", hasty)
 
 
 @mutation
@@ -122,6 +131,6 @@ def a_destroy_logged_during_a_commit_is_forgotten(patch):
     def early(self: Any) -> None:
         after_commit(self)
         for osp in self.allocator.osps.values():
-            osp.destroys_written = 0
+            osp.log.written = 0
 
     patch.setattr(Mdt, "after_commit", early)

@@ -179,7 +179,7 @@ class World:
         assert self.rows() == before
 
     def rows(self) -> dict[str, list[Any]]:
-        tables = (schema.INODES, schema.NAMES, schema.LINKS, schema.XATTRS, schema.ORPHANS, schema.POOLS, schema.DESTROYS)
+        tables = (schema.INODES, schema.NAMES, schema.LINKS, schema.XATTRS, schema.ORPHANS, schema.POOLS, schema.OST_LOG)
         return {table: list(self.mdt.store.scan(table)) for table in tables}
 
     def tick(self) -> int:
@@ -232,6 +232,7 @@ class World:
         bits = {
             "mode": wire.SET_MODE, "uid": wire.SET_UID, "gid": wire.SET_GID, "atime": wire.SET_ATIME,
             "mtime": wire.SET_MTIME, "size": wire.SET_SIZE, "flags": wire.SET_FLAGS,
+            "projid": wire.SET_PROJID,
         }  # fmt: skip
         valid = wire.SET_TIMES_EXPLICIT if explicit else 0
         for name in values:
@@ -239,7 +240,7 @@ class World:
         get = values.get
         return wire.Setattr(
             fid, valid, get("mode", 0), get("uid", 0), get("gid", 0), get("atime", 0), get("mtime", 0), self.tick(),
-            get("flags", 0), handle,
+            get("flags", 0), handle, get("projid", 0),
         )  # fmt: skip
 
     def setattr(self, fid: Fid, cred: Cred = ROOT_CRED, **values: Any) -> wire.Attr:
@@ -263,7 +264,13 @@ class World:
         return layout.stripes
 
     def condemned(self) -> list[tuple[int, int]]:
-        return [schema.split_destroy_key(key) for key, _ in self.mdt.store.scan(schema.DESTROYS)]
+        rows = self.mdt.store.scan(schema.OST_LOG)
+        return [schema.split_log_key(key) for key, value in rows if schema.unpack_log(value).owner is None]
+
+    def owed(self) -> dict[tuple[int, int], tuple[int, ...]]:
+        """Owners in the logs towards OSTs, by (OST, object)."""
+        rows = [(schema.split_log_key(key), schema.unpack_log(value)) for key, value in self.mdt.store.scan(schema.OST_LOG)]
+        return {key: tuple(record.owner) for key, record in rows if record.owner is not None}
 
     def orphans(self) -> list[Fid]:
         return [Fid(key) for key, _ in self.mdt.store.scan(schema.ORPHANS)]

@@ -57,7 +57,7 @@ class Cluster:
         self.put(schema.XATTRS, schema.xattr_key(FILE, b"user.a"), b"1")
         self.put(schema.POOLS, schema.pool_key(0), schema.pack_pool(PoolRecord(4, 6)))
         self.put(schema.POOLS, schema.pool_key(1), schema.pack_pool(PoolRecord(1, 6)))
-        self.put(schema.DESTROYS, schema.destroy_key(0, 4), schema.pack_u64(7))
+        self.put(schema.OST_LOG, schema.log_key(0, 4), schema.pack_log(schema.OstLogRecord(7, None)))
         for index in (0, 1):
             self.ost_put(index, schema.META, schema.meta_key("last_id"), schema.pack_meta(6))
             for oid in range(1, 7):
@@ -206,7 +206,7 @@ def xattr_without_inode(c: Cluster) -> None:
 
 def ost_unknown(c: Cluster) -> None:
     c.inode(HARD, S_REG, 2, stripes=((7, 2),))
-    c.put(schema.DESTROYS, schema.destroy_key(0, 2), schema.pack_u64(7))
+    c.put(schema.OST_LOG, schema.log_key(0, 2), schema.pack_log(schema.OstLogRecord(7, None)))
 
 
 def object_missing(c: Cluster) -> None:
@@ -221,12 +221,17 @@ def object_owner(c: Cluster) -> None:
     c.object(0, 1, FILE, 1)
 
 
+def object_user(c: Cluster) -> None:
+    record = ObjectRecord(1000, 0, 1, 1, 1, 1, FILE, 0)
+    c.ost_put(0, schema.OBJECTS, schema.object_key(1), schema.pack_object(record))
+
+
 def object_condemned(c: Cluster) -> None:
-    c.put(schema.DESTROYS, schema.destroy_key(0, 1), schema.pack_u64(7))
+    c.put(schema.OST_LOG, schema.log_key(0, 1), schema.pack_log(schema.OstLogRecord(7, None)))
 
 
 def object_orphan(c: Cluster) -> None:
-    c.put(schema.DESTROYS, schema.destroy_key(0, 4), None)
+    c.put(schema.OST_LOG, schema.log_key(0, 4), None)
 
 
 def data_missing(c: Cluster) -> None:
@@ -248,7 +253,7 @@ def last_used_behind(c: Cluster) -> None:
 def last_used_ahead(c: Cluster) -> None:
     c.put(schema.POOLS, schema.pool_key(1), schema.pack_pool(PoolRecord(20, 30)))
     for oid in range(2, 7):
-        c.put(schema.DESTROYS, schema.destroy_key(1, oid), schema.pack_u64(7))
+        c.put(schema.OST_LOG, schema.log_key(1, oid), schema.pack_log(schema.OstLogRecord(7, None)))
 
 
 def unreadable_inode(c: Cluster) -> None:
@@ -288,6 +293,7 @@ PLANTED: list[tuple[Any, set[tuple[str, str]]]] = [
     (object_missing, {("object-missing", "OST0000:2")}),
     (object_shared, {("object-shared", "OST0001:1")}),
     (object_owner, {("object-owner", "OST0000:1")}),
+    (object_user, {("object-user", "OST0000:1")}),
     (object_condemned, {("object-condemned", "OST0000:1")}),
     (object_orphan, {("object-orphan", "OST0000:4")}),
     (data_missing, {("data-missing", "OST0001:1")}),

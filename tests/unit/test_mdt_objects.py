@@ -1,4 +1,4 @@
-"""Objects of files: which OSTs, which ids, never twice; the pools, orphan cleanup and the destroyer of one OST."""
+"""Objects of files: which OSTs, which ids, never twice; the pools and orphan cleanup of one OST."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mdt_fixture import ROOT, FakeImport, World
+from mdt_fixture import ROOT, World
+from one_ost import One, settle
 
 from lustrelite.errors import Evicted, OpError
 from lustrelite.ids import make_fid
@@ -19,11 +20,9 @@ from lustrelite.mdt import osp
 from lustrelite.mdt.layout import wish_of
 from lustrelite.mdt.osp import COVER_S, Osp
 from lustrelite.recovery.import_fsm import State
-from lustrelite.store import schema
 from lustrelite.target.handlers import NotReady
 from lustrelite.wire import mdt as wire
-from lustrelite.wire.ost import CREATE_DELORPHAN, Destroy, OstCreate, OstCreateReply, OstStatfs
-from lustrelite.wire.session import Empty
+from lustrelite.wire.ost import CREATE_DELORPHAN, OstCreate
 
 
 @pytest.fixture
@@ -231,63 +230,6 @@ async def test_a_layout_of_a_client_counts_only_in_a_replay(mdt: World) -> None:
 # ---------------------------------------------------------------- one OST
 
 
-class FakeOst(FakeImport):
-    """An OST behind an import: grants, forgets, destroys, refuses."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.last_id = 0
-        self.calls: list[Any] = []
-        self.destroyed: list[int] = []
-        self.errors: list[OpError] = []
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def call(self, body: Any) -> Any:
-        self.calls.append(body)
-        await asyncio.sleep(0)
-        await self.gate.wait()
-        if self.errors:
-            raise self.errors.pop(0)
-        if isinstance(body, OstCreate):
-            if not body.flags or body.upto > self.last_id:
-                self.last_id = max(self.last_id, body.upto)
-            return OstCreateReply(self.last_id)
-        if isinstance(body, Destroy):
-            self.destroyed += body.objects
-            return Empty()
-        assert isinstance(body, OstStatfs)
-        return wire.StatfsReply(1, 1, 1, 1, 1, 0)
-
-
-class One:
-    """An MDT with one OST whose loops run."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.far = FakeOst()
-        self.osp: Osp
-
-    def start(self) -> None:
-        """As Osp.start and a connect."""
-        self.osp = Osp(self.world.mdt, 0, [])
-        self.osp.imp = self.far  # type: ignore[assignment]
-        self.world.mdt.allocator.add(self.osp)
-        spawn = self.world.node.spawn
-        self.osp._tasks = [spawn(self.osp._keep_ids(), "ids"), spawn(self.osp._keep_destroying(), "destroys")]
-        self.osp._connected()
-
-    async def crash(self, *, recovering: bool = True) -> None:
-        self.far.calls.clear()
-        await self.world.crash(recovering=recovering)
-        self.start()
-
-
-async def settle() -> None:
-    for _ in range(30):
-        await asyncio.sleep(0)
-
-
 @pytest.fixture
 async def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[One]:
     """An MDT with one OST."""
@@ -445,83 +387,3 @@ async def test_a_full_ost_is_left_alone_until_statfs_says_otherwise(one: One, mo
     one.world.fails(errno.ENOSPC, one.world.new(ROOT, b"x"))
     await asyncio.sleep(0.1)
     one.world.make(ROOT, b"x")
-
-
-# ---------------------------------------------------------------- destroys
-
-
-async def test_only_durable_unlinks_destroy(one: One) -> None:
-    one.world.make(ROOT, b"f")
-    one.world.make(ROOT, b"g")
-    one.world.unlink(ROOT, b"f")
-    one.osp.wake_destroyer()
-    await settle()
-    assert one.far.destroyed == []
-    one.world.commit()
-    await settle()
-    assert one.far.destroyed == [1] and one.world.condemned() == []
-    one.world.unlink(ROOT, b"g")
-    await one.crash(recovering=False)  # the unlink is lost
-    await settle()
-    assert 2 not in one.far.destroyed and one.world.find(ROOT, b"g") is not None
-
-
-async def test_a_destroy_is_repeated_after_a_crash_and_kept_until_answered(one: One) -> None:
-    one.world.make(ROOT, b"f")
-    one.world.unlink(ROOT, b"f")
-    one.far.gate.clear()
-    one.world.commit()
-    await settle()
-    assert one.far.calls[-1] == Destroy((1,)) and one.world.condemned() == [(0, 1)]
-    one.far.gate = asyncio.Event()
-    one.far.gate.set()
-    await one.crash()
-    await settle()
-    assert one.far.destroyed == []  # not in recovery
-    one.world.end_recovery()
-    await settle()
-    assert one.far.destroyed == [1]
-    await one.crash(recovering=False)  # its removal from the log was not committed
-    await settle()
-    assert one.far.destroyed == [1, 1] and one.world.condemned() == []
-
-
-async def test_a_dead_ost_leaves_its_records(one: One) -> None:
-    one.world.make(ROOT, b"f")
-    one.far.state = State.DISCONN
-    one.world.unlink(ROOT, b"f")
-    one.world.commit()
-    await settle()
-    assert one.far.destroyed == [] and one.world.condemned() == [(0, 1)]
-    one.far.state = State.FULL
-    one.osp._connected()
-    await settle()
-    assert one.far.destroyed == [1]
-
-
-async def test_destroys_go_in_batches_and_survive_refusals(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(osp, "DESTROYS_MAX", 4)
-    for i in range(10):
-        one.world.make(ROOT, b"f%d" % i)
-    for i in range(10):
-        one.world.unlink(ROOT, b"f%d" % i)
-    one.far.errors = [OpError(errno.EIO)]
-    one.world.commit()
-    await asyncio.sleep(0.1)
-    assert sorted(one.far.destroyed) == list(range(1, 11)) and one.world.condemned() == []
-    assert [len(c.objects) for c in one.far.calls if isinstance(c, Destroy)] == [4, 4, 4, 2]
-
-
-async def test_condemned_objects_of_a_gap_are_destroyed_after_recovery(one: One) -> None:
-    one.world.make(ROOT, b"lost", client="b")
-    one.world.make(ROOT, b"kept")
-    kept = one.world.saved
-    await one.crash()
-    one.world.replay(kept)
-    one.world.commit()
-    await settle()
-    assert one.far.destroyed == []
-    one.world.end_recovery()
-    await settle()
-    assert one.far.destroyed == [1]
-    assert one.world.mdt.store.get(schema.INODES, one.world.find(ROOT, b"kept") or b"") is not None

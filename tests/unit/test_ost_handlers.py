@@ -36,6 +36,7 @@ from lustrelite.wire.ost import (
     OstSync,
     Punch,
     Read,
+    SetOwners,
     Write,
 )
 from lustrelite.wire.session import Disconnect, IndexRead
@@ -323,6 +324,7 @@ async def test_a_full_disk_is_said_and_overwriting_goes_on(rig: Rig, monkeypatch
     await rig.client.call(write_of(1), pattern(BIG, 2))
     assert (await rig.client.call(OstStatfs())).state == 4
     await rig.mdt.call(Destroy((1,)))
+    await rig.ost.committed()
     await rig.settle()
     assert rig.files() == []
     monkeypatch.setattr(rig.node.tunables, "reserved_permille", 0)
@@ -400,6 +402,7 @@ async def test_destroying_waits_for_io_in_a_thread_and_leaves_no_file(rig: Rig) 
     assert not rig.ost.exists(1)
     gate.open.set()
     assert (await write).status == -errno.ENOENT
+    await rig.ost.committed()
     await rig.settle()
     assert rig.files() == []
     await fails(errno.ENOENT, rig.client.call(ObjectGetattr(1)))
@@ -409,17 +412,32 @@ async def test_a_destroy_may_be_repeated_and_unlinks_only_when_durable(rig: Rig)
     await rig.grant(3)
     await rig.client.call(write_of(1), b"data")
     rig.ost.committer.hold()
-    destroyed = rig.mdt.start(Destroy((1, 1, 3, 3, 99, 0, -4)))
-    await asyncio.sleep(0.02)
-    assert not destroyed.done()
+    destroyed = await rig.mdt.ask(Destroy((1, 1, 3, 3, 99, 0, -4)))
+    assert destroyed.status == 0 and destroyed.transno > rig.ost.last_committed
     assert not rig.ost.exists(1)
     assert rig.files() == [1]  # a crash now brings the object back
     rig.ost.committer.release()
-    assert (await destroyed).status == 0
+    await rig.ost.committed()
     await rig.settle()
     assert rig.files() == []
     assert (await rig.mdt.ask(Destroy((1, 3)))).status == 0
     assert not rig.ost._doomed
+
+
+async def test_owners_are_recorded_and_nothing_else_of_an_object_changes(rig: Rig) -> None:
+    await rig.grant(3)
+    await rig.client.call(write_of(1), b"data")
+    before = rig.ost.record(1)
+    answer = await rig.mdt.ask(SetOwners(((1, 1000, 100, 7), (99, 1, 1, 1), (0, 1, 1, 1), (-4, 1, 1, 1))))
+    assert answer.status == 0 and answer.pre_versions == ()
+    assert rig.ost.record(1) == before._replace(uid=1000, gid=100, projid=7)
+    await fails(errno.EPERM, rig.client.call(SetOwners(((1, 0, 0, 0),))))
+    await rig.ost.committed()
+    rig.ost.committer.hold()
+    await rig.mdt.call(SetOwners(((1, 5, 5, 5),)))
+    await rig.kill()
+    await rig.start()
+    assert rig.ost.record(1).uid == 1000
 
 
 async def test_a_destroy_lost_in_a_crash_leaves_the_object_whole(rig: Rig) -> None:

@@ -44,8 +44,8 @@ INODE = Inode(
     NO_FID,
 )
 PINNED = (
-    "dc0011cd81a4cd03e8640100000000cf0de0b6b3a7640000cf0de0b6b3a7640001cf0de0b6b3a7640002cf0de0b6b3a7640000cf0000"
-    "00050000000094ce0010000003a4666173749292004d9201cf0000010000000000c0c400c41000000000000000000000000000000000"
+    "dc0012cd81a4cd03e8640100000000cf0de0b6b3a7640000cf0de0b6b3a7640001cf0de0b6b3a7640002cf0de0b6b3a7640000cf0000"
+    "00050000000094ce0010000003a4666173749292004d9201cf0000010000000000c0c400c4100000000000000000000000000000000000"
 )
 LAYOUT = Layout(1 << 20, 3, "fast", ((0, 77), (1, 1 << 40)))
 HINT = StripeHint(-1, 1 << 20, 2)
@@ -80,7 +80,7 @@ def test_every_record_comes_back() -> None:
 def test_bytes_of_an_inode_are_pinned() -> None:
     """A change here is a change of the format: raise FORMAT_VERSION, say so in its log, then pin anew."""
     packed = schema.pack_inode(INODE._replace(layout=LAYOUT))
-    assert (schema.FORMAT_VERSION, packed.hex()) == (1, PINNED)
+    assert (schema.FORMAT_VERSION, packed.hex()) == (2, PINNED)
 
 
 def test_a_broken_record_stops_the_store_and_not_a_connection() -> None:
@@ -136,17 +136,17 @@ numbers32, numbers64 = st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 64) -
 
 @given(numbers32, numbers64, numbers32, numbers64)
 def test_number_keys_order_as_numbers(a: int, b: int, c: int, d: int) -> None:
-    assert (schema.destroy_key(a, b) < schema.destroy_key(c, d)) == ((a, b) < (c, d))
+    assert (schema.log_key(a, b) < schema.log_key(c, d)) == ((a, b) < (c, d))
     assert (schema.object_key(b) < schema.object_key(d)) == (b < d)
     assert (schema.reply_key(a, b & 0xFFFF) < schema.reply_key(c, d & 0xFFFF)) == ((a, b & 0xFFFF) < (c, d & 0xFFFF))
-    assert schema.split_destroy_key(schema.destroy_key(a, b)) == (a, b)
+    assert schema.split_log_key(schema.log_key(a, b)) == (a, b)
     assert schema.split_object_key(schema.object_key(b)) == b
     assert schema.split_reply_key(schema.reply_key(a, b & 0xFFFF)) == (a, b & 0xFFFF)
     assert schema.split_client_key(schema.client_key(a)) == a
     assert schema.split_pool_key(schema.pool_key(a)) == a
     assert schema.unpack_u64(schema.pack_u64(b)) == b
     assert schema.reply_key(a, 1).startswith(schema.client_key(a))
-    assert schema.destroy_key(a, b).startswith(schema.pool_key(a))
+    assert schema.log_key(a, b).startswith(schema.pool_key(a))
 
 
 def test_the_other_keys_come_apart_again() -> None:

@@ -137,7 +137,7 @@ async def test_a_forgotten_object_is_a_violation(cluster):
         c.net.cut(c.mds, c.oss[0])
         await c.a.unlink("/f")
         store = c.mds.target().store
-        store.apply({(schema.DESTROYS, key): None for key, _ in store.scan(schema.DESTROYS)})
+        store.apply({(schema.OST_LOG, key): None for key, _ in store.scan(schema.OST_LOG)})
 
     await refuse(cluster, "fsck says", harm)
 
