@@ -65,6 +65,7 @@ class Tunables:
     max_dirty_bytes: int = 32 << 20  # per OST
     write_back_after_s: float = 3.0  # dirty data that has become so old
     max_read_ahead_bytes: int = 64 << 20  # of a mount
+    read_past_cache_bytes: int = 8 << 20  # under way by one reader of a file: what is not cached goes to him directly
     statahead_max: int = 128  # attributes asked for ahead of a listing
     sync_lock_cancel: str = "blocking"  # OST: data durable before an asked-for lock goes: always, blocking, never
     max_mod_rpcs: int = 32

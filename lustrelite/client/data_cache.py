@@ -197,21 +197,30 @@ class DataCache:
 
     async def _read(self, cached: CachedObject, lock: ClientLock, fetch: Fetch, cred: Cred) -> None:
         data = cached.pages.sink(fetch)
-        done, resized = 0, cached.resized
+        done = 0
         try:
-            done, size = await self.osc.read(cached.obj, fetch.start, [data], cred=cred, lock=lock.handle)
-            cached.seen(size, lock, resized)
+            done = await self.read(cached, lock, fetch.start, [data], cred)
             if lock.data is cached and fetch.start + done < min(fetch.end, cached.size):
                 cached.pages.zeros(fetch.start + done, min(fetch.end, cached.size), fetch)
+        finally:
+            fetch.length = done
+            cached.pages.end_fetch(fetch, data[:done])
+
+    async def read(
+        self, cached: CachedObject, lock: ClientLock, start: int, pieces: list[memoryview], cred: Cred
+    ) -> int:
+        """Read into `pieces` from `start` what the OST has; how much that was, less only at the object's end.  EIO, ENOENT"""
+        resized = cached.resized
+        try:
+            done, size = await self.osc.read(cached.obj, start, pieces, cred=cred, lock=lock.handle)
         except OpError as error:
             if error.errno == errno.ESTALE:  # the OST does not know the lock: whatever we believe under it is wrong
                 if lock.data is cached:
                     self.osc.forget(lock)
                 raise OpError(errno.EIO, error.what) from None
             raise
-        finally:
-            fetch.length = done
-            cached.pages.end_fetch(fetch, data[:done])
+        cached.seen(size, lock, resized)
+        return done
 
     def read_ahead(self, obj: int, start: int, end: int, cred: Cred) -> None:
         """Begin to read [start, end) of the object, as far as a lock allows it, and as it is not there."""

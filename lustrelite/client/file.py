@@ -75,6 +75,7 @@ class File:
         self._through = bool(flags & _DURABLE) or self._direct
         self._cached = self._locked if self.readable and not self._direct and S_ISREG(attr.mode) else None  # to read
         self._ahead = ReadAhead()
+        self._reading = 0  # bytes
         self._turn = 0  # bytes moved since the loop last had a turn
         self._wrote = False
         self._lost = 0  # errno: what was written here could not be written back, and nobody was told yet
@@ -112,14 +113,29 @@ class File:
         if self._cached is not None:
             done = self._cached.read_now(layout, view, offset)
         if done is None:
-            done = await connections.lov.read_into(layout, view, offset, cred=self.fs.cred, direct=self._direct)
+            done = await self._read_there(layout, view, offset)
         if self._cached is not None and done:
-            self._cached.read_ahead(layout, self._ahead, offset, done, self.fs.cred)
+            if not self._reads_ahead_himself(0):
+                self._cached.read_ahead(layout, self._ahead, offset, done, self.fs.cred)
             if self._moved(done):
                 await asyncio.sleep(0)
         if not self.flags & os.O_NOATIME:
             self.atime = connections.time()
         return done
+
+    async def _read_there(self, layout: Layout, view: memoryview, offset: int) -> int:
+        past = self._reads_ahead_himself(len(view))
+        self._reading += len(view)
+        try:
+            return await self.fs.connections.lov.read_into(
+                layout, view, offset, cred=self.fs.cred, direct=self._direct, past=past
+            )
+        finally:
+            self._reading -= len(view)
+
+    def _reads_ahead_himself(self, more: int) -> bool:
+        """Does the caller have so much under way, with `more` bytes, that he needs neither read-ahead nor cache?"""
+        return self._reading + more >= self.fs.connections.node.tunables.read_past_cache_bytes
 
     def _moved(self, size: int) -> bool:
         """So much was moved without a suspension: does the loop need a turn?"""

@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING
 from lustrelite.client import striping
 from lustrelite.client.attributes import ObjectsAttr
 from lustrelite.client.cached_object import CachedObject
-from lustrelite.client.data_cache import DataCache, copy_out, zero
+from lustrelite.client.data_cache import DataCache, copy_out
 from lustrelite.client.grip import GaveWay, Grip, Held
+from lustrelite.client.part_read import PartRead, pieces_of, read_past
 from lustrelite.client.read_ahead import ReadAhead
 from lustrelite.client.striping import Extent
 from lustrelite.client.tasks import results
@@ -116,9 +117,12 @@ class LockedIo:
         _copy_all(held, buffer, length)
         return length
 
-    async def read(self, layout: Layout, buffer: memoryview, offset: int, cred: Cred, *, direct: bool = False) -> int:
+    async def read(
+        self, layout: Layout, buffer: memoryview, offset: int, cred: Cred, *, direct: bool = False, past: bool = False
+    ) -> int:
         """Fill `buffer` from `offset`; returns how much of it is file. `direct`: past the cache, which is written back.
 
+        `past`: what is not in the cache need not come into it.
         Beyond the returned length the buffer is undefined.
         """
         extents = _whole(layout, offset, len(buffer))
@@ -129,38 +133,33 @@ class LockedIo:
                 await grip.take(extents, PR)
                 if direct or not left or not grip.believable:
                     return await self._read_past(grip, buffer, offset, cred)
-                length = await self._read(grip, buffer, offset, cred)
+                length = await self._read(grip, buffer, offset, cred, past=past)
                 if length is not None:
                     return length
-                left -= 1
+                left -= not past
+                past = False
             except GaveWay:
                 continue
             finally:
                 grip.release()
 
-    async def _read(self, grip: Grip, buffer: memoryview, offset: int, cred: Cred) -> int | None:
-        """Through the cache; None if the locks cannot be believed in any more."""
+    async def _read(self, grip: Grip, buffer: memoryview, offset: int, cred: Cred, *, past: bool) -> int | None:
+        """Through the cache; None if what was read cannot be believed in."""
         held = list(grip.held)
-        pins = [(one.cached.pages.pins, (one.extent.offset, one.extent.offset + one.extent.length)) for one in held]
-        for pinned, pin in pins:
-            pinned.append(pin)
+        reads = [PartRead(one, buffer, cred, past=past) for one in held]
         try:
-            results(
-                await grip.each(
-                    [(one, one.data.fill(one.cached, one.lock, *pin, cred)) for one, (_, pin) in zip(held, pins, strict=True)],
-                    grip.give_way,
-                )
-            )
+            results(await grip.each([(read.one, read.bring()) for read in reads], grip.give_way))
             reach: int | None = None
             while (length := self._length(grip.layout, held, offset, len(buffer), reach)) is None:
                 reach = await self._size_asked(grip)
-            if not grip.believable:
+            if not grip.believable or any(read.changed for read in reads):
                 return None
-            _copy_all(held, buffer, length)
+            for read in reads:
+                read.copy(length)
             return length
         finally:
-            for pinned, pin in pins:
-                pinned.remove(pin)
+            for read in reads:
+                read.end()
             self.shared.pages.shrink()
 
     async def _size_asked(self, grip: Grip) -> int:
@@ -173,29 +172,12 @@ class LockedIo:
         """Past the cache, under the locks: what the OSTs have when everything dirty is written back."""
         believable = grip.believable
 
-        async def read(one: Held) -> None:
-            extent, data = one.extent, one.data
-            await data.writeback.flush(one.cached, extent.offset, extent.offset + extent.length)
-            await self.shared.tasks.gather(
-                [self._read_part(one, part, buffer, cred) for part in striping.parts(extent, data.osc.bytes_max)], "read"
-            )
-
-        results(await grip.each([(one, read(one)) for one in grip.held], grip.give_way))
+        results(await grip.each([(one, read_past(one, buffer, cred)) for one in grip.held], grip.give_way))
         believable = believable and grip.believable
         length = self._length(grip.layout, grip.held, offset, len(buffer), None) if believable else None
         if length is None:
             length = min(max(await self._size_asked(grip) - offset, 0), len(buffer))
         return length
-
-    @staticmethod
-    async def _read_part(one: Held, part: Extent, buffer: memoryview, cred: Cred) -> None:
-        pieces = [buffer[start : start + length] for start, length in part.pieces]
-        resized = one.cached.resized
-        done, size = await one.data.osc.read(one.cached.obj, part.offset, pieces, cred=cred, lock=one.lock.handle)
-        one.cached.seen(size, one.lock, resized)
-        for piece in pieces:
-            zero(piece[min(done, len(piece)) :])
-            done = max(done - len(piece), 0)
 
     def _length(self, layout: Layout, held: list[Held], offset: int, size: int, reach: int | None) -> int | None:
         """How much of [offset, offset + size) is file; None if the sizes of objects must be asked for.
@@ -500,10 +482,7 @@ def _everything(layout: Layout) -> list[Extent]:
 
 def _copy_all(held: Sequence[Held], buffer: memoryview, length: int) -> None:
     for one in held:
-        pieces = [
-            buffer[start : min(start + size, length)] for start, size in one.extent.pieces if start < length
-        ]
-        copy_out(one.cached, one.extent.offset, pieces)
+        copy_out(one.cached, one.extent.offset, pieces_of(one.extent, buffer, length))
 
 
 def _accept(one: Held, buffer: memoryview, time: int, owner: Fid) -> bool:

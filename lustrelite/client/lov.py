@@ -100,14 +100,15 @@ class Lov:
         return OpError(errno.ESTALE, f"object {obj} on OST{index:04x} does not exist")
 
     async def read_into(
-        self, layout: Layout, buffer: memoryview, offset: int, *, cred: Cred, direct: bool = False
+        self, layout: Layout, buffer: memoryview, offset: int, *, cred: Cred, direct: bool = False, past: bool = False
     ) -> int:
         """Fill `buffer` from `offset` of the file; returns how much of it is file, less than asked at its end only.
 
         Holes are filled with zeros. Beyond the returned length the buffer is undefined. `direct`: past the cache.
+        `past`: what is not in the cache need not come into it.
         """
         if self.locked is not None:
-            return await self.locked.read(layout, buffer, offset, cred, direct=direct)
+            return await self.locked.read(layout, buffer, offset, cred, direct=direct, past=past)
         count, unit = len(layout.stripes), layout.stripe_size
         extents = striping.split(offset, len(buffer), unit, count, await self._bytes_max(layout))
         results = await self._tasks.gather([self._read(layout, extent, buffer, cred) for extent in extents], "read")

@@ -14,7 +14,7 @@ A byte that is there is
 A flight's bytes are not collected again before it has landed, because the OST may execute two writes in any order. A
 written byte that is not durable yet needs no state here: its request waits on the import's replay list with the copy.
 
-A Fetch is a read from the OST under way. What is written, cut or dropped meanwhile in its range is taken out of what it
+A Fetch is a read from the OST under way, a Watch one that does not end here (client/part_read.py). What is written, cut or dropped meanwhile in its range is taken out of what it
 may put in, so a late answer never brings back old bytes.
 
 Memory is bounded over all objects of a mount, the longest unused clean page going first. Dirty ones are bounded by who
@@ -108,6 +108,17 @@ class Fetch:
         self.done: Any = None  # of the layer above
 
 
+class Watch:
+    """A range that somebody reads from the OST into memory of his own: is what he gets true, when he has it all?"""
+
+    __slots__ = ("changed", "end", "start")
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start = start
+        self.end = end
+        self.changed = False  # what was known of it has changed meanwhile, or is not known any more
+
+
 class PageCache:
     """The pages of all objects of one mount."""
 
@@ -157,6 +168,8 @@ class ObjectPages:
         self.dirty = Intervals()
         self.flights: list[Flight] = []
         self.fetches: list[Fetch] = []
+        self.watches: list[Watch] = []
+        self.passed = Intervals()  # what was read past the pages: who reads it again would rather have it here
         self.pins: list[tuple[int, int]] = []
         self.cost = 0  # bytes of grant that what is dirty or in flight takes
 
@@ -229,6 +242,24 @@ class ObjectPages:
     def fetching(self, start: int, end: int) -> list[Fetch]:
         """The fetches that may bring something of the range."""
         return [fetch for fetch in self.fetches if fetch.wanted.overlaps(start, end)]
+
+    def watch(self, start: int, end: int) -> Watch | None:
+        """Somebody wants to read the range past the pages; None: he should not, for the sake of truth or of speed."""
+        if self.valid.overlaps(start, end) or self.flights_in(start, end):
+            return None
+        if any(fetch.wanted.overlaps(start, end) for fetch in self.fetches):
+            return None
+        if self.passed.overlaps(start, end) and self.passed.total <= self.cache.bytes_max():
+            self.passed.remove(start, end)
+            return None
+        watch = Watch(start, end)
+        self.watches.append(watch)
+        return watch
+
+    def end_watch(self, watch: Watch) -> None:
+        """He has read it, or given up."""
+        self.watches.remove(watch)
+        self.passed.add(watch.start, watch.end)
 
     def begin_fetch(self, start: int, end: int) -> Fetch:
         """[start, end) is being read."""
@@ -424,6 +455,9 @@ class ObjectPages:
     def _untake(self, start: int, end: int) -> None:
         for fetch in self.fetches:
             fetch.wanted.remove(start, end)
+        for watch in self.watches:
+            if watch.start < end and start < watch.end:
+                watch.changed = True
 
     def cut(self, start: int, end: int) -> int:
         """Forget the range; returns how many dirty bytes that were."""

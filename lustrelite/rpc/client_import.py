@@ -30,7 +30,7 @@ from lustrelite.rpc.callbacks_received import CallbacksReceived, RecordLocks
 from lustrelite.rpc.import_recovery import ImportRecovery
 from lustrelite.rpc.links import ClientLink, LinkPool
 from lustrelite.rpc.node import CORRUPT, Node
-from lustrelite.rpc.request import Request, Xids, fail
+from lustrelite.rpc.request import Request, Xids, fail, withdraw
 from lustrelite.rpc.slots import ModSlots
 from lustrelite.wire.ldlm import Granted, Ride
 from lustrelite.wire.mdt import DISP_OPEN_OPEN, Close, Open
@@ -335,6 +335,7 @@ class ClientImport:
         """The caller is gone. What was not sent never will be; a sent change runs on; a sent read is forgotten."""
         if request.bulk is not None:
             request.bulk = bytes(request.bulk)  # another copy may have to be sent, and the caller's memory is his again
+        withdraw(request)
         if request in self.delayed:
             del self.delayed[request]
             self.slots.free(request.tag)
@@ -532,6 +533,7 @@ class ClientImport:
             request.reply = request.spec.check_reply(body)
             request.reply_bulk = bulk
         self.forget(request)
+        withdraw(request)
         if request.ride is not None:
             self._ride_over(request, granted=granted)
         if request.direct:

@@ -63,11 +63,13 @@ class ClientLink:
                 return
 
     def bulk_buffer(self, link: Link, kind: int, header: Any, length: int) -> memoryview:
-        """Read data goes straight to where the caller wants it."""
+        """Read data goes straight to where the caller wants it; a second answer, which may differ, does not."""
         if kind == frame.REPLY and type(header) is tuple and header:
             request = self.waiting.get(header[0])
-            if request is not None and request.sink is not None and len(request.sink) >= length:
-                return request.sink[:length]
+            if request is not None and request.landing is None and request.sink is not None and len(request.sink) >= length:
+                memory = request.sink[:length]
+                request.landing = (link, memory)
+                return memory
         return memoryview(bytearray(length))
 
     def link_lost(self, link: Link, why: str) -> None:

@@ -37,7 +37,7 @@ class Receiver(Protocol):
         """A whole frame: `header` is unpacked msgpack, not yet checked; `bulk` passed its checksum or is CORRUPT."""
 
     def bulk_buffer(self, link: Link, kind: int, header: Any, length: int) -> memoryview:
-        """Where `length` bytes of bulk shall go; at least that long."""
+        """Where `length` bytes of bulk shall go: so much memory."""
 
     def link_lost(self, link: Link, why: str) -> None:
         """The link is gone, once."""
@@ -56,6 +56,9 @@ class Link(Protocol):
         Order is kept among frames without bulk; a frame with much bulk travels on a bulk connection.
         `bulk` must not change until the frame was answered (or the link closed).
         """
+
+    def withdraw(self, memory: memoryview) -> None:
+        """`memory`, which `bulk_buffer` gave, is wanted back: what has not landed in it goes elsewhere."""
 
     def close(self, why: str = "") -> None:
         """Drop the link; the receiver hears `link_lost`."""

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from lustrelite.ids import Xid
-from lustrelite.rpc.node import Node
+from lustrelite.rpc.node import Link, Node
 from lustrelite.wire.ldlm import Ride
 from lustrelite.wire.message import Cred, Spec
 
@@ -36,7 +36,7 @@ class Request:
 
     __slots__ = (
         "body", "bulk", "closes", "conn_cnt", "cred", "deadline", "direct", "flags", "future", "generation",
-        "keeps_open", "owner", "pauses", "pre_versions", "replayed_at", "reply", "reply_bulk", "reply_raw", "ride", "sent_at",
+        "keeps_open", "landing", "owner", "pauses", "pre_versions", "replayed_at", "reply", "reply_bulk", "reply_raw", "ride", "sent_at",
         "sink", "spec", "tag", "timeout_s", "transno", "working_at", "xid",
     )  # fmt: skip
 
@@ -53,6 +53,7 @@ class Request:
         self.pre_versions: tuple[int, ...] = ()
         self.bulk: Any = None
         self.sink: memoryview | None = None
+        self.landing: tuple[Link, memoryview] | None = None  # who may put the data of a reply there
         self.ride: Ride | None = None  # locks that go with it; a replay carries none
         self.reply: Any = None
         self.reply_bulk: memoryview | None = None
@@ -68,6 +69,14 @@ class Request:
         self.closes = 0
         self.pauses = 0
         self.replayed_at = 0  # instance of the target that has executed the replay
+
+
+def withdraw(request: Request) -> None:
+    """Nothing more lands in the sink, which is its owner's again: the caller is gone, or has his data from elsewhere."""
+    if request.landing is not None:
+        link, memory = request.landing
+        if request.reply_bulk is not memory:
+            link.withdraw(memory)
 
 
 def fail(request: Request, error: Exception) -> None:

@@ -296,6 +296,11 @@ class SocketLink:
             self._turn = index = self._turn % (len(self.connections) - 1) + 1
         self.connections[index].queue(pack_prefix(kind, header, len(data), crc32c(data)), header, data)
 
+    def withdraw(self, memory: memoryview) -> None:
+        """See node.Link.withdraw."""
+        for connection in self.connections:
+            connection.withdraw(memory)
+
     def close(self, why: str = "") -> None:
         """Drop the link at once, unsent frames with it; the receiver hears `link_lost` in a later turn."""
         self.drop(why or "closed here")
@@ -490,6 +495,14 @@ class Connection(asyncio.BufferedProtocol):
         except ProtocolError as error:
             self.refuse(str(error))
 
+    def withdraw(self, memory: memoryview) -> None:
+        """If a bulk is landing in `memory`, let it land elsewhere."""
+        kind, header, landing, crc = self._frame
+        if landing is memory and self._bulk is not None:
+            own = memoryview(bytearray(landing))
+            self._frame = (kind, header, own, crc)
+            self._bulk = own[len(own) - len(self._bulk) :]
+
     def _take_frames(self, view: memoryview, end: int) -> None:
         """Deliver every whole frame in `view[:end]` and keep the rest."""
         start, wanted = 0, 0
@@ -520,7 +533,7 @@ class Connection(asyncio.BufferedProtocol):
                 if not bulk_bytes:
                     receiver.frame_received(link, kind, value, None)
                 else:
-                    memory = receiver.bulk_buffer(link, kind, value, bulk_bytes)[:bulk_bytes]
+                    memory = receiver.bulk_buffer(link, kind, value, bulk_bytes)
                     assert len(memory) == bulk_bytes and not memory.readonly
                     have = min(bulk_bytes, end - start)
                     memory[:have] = view[start : start + have]

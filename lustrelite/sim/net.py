@@ -147,6 +147,7 @@ class SimLink:
         self.asked: dict[int, int] = {}  # xid -> opcode of requests sent from here
         self.called: dict[int, int] = {}  # number -> opcode of callbacks sent from here
         self.stalled: list[Frame] = []  # by a cut
+        self.landing: dict[Frame, memoryview] = {}  # where the rest of frames goes that came in part
         self.flying: dict[Frame, None] = {}  # frames with bulk that did not arrive yet
         self.due = [0.0] * (1 + bulk_connections)  # when the last frame of each connection arrives at the other side
         self._turn = 0
@@ -226,7 +227,7 @@ class SimLink:
             if crc32c(frame.data) != frame.crc:
                 raise SimError(f"{sender.station.name} changed the bulk of {frame.raw!r:.200} before it was answered")
             size = len(frame.data)
-            memory = receiver.bulk_buffer(self, frame.kind, frame.raw, size)[:size]
+            memory = receiver.bulk_buffer(self, frame.kind, frame.raw, size)
             assert len(memory) == size and not memory.readonly
             if size <= limits.bulk_inline_bytes_max:
                 self._complete(frame, memory)
@@ -237,9 +238,17 @@ class SimLink:
         memory[: size // 2] = frame.data[: size // 2]
         frame.data = memoryview(bytes(frame.data))
         took = size / self.network.latency.bytes_per_s
-        self.network.loop.call_later(took, self._rest, frame, memory, context=self.station.context)
+        self.landing[frame] = memory
+        self.network.loop.call_later(took, self._rest, frame, context=self.station.context)
 
-    def _rest(self, frame: Frame, memory: memoryview) -> None:
+    def withdraw(self, memory: memoryview) -> None:
+        """See node.Link.withdraw."""
+        for frame, landing in self.landing.items():
+            if landing is memory:
+                self.landing[frame] = memoryview(bytearray(memory))
+
+    def _rest(self, frame: Frame) -> None:
+        memory = self.landing.pop(frame)
         if self.closed or self.other.reset:
             return
         try:

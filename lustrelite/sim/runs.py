@@ -56,12 +56,17 @@ class Budget:
         return True
 
 
+READ_PAST_BYTES = (1, 8192, 8 << 20, 8 << 20)
+
+
 def draw_caching(cluster: Cluster, seed: int, caching: int, drawn: Sequence[int] = (0, 0, 1, 2)) -> None:
-    """Which clients cache: 0 none, 1 all, 2 some, -1 one of `drawn`."""
+    """Which clients cache: 0 none, 1 all, 2 some, -1 one of `drawn`; and which reads of theirs go past the cache."""
     rng = random.Random(f"caching {seed}")
     caching = rng.choice(drawn) if caching < 0 else caching
     for client in cluster.clients.values():
         client.tunables["caching"] = int(caching == 1 or (caching == 2 and rng.random() < 0.5))
+    for client in cluster.clients.values():
+        client.tunables["read_past_cache_bytes"] = rng.choice(READ_PAST_BYTES)
 
 
 class Worker(Protocol):

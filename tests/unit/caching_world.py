@@ -36,6 +36,7 @@ class CachingOst(FakeOst):
         self.bytes_written = 0
         self.replies: asyncio.Event | None = None  # changes are executed, their answers wait for this
         self.read_replies: asyncio.Event | None = None  # the same for reads
+        self.reads: asyncio.Event | None = None  # reads are executed after this
 
     def lvb(self, obj: int) -> Lvb | OpError:
         if obj in self.destroyed:
@@ -69,6 +70,8 @@ class CachingOst(FakeOst):
     ) -> tuple[Any, memoryview | None]:
         if isinstance(body, ost.Read):
             self._check_lock(body, body.offset, body.offset + body.length, -1)
+            if self.reads is not None:
+                await self.reads.wait()
             answer = await super().call_bulk(body, bulk=bulk, sink=sink, cred=cred)
             if self.read_replies is not None:
                 await self.read_replies.wait()

@@ -69,7 +69,7 @@ class Recorder:
             self.answer(link, kind, header, bulk)
 
     def bulk_buffer(self, link: Any, kind: int, header: Any, length: int) -> memoryview:
-        self.memory.append(memoryview(bytearray(length + 10)))  # larger than asked for, as pooled memory is
+        self.memory.append(memoryview(bytearray(length + 10))[:length])  # part of something larger, as a caller's may be
         return self.memory[-1]
 
     def link_lost(self, link: Any, why: str) -> None:

@@ -57,7 +57,33 @@ def test_bulk_lands_in_the_memory_that_the_receiver_named(run, nid, size, bulk_c
                 for _, _, bulk in side.frames:
                     assert bulk == data
                     assert any(bulk.obj is memory.obj for memory in side.memory)  # no copy was made of it
-                assert all(memory[:size] == data and memory[size:] == bytes(10) for memory in side.memory)
+                assert all(memory == data and memory.obj[size:] == bytes(10) for memory in side.memory)
+
+    run(scenario())
+
+
+def test_memory_that_is_withdrawn_is_its_owners_again(run):
+    """A bulk that has landed by half goes on elsewhere, and arrives whole."""
+
+    async def scenario():
+        async with World(TCP) as world:
+            async with await Raw.dial(world.nid) as raw:
+                await raw.hello(5)
+                header, bulk = pack((1,)), b"a" * 500 + b"b" * 500
+                frame = pack_prefix(REQUEST, header, len(bulk), crc32c(bulk)) + header + bulk
+                raw.send(frame[:-400])
+                link, receiver = world.served[0]
+                while not receiver.memory or link.connections[0]._bulk is None:
+                    await asyncio.sleep(0)
+                (memory,) = receiver.memory
+                link.withdraw(memoryview(memory))  # another view of it is not what was given
+                assert link.connections[0]._frame[2] is memory
+                link.withdraw(memory)
+                memory[:] = bytes(1000)
+                raw.send(frame[-400:])
+                assert await raw.receive() == (REPLY, (1,), bulk)
+                assert memory == bytes(1000)
+                link.withdraw(memory)
 
     run(scenario())
 

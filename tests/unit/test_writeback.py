@@ -60,15 +60,17 @@ OPERATION = st.one_of(
     tell=st.booleans(),
     grant=st.sampled_from([0, 4096, 3 * 4096, 8 << 20]),
     lease=st.sampled_from([True, True, True, False]),
+    past=st.sampled_from([1, 20, 1 << 20]),
 )
 def test_a_cached_file_behaves_like_a_bytearray(
     operations: list[tuple[str, int, Any]], stripe_size: int, count: int, osts: int, bytes_max: int, read_max: int,
-    seed: int, grow: bool, tell: bool, grant: int, lease: bool,
+    seed: int, grow: bool, tell: bool, grant: int, lease: bool, past: int,
 ) -> None:  # fmt: skip
     """Whatever the striping, the locks, the grant, the size of an RPC, and the order in which OSTs execute."""
 
     async def run() -> None:
         async with CachingWorld(osts, stripe_size=stripe_size, bytes_max=bytes_max, seed=seed, grant=grant) as world:
+            world.node.tunables.read_past_cache_bytes = past
             for server in world.osts:
                 server.read_max, server.gives = read_max, grant or 1 << 40
                 server.locks.grow, server.locks.tell, server.locks.lease_valid = grow, tell, lease
@@ -125,6 +127,7 @@ async def test_tasks_on_one_file_see_whole_blocks_and_their_own_last_write(seed:
     ) as world:
         world.node.tunables.max_cached_bytes = rng.choice((4 * PAGE_BYTES, 1 << 20))
         world.node.tunables.max_dirty_bytes = rng.choice((1 << 15, 1 << 18))
+        world.node.tunables.read_past_cache_bytes = rng.choice((1, 3 * block, 1 << 20))
         file = await opened(world, stripes=2)
         last: dict[int, int] = {}
         done = False
@@ -196,6 +199,110 @@ async def test_concurrent_readers_share_one_request() -> None:
         assert b"".join(found) == b"x" * 5000
         assert world.names() == ["Read"]
         await file.close()
+
+
+async def test_who_reads_ahead_himself_gets_the_data_directly_and_the_second_time_it_is_cached() -> None:
+    async with CachingWorld(2, bytes_max=1 << 16) as world:
+        world.node.tunables.read_past_cache_bytes = 1 << 18
+        file = await opened(world, stripes=2)
+        data = os.urandom(2 * MIB)
+        await file.pwrite(data, 0)
+        await file.fsync()
+        for server in world.osts:
+            await server.locks.revoke()
+        pages = world.data().shared.pages
+        assert not pages.count
+
+        async def read_all() -> None:
+            world.names(0), world.names(1)
+            found = await asyncio.gather(*(file.pread(1 << 16, offset) for offset in range(0, 2 * MIB, 1 << 16)))
+            assert b"".join(found) == data
+
+        await read_all()
+        assert 0 < pages.bytes <= 1 << 18, "what the first few have brought, when it was not clear yet"
+        assert len(world.names(0)) == 16 and len(world.names(1)) == 16, "everything once"
+        await read_all()
+        assert pages.bytes == 2 * MIB
+        await read_all()
+        assert world.names(0) == world.names(1) == []
+        assert await file.pread(MIB, 2 * MIB - 100) == data[-100:]
+        await file.close()
+
+
+async def test_what_would_not_fit_is_not_cached_the_second_time_either() -> None:
+    async with CachingWorld(bytes_max=1 << 16) as world:
+        world.node.tunables.read_past_cache_bytes = 1
+        world.node.tunables.max_cached_bytes = 1 << 18
+        file = await opened(world)
+        world.osts[0].objects[1] = data = bytearray(os.urandom(MIB))
+        for _ in range(3):
+            assert await file.pread(MIB, 0) == data
+            assert not world.data().shared.pages.count
+        await file.close()
+
+
+async def test_a_large_read_sees_holes_ends_and_what_is_dirty() -> None:
+    async with CachingWorld(2, stripe_size=1 << 16, bytes_max=1 << 15) as world:
+        world.node.tunables.read_past_cache_bytes = 1
+        file = await opened(world, stripes=2)
+        await file.pwrite(b"x" * 100, 5 << 16)  # a hole before it, on both objects
+        expected = bytes(5 << 16) + b"x" * 100
+        assert await file.pread(MIB, 0) == expected, "dirty"
+        await file.fsync()
+        for server in world.osts:
+            await server.locks.revoke()
+        assert await file.pread(MIB, 0) == expected, "on the OSTs"
+        await file.pwrite(b"y", 10)
+        expected = expected[:10] + b"y" + expected[11:]
+        assert await file.pread(MIB, 0) == expected, "both"
+        await file.truncate(1 << 16)
+        assert await file.pread(MIB, 0) == expected[: 1 << 16]
+        await file.close()
+
+
+@pytest.mark.parametrize("change", ["write", "through", "truncate", "punch", "revoke"])
+async def test_what_changes_during_a_large_read_is_seen_as_a_whole_or_not_at_all(change: str) -> None:
+    """One object is read already, the other not yet, when both are changed."""
+    async with CachingWorld(2, stripe_size=1 << 16, bytes_max=1 << 16) as world:
+        world.node.tunables.read_past_cache_bytes = 1
+        file = await opened(world, stripes=2)
+        through = await opened(world, os.O_RDWR | os.O_DSYNC)
+        size = 1 << 17
+        await file.pwrite(b"a" * size, 0)
+        await file.fsync()
+        for server in world.osts:
+            await server.locks.revoke()
+        await file.pwrite(b"c" * size, size)  # brings locks under which all may be written
+        slow = world.osts[1]
+        slow.reads = asyncio.Event()
+        reading = asyncio.create_task(file.pread(size, 0))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert world.osts[0].names()[-1] == "Read" and not reading.done()
+        expected = {b"a" * size}
+        if change == "write":
+            await file.pwrite(b"b" * size, 0)
+            await file.fsync()
+            expected.add(b"b" * size)
+        elif change == "through":
+            await through.pwrite(b"b" * size, 0)
+            expected.add(b"b" * size)
+        elif change == "truncate":
+            await file.truncate(0)
+            await file.truncate(size)
+            expected.add(bytes(size))
+        elif change == "punch":
+            await file.punch(0, size)
+            expected.add(bytes(size))
+        else:
+            revoking = [asyncio.create_task(server.locks.revoke()) for server in world.osts]
+        slow.reads.set()
+        assert await reading in expected
+        if change == "revoke":
+            await asyncio.gather(*revoking)
+        assert not any(cached.pages.watches for n in (0, 1) for cached in world.data(n).objects.values())
+        for handle in (file, through):
+            await handle.close()
 
 
 async def test_a_sequential_reader_finds_what_was_read_ahead_and_a_random_one_gets_only_pages() -> None:
