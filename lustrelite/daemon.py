@@ -1,6 +1,6 @@
 """A server process put together: a service, its targets, their directories. The same on a real machine and simulated.
 
-    Daemon.start_target(directory):
+    Daemon.start_targets(directories), each:
         own the directory (a standby waits) -> open the store -> start the target -> serve it -> register with the MGS
 
 A target is served before it is registered: the MGS only tells clients where to look.
@@ -93,17 +93,47 @@ class Daemon:
         self.nids.append(real)
         return real
 
-    async def start_target(
-        self, directory: str, *, wait: bool = False, abort_recovery: bool = False,
-        on_wait: Callable[[TargetConfig], None] | None = None,
-    ) -> Target:  # fmt: skip
-        """Own, open and serve the target in `directory`.
+    async def start_targets(
+        self, directories: Sequence[str], *, wait: bool = False, abort_recovery: bool = False,
+        on_wait: Callable[[TargetConfig], None] | None = None, on_start: Callable[[Target], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Own, open and serve the targets in `directories`.
 
-        With `wait` a directory that another process owns is waited for (a standby). Errors: FormatRefused, Owned,
-        OpError of the disk; EADDRINUSE from the MGS.
+        With `wait` those that another process owns are waited for (a standby), each for itself, and taken over when that
+        is dead. Errors: FormatRefused, Owned, OpError of the disk; EADDRINUSE from the MGS.
         """
-        config = self.disk.config(directory)
-        ownership = await self._own(directory, config, wait, on_wait)
+        left = {directory: self.disk.config(directory) for directory in directories}
+        said: dict[str, None] = {}
+        while left:
+            for directory, config in list(left.items()):
+                ownership = self._own(directory, wait)
+                if ownership is not None:
+                    del left[directory]
+                    target = await self._start(directory, config, ownership, abort_recovery)
+                    if on_start is not None:
+                        on_start(target)
+                elif directory not in said:
+                    said[directory] = None
+                    self.node.events.emit("target.standby", target=config.name, directory=directory)
+                    if on_wait is not None:
+                        on_wait(config)
+            if left:
+                await asyncio.sleep(OWNER_POLL_S)
+
+    async def start_target(self, directory: str) -> Target:
+        """One of them, at once.  Errors: as above"""
+        await self.start_targets([directory])
+        return self.targets[self.disk.config(directory).name]
+
+    def _own(self, directory: str, wait: bool) -> Any:
+        """Ownership of `directory`; None to `wait`, else Owned, if another process has it."""
+        ownership = self.disk.own(directory, self._owner(0))
+        if ownership is None and not wait:
+            ownership = Ownership(directory)
+            ownership.acquire(self._owner(0))  # raises Owned with the owner's name; or it has just gone
+        return ownership
+
+    async def _start(self, directory: str, config: TargetConfig, ownership: Any, abort_recovery: bool) -> Target:
         name = config.name
         try:
             target = self._open(directory, config)
@@ -124,25 +154,6 @@ class Daemon:
             await self.stop_target(name)
             raise
         return target
-
-    async def _own(
-        self, directory: str, config: TargetConfig, wait: bool, on_wait: Callable[[TargetConfig], None] | None
-    ) -> Any:
-        said = False
-        while True:
-            ownership = self.disk.own(directory, self._owner(0))
-            if ownership is not None:
-                return ownership
-            if not wait:
-                other = Ownership(directory)
-                other.acquire(self._owner(0))  # raises Owned with the owner's name; or it has just gone
-                return other
-            if not said:
-                said = True
-                self.node.events.emit("target.standby", target=config.name, directory=directory)
-                if on_wait is not None:
-                    on_wait(config)
-            await asyncio.sleep(OWNER_POLL_S)
 
     def _owner(self, instance: int) -> Owner:
         return Owner(self.node.name, self.pid, instance, str(self.nids[0]) if self.nids else "")

@@ -79,8 +79,8 @@ class Server:
             await self.daemon.stop()
 
     async def _start_all(self) -> None:
-        for directory, _ in self.configs.values():
-            await self.daemon.start_target(str(directory), wait=self.process.options.wait, on_wait=self._standby)
+        directories = [str(directory) for directory, _ in self.configs.values()]
+        await self.daemon.start_targets(directories, wait=self.process.options.wait, on_wait=self._standby)
 
     def _standby(self, config: TargetConfig) -> None:
         self.process.write_record(state="standby")

@@ -33,11 +33,9 @@ def fsck(as_json: bool) -> None:
         report = with_file_system(check_mounted)
     else:
         cluster = here.cluster().need()
-        live = [name for name in cluster.members if cluster.record(name)]
-        needed = [name for name, member in cluster.members.items() if not member.standby]
-        if not live:
+        if not any(cluster.record(name) for name in cluster.members):
             report = check_stopped(cluster)
-        elif set(needed) <= set(live):
+        elif not cluster.unserved():
             report = with_file_system(check_mounted)
         else:
             raise Refused("part of the cluster is down: start it (`lustrelite up`) or stop all of it first")

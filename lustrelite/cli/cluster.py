@@ -148,10 +148,10 @@ class Cluster:
         fresh.replace(self.plan_path)
 
     def create(
-        self, *, fsname: str = "lustre", osts: int = 2, oss: int = 2, mds_failover: bool = False, tcp: bool = False,
-        params: dict[str, str] | None = None,
-    ) -> None:
-        """Plan a cluster and format its targets."""
+        self, *, fsname: str = "lustre", osts: int = 2, oss: int = 2, mds_failover: bool = False,
+        oss_failover: bool = False, tcp: bool = False, params: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """Plan a cluster and format its targets. The standby of oss1 is oss1b."""
         check_fsname(fsname)
         if not 1 <= oss <= osts:
             raise Refused(f"{oss} OSS for {osts} OSTs: every OSS needs at least one")
@@ -164,6 +164,8 @@ class Cluster:
         if mds_failover:
             rows.append(("mds2", "mds", [target_name(fsname, "MDT", 0)], True))
         rows += [(f"oss{i + 1}", "oss", ost_names[i::oss], False) for i in range(oss)]
+        if oss_failover:
+            rows += [(f"oss{i + 1}b", "oss", ost_names[i::oss], True) for i in range(oss)]
         self.fsname = fsname
         self.params = dict(params or {})
         self._place(rows, tcp)
@@ -241,6 +243,10 @@ class Cluster:
             if any(t["name"] == name and t["state"] != "STANDBY" for t in self.state_of(server.name).get("targets", [])):
                 return server, name
         return servers[0], name
+
+    def unserved(self) -> list[str]:
+        """The targets none of whose processes runs."""
+        return [target for target, servers in self._servers().items() if not any(self.record(m.name) for m in servers)]
 
     @contextlib.contextmanager
     def locked(self, wait_s: float = 120.0) -> Iterator[None]:
@@ -416,10 +422,10 @@ class Cluster:
 
     def down(self) -> list[str]:
         """Stop everything, clients' servers first and the MGS last; returns what ran."""
-        stopped = self.stop(*[m.name for m in self.members.values() if m.standby])
-        stopped += self.stop(*[m.name for m in self.members.values() if m.role == "mds" and not m.standby])
-        stopped += self.stop(*[m.name for m in self.members.values() if m.role == "oss"])
-        stopped += self.stop(*[m.name for m in self.members.values() if m.role == "mgs"])
+        # Who waits goes first: it would take over from who is stopped. It need not be who was planned to wait.
+        stopped = self.stop(*[name for name in self.members if self.record(name).get("state") == "standby"])
+        for role in ("mds", "oss", "mgs"):
+            stopped += self.stop(*[m.name for m in self.members.values() if m.role == role])
         return stopped
 
     def status(self) -> dict[str, Any]:

@@ -22,12 +22,14 @@ _STATES = {"ready": "green", "standby": "cyan", "starting": "yellow", "stopping"
 @click.option("--osts", type=click.IntRange(1, 1000), help="object storage targets [2]")
 @click.option("--oss", type=click.IntRange(1, 100), help="processes that serve them [2, or as many as OSTs]")
 @click.option("--mds-failover", is_flag=True, help="a second MDS on the same directory, ready to take over")
+@click.option("--oss-failover", is_flag=True, help="for every OSS a second one on the same directories")
 @click.option("--fsname", "name", help="name of the file system [lustre]")
 @click.option("--tcp", is_flag=True, help="loopback TCP ports instead of Unix sockets")
 @click.option("--set", "assignments", multiple=True, metavar="PARAM=VALUE", help="a parameter of every process")
 def up(
-    osts: int | None, oss: int | None, mds_failover: bool, name: str | None, tcp: bool, assignments: tuple[str, ...]
-) -> None:
+    osts: int | None, oss: int | None, mds_failover: bool, oss_failover: bool, name: str | None, tcp: bool,
+    assignments: tuple[str, ...],
+) -> None:  # fmt: skip
     """Start the cluster, making it first if there is none. Running processes are left alone."""
     cluster = where().cluster()
     with cluster.locked():
@@ -36,7 +38,7 @@ def up(
             params = dict(_assignment(a) for a in assignments)
             cluster.create(
                 fsname=name or where().fsname or "lustre", osts=count, oss=oss or min(2, count),
-                mds_failover=mds_failover, tcp=tcp, params=params,
+                mds_failover=mds_failover, oss_failover=oss_failover, tcp=tcp, params=params,
             )  # fmt: skip
         else:
             _check_same(cluster, osts, oss, name)
@@ -61,7 +63,7 @@ def _assignment(text: str) -> tuple[str, str]:
 
 
 def _check_same(cluster: Cluster, osts: int | None, oss: int | None, name: str | None) -> None:
-    have_oss = [m for m in cluster.members.values() if m.role == "oss"]
+    have_oss = [m for m in cluster.members.values() if m.role == "oss" and not m.standby]
     have_osts = sum(len(m.targets) for m in have_oss)
     asked = [("OSTs", osts, have_osts), ("OSS", oss, len(have_oss)), ("fsname", name, cluster.fsname)]
     for what, want, have in asked:

@@ -96,9 +96,13 @@ class Cluster:
         strict: bool = True,
         keep_events: bool = True,
         orderly: bool = True,
+        pairs: bool = False,
         **params: Any,
     ) -> None:
-        """`oss` servers with `osts` targets each; `params` change tunables; `strict`: an unexpected warning fails."""
+        """`oss` servers with `osts` targets each; `params` change tunables; `strict`: an unexpected warning fails.
+
+        `pairs`: the MDS and every OSS has a standby, its `partner`.
+        """
         assert mds == 1, "one MDT so far"
         loop = asyncio.get_running_loop()
         assert isinstance(loop, SimLoop), "a Cluster lives on a SimLoop"
@@ -128,16 +132,22 @@ class Cluster:
         self._handles = 0
         self._running: dict[str, Target] = {}
 
-        def config(kind: str, index: int) -> TargetConfig:
+        def config(kind: str, index: int, server: str) -> TargetConfig:
             name = target_name(FSNAME, kind, index)
             nodes = () if kind == "MGS" else (str(MGS_NID),)
-            return TargetConfig(kind, "" if kind == "MGS" else FSNAME, index, f"stamp-{name}", nodes)
+            failnodes = (f"{server}@sim", f"{server}b@sim") if pairs and kind != "MGS" else ()
+            return TargetConfig(kind, "" if kind == "MGS" else FSNAME, index, f"stamp-{name}", nodes, failnodes)
 
-        self.mgs = SimServer(self, "mgs", [config("MGS", 0)])
-        self.mds = SimServer(self, "mds", [config("MDT", 0)])
+        self.mgs = SimServer(self, "mgs", [config("MGS", 0, "mgs")])
+        self.mds = SimServer(self, "mds", [config("MDT", 0, "mds")])
         self.oss = [
-            SimServer(self, f"oss{i}", [config("OST", i * osts + j) for j in range(osts)]) for i in range(oss)
+            SimServer(self, f"oss{i}", [config("OST", i * osts + j, f"oss{i}") for j in range(osts)]) for i in range(oss)
         ]
+        self.standbys: list[SimServer] = []
+        for server in [self.mds, *self.oss] if pairs else ():
+            server.partner = SimServer(self, f"{server.name}b", server.configs)
+            server.partner.partner = server
+            self.standbys.append(server.partner)
         self.clients = {name: SimClient(self, name) for name in CLIENT_NAMES[:clients]}
 
     def __getattr__(self, name: str) -> SimClient:
@@ -149,7 +159,12 @@ class Cluster:
     @property
     def servers(self) -> list[SimServer]:
         """All servers, in the order in which they start."""
-        return [self.mgs, self.mds, *self.oss]
+        return [self.mgs, self.mds, *self.oss, *self.standbys]
+
+    @property
+    def targets(self) -> list[TargetConfig]:
+        """What all targets are, the MGS's first."""
+        return [config for server in (self.mgs, self.mds, *self.oss) for config in server.configs]
 
     @property
     def processes(self) -> list[SimProcess]:
@@ -160,12 +175,11 @@ class Cluster:
 
     async def __aenter__(self) -> Self:
         try:
-            for server in self.servers:
-                for config in server.configs:
-                    self.format(config)
+            for config in self.targets:
+                self.format(config)
             for server in self.servers:
                 await server.start()
-            await self.until(lambda: len(self.mgs.target().entries) == sum(len(s.configs) for s in self.servers[1:]))
+            await self.until(lambda: len(self.mgs.target().entries) == len(self.targets) - 1)
             for client in self.clients.values():
                 await client.start()
             await self.settle()
@@ -250,7 +264,8 @@ class Cluster:
         for client in self.clients.values():
             if client.alive:
                 await client.unmount()
-        for server in reversed(self.servers):
+        waits = [server for server in self.servers if server.waits]  # else they would take over
+        for server in (*waits, *reversed(self.servers)):
             await server.stop()
         await asyncio.sleep(1.0)
         leaked = [task.get_name() for node in self.dead_nodes for task in node.tasks]
@@ -399,13 +414,13 @@ class Cluster:
         for server in self.servers:
             if not server.alive:
                 continue
-            if len(server.running) < len(server.configs):
+            if not set(server.targets) <= set(instances):
                 busy.append(f"{server.name} is starting")
             for target in server.running:
                 if target.recovering:
                     busy.append(f"{target.name} is recovering")
                 if isinstance(target, Mdt):
-                    if len(target.allocator.osps) < sum(len(oss.configs) for oss in self.oss):
+                    if len(target.allocator.osps) < sum(config.kind == "OST" for config in self.targets):
                         busy.append(f"{target.name} does not know all OSTs")
                     for osp in target.allocator.osps.values():
                         look(target.name, osp.imp)
@@ -446,31 +461,26 @@ class Cluster:
 
     async def check_disks(self) -> None:
         """fsck of everything, as soon as destroys have gone through. Violation if it finds anything."""
-        mdt = self.mds.target()
+        running = [target for server in self.servers for target in server.running]
+        mdt: Any = next(target for target in running if isinstance(target, Mdt))
+        osts = [target for target in running if isinstance(target, Ost)]
         for _ in range(200):
             for server in self.servers:
                 await server.commit()
             left = mdt.store.count(schema.OST_LOG)
-            if not left and not any(
-                target._doomed for server in self.oss for target in server.running if isinstance(target, Ost)
-            ):
+            if not left and not any(ost._doomed for ost in osts):
                 break
             await asyncio.sleep(0.25)
         else:
             raise Violation(f"seed {self.seed}: {left} objects stay in the log towards their OST, or their files stay")
-        osts = {
-            target.index: fsck.StoreReader(target.store, target.files)
-            for server in self.oss
-            for target in server.running
-            if isinstance(target, Ost)
-        }
         if not any(client.files for client in self.clients.values() if client.alive):
             opens = [f"{export.uuid} {handle:#x}" for export, handle in mdt.open_handles()]
             if opens:
                 raise Violation(f"seed {self.seed}: handles are left open: {', '.join(opens)}")
             if mdt.store.count(schema.ORPHANS):
                 raise Violation(f"seed {self.seed}: files without name are left, though nobody has them open")
-        report = await fsck.examine(fsck.StoreReader(mdt.store), osts)
+        readers = {ost.index: fsck.StoreReader(ost.store, ost.files) for ost in osts}
+        report = await fsck.examine(fsck.StoreReader(mdt.store), readers)
         if report.found:
             text = "\n  ".join(map(str, report.problems))
             raise Violation(f"seed {self.seed}: fsck says:\n  {text}")

@@ -159,11 +159,17 @@ class SimServer(SimProcess):
         self.nid = Nid(f"{name}@sim")
         self.configs = list(configs)
         self.daemon: Daemon | None = None
+        self.partner: SimServer | None = None  # the other one of a failover pair: whoever comes second waits
 
     @property
     def targets(self) -> Sequence[str]:
         """Names of its targets, running or not."""
         return [config.name for config in self.configs]
+
+    @property
+    def waits(self) -> bool:
+        """Is it a standby, all of whose targets the other one runs?"""
+        return self.alive and not self.running and self.partner is not None
 
     @property
     def running(self) -> list[Target]:
@@ -175,8 +181,8 @@ class SimServer(SimProcess):
         assert self.daemon is not None
         return self.daemon.targets[name or self.configs[0].name]
 
-    async def start(self, *, wait: bool = False, abort_recovery: bool = False) -> None:
-        """Start the process and its targets; with `wait` as a standby for targets that somebody else runs."""
+    async def start(self, *, abort_recovery: bool = False) -> None:
+        """Start the process and its targets; of a pair, return when each of these runs, or waits for its owner's death."""
         node = self._boot()
         disk = ProcessDisk(self.cluster.disks, self.cluster.configs)
         self.daemon = daemon = Daemon(node, disk=disk, mgs_nids=[MGS_NID], pid=self.boots)
@@ -184,12 +190,22 @@ class SimServer(SimProcess):
 
         async def boot() -> None:
             await daemon.listen(self.nid)
-            for config in self.configs:
-                directory = str(self.cluster.disks.directory(config.name))
-                target = await daemon.start_target(directory, wait=wait, abort_recovery=abort_recovery)
-                self.cluster.started(target)
+            await daemon.start_targets(
+                [str(self.cluster.disks.directory(config.name)) for config in self.configs],
+                wait=self.partner is not None, abort_recovery=abort_recovery,
+                on_wait=lambda config: settled.append(config.name), on_start=started,
+            )  # fmt: skip
 
-        await self.cluster.finish(node, boot(), "boot")
+        def started(target: Target) -> None:
+            settled.append(target.name)
+            self.cluster.started(target)
+
+        settled: list[str] = []
+        if self.partner is None:
+            await self.cluster.finish(node, boot(), "boot")
+        else:
+            node.spawn(boot(), "boot")
+            await self.cluster.until(lambda: node.dead or set(settled) == set(self.targets))
 
     def _abort(self, daemon: Daemon, disk: ProcessDisk) -> None:
         self.cluster.died(self)

@@ -189,7 +189,7 @@ class Target:
 
     async def take_back_locks(self) -> None:
         """Clients write back and give up what they cache while we still serve them; who is silent is evicted."""
-        if not self.stopping and not self.recovering and self.service is not None:
+        if not self.stopping and not self.recovering and self.service is not None and self.recoverable:
             await self.namespace.drain(self.node.tunables.lock_callback_s + STOP_GRACE_S)
 
     def close(self) -> None:

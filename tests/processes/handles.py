@@ -44,6 +44,7 @@ class ProcessServer:
         self.targets = list(targets)
         self.wanted = False  # started, and neither killed nor stopped since
         self.kept_faults: list[str] = []
+        self.partner: ProcessServer | None = None  # the other one of a failover pair
         self._lives: dict[str, int] = {}  # by target: the instance that was started last
 
     @property
@@ -77,7 +78,7 @@ class ProcessServer:
         return [row for row in found.get("targets", []) if "instance" in row]
 
     async def _each(self, cmd: str, target: str = "") -> None:
-        for name in [target] if target else self.targets:
+        for name in [target] if target else [row["name"] for row in await self.rows()]:
             await self.call(cmd, target=name)
 
     # -- coming and going
@@ -134,7 +135,8 @@ class ProcessServer:
     def _tell_death(self, rows: list[dict[str, Any]]) -> None:
         """Tell the oracle what was durable at least; if nobody knows, nothing."""
         known = {row["name"]: row for row in rows}
-        for name, life in self._lives.items():
+        lives = {**self._lives, **{row["name"]: int(row["instance"]) for row in rows}}  # also of what it took over
+        for name, life in lives.items():
             row = known.get(name, {"last_transno": 0, "last_committed": 0})
             committed = int(row["last_committed"])
             last = max(int(row["last_transno"]), committed + 1)  # it went on until the signal came
@@ -173,7 +175,7 @@ class ProcessServer:
 
     async def evict(self, uuid: str) -> None:
         """Evict the client `uuid` from every target that knows it."""
-        for name in self.targets:
+        for name in [row["name"] for row in await self.rows()]:
             for param, uuids in (await self.params(f"*.{name}.exports.*.uuid")).items():
                 if uuid in uuids.split():
                     await self.call("set_param", pattern=f"{param.split('.')[0]}.{name}.evict_client", value=uuid)

@@ -290,6 +290,33 @@ def test_a_standby_mds_takes_over(tmp_path: Path) -> None:
         shell.run("down")
 
 
+def test_a_standby_oss_takes_over(tmp_path: Path) -> None:
+    shell = Shell(tmp_path / "s")
+    shell.run("up", "--oss-failover")
+    (tmp_path / "f").write_bytes(b"kept" * 500_000)
+    try:
+        for number in range(4):
+            shell.run("cp", tmp_path / "f", f"lustre:/f{number}")
+        shell.run("kill", "oss1")
+        for number in range(4):
+            assert shell.run("cat", f"/f{number}") == "kept" * 500_000
+        shell.run("cp", tmp_path / "f", "lustre:/after")
+        states = {p["name"]: p["state"] for p in shell.status(well=False)["processes"]}
+        assert (states["oss1"], states["oss1b"], states["oss2b"]) == ("stopped", "ready", "standby")
+        assert "clean" in shell.run("fsck")
+        shell.run("up")  # oss1 comes back as the standby
+        states = {p["name"]: p["state"] for p in shell.status()["processes"]}
+        assert (states["oss1"], states["oss1b"]) == ("standby", "ready")
+        shell.run("stop", "lustre-OST0000")  # the administrator gives it back
+        assert shell.run("cat", "/after") == "kept" * 500_000
+        shell.run("down")
+        assert "clean" in shell.run("fsck")
+        shell.run("up")
+        assert shell.run("cat", "/after") == "kept" * 500_000
+    finally:
+        shell.run("down")
+
+
 def test_a_deep_state_directory_uses_loopback_ports(tmp_path: Path) -> None:
     shell = Shell(tmp_path / ("d" * 120) / "s")
     shell.run("up", "--osts", 1)

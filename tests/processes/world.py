@@ -50,11 +50,11 @@ class ProcessWorld(simulated.Cluster):
     def __init__(
         self, *, seed: int = 1, mds: int = 1, oss: int = 2, osts: int = 1, clients: int = 2,
         tunables: Tunables | None = None, area_of: Callable[[str], str] | None = None, common: tuple[str, ...] = (),
-        strict: bool = True, orderly: bool = True, apart: bool = False, **params: Any,
+        strict: bool = True, orderly: bool = True, apart: bool = False, pairs: bool = False, **params: Any,
     ) -> None:  # fmt: skip
         """`oss` servers with `osts` targets each; `params` change tunables; `strict`: an unexpected warning fails.
 
-        `apart`: the clients are processes, too.
+        `apart`: the clients are processes, too. `pairs`: the MDS and every OSS has a standby, its `partner`.
         """
         # Not the simulator's __init__: that needs its loop, network and disks.
         assert mds == 1, "one MDT so far"
@@ -86,13 +86,15 @@ class ProcessWorld(simulated.Cluster):
         self.mgs: Any = None
         self.mds: Any = None
         self.oss: Any = []
+        self.standbys: Any = []
+        self._pairs = pairs
         self.client_class = ApartClient if apart else ProcessClient
         self.clients: Any = {name: self.client_class(self, name) for name in CLIENT_NAMES[:clients]}
 
     @property
     def servers(self) -> list[Any]:
         """All servers, in the order in which they start."""
-        return [self.mgs, self.mds, *self.oss]
+        return [self.mgs, self.mds, *self.oss, *self.standbys]
 
     # -- coming and going
 
@@ -100,11 +102,18 @@ class ProcessWorld(simulated.Cluster):
         try:
             params = {f"tunables.{name}": number_text(value) for name, value in asdict(self.tunables).items()}
             oss, osts = self._shape
-            await asyncio.to_thread(self.cluster.create, oss=oss, osts=osts, params=params)
-            handles = [ProcessServer(self, m.name, m.targets) for m in self.cluster.members.values()]
-            self.mgs, self.mds, *self.oss = handles
+            await asyncio.to_thread(
+                self.cluster.create, oss=oss, osts=osts, params=params, mds_failover=self._pairs, oss_failover=self._pairs
+            )
+            members = self.cluster.members.values()
+            self.mgs, self.mds, *self.oss = [ProcessServer(self, m.name, m.targets) for m in members if not m.standby]
+            self.standbys = [ProcessServer(self, m.name, m.targets) for m in members if m.standby]
+            for standby in self.standbys:
+                standby.partner = next(server for server in (self.mds, *self.oss) if server.targets == standby.targets)
+                standby.partner.partner = standby
             await self.mgs.start()
-            await asyncio.gather(*[server.start() for server in handles[1:]])
+            await asyncio.gather(*[server.start() for server in (self.mds, *self.oss)])
+            await asyncio.gather(*[server.start() for server in self.standbys])
             for client in self.clients.values():
                 await client.start()
             await self.settle()
@@ -173,7 +182,8 @@ class ProcessWorld(simulated.Cluster):
         if self.leaked:
             raise Violation(f"tasks are left: {', '.join(self.leaked)}")
         records = {server.name: self.cluster.record(server.name) for server in self.servers}
-        for server in reversed(self.servers):
+        waits = [server for server in self.servers if self.cluster.record(server.name).get("state") == "standby"]
+        for server in (*waits, *reversed(self.servers)):
             await server.stop()
         for name, record in records.items():
             status = self.cluster._children[record["pid"]].poll() if record else "before it was stopped"
@@ -277,10 +287,11 @@ class ProcessWorld(simulated.Cluster):
         instances = {row["name"]: row["instance"] for row in rows}
         busy = [f"{row['name']} is {row['state']}" for row in rows if row["state"] != "UP"]
         busy += [f"{server.name} is starting" for server in living if not set(server.targets) <= set(instances)]
+        mds = self.mds if self.mds in living else self.mds.partner
         for client in self.clients.values():
             if client.alive:
                 busy += await client.unsettled(instances)
-        if self.mds in living:
+        if mds in living:
             imports = await self._mds_imports()
             for name in [target for oss in self.oss for target in oss.targets]:
                 state, instance = imports.get(name, ("missing", 0))
@@ -288,10 +299,14 @@ class ProcessWorld(simulated.Cluster):
                     busy.append(f"{self.mds.name}: the import of {name} is {state} at instance {instance}")
         return busy
 
+    def _mds_pair(self) -> list[Any]:
+        """The MDS and its standby, those that are alive."""
+        return [server for server in (self.mds, self.mds.partner) if server is not None and server.alive]
+
     async def _mds_imports(self) -> dict[str, tuple[str, int]]:
         """(state, instance) of the MDS's connections to the OSTs."""
         try:
-            texts = await self.mds.params("osp.*.import")
+            texts = {name: text for mds in self._mds_pair() for name, text in (await mds.params("osp.*.import")).items()}
         except ControlFailed:
             return {}
         found = {}
@@ -340,7 +355,8 @@ class ProcessWorld(simulated.Cluster):
         problems = [f"an object is owed something: {row}" async for row in mdt.rows(schema.OST_LOG)]
         if not any(client.files for client in self.clients.values() if client.alive):
             problems += [f"without a name: {row}" async for row in mdt.rows(schema.ORPHANS)]
-            opens = " ".join((await self.mds.params("mdt.*.exports.*.open_files")).values())
+            found = [text for mds in self._mds_pair() for text in (await mds.params("mdt.*.exports.*.open_files")).values()]
+            opens = " ".join(found)
             problems += [f"left open: {uuid}" for uuid, count in re.findall(r"(\S+): (\d+)", opens) if count != "0"]
         osts = {parse_target_name(name)[2]: reader for name, reader in readers.items() if "-OST" in name}
         report = await fsck.examine(mdt, osts)

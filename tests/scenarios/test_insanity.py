@@ -13,7 +13,7 @@ import pytest
 from steps import EVICTION, soon, touch
 
 SIZE = 200_000
-DEATH = (*EVICTION, "lock.expired")  # of a client whose locks others want
+DEATH = (*EVICTION, "lock.expired", "client.data_lost")  # of a client whose locks others want, and of its cache
 
 
 def data(name: str) -> bytes:

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import test_abort
 import test_eviction
+import test_failover
+import test_insanity
 import test_lock_callbacks
 import test_open_replay
 import test_orphans
+import test_ost_recovery
 import test_reconstruct
 import test_replay
 import test_resend
@@ -67,6 +70,35 @@ SCENARIOS = [
     same(test_eviction.test_dirty_data_of_an_evicted_client_is_lost_and_it_is_told_once, "close"),
     same(test_eviction.test_a_client_is_evicted_in_the_middle_of_a_long_write, 1),
     same(test_vbr.test_many_creates_are_replayed_over_the_gap_of_one),
+    same(test_ost_recovery.test_an_ost_restarts_with_nothing_to_replay),
+    same(test_ost_recovery.test_an_ost_fails_in_the_middle_of_a_long_write),
+    same(test_ost_recovery.test_an_ost_fails_in_the_middle_of_a_long_read),
+    same(test_ost_recovery.test_an_ost_fails_again_and_again_under_writes_rewrites_and_reads),
+    same(test_ost_recovery.test_clients_check_each_others_files_while_an_ost_restarts, 0),
+    same(test_ost_recovery.test_clients_check_each_others_files_while_an_ost_restarts, 1),
+    same(test_ost_recovery.test_data_that_was_written_twice_is_replayed_as_it_was_last),
+    same(test_ost_recovery.test_many_removals_behind_a_barrier_of_an_ost_that_restarts_twice),
+    same(test_ost_recovery.test_an_ost_that_was_down_while_the_mds_failed_over_returns),
+    same(test_ost_recovery.test_a_write_waits_while_the_ost_says_in_progress_and_through_its_failure),
+    same(test_ost_recovery.test_a_write_that_takes_so_long_that_it_is_sent_again_is_done_once),
+    same(test_ost_recovery.test_a_plain_stop_of_an_ost_is_recovered_from),
+    same(test_ost_recovery.test_an_ost_that_everybody_has_left_starts_without_recovery),
+    same(test_ost_recovery.test_new_clients_are_refused_while_an_ost_recovers_and_get_in_afterwards),
+    same(test_ost_recovery.test_the_recovery_of_an_ost_is_aborted_by_hand),
+    same(test_ost_recovery.test_who_does_not_come_back_in_time_loses_and_the_others_do_not),
+    same(test_insanity.test_every_server_fails_one_after_the_other),
+    same(test_insanity.test_the_mds_is_away_while_an_ost_fails_and_comes_back),
+    same(test_insanity.test_the_mds_fails_over_and_then_two_clients_die_and_return),
+    same(test_insanity.test_both_osts_fail_together, 1),
+    same(test_insanity.test_the_files_of_dead_clients_are_removed_and_the_mds_fails_over),
+    same(test_insanity.test_clients_die_then_an_ost_and_all_return),
+    same(test_insanity.test_clients_die_and_others_die_and_all_return),
+    same(test_failover.test_the_standby_takes_over_and_clients_resume, "oss"),
+    same(test_failover.test_the_standby_takes_over_and_clients_resume, "mds"),
+    same(test_failover.test_takeover_goes_to_and_fro),
+    same(test_failover.test_nobody_takes_over_from_an_owner_that_is_only_silent),
+    same(test_failover.test_an_owner_that_is_stopped_hands_over, "oss"),
+    same(test_failover.test_an_mds_and_an_oss_are_taken_over_at_once),
     same(test_vbr.test_a_name_that_was_changed_by_a_lost_client_evicts, *row(test_vbr.CYCLES, "VBR 7a"), ids=("VBR 7a",)),
 ]  # fmt: skip
 
