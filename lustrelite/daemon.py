@@ -26,6 +26,7 @@ from lustrelite.rpc.request import Xids
 from lustrelite.rpc.service import Service
 from lustrelite.store.kv import Store
 from lustrelite.store.objects import ObjectFiles
+from lustrelite.store.undo import UNDO, UndoFiles
 from lustrelite.target.ownership import Owner, Ownership
 from lustrelite.target.target import Target
 from lustrelite.wire.mgs import TargetInfo, TargetRegister
@@ -67,7 +68,7 @@ class RealDisk:
 
     def files(self, directory: str) -> ObjectFiles:
         """Open the object files of an OST."""
-        return ObjectFiles(directory)
+        return UndoFiles(directory) if os.path.isdir(os.path.join(directory, UNDO)) else ObjectFiles(directory)
 
 
 class Daemon:

@@ -157,6 +157,8 @@ def _of_target(target: Target) -> Iterable[Param]:
     grants: Any = getattr(target, "grants", None)
     if grants is not None:
         yield Param(f"{prefix}/tot_granted", lambda: str(grants.promised))
+        yield of_tunable("sync_journal", "sync_journal")
+        yield of_tunable("sync_lock_cancel", "sync_lock_cancel")
     yield from _exports(prefix, target)
     namespace = target.namespace
     locks = f"ldlm/namespaces/{target.name}"

@@ -67,6 +67,7 @@ class Tunables:
     max_read_ahead_bytes: int = 64 << 20  # of a mount
     read_past_cache_bytes: int = 8 << 20  # under way by one reader of a file: what is not cached goes to him directly
     statahead_max: int = 128  # attributes asked for ahead of a listing
+    sync_journal: int = 0  # OST: 1 answers changes when they are durable
     sync_lock_cancel: str = "blocking"  # OST: data durable before an asked-for lock goes: always, blocking, never
     max_mod_rpcs: int = 32
     max_rpcs_in_flight: int = 8  # data RPCs per OST

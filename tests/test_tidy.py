@@ -98,6 +98,7 @@ SEAM_ALLOWED = {
     ("lustrelite.rpc.transport", "random"),  # the type of the generator that is handed in
     ("lustrelite.store.kv", "threading"),  # locks only: commits and file I/O run in the node's worker threads
     ("lustrelite.store.objects", "threading"),
+    ("lustrelite.store.undo", "threading"),
 }
 SEAM_CALLS = {"os.urandom", "os.getrandom", "asyncio.create_task", "asyncio.ensure_future", "asyncio.TaskGroup",
               "asyncio.to_thread", "asyncio.start_server", "asyncio.start_unix_server", "asyncio.open_connection",

@@ -39,6 +39,7 @@ from lustrelite.store.disk import Space
 from lustrelite.store.kv import Batch, Store
 from lustrelite.store.objects import ObjectFiles
 from lustrelite.store.schema import OBJECTS, ObjectRecord
+from lustrelite.target.handlers import Handler
 from lustrelite.target.lock_handlers import LOCK_HANDLERS
 from lustrelite.target.target import Target
 from lustrelite.target.transaction import Transaction
@@ -196,6 +197,10 @@ class Ost(Target):
         return transno
 
     # ------------------------------------------------------------ commit
+
+    def answers_when_durable(self, handler: Handler, body: Any) -> bool:
+        """See Target. With sync_journal nobody ever has to replay.  Source: sync_journal, lproc_ofd.c"""
+        return bool(self.node.tunables.sync_journal) or super().answers_when_durable(handler, body)
 
     def store_commit(self, batch: Batch) -> None:
         """Make the data that `batch` names durable, then the batch. StoreFailed: the process must end."""

@@ -221,6 +221,9 @@ class SimServer(SimProcess):
         await self.cluster.finish(node, self.daemon.stop(), "stop")
         self._kill(node, silent=False)
 
+    async def prepare_power_cuts(self) -> None:
+        """See world.Server: these disks always know."""
+
     def power_cut(self) -> Awaitable[None]:
         """The machine loses its power: what the disks had not made durable is gone."""
         self.kill(silent=True)

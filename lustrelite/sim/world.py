@@ -50,6 +50,12 @@ class Server(Process, Protocol):
     async def stop(self) -> None:
         """In good order."""
 
+    async def prepare_power_cuts(self) -> None:
+        """Before anything that shall be lost (on processes: it is restarted)."""
+
+    def power_cut(self) -> Awaitable[None]:
+        """Kill it, and of what its disks hold leave no more than was durable."""
+
     def hold_commits(self, target: str = "") -> Awaitable[None]: ...
     def release_commits(self, target: str = "") -> Awaitable[None]: ...
     async def commit(self, target: str = "") -> None:

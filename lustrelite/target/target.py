@@ -520,7 +520,7 @@ class Target:
             export.keep_reply(tag, record)
         if transno > self.last_transno:
             self.last_transno = transno
-        sync = handler.sync is not None and handler.sync(call.body)
+        sync = self.answers_when_durable(handler, call.body)
         if (txn.on_unanswered or (txn.dependent and self.node.tunables.commit_on_sharing)) and not replay:
             self.sharing.commits += 1
             sync = True
@@ -535,6 +535,10 @@ class Target:
         else:
             self.reply(call, 0, body, transno, txn.pre_versions)
         return True
+
+    def answers_when_durable(self, handler: Handler, body: Any) -> bool:
+        """Is a change answered when it is durable, or at once, as most are?"""
+        return handler.sync is not None and handler.sync(body)
 
     def _failed(self, call: Call, error: OpError) -> None:
         """An operation's own error: it changed nothing, but a resend must get the same answer (replay-single 55)."""
@@ -605,7 +609,7 @@ class Target:
             self.reply(call, -error.errno, None)
             return
         self._ride(call, body)  # its first copy may have a lock: it is found by its handle
-        if handler.sync is not None and handler.sync(call.body) and record.transno > self.last_committed:
+        if self.answers_when_durable(handler, call.body) and record.transno > self.last_committed:
             call.export.enter(call)
             self.committer.after(
                 record.transno, lambda: self.reply(call, 0, body, record.transno, record.pre_versions)

@@ -23,6 +23,7 @@ from lustrelite.ids import Nid
 from lustrelite.rpc.node import Node
 from lustrelite.sim.net import message_name
 from lustrelite.sim.processes import DONE, SimClient
+from lustrelite.store import undo
 from lustrelite.tunables import Tunables
 from tests.processes.client_main import Marks, marks_of, unsettled
 
@@ -131,6 +132,20 @@ class ProcessServer:
         self.wanted = False
         await asyncio.to_thread(self.world.cluster.kill, self.name)
         self._tell_death(rows)
+
+    async def prepare_power_cuts(self) -> None:
+        """Have its targets keep what they overwrite until it is durable (store/undo.py)."""
+        await self.stop()
+        for target in self.targets:
+            (self.world.cluster.target_dir(target) / undo.UNDO).mkdir()
+        await self.start()
+
+    async def power_cut(self) -> None:
+        """`kill -9`, and the objects are put back to what was durable."""
+        await self.kill()
+        for target in self.targets:
+            lost = await asyncio.to_thread(undo.power_cut, self.world.cluster.target_dir(target))
+            self.world.note("power.cut", target=target, lost=lost)
 
     def _tell_death(self, rows: list[dict[str, Any]]) -> None:
         """Tell the oracle what was durable at least; if nobody knows, nothing."""

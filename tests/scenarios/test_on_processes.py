@@ -16,6 +16,7 @@ import test_lock_callbacks
 import test_open_replay
 import test_orphans
 import test_ost_recovery
+import test_power_cut
 import test_reconstruct
 import test_replay
 import test_resend
@@ -69,6 +70,9 @@ SCENARIOS = [
     same(test_eviction.test_dirty_data_of_an_evicted_client_is_lost_and_it_is_told_once, "fsync"),
     same(test_eviction.test_dirty_data_of_an_evicted_client_is_lost_and_it_is_told_once, "close"),
     same(test_eviction.test_a_client_is_evicted_in_the_middle_of_a_long_write, 1),
+    same(test_power_cut.test_whatever_was_answered_is_there_after_the_power_has_failed, 1),
+    same(test_power_cut.test_what_was_durable_outlives_its_author_and_the_rest_does_not),
+    same(test_power_cut.test_the_power_fails_again_while_writes_are_replayed),
     same(test_vbr.test_many_creates_are_replayed_over_the_gap_of_one),
     same(test_ost_recovery.test_an_ost_restarts_with_nothing_to_replay),
     same(test_ost_recovery.test_an_ost_fails_in_the_middle_of_a_long_write),
