@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 
 class Replayable(Protocol):
@@ -19,6 +19,7 @@ class Replayable(Protocol):
     transno: int
     keeps_open: bool  # an open that succeeded: stays until closed
     closes: int  # a close: the xid of its open, else 0
+    bulk: Any  # data that it carries
 
 
 R = TypeVar("R", bound=Replayable)
@@ -65,7 +66,8 @@ class ReplayList(Generic[R]):
     def drop_committed(self, last_committed: int) -> int:
         """Nothing up to `last_committed` is replayed any more; an open stays until its close commits.
 
-        Returns how many were forgotten at once; the rest go a few at a time, or all when somebody looks."""
+        Returns how many were forgotten at once: those with data. The rest go a few at a time, or all when somebody looks.
+        """
         if last_committed <= self.last_committed:  # replies may pass each other: the mark never goes back
             return 0
         self.last_committed = last_committed
@@ -73,7 +75,7 @@ class ReplayList(Generic[R]):
 
     def _drop(self, at_most: int) -> int:
         queue, last_committed, dropped = self._queue, self.last_committed, 0
-        while dropped < at_most and queue and queue[0].transno <= last_committed:
+        while queue and queue[0].transno <= last_committed and (dropped < at_most or queue[0].bulk is not None):
             self._committed(queue.popleft())
             dropped += 1
         return dropped

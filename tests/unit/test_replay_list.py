@@ -16,6 +16,7 @@ class R:
     transno: int
     keeps_open: bool = False
     closes: int = 0
+    bulk: bytes | None = None
 
 
 def transnos(replays: ReplayList[R]) -> list[int]:
@@ -103,3 +104,11 @@ def test_thousands_that_were_committed_together_are_forgotten_a_few_at_a_time() 
     replays.add(R(1001, 1001))
     assert replays.first_transno() == 901
     assert transnos(replays) == [500, *range(901, 1002)]
+
+
+def test_data_that_is_durable_is_let_go_of_at_once() -> None:
+    replays: ReplayList[R] = ReplayList()
+    for n in range(1, 1001):
+        replays.add(R(n, n, bulk=b"data" if n > 10 else None))
+    assert replays.drop_committed(900) == 900
+    assert transnos(replays) == list(range(901, 1001))
