@@ -55,6 +55,7 @@ ORPHANS_MAX = 20_000  # objects that one orphan pass destroys; with more the MDT
 RECREATE_MAX = 20_000  # objects made again when the OST lost them: the newest
 GRANT_CHUNK = 4096  # records in one transaction
 SWEEP_CHUNK = 512
+SMALL_BATCH_BYTES = 64 << 10
 
 _BLANK = schema.pack_object(ObjectRecord(0, 0, 0, 0, 0, ABSENT, NO_FID, 0))
 
@@ -201,6 +202,11 @@ class Ost(Target):
     def answers_when_durable(self, handler: Handler, body: Any) -> bool:
         """See Target. With sync_journal nobody ever has to replay.  Source: sync_journal, lproc_ofd.c"""
         return bool(self.node.tunables.sync_journal) or super().answers_when_durable(handler, body)
+
+    @property
+    def batch_is_small(self) -> bool:
+        """See Target: data counts, too."""
+        return super().batch_is_small and len(self._touched) <= 1 and self._uncommitted_bytes <= SMALL_BATCH_BYTES
 
     def store_commit(self, batch: Batch) -> None:
         """Make the data that `batch` names durable, then the batch. StoreFailed: the process must end."""

@@ -1,8 +1,10 @@
 """When the running batch becomes durable: at an interval, above a bound, or because somebody waits.
 
 Only the commit itself runs in a worker thread (store/kv.py): the batch is sealed before it, requests go on meanwhile, and
-after it the store takes a few turns of the loop until it has caught up. One commit is under way at a time; demands that
-come meanwhile are served by the next one, demands of one turn of the loop by one commit. While commits are held (`hold`, Lustre's replay_barrier) the
+after it the store takes a few turns of the loop until it has caught up. When there is nothing else in the batch than what
+one client waits for, and the disk is quick, the way to the thread and back would cost more than the flush: then it runs
+here. One commit is under way at a time; demands that come meanwhile are served by the next one, demands of one turn of
+the loop by one commit. While commits are held (`hold`, Lustre's replay_barrier) the
 waiters stay and say so after a while. `last_committed` moves only after the disk said yes (LU-8348); a disk that says
 no ends the process: its successor gets the clients' replays.
 """
@@ -34,6 +36,7 @@ class Committer:
         self._timer: asyncio.TimerHandle | None = None
         self._soon: asyncio.Handle | None = None
         self._busy = False
+        self._small_s = 0.0  # how long commits of small batches take
         self._again = False
         self._closed = False
         self._forced = False
@@ -146,9 +149,25 @@ class Committer:
             self._timer.cancel()
             self._timer = None
         self._busy = True
-        self.node.spawn(self._commit(), f"commit {self.target.name}")
+        small = self.target.batch_is_small
+        if small and len(self._waiters) == 1 and self._small_s < self.node.tunables.commit_here_s:
+            self._commit_here()
+        else:
+            self.node.spawn(self._commit(small), f"commit {self.target.name}")
 
-    async def _commit(self) -> None:
+    def _commit_here(self) -> None:
+        target = self.target
+        began = self.node.now()
+        try:
+            target.store_commit(target.seal())
+            target.store.reopen()
+        except StoreFailed as error:
+            self.node.crash(f"commit of {target.name}: {error}", error)
+            return
+        self._busy = False
+        self._done(target.last_transno, began, self._counter, small=True)
+
+    async def _commit(self, small: bool) -> None:
         target = self.target
         began = self.node.now()
         upto = target.last_transno
@@ -157,7 +176,7 @@ class Committer:
             await target.commit_batch(target.seal())
             if not self._closed:
                 caught_up = target.store.reopen()
-                self._done(upto, began, counter)
+                self._done(upto, began, counter, small=small)
                 while not caught_up and not self._closed:
                     await asyncio.sleep(0)
                     caught_up = target.store.reopen()
@@ -174,9 +193,11 @@ class Committer:
         elif target.store.dirty:
             self.changed()
 
-    def _done(self, upto: int, began: float, counter: int) -> None:
+    def _done(self, upto: int, began: float, counter: int, *, small: bool = False) -> None:
         self.commits += 1
         self.last_seconds = self.node.now() - began
+        if small:
+            self._small_s += (self.last_seconds - self._small_s) / 8
         target = self.target
         assert upto >= target.last_committed
         target.last_committed = upto

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class SlowDisk(Target):
 
 
 def open_target(directory: Path, *, create: bool = False, **tunables: Any) -> SlowDisk:
-    node = Node("mds", None, tunables=Tunables(**{"commit_interval_s": 60.0, **tunables}))  # type: ignore[arg-type]
+    node = Node("mds", None, tunables=Tunables(**{"commit_interval_s": 60.0, "commit_here_s": 0, **tunables}))  # type: ignore[arg-type]
     store = Store.open(directory, "MDT", create=create, durable=False)
     return SlowDisk(node, store, name="lustre-MDT0000")
 
@@ -262,3 +263,43 @@ async def test_a_large_batch_is_committed_before_its_time(tmp_path: Path) -> Non
     made.go_on.release()
     await made.stop()
     await made.node.stop_tasks()
+
+
+@pytest.mark.parametrize(
+    ("changes", "waiters", "disk_s", "here"),
+    [(1, 1, 0.0, True), (100, 1, 0.0, False), (1, 2, 0.0, False), (1, 1, 0.1, False)],
+)
+async def test_a_small_commit_that_one_waits_for_is_made_here(
+    tmp_path: Path, changes: int, waiters: int, disk_s: float, here: bool
+) -> None:
+    """Not a large one, not what several wait for, not on a slow disk: it would hold up the others."""
+    target = open_target(tmp_path, create=True, commit_here_s=0.01)
+    threads = []
+
+    class Disk(SlowDisk):
+        def store_commit(self, batch: Batch) -> None:
+            threads.append(threading.current_thread())
+            time.sleep(disk_s)
+            super().store_commit(batch)
+
+    target.__class__ = Disk
+    await target.start()
+    await target.committed()
+    for _ in range(3):  # it learns how quick the disk is
+        target.change()
+        await target.committed()
+    target.change(changes)
+    await asyncio.gather(*(target.committed() for _ in range(waiters)))
+    assert (threads[-1] is threading.main_thread()) == here
+    target.kill()
+    await target.node.stop_tasks()
+    assert durable(tmp_path)[1] == target.last_committed
+
+
+async def test_a_commit_here_that_fails_ends_the_process(target: SlowDisk) -> None:
+    target.node.tunables.commit_here_s = 1.0
+    target.change()
+    target.error = StoreFailed("no disk")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(target.committed(), 0.2)
+    assert target.crashes and target.last_committed < target.last_transno
