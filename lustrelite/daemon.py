@@ -29,7 +29,7 @@ from lustrelite.store.objects import ObjectFiles
 from lustrelite.store.undo import UNDO, UndoFiles
 from lustrelite.target.ownership import Owner, Ownership
 from lustrelite.target.target import Target
-from lustrelite.wire.mgs import TargetInfo, TargetRegister
+from lustrelite.wire.mgs import FAILOVER_MODE, TargetInfo, TargetRegister
 
 OWNER_POLL_S = 0.2
 
@@ -171,6 +171,8 @@ class Daemon:
         for name, value in config.params:
             key = name.rpartition(".")[2]
             current = getattr(self.node.tunables, key, None)
+            if name == FAILOVER_MODE:  # for the clients: the MGS tells them
+                continue
             if current is None:
                 self.node.events.emit("param.unknown", level="warning", target=config.name, param=name)
             else:
@@ -192,8 +194,14 @@ class Daemon:
             def ost_changed(changed: TargetInfo) -> None:
                 if changed.kind == "OST":
                     mdt.set_ost(changed)
+                    params_changed(follower.params)
+
+            def params_changed(params: dict[str, str]) -> None:
+                for osp in mdt.allocator.osps.values():
+                    osp.imp.configure(params)
 
             follower.on_change(ost_changed)
+            follower.on_params(params_changed)
             for known in (await follower.load_when_known()).values():
                 ost_changed(known)
 

@@ -22,6 +22,7 @@ from lustrelite.errors import FormatRefused, OpError
 from lustrelite.ids import check_fsname, parse_nid, target_name, target_uuid
 from lustrelite.store.schema import FORMAT_VERSION
 from lustrelite.target.ownership import Owner, Ownership
+from lustrelite.wire.mgs import FAILOVER_MODE
 
 TARGET_FILE = "target.json"
 KINDS = ("MGS", "MDT", "OST")
@@ -68,6 +69,9 @@ def check_config(config: TargetConfig) -> TargetConfig:
         raise ValueError(f"bad index {config.index}: 0 to {INDEX_MAX}")
     for nid in (*config.mgsnodes, *config.failnodes):
         parse_nid(nid)
+    mode = dict(config.params).get(FAILOVER_MODE, "failover")
+    if mode not in ("failover", "failout") or (mode == "failout" and config.kind != "OST"):
+        raise ValueError(f"bad {FAILOVER_MODE} {mode!r} of an {config.kind}: failover or, on an OST, failout")
     return config
 
 

@@ -18,6 +18,7 @@ from lustrelite import __version__
 from lustrelite.fail_loc import FailLoc
 from lustrelite.faults import parse_fault
 from lustrelite.rpc.node import Node
+from lustrelite.tunables import CHOICES
 
 NO_MATCH = "no parameter matches"  # how a refusal begins of somebody who is not meant
 
@@ -199,7 +200,10 @@ def add_node_params(tree: ParamTree, node: Node) -> None:
 
     def tunable(name: str) -> tuple[Getter, Setter]:
         def put(text: str) -> None:
-            setattr(tunables, name, parse_like(getattr(tunables, name), text))
+            value = parse_like(getattr(tunables, name), text)
+            if name in CHOICES and value not in CHOICES[name]:
+                raise ValueError(f"one of {', '.join(filter(None, CHOICES[name]))} expected, not {text!r}")
+            setattr(tunables, name, value)
             node.events.emit("param.changed", param=name, value=number_text(getattr(tunables, name)))
 
         return (lambda: number_text(getattr(tunables, name))), put

@@ -33,6 +33,12 @@ class limits:
     unix_path_bytes_max = 100
 
 
+CHOICES = {  # tunables that are one of a few words
+    "failover_mode": ("", "failover", "failout"),
+    "sync_lock_cancel": ("always", "blocking", "never"),
+}
+
+
 @dataclass
 class Tunables:
     """What an administrator may change. Seconds unless the name says otherwise."""
@@ -47,6 +53,8 @@ class Tunables:
     uncommitted_ping_s: float = 1.5  # with replays to prune, ask this soon
     evict_silent_s: float = 60.0  # a client that is silent this long while others talk
     # longer than a client needs to notice a silent death: ping_interval_s + 2 * rpc_timeout_s + connect_timeout_s
+    failover_mode: str = ""  # of this client's OSTs: failover (wait for them), failout (EIO); "": as each OST says
+    failout_after_s: float = 10.0  # so long an OST must be away
     recovery_time_soft_s: float = 20.0
     recovery_time_hard_s: float = 90.0
     replay_timeout_s: float = 10.0  # how long a server may be silent in recovery; well below recovery_time_soft_s

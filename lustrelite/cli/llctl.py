@@ -20,9 +20,10 @@ from lustrelite.cli.context import DEFAULT_STATE_DIR
 from lustrelite.cli.errors import Refused, run
 from lustrelite.control import ControlFailed
 from lustrelite.errors import LinkLost
-from lustrelite.ids import parse_nid
+from lustrelite.ids import parse_nid, parse_target_name
 from lustrelite.params import NO_MATCH
 from lustrelite.rpc.transport import SocketNetwork
+from lustrelite.wire.mgs import FAILOVER_MODE
 
 
 class Processes:
@@ -82,7 +83,7 @@ class Processes:
 @click.option("--run-dir", type=click.Path(path_type=Path), envvar="LUSTRELITE_RUN_DIR",
               help="where the control sockets are [STATE_DIR/run]")
 @click.option("--node", "nodes", multiple=True, metavar="NAME", help="only this process; may be repeated")
-@click.option("--device", "device", metavar="N|NAME", help="the device for abort_recovery")
+@click.option("--device", "device", metavar="N|NAME", help="the device for abort_recovery, deactivate, activate")
 @click.pass_context
 def llctl(context: click.Context, state_dir: Path, run_dir: Path | None, nodes: tuple[str, ...], device: str | None) -> None:
     """Look into running servers and clients, and set what can be set."""
@@ -165,6 +166,45 @@ def abort_recovery() -> None:
         raise Refused("name the device: llctl --device lustre-MDT0000 abort_recovery")
     node, device = _processes().device(wanted)
     click.echo(_processes().call_on(node, "abort_recovery", target=device))
+
+
+def _switch(active: int) -> None:
+    wanted: str | None = click.get_current_context().obj[1]
+    if wanted is None:
+        raise Refused("name the device: llctl --device lustre-OST0000-osc-1a2b3c4d deactivate (see `llctl dl`)")
+    node, device = _processes().device(wanted)
+    try:
+        _processes().call_on(node, "set_param", pattern="{osc,mdc,osp}." + device + ".active", value=str(active))
+    except ControlFailed:
+        raise Refused(f"{device} of {node} is no connection that can be switched off: an osc, mdc or osp is") from None
+    click.echo(f"{node}: {device} is {'active' if active else 'inactive'}")
+
+
+@llctl.command("deactivate")
+def deactivate() -> None:
+    """Take the connection named by --device out of use: what needs it fails with EIO at once, the MDS puts nothing there."""
+    _switch(0)
+
+
+@llctl.command("activate")
+def activate() -> None:
+    """Take the connection named by --device into use again."""
+    _switch(1)
+
+
+@llctl.command("conf_param")
+@click.argument("assignment", metavar="TARGET.NAME=VALUE")
+def conf_param(assignment: str) -> None:
+    """Set TARGET.osc.active or TARGET.failover.mode for all clients and servers, for good (set_param -P -d forgets it)."""
+    name, equals, value = assignment.partition("=")
+    allowed = {"osc.active": ("0", "1"), FAILOVER_MODE: ("failover", "failout")}
+    target, _, param = name.partition(".")
+    if not equals or param not in allowed or value not in allowed[param]:
+        known = " or ".join(f"TARGET.{each}={'|'.join(values)}" for each, values in allowed.items())
+        raise Refused(f"bad argument {assignment!r}: {known} expected (others: llctl set_param -P)")
+    if parse_target_name(target)[1] != "OST":
+        raise Refused(f"{target} is no OST")
+    _processes().call_any("set_permanent", pattern=name, value=value)
 
 
 @llctl.command("list_nids")

@@ -25,6 +25,7 @@ from lustrelite.ids import ROOT_FID, Fid, Nid
 from lustrelite.ldlm.lock_cache import LockCache
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.rpc.config import ConfigFollower
+from lustrelite.rpc.failout import Failout
 from lustrelite.rpc.links import LinkPool
 from lustrelite.rpc.node import Node
 from lustrelite.rpc.request import Xids
@@ -76,6 +77,7 @@ class Connections:
             self.node, self.links, mgs_nids, self.fsname, client_uuid=self.uuid, xids=self.xids
         )
         self.config.on_change(self._target_changed)
+        self.config.on_params(self._params_changed)
         self.config.start()
         await self.config.load()
         await self._mdt_known.wait()
@@ -117,6 +119,8 @@ class Connections:
         if self.caching:
             imp.locks = LockCache(imp)
             imp.on_evicted.append(imp.locks.lost_all)
+        if info.kind == "OST":
+            imp.failout = Failout(imp)
         imp.start()
         if info.kind == "OST":
             self.add_ost(info.index, imp)
@@ -126,6 +130,12 @@ class Connections:
                 imp.on_evicted.append(data.writeback.evicted)
         else:
             self.add_mdt(imp)
+        if self.config is not None:
+            imp.configure(self.config.params)
+
+    def _params_changed(self, params: dict[str, str]) -> None:
+        for imp in self.imports.values():
+            imp.configure(params)
 
     # going ------------------------------------------------------------------------------------------------------
 

@@ -332,7 +332,11 @@ class File:
         """
         self._check_open()
         if self.layout is not None:
-            await self.fs.connections.lov.sync(self.layout)
+            try:
+                await self.fs.connections.lov.sync(self.layout)
+            except OpError:
+                self._lost = 0  # this error says so, too
+                raise
         self._say_lost()
         if not data_only:
             await self.fs.connections.mdc.sync()

@@ -242,10 +242,10 @@ class Lov:
         await self._tasks.gather([osc.sync(obj) for osc, obj in oscs], "sync")
 
     async def sync_all(self) -> None:
-        """Return when everything that was written so far is durable on every OST."""
+        """Return when everything that was written so far is durable on every OST that is not switched off."""
         if self.locked is not None:
             await self.locked.flush_all()
-        await self._tasks.gather([osc.sync() for osc in self.oscs.values()], "sync")
+        await self._tasks.gather([osc.sync() for osc in self.oscs.values() if not osc.inactive], "sync")
 
     def stop(self) -> None:
         """The mount ends."""

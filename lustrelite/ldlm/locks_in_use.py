@@ -208,6 +208,13 @@ class LocksInUse(HeldLocks):
             self._timer.cancel()
             self._timer = None
 
+    def fail_waiting(self, error: OpError) -> None:
+        """Who waits for a lock gets `error` instead. What the server grants after all is given back."""
+        for lock in list(self._locks.values()):
+            if lock.holding is Holding.WAITING:
+                self._refused(lock, error)
+                self._cancels.add((lock.handle,))
+
     def glimpsed(self, handle: int) -> Lvb | None:
         """What do we know of the object under the lock? A write lock that is only lying about goes after the answer."""
         lock = self._locks.get(handle)

@@ -20,7 +20,15 @@ from lustrelite.target.lock_handlers import LOCK_HANDLERS
 from lustrelite.target.target import Target
 from lustrelite.target.transaction import Transaction
 from lustrelite.wire.ldlm import PLAIN
-from lustrelite.wire.mgs import Config, ConfigRead, SetParam, TargetInfo, TargetRegister, config_resource
+from lustrelite.wire.mgs import (
+    FAILOVER_MODE,
+    Config,
+    ConfigRead,
+    SetParam,
+    TargetInfo,
+    TargetRegister,
+    config_resource,
+)
 from lustrelite.wire.session import Empty
 
 _INDEX_MAX = 0xFFFF
@@ -114,7 +122,11 @@ async def target_register(call: Call, body: TargetRegister) -> TargetInfo:
     if known is None or known.info._replace(version=0) != info:
         mgs.run(mgs.write_entry, TargetRecord(info, body.stamp))
         for key, value in body.params:
-            if known is None and mgs.params.get(body.fsname, {}).get(key) != value:
+            if key == FAILOVER_MODE:
+                key = f"{name}.{key}"
+            elif known is not None:
+                continue
+            if mgs.params.get(body.fsname, {}).get(key) != value:
                 mgs.run(mgs.write_param, body.fsname, key, value)
         mgs.node.events.emit("mgs.registered", target=name, nids=list(nids), instance=body.instance)
     await mgs.committed()

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lustrelite.errors import Deactivated, LinkLost, OpError
@@ -27,6 +27,7 @@ from lustrelite.recovery.adaptive import timeout_for
 from lustrelite.recovery.import_fsm import IN_RECOVERY, ImportFsm, State
 from lustrelite.recovery.replay_list import ReplayList
 from lustrelite.rpc.callbacks_received import CallbacksReceived, RecordLocks
+from lustrelite.rpc.failout import Failout
 from lustrelite.rpc.import_recovery import ImportRecovery
 from lustrelite.rpc.links import ClientLink, LinkPool
 from lustrelite.rpc.node import CORRUPT, Node
@@ -98,6 +99,8 @@ class ClientImport:
         self.link: ClientLink | None = None
         self.current_nid: Nid | None = None
         self.inactive = False
+        self.failout: Failout | None = None  # if its requests may fail because the target is away for too long
+        self._configured = ""  # what the configuration says of `inactive`
         self.leaving = False
         # Data comes from OSTs only: on other servers a connection per client would be memory for nothing.
         self.bulk_connections = node.tunables.bulk_connections if "-OST" in target_uuid else 0
@@ -158,6 +161,8 @@ class ClientImport:
             self._full.set()
         else:
             self._full.clear()
+        if self.failout is not None:
+            self.failout.state_changed(new is State.FULL)
 
     def start(self) -> None:
         """Begin to connect, and stay connected until `stop` or `disconnect`."""
@@ -189,12 +194,21 @@ class ClientImport:
                 if self.locks is not None:
                     await self.locks.flush_all(cancel=False)
                 self.leaving = True
+                await self._first_connect_answered()
                 while not (orderly := await self._say_goodbye()) and self.replays.uncommitted:
                     await self.wait_full()
         except (TimeoutError, OpError):
             pass  # the server will evict us in its own time
         self.stop()
         self.node.events.emit("import.disconnected", target=self.target, orderly=orderly)
+
+    async def _first_connect_answered(self) -> None:
+        """A server that is about to make a record of us must hear that we leave: its next recovery would wait for us."""
+        first = [] if self.fsm.handle else [r.future for r in self.sending.values() if r.spec.cls is Connect]
+        if first:
+            await asyncio.wait(first, timeout=self.node.tunables.rpc_timeout_s)
+            if first[0].done() and not first[0].exception():
+                await self.wait_full()
 
     async def _say_goodbye(self) -> bool:
         """False if the connection is or gets broken.  Raises OpError if there is no answer, or it is an error."""
@@ -222,6 +236,20 @@ class ClientImport:
         self._full.set()  # whoever waits must look again
         if self._timer is not None:
             self._timer.cancel()
+        if self.failout is not None:
+            self.failout.stop()
+
+    def configure(self, params: Mapping[str, str]) -> None:
+        """What the configuration says of this target (`llctl conf_param`): NAME.osc.active, NAME.failover.mode."""
+        active = params.get(f"{self.target}.osc.active", "")
+        if active != self._configured:  # else what was set here stays
+            self._configured = active
+            if active == "0":
+                self.deactivate()
+            else:
+                self.activate()
+        if self.failout is not None:
+            self.failout.of_target = params.get(f"{self.target}.failover.mode", "")
 
     def deactivate(self) -> None:
         """Administratively inactive: requests fail at once, nothing is cached (lctl deactivate).
@@ -301,8 +329,7 @@ class ClientImport:
         request.sink = sink
         request.ride = ride
         try:
-            if self.inactive or self.fsm.state is State.CLOSED:
-                raise Deactivated(self.target)
+            self._check_open()
             if spec.mutates:
                 await self._take_slot(request)
         except (OpError, asyncio.CancelledError):
@@ -320,6 +347,12 @@ class ClientImport:
             raise
         return request
 
+    def _check_open(self) -> None:
+        if self.inactive or self.fsm.state is State.CLOSED:
+            raise Deactivated(self.target)
+        if self.failout is not None and self.failout.refuses:
+            raise self.failout.error()
+
     async def _take_slot(self, request: Request) -> None:
         """A reply slot for a change."""
         if isinstance(request.body, Close):
@@ -327,8 +360,7 @@ class ClientImport:
         request.tag = self.slots.try_take(close=bool(request.closes))
         while not request.tag:
             await self.slots.wait()
-            if self.inactive or self.state is State.CLOSED:
-                raise Deactivated(self.target)
+            self._check_open()
             request.tag = self.slots.try_take(close=bool(request.closes))
 
     def _abandon(self, request: Request) -> None:

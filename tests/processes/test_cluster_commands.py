@@ -224,6 +224,63 @@ def test_locks_can_be_looked_at(shell: Shell) -> None:
     assert "FID" in shell.llctl("dump_locks", "lustre-MDT0000", "nonsense", status=1)
 
 
+def test_an_ost_is_taken_out_of_use_and_back(shell: Shell, tmp_path: Path) -> None:
+    """By one client alone, and by the configuration for all."""
+    run_dir = shell.state_dir / "run"
+    command = [*module_command("client"), "--name", "c", "--run-dir", run_dir, "--mgsnode", shell.status()["mgs"][0], "--stdin"]
+    with subprocess.Popen(
+        list(map(str, command)), env=child_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as client:
+        assert client.stdout is not None and client.stdin is not None
+        assert json.loads(client.stdout.readline())["ready"]
+        rows = [line.split() for line in shell.llctl("--node", "c", "dl").splitlines()]
+        device = next(row[3] for row in rows if row[3].startswith("lustre-OST0001-osc-"))
+        assert "inactive" in shell.llctl("--device", device, "deactivate")
+        assert f"osc.{device}.active=0" in shell.llctl("get_param", "osc.*.active")
+        rows = [line.split() for line in shell.llctl("--node", "c", "dl").splitlines()]
+        assert [row[1] for row in rows if row[3] == device] == ["IN"]
+        assert "is active" in shell.llctl("--device", device, "activate")
+        assert f"osc.{device}.active=1" in shell.llctl("get_param", "osc.*.active")
+        assert "no connection that can be switched off" in shell.llctl("--device", "lustre-MDT0000", "deactivate", status=1)
+        client.stdin.close()
+        client.wait()
+    (tmp_path / "f").write_bytes(b"x" * 100_000)
+    shell.llctl("conf_param", "lustre-OST0001.osc.active=0")
+    assert "lustre-OST0001_UUID: inactive device" in shell.run("df")
+    for number in range(4):
+        shell.run("cp", tmp_path / "f", f"lustre:/active{number}")
+        assert "OST0001" not in shell.run("stat", f"/active{number}")
+    shell.llctl("set_param", "-P", "-d", "lustre-OST0001.osc.active")
+    lines = [line.split() for line in shell.run("df", "-h").splitlines()]
+    assert [line[0] for line in lines if line] == [
+        "UUID", "lustre-MDT0000_UUID", *[f"lustre-OST000{n}_UUID" for n in range(3)], "filesystem_summary:"
+    ]  # fmt: skip
+    for number in range(4):
+        shell.run("rm", f"/active{number}")
+    assert "expected" in shell.llctl("conf_param", "lustre-OST0001.osc.active=maybe", status=1)
+    assert "is no OST" in shell.llctl("conf_param", "lustre-MDT0000.osc.active=0", status=1)
+    shell.settled()
+
+
+def test_commands_give_up_on_an_ost_in_failout_mode(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"x" * 100_000)
+    for number in range(6):
+        shell.run("cp", tmp_path / "f", f"lustre:/failout{number}")
+    shell.llctl("conf_param", "lustre-OST0001.failover.mode=failout")
+    path = next(f"/failout{n}" for n in range(6) if "OST0001" in shell.run("stat", f"/failout{n}"))
+    shell.run("stop", "lustre-OST0001")
+    began = time.monotonic()
+    assert "failover.mode=failout" in shell.run("cat", path, status=1)
+    assert time.monotonic() - began < 60
+    assert "lustre-OST0001_UUID: no answer" in shell.run("df")
+    shell.run("start", "lustre-OST0001")
+    assert shell.run("cat", path) == "x" * 100_000
+    shell.llctl("set_param", "-P", "-d", "lustre-OST0001.failover.mode")
+    for number in range(6):
+        shell.run("rm", f"/failout{number}")
+    shell.settled()
+
+
 def test_ping_reaches_a_process(shell: Shell) -> None:
     nid = shell.status()["processes"][1]["nid"]
     assert "mds1 is there" in shell.llctl("ping", nid)

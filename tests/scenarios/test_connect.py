@@ -126,3 +126,13 @@ async def test_no_ping_follows_a_goodbye(world: Any) -> None:
         await leaving
         c.never_saw("import.lost")
         c.never_saw("import.evicted")
+
+
+async def test_who_leaves_before_a_server_has_let_him_in_leaves_no_record(cluster: Any) -> None:
+    """The next recovery would wait for him."""
+    async with cluster(clients=1, oss=1) as c:
+        c.net.slow(Connect, source=c.oss[0], reply=True, delay_s=1.0)
+        await c.add_client("b")
+        await c.b.unmount()
+        await asyncio.sleep(5.0)
+        assert list(c.oss[0].target().exports) == ["lustre-MDT0000-mdtlov_UUID", c.a.uuid]

@@ -105,6 +105,16 @@ def test_no_target_is_said_so(tmp_path: Path) -> None:
         read_target(tmp_path)
 
 
+def test_failover_mode_is_checked(tmp_path: Path) -> None:
+    words = ("--fsname=testfs", "--index=2", f"--mgsnode={MGS}")
+    assert "failover or, on an OST, failout" in str(
+        mkfs("--ost", *words, "--param=failover.mode=sometimes", tmp_path / "o").exception
+    )
+    assert mkfs("--mdt", *words, "--param=failover.mode=failout", tmp_path / "m").exception is not None
+    assert mkfs("--ost", *words, "--param=failover.mode=failout", tmp_path / "o").exit_code == 0
+    assert read_target(tmp_path / "o").params == (("failover.mode", "failout"),)
+
+
 def test_mkfs_takes_the_words_of_lustre(tmp_path: Path) -> None:
     place = tmp_path / "ost"
     result = mkfs("--ost", "--fsname=testfs", "--index=2", f"--mgsnode={MGS}", "--servicenode=127.0.0.1:1@tcp",
