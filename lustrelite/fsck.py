@@ -55,6 +55,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "orphan-linked": (ERROR, "an entry of the orphans table has names or nlink above 0"),
     "orphan-without-inode": (WARNING, "an entry of the orphans table has no inode"),
     "xattr-without-inode": (WARNING, "an extended attribute of an inode that does not exist"),
+    "xattr-bytes": (ERROR, "an inode does not know which extended attributes it has"),
     "ost-unknown": (ERROR, "a layout names an OST that is not there"),
     "object-missing": (ERROR, "a layout names an object that the OST does not have"),
     "object-shared": (ERROR, "two layouts name one object"),
@@ -361,7 +362,7 @@ class _Namespace:
             if links.behind(fid) or xattrs.behind(fid) or orphans.behind(fid):
                 await self._no_inode_for(links, xattrs, orphans, fid)
             names = await links.count(fid) + self.extra[fid]
-            await xattrs.count(fid)
+            listed = sum([len(key) - FID_BYTES + 1 for key, _ in await xattrs.of(fid)])
             orphan = bool(await orphans.count(fid))
             self.unlinked.pop(fid, None)
             try:
@@ -369,6 +370,8 @@ class _Namespace:
             except StoreFailed as error:
                 report.add("record-unreadable", fid_text(fid), f"inode: {error}")
                 continue
+            if inode.xattrs != listed:
+                report.add("xattr-bytes", fid_text(fid), f"the inode says {inode.xattrs}, there are {listed}")
             self._check_inode(fid, inode, names, orphan)
         await self._no_inode_for(links, xattrs, orphans, None)
         for fid, name in self.unlinked.items():

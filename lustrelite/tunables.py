@@ -18,6 +18,7 @@ class limits:
     path_bytes_max = 4096
     symlink_bytes_max = 4095
     xattr_bytes_max = 64 << 10
+    acl_entries_max = 511  # as many as are kept in an inode: 4 KiB
     stripes_max = 2000
     stripe_bytes_min = 64 << 10
     file_bytes_max = (1 << 63) - 1

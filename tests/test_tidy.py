@@ -26,6 +26,7 @@ LAYERS = {
     "lustrelite.faults": 0,
     "lustrelite.wire": 1,
     "lustrelite.recovery": 1,
+    "lustrelite.acl": 1,
     "lustrelite.permission": 1,
     "lustrelite.ldlm": 1,
     "lustrelite.ldlm.namespace": 2,

@@ -1,7 +1,8 @@
 """Names, attributes and listings that this client knows to be true, because it holds the locks under which they are.
 
     name -> file          LOOKUP of the file (the name of the file may not change)
-    mode, owner           PERM of the file
+    mode, owner, list     PERM of the file
+    extended attributes   XATTR of the file (its attributes say whether there are any)
     all else of it        UPDATE of the file
     no such name          UPDATE of the directory
     listing               UPDATE of the directory; from its start on, as far as it was read
@@ -34,6 +35,7 @@ from lustrelite.wire.mdt import Attr, Dirent, DirPage
 from lustrelite.wire.message import Cred
 
 STAT = LOOKUP | PERM | UPDATE  # all of what stat() shows
+_ALL = STAT | XATTR  # all of what attributes say
 ABSENT_MAX = 4096  # names known to be missing in one directory
 SEQUENCE_MIN = 2  # files of a listing asked for one after the other, before those that follow are fetched, too
 SEQUENCE_REACH = 8  # entries that may be passed over between two of them
@@ -85,6 +87,7 @@ class Known:
 
     __slots__ = (
         "absent", "attr", "bits", "drops", "fid", "fresh", "listing", "locks", "merged", "names", "places", "target",
+        "xattrs",
     )  # fmt: skip
 
     def __init__(self, fid: Fid) -> None:
@@ -99,6 +102,7 @@ class Known:
         self.absent: dict[bytes, None] | None = None
         self.listing: Listing | None = None
         self.target: bytes | None = None  # of a symlink: it never changes
+        self.xattrs: dict[bytes, bytes] | None = None  # all but the access list, when they have been asked for
         self.merged: tuple[Any, int, int, Any] | None = None  # (objects, mtime, atime) -> the last Stat made of them
 
 
@@ -276,9 +280,11 @@ class AttrCache:
         """The locks that are missing. What is not asked for is for others to change."""
         missing = ~known.bits if known is not None else -1
         bits = (LOOKUP | PERM | need & LAYOUT) & missing
-        more = (UPDATE | XATTR | LAYOUT) & ~bits & missing if need & UPDATE else 0
+        more = (UPDATE | XATTR | LAYOUT if need & UPDATE else need & XATTR) & ~bits & missing
         if not bits:
             bits, more = more & UPDATE, more & ~UPDATE
+        if not bits:
+            bits, more = more & need & XATTR, more & ~XATTR
         if not bits:
             return gone
         if gone is None:
@@ -350,6 +356,17 @@ class AttrCache:
         if known is not None and known.locks:
             known.target = target
 
+    def found_xattrs(self, question: Question, fid: Fid, xattrs: dict[bytes, bytes] | None) -> None:
+        """The answer to a question about extended attributes; None: they are more than are kept."""
+        known = self.files.get(fid)
+        true = question.bits if known is not None and known is question.known and known.drops == question.drops else 0
+        lock = self._ridden(question, fid)
+        if lock is not None:
+            known = self._hold(fid, lock)
+            true |= lock.bits
+        if known is not None and true & XATTR and known.bits & XATTR and known.xattrs is None:
+            known.xattrs = xattrs
+
     def _ridden(self, question: Question, fid: Fid) -> ClientLock | None:
         """The lock that came with the answer, if it did, and is on that file."""
         lock = self.locks.ridden(question.ride) if question.ride is not None else None
@@ -374,7 +391,7 @@ class AttrCache:
         """`attr` is true as far as `true` goes."""
         known = self._hold(attr.fid, lock) if lock is not None else self.files[attr.fid]
         kept = known.fresh
-        if kept & STAT == STAT:
+        if kept & _ALL == _ALL:
             return known
         if not kept:
             known.attr = attr
@@ -382,8 +399,9 @@ class AttrCache:
             old = known.attr
             owner = old if kept & PERM else attr
             known.attr = (old if kept & UPDATE else attr)._replace(
-                mode=owner.mode, uid=owner.uid, gid=owner.gid, parent=(old if kept & LOOKUP else attr).parent
-            )
+                mode=owner.mode, uid=owner.uid, gid=owner.gid, acl=owner.acl,
+                parent=(old if kept & LOOKUP else attr).parent, xattrs=(old if kept & XATTR else attr).xattrs,
+            )  # fmt: skip
         known.fresh = kept | true & known.bits
         known.merged = None
         return known
@@ -493,6 +511,8 @@ class AttrCache:
                 del directory.names[name]
                 self._tidy(directory)
             known.places = ()
+        if gone & XATTR:
+            known.xattrs = None
         if gone & UPDATE:
             known.absent = None
             self._forget_listing(known)

@@ -3,8 +3,8 @@
 No paths and no symlinks are followed here; see fs.FileSystem for those. What a client that caches knows already
 (attr_cache.py, and the sizes that client/lov.py knows) is answered at once, without giving up the turn.
 
-Every operation acts with the view's credential. Modes are used as given: umask is the caller's business. Errors are
-OpError with an errno; arguments of a wrong type are TypeError or ValueError. An operation whose caller is cancelled may
+Every operation acts with the view's credential. A `umask` takes bits from a new file's mode, unless its directory has a
+default access control list; there is none but that which is given. Errors are OpError with an errno; arguments of a wrong type are TypeError or ValueError. An operation whose caller is cancelled may
 still happen, but leaves no open handle behind.
 """
 
@@ -16,6 +16,7 @@ import os
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+from lustrelite import acl
 from lustrelite.client.attr_cache import STAT, AttrCache, Known, touch
 from lustrelite.client.attributes import DirEntry, ObjectsAttr, Stat, Statfs, merge
 from lustrelite.client.connections import Connections
@@ -23,9 +24,10 @@ from lustrelite.client.file import File
 from lustrelite.client.paths import check_length, check_name
 from lustrelite.errors import OpError
 from lustrelite.ids import NO_FID, Fid
+from lustrelite.permission import require_xattr, sees_xattr
 from lustrelite.tunables import limits
 from lustrelite.wire import mdt
-from lustrelite.wire.ldlm import LOOKUP
+from lustrelite.wire.ldlm import LOOKUP, PERM, XATTR
 from lustrelite.wire.mdt import Attr, Dirent, DirPage, OpenReply, StatfsReply, StripeHint
 from lustrelite.wire.message import ROOT_CRED, Cred
 
@@ -186,20 +188,24 @@ class FidOperations:
 
     # making and removing names ----------------------------------------------------------------------------------
 
-    async def create_at(self, parent: Fid, name: bytes, mode: int = 0o666, hint: StripeHint | None = None) -> Stat:
+    async def create_at(
+        self, parent: Fid, name: bytes, mode: int = 0o666, hint: StripeHint | None = None, *, umask: int = 0
+    ) -> Stat:
         """`create` in a directory."""
-        return await self._make(parent, name, stat.S_IFREG | mode & 0o7777, hint=hint)
+        return await self._make(parent, name, stat.S_IFREG | mode & 0o7777, hint=hint, umask=umask)
 
-    async def mknod_at(self, parent: Fid, name: bytes, mode: int, rdev: int = 0) -> Stat:
+    async def mknod_at(self, parent: Fid, name: bytes, mode: int, rdev: int = 0, *, umask: int = 0) -> Stat:
         """`mknod` in a directory."""
         kind = stat.S_IFMT(mode) or stat.S_IFREG
         if kind not in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK):
             raise OpError(errno.EINVAL, f"mode {mode:#o}")
-        return await self._make(parent, name, kind | mode & 0o7777, rdev=rdev)
+        return await self._make(parent, name, kind | mode & 0o7777, rdev=rdev, umask=umask)
 
-    async def mkdir_at(self, parent: Fid, name: bytes, mode: int = 0o777) -> Stat:
-        """`mkdir` in a directory."""
-        return await self._make(parent, name, stat.S_IFDIR | mode & 0o7777)
+    async def mkdir_at(
+        self, parent: Fid, name: bytes, mode: int = 0o777, hint: StripeHint | None = None, *, umask: int = 0
+    ) -> Stat:
+        """`mkdir` in a directory; `hint` is its default striping."""
+        return await self._make(parent, name, stat.S_IFDIR | mode & 0o7777, hint=hint, umask=umask)
 
     async def symlink_at(self, target: bytes, parent: Fid, name: bytes) -> Stat:
         """`symlink` in a directory."""
@@ -210,11 +216,13 @@ class FidOperations:
         return await self._make(parent, name, stat.S_IFLNK | 0o777, target=target)
 
     async def _make(
-        self, parent: Fid, name: bytes, mode: int, *, rdev: int = 0, target: bytes = b"", hint: StripeHint | None = None
-    ) -> Stat:
+        self, parent: Fid, name: bytes, mode: int, *, rdev: int = 0, target: bytes = b"", hint: StripeHint | None = None,
+        umask: int = 0,
+    ) -> Stat:  # fmt: skip
         attr = await self.connections.mdc.create(
-            parent, check_name(name), mode, self.connections.time(), cred=self.cred, rdev=rdev, target=target, hint=hint
-        )
+            parent, check_name(name), mode, self.connections.time(), cred=self.cred, rdev=rdev, target=target, hint=hint,
+            umask=umask,
+        )  # fmt: skip
         return merge(attr, None)  # new, so empty: its objects need not be asked
 
     async def link_at(self, fid: Fid, parent: Fid, name: bytes) -> None:
@@ -341,13 +349,27 @@ class FidOperations:
     # open files -------------------------------------------------------------------------------------------------
 
     async def open_at(
-        self, parent: Fid, name: bytes, flags: int = os.O_RDONLY, mode: int = 0o666, hint: StripeHint | None = None
-    ) -> File:
+        self, parent: Fid, name: bytes, flags: int = os.O_RDONLY, mode: int = 0o666, hint: StripeHint | None = None, *,
+        umask: int = 0,
+    ) -> File:  # fmt: skip
         """`open` in a directory.  ELOOP: it is a symlink"""
         if flags & os.O_CREAT:
             check_name(name)
         check_length(name)
-        return await self._open(parent, name, NO_FID, open_flags(flags), flags, mode, hint)
+        return await self._open(parent, name, NO_FID, open_flags(flags), flags, mode, hint, umask)
+
+    async def open_tmpfile(
+        self, parent: Fid, flags: int = os.O_RDWR, mode: int = 0o600, hint: StripeHint | None = None, *, umask: int = 0
+    ) -> File:
+        """A new file without a name, as of O_TMPFILE in the directory `parent`; without O_EXCL `link_at` may give it one.
+
+        EINVAL unless for writing, EACCES, ENOTDIR, ENOENT
+        """
+        wire = open_flags(flags & ~(os.O_CREAT | os.O_TMPFILE | os.O_TRUNC))
+        if not wire & mdt.OPEN_WRITE:
+            raise OpError(errno.EINVAL, "a file without a name is opened for writing")
+        wire |= mdt.OPEN_CREATE | mdt.OPEN_TMPFILE | (mdt.OPEN_EXCL if flags & os.O_EXCL else 0)
+        return await self._open(parent, b"", NO_FID, wire, flags & ~os.O_TRUNC, mode, hint, umask)
 
     async def open_fid(self, fid: Fid, flags: int = os.O_RDONLY) -> File:
         """Open `fid`."""
@@ -355,12 +377,12 @@ class FidOperations:
         return await self._open(NO_FID, b"", fid, wire, flags, 0, None)
 
     async def _open(
-        self, parent: Fid, name: bytes, fid: Fid, wire: int, flags: int, mode: int, hint: StripeHint | None
+        self, parent: Fid, name: bytes, fid: Fid, wire: int, flags: int, mode: int, hint: StripeHint | None, umask: int = 0
     ) -> File:
         connections = self.connections
         time = connections.time()
         request = connections.mdc.open(
-            parent, name, fid, wire, stat.S_IFREG | mode & 0o7777, time, cred=self.cred, hint=hint
+            parent, name, fid, wire, stat.S_IFREG | mode & 0o7777, time, cred=self.cred, hint=hint, umask=umask
         )
         # If our caller goes away while the MDT opens the file, nobody would know the handle: it is closed again.
         handle, reply = await connections.tasks.claim(request, "open", self._give_back)
@@ -380,8 +402,38 @@ class FidOperations:
     # extended attributes ----------------------------------------------------------------------------------------
 
     async def getxattr_fid(self, fid: Fid, name: bytes) -> bytes:
-        """`getxattr` of a FID."""
-        return await self.connections.mdc.getxattr(fid, name, cred=self.cred)
+        """`getxattr` of a FID. What is known, or known not to be there, costs no request.
+
+        ENODATA, ENOTSUP, EACCES, ERANGE a name that is too long
+        """
+        mdc = self.connections.mdc
+        xattrs = await self._xattrs(fid)
+        if xattrs is None:
+            return await mdc.getxattr(fid, name, cred=self.cred)
+        known, rows = xattrs
+        require_xattr(known, name, self.cred, write=False)
+        value = (known.acl or None) if name == acl.ACCESS else rows.get(name)
+        if value is None:
+            raise OpError(errno.ENODATA)
+        return value
+
+    async def _xattrs(self, fid: Fid) -> tuple[Attr, dict[bytes, bytes]] | None:
+        """Attributes of `fid` and its extended attributes, if both are known now; None: the MDT must answer."""
+        cache = self.connections.names
+        if cache is None:
+            return None
+        known = cache.find(fid, PERM | XATTR)
+        if known is None:
+            await self.connections.mdc.getattr(fid, cred=self.cred, need=PERM | XATTR)
+            known = cache.find(fid, PERM | XATTR)
+        if known is not None and known.attr.xattrs and known.xattrs is None:
+            if await self.connections.mdc.fetch_xattrs(fid, cred=self.cred) is None:
+                return None
+            known = cache.find(fid, PERM | XATTR)
+        if known is None or (known.attr.xattrs and known.xattrs is None):
+            return None
+        touch(known)
+        return known.attr, known.xattrs or {}
 
     async def setxattr_fid(self, fid: Fid, name: bytes, value: bytes | None, flags: int = 0) -> None:
         """`setxattr` of a FID; None removes."""
@@ -392,11 +444,18 @@ class FidOperations:
                 raise OpError(errno.E2BIG, f"a value of {len(value)} bytes")
         if flags & ~(mdt.XATTR_CREATE | mdt.XATTR_REPLACE):
             raise OpError(errno.EINVAL, f"xattr flags {flags:#x}")
+        if name in (acl.ACCESS, acl.DEFAULT):
+            acl.parse(value or b"")
         await self.connections.mdc.setxattr(fid, name, value, flags, self.connections.time(), cred=self.cred)
 
     async def listxattr_fid(self, fid: Fid) -> list[bytes]:
         """`listxattr` of a FID."""
-        return list(await self.connections.mdc.listxattr(fid, cred=self.cred))
+        xattrs = await self._xattrs(fid)
+        if xattrs is None:
+            return list(await self.connections.mdc.listxattr(fid, cred=self.cred))
+        known, rows = xattrs
+        listed = [acl.ACCESS] if known.acl else []
+        return listed + [name for name in rows if sees_xattr(name, self.cred)]
 
     # striping, identity, space ----------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from lustrelite.client.flocks import FileLock
 from lustrelite.client.read_ahead import ReadAhead
 from lustrelite.errors import Evicted, OpError
 from lustrelite.ids import Fid
+from lustrelite.permission import in_group
 from lustrelite.tunables import limits
 from lustrelite.wire.ldlm import NL, PR, PW
 from lustrelite.wire.mdt import SET_MTIME, SET_SIZE, Attr, Layout
@@ -67,7 +68,9 @@ class File:
         access = flags & os.O_ACCMODE
         self.readable = access in (os.O_RDONLY, os.O_RDWR)
         self.writable = access in (os.O_WRONLY, os.O_RDWR)
-        set_id = attr.mode & S_ISUID or (attr.mode & S_ISGID and attr.mode & S_IXGRP)
+        set_id = attr.mode & S_ISUID or (
+            attr.mode & S_ISGID and (attr.mode & S_IXGRP or not in_group(fs.cred, attr.gid))
+        )
         self._drop_set_id = bool(S_ISREG(attr.mode) and set_id and fs.cred[0])
         self._inode = fs.connections.open_files.add(self)
         self._locked = fs.connections.lov.locked  # None: the mount does not cache
@@ -215,8 +218,7 @@ class File:
             raise OpError(errno.EIO, "the file has no objects to write to")
         if self._drop_set_id:
             # A file that others than root change must not lend them its owner's rights any longer.
-            await self._setattr_size(0)
-            self._drop_set_id = False
+            await self.drop_privileges()
         if self.flags & os.O_APPEND:
             async with self._inode.append_lock:
                 offset = await self._put(layout, view, -1)
@@ -289,6 +291,11 @@ class File:
             connections = self.fs.connections
             self.mtime = time = connections.time()
             await connections.lov.punch(layout, self.fid, start, end, time=time, cred=self.fs.cred)
+
+    async def drop_privileges(self) -> None:
+        """Somebody writes to the file: it loses its capabilities, and its set-id bits unless that is root."""
+        await self._setattr_size(0)
+        self._drop_set_id = False
 
     async def _setattr_size(self, also: int) -> int:
         connections = self.fs.connections

@@ -121,17 +121,19 @@ class FileSystem(FidOperations):
 
     # making and removing names ----------------------------------------------------------------------------------
 
-    async def create(self, path: Path, mode: int = 0o666, hint: StripeHint | None = None) -> Stat:
+    async def create(
+        self, path: Path, mode: int = 0o666, hint: StripeHint | None = None, *, umask: int = 0
+    ) -> Stat:
         """Make an empty regular file without opening it, in one request.  EEXIST, ENOENT, EACCES, ENOSPC"""
-        return await self.create_at(*await self._new_name(path), mode, hint)
+        return await self.create_at(*await self._new_name(path), mode, hint, umask=umask)
 
-    async def mknod(self, path: Path, mode: int, rdev: int = 0) -> Stat:
+    async def mknod(self, path: Path, mode: int, rdev: int = 0, *, umask: int = 0) -> Stat:
         """Make a file of any type but directory and symlink, by S_IFMT of `mode` (none means regular).  EINVAL"""
-        return await self.mknod_at(*await self._new_name(path), mode, rdev)
+        return await self.mknod_at(*await self._new_name(path), mode, rdev, umask=umask)
 
-    async def mkdir(self, path: Path, mode: int = 0o777) -> Stat:
-        """Make a directory.  EEXIST, ENOENT, EACCES"""
-        return await self.mkdir_at(*await self._new_name(path, directory=True), mode)
+    async def mkdir(self, path: Path, mode: int = 0o777, hint: StripeHint | None = None, *, umask: int = 0) -> Stat:
+        """Make a directory; `hint` is its default striping.  EEXIST, ENOENT, EACCES"""
+        return await self.mkdir_at(*await self._new_name(path, directory=True), mode, hint, umask=umask)
 
     async def makedirs(self, path: Path, mode: int = 0o777, exist_ok: bool = True) -> None:
         """Make a directory and whatever is missing above it.  EEXIST unless `exist_ok`, ENOTDIR"""
@@ -202,12 +204,15 @@ class FileSystem(FidOperations):
     # open files -------------------------------------------------------------------------------------------------
 
     async def open(
-        self, path: Path, flags: int = os.O_RDONLY, mode: int = 0o666, hint: StripeHint | None = None
+        self, path: Path, flags: int = os.O_RDONLY, mode: int = 0o666, hint: StripeHint | None = None, *, umask: int = 0
     ) -> File:
-        """Open `path`; `flags` are os.O_*, `mode` and `hint` are for a file that this makes.
+        """Open `path`; `flags` are os.O_*, `mode`, `hint` and `umask` are for a file that this makes.
 
+        With O_TMPFILE `path` is the directory of a file without a name.
         ENOENT, EEXIST, EISDIR, ENOTDIR, EACCES, ELOOP, ENOSPC
         """
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            return await self.open_tmpfile((await self._find(path)).fid, flags, mode, hint, umask=umask)
         walk = _Walk(self, path)
         while True:
             name = await walk.to_last()
@@ -221,7 +226,7 @@ class FileSystem(FidOperations):
                     raise OpError(errno.EISDIR)
                 flags |= os.O_DIRECTORY
             try:
-                return await self.open_at(walk.here, name, flags, mode, hint)
+                return await self.open_at(walk.here, name, flags, mode, hint, umask=umask)
             except OpError as error:
                 # The MDT does not open symlinks; following them is ours, except with O_EXCL, when one is in the way.
                 if error.errno == errno.ELOOP and flags & _NEW == _NEW:

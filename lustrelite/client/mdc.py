@@ -15,6 +15,7 @@ import asyncio
 import errno
 from typing import Any, Protocol
 
+from lustrelite import acl
 from lustrelite.client.attr_cache import STAT, AttrCache, Question
 from lustrelite.client.tasks import Tasks
 from lustrelite.errors import OpError
@@ -120,11 +121,11 @@ class Mdc:
 
     async def create(
         self, parent: Fid, name: bytes, mode: int, time: int, *, cred: Cred,
-        rdev: int = 0, target: bytes = b"", hint: StripeHint | None = None,
+        rdev: int = 0, target: bytes = b"", hint: StripeHint | None = None, umask: int = 0,
     ) -> Attr:  # fmt: skip
         """Make `name` in `parent`: what, says S_IFMT of `mode`.  EEXIST, ENOENT, ENOTDIR, EACCES, ENOSPC"""
         fid = await self.new_fid()
-        body = mdt.Create(parent, name, fid, mode, rdev, target, time, hint, None)
+        body = mdt.Create(parent, name, fid, mode, rdev, target, time, hint, None, umask)
         return await self._change(body, cred, (parent, UPDATE))  # type: ignore[no-any-return]
 
     async def link(self, fid: Fid, parent: Fid, name: bytes, time: int, *, cred: Cred) -> None:
@@ -183,13 +184,13 @@ class Mdc:
 
     async def open(
         self, parent: Fid, name: bytes, fid: Fid, flags: int, mode: int, time: int, *, cred: Cred,
-        hint: StripeHint | None = None,
+        hint: StripeHint | None = None, umask: int = 0,
     ) -> tuple[int, OpenReply]:  # fmt: skip
         """(handle, reply). `flags` are OPEN_*; `fid` is the file with OPEN_BY_FID, else it is chosen here if needed."""
         by_fid = bool(flags & mdt.OPEN_BY_FID)
         if flags & mdt.OPEN_CREATE and not by_fid:
             fid = await self.new_fid()
-        body = mdt.Open(parent, name, fid, flags, mode, time, hint, None)
+        body = mdt.Open(parent, name, fid, flags, mode, time, hint, None, umask)
         cache = self.cache
         if cache is None:
             return await self.imp.call_open(body, cred=cred)
@@ -205,9 +206,9 @@ class Mdc:
         gone: Ride | None = None
         if flags & mdt.OPEN_TRUNC and found is not None:
             gone = cache.give_up((found, UPDATE))
-        elif flags & mdt.OPEN_CREATE and found is None:
+        elif flags & mdt.OPEN_CREATE and not flags & mdt.OPEN_TMPFILE and found is None:
             gone = cache.give_up((body.parent, UPDATE))
-        need = LOOKUP | PERM | LAYOUT
+        need = LOOKUP | PERM | LAYOUT | XATTR  # who writes is asked for capabilities that go
         if not flags & (mdt.OPEN_WRITE | mdt.OPEN_TRUNC):
             need |= UPDATE  # who writes will change it, and would have to give it back
         if by_fid:
@@ -253,7 +254,17 @@ class Mdc:
         self, fid: Fid, name: bytes, value: bytes | None, flags: int, time: int, *, cred: Cred
     ) -> None:
         """Set an extended attribute, or remove it with None.  EEXIST, ENODATA, ENOTSUP, E2BIG, EPERM"""
-        await self._change(mdt.Setxattr(fid, name, value, flags, time), cred, (fid, UPDATE | XATTR))
+        bits = UPDATE | XATTR | PERM if name == acl.ACCESS else UPDATE | XATTR
+        await self._change(mdt.Setxattr(fid, name, value, flags, time), cred, (fid, bits))
+
+    async def fetch_xattrs(self, fid: Fid, *, cred: Cred) -> dict[bytes, bytes] | None:
+        """All extended attributes of `fid` but the access list, which are then known; None: they are too many."""
+        assert self.cache is not None
+        question = self.cache.question(fid, XATTR)
+        reply: mdt.Xattrs = await self.imp.call(mdt.Getxattrs(fid), cred=cred, ride=question.ride)
+        found = dict(reply.rows) if reply.complete else None
+        self.cache.found_xattrs(question, fid, found)
+        return found
 
     async def listxattr(self, fid: Fid, *, cred: Cred) -> tuple[bytes, ...]:
         """Names of the extended attributes that the caller may see."""

@@ -5,13 +5,13 @@ except executing a file that nobody may execute. The rules are those of the Linu
 MDT of Lustre applies on its own side in mdd/mdd_permission.c: it is the only place where all clients meet. Who may read,
 write and search is in permission.py, because clients decide it too, of what they have cached.
 
-Not handled: access control lists, capabilities other than root's, mandatory locks.
+Not handled: capabilities other than root's, mandatory locks.
 """
 
 from __future__ import annotations
 
 import errno
-from stat import S_ISDIR, S_ISGID, S_ISREG, S_ISUID, S_ISVTX, S_IXGRP
+from stat import S_ISDIR, S_ISGID, S_ISUID, S_ISVTX, S_IXGRP
 
 from lustrelite.errors import OpError
 from lustrelite.permission import EXECUTE, READ, WRITE, in_group, owns, permits
@@ -29,13 +29,11 @@ from lustrelite.wire.mdt import (
 )
 from lustrelite.wire.message import Cred
 
-__all__ = ["EXECUTE", "READ", "WRITE", "owns", "permits"]
+__all__ = ["EXECUTE", "READ", "WRITE", "in_group", "owns", "permits"]
 
 PERMISSION_BITS = 0o7777
 PROJECT_INHERITED = 0x20000000  # FS_PROJINHERIT_FL of a directory: what is made in it belongs to its project
 PRIVILEGED_FLAGS = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL: only root changes these
-
-USER, TRUSTED, SECURITY, SYSTEM = b"user.", b"trusted.", b"security.", b"system."
 
 
 def require(inode: Inode, cred: Cred, want: int) -> None:
@@ -74,15 +72,14 @@ def new_owner(parent: Inode, mode: int, cred: Cred) -> tuple[int, int]:
     return mode, gid
 
 
-def without_set_id(mode: int) -> int:
-    """`mode` after its file changed hands or content: no setuid bit, no setgid bit of an executable file.
+def without_set_id(inode: Inode, cred: Cred) -> int:
+    """The mode after the file changed hands or content: no setuid bit, no setgid bit of an executable file.
 
-    Source: setattr_should_drop_suidgid(), fs/attr.c
+    The setgid bit goes in any case if the caller could not set it.  Source: setattr_should_drop_sgid(), fs/attr.c
     """
-    if S_ISREG(mode):
-        mode &= ~S_ISUID
-        if mode & S_IXGRP:
-            mode &= ~S_ISGID
+    mode = inode.mode & ~S_ISUID
+    if mode & S_IXGRP or (cred[0] != 0 and not in_group(cred, inode.gid)):
+        mode &= ~S_ISGID
     return mode
 
 
@@ -107,7 +104,7 @@ def require_setattr(inode: Inode, valid: int, uid: int, gid: int, flags: int, cr
     if valid & (SET_ATIME | SET_MTIME) and not owner:
         if valid & SET_TIMES_EXPLICIT:
             raise OpError(errno.EPERM)
-        if not writable and not permits(inode, cred, WRITE):
+        if not (writable and valid & SET_SIZE) and not permits(inode, cred, WRITE):
             raise OpError(errno.EACCES)
     if valid & SET_SIZE and not writable and not permits(inode, cred, WRITE):
         raise OpError(errno.EACCES)
@@ -116,44 +113,15 @@ def require_setattr(inode: Inode, valid: int, uid: int, gid: int, flags: int, cr
 def changed_mode(inode: Inode, valid: int, mode: int, gid: int, cred: Cred) -> int:
     """The mode after a setattr: type kept, set-id bits dropped where the change takes their reason away.
 
-    Source: setattr_copy() and chown_common() (a chown drops them for root, too)
+    Source: setattr_copy() and chown_common() (a chown drops them for root, too, and of all but directories)
     """
     result = inode.mode
     if valid & SET_MODE:
         result = (result & ~PERMISSION_BITS) | (mode & PERMISSION_BITS)
         if cred[0] != 0 and not in_group(cred, gid if valid & SET_GID else inode.gid):
             result &= ~S_ISGID
-    elif valid & (SET_UID | SET_GID) or (valid & SET_SIZE and cred[0] != 0):
-        result = without_set_id(result)
+    elif valid & (SET_UID | SET_GID):
+        result = result if S_ISDIR(result) else without_set_id(inode, cred)
+    elif valid & SET_SIZE and cred[0] != 0:
+        result = without_set_id(inode, cred)
     return result
-
-
-def require_xattr(inode: Inode, name: bytes, cred: Cred, *, write: bool) -> None:
-    """May the caller read or write the extended attribute `name`?  ENOTSUP for a namespace that we do not keep.
-
-    Source: xattr_permission(), fs/xattr.c
-    """
-    if not name or len(name) > 255:
-        raise OpError(errno.ERANGE)
-    for namespace in (USER, TRUSTED, SECURITY):
-        if name.startswith(namespace):
-            break
-    else:
-        raise OpError(errno.ENOTSUP)
-    if len(name) == len(namespace):
-        raise OpError(errno.EINVAL)
-    if namespace == TRUSTED and cred[0] != 0:
-        raise OpError(errno.EPERM if write else errno.ENODATA)
-    if namespace == SECURITY and write and cred[0] != 0:
-        raise OpError(errno.EPERM)
-    if namespace == USER:
-        if not S_ISREG(inode.mode) and not S_ISDIR(inode.mode):
-            raise OpError(errno.EPERM if write else errno.ENODATA)
-        if write and S_ISDIR(inode.mode) and inode.mode & S_ISVTX and not owns(inode, cred):
-            raise OpError(errno.EPERM)
-        require(inode, cred, WRITE if write else READ)
-
-
-def sees_xattr(name: bytes, cred: Cred) -> bool:
-    """Does a listing show `name` to the caller? trusted.* is root's alone."""
-    return cred[0] == 0 or not name.startswith(TRUSTED)

@@ -7,13 +7,15 @@ are not (protocol-facts 3.7).  Source: mdt_reint_setattr(), mdt_reint_setxattr()
 from __future__ import annotations
 
 import errno
-from stat import S_ISDIR, S_ISREG
+from stat import S_ISDIR, S_ISGID, S_ISREG
 from typing import TYPE_CHECKING, cast
 
+from lustrelite import acl
 from lustrelite.errors import OpError
 from lustrelite.mdt import access, namespace
 from lustrelite.mdt.layout import check_hint
 from lustrelite.mdt.ost_log import own
+from lustrelite.permission import require_xattr, sees_xattr
 from lustrelite.store.schema import XATTRS, Inode, ReplyRecord, split_xattr_key, xattr_key
 from lustrelite.target.handlers import EMPTY
 from lustrelite.tunables import limits
@@ -36,12 +38,15 @@ from lustrelite.wire.mdt import (
     DirStripeReply,
     GetDirStripe,
     Getxattr,
+    Getxattrs,
     Listxattr,
     Names,
     Setattr,
     SetDirStripe,
     Setxattr,
     StripeHint,
+    Xattr,
+    Xattrs,
 )
 from lustrelite.wire.session import Empty
 
@@ -55,6 +60,7 @@ if TYPE_CHECKING:
 OWNERSHIP = SET_UID | SET_GID | SET_PROJID
 VERSIONED = SET_MODE | OWNERSHIP | SET_FLAGS
 KNOWN = VERSIONED | SET_ATIME | SET_MTIME | SET_SIZE | SET_TIMES_EXPLICIT
+ALL_BYTES_MAX = limits.xattr_bytes_max  # of names and values in one answer to Getxattrs
 XATTRS_BYTES_MAX = limits.xattr_bytes_max  # names of one file, so that listxattr(2) can return them
 ID_MAX = (1 << 32) - 2  # -1 is nobody
 
@@ -89,11 +95,15 @@ def _changed(txn: Transaction, inode: Inode, req: Setattr) -> Inode:
     valid = req.valid
     if not valid & ~SET_TIMES_EXPLICIT:
         return inode
+    if valid & (SET_UID | SET_GID | SET_SIZE) and not S_ISDIR(inode.mode):
+        inode = namespace.without_capability(txn, req.fid, inode)
     mtime = req.mtime if valid & SET_MTIME else inode.mtime
     if valid & SET_SIZE and not valid & SET_MTIME:
         mtime = max(mtime, req.time)
+    mode = access.changed_mode(inode, valid, req.mode, req.gid, txn.cred)
     return inode._replace(
-        mode=access.changed_mode(inode, valid, req.mode, req.gid, txn.cred),
+        mode=mode,
+        acl=acl.with_mode(inode.acl, mode) if inode.acl and valid & SET_MODE else inode.acl,
         uid=req.uid if valid & SET_UID else inode.uid,
         gid=req.gid if valid & SET_GID else inode.gid,
         flags=req.flags if valid & SET_FLAGS else inode.flags,
@@ -127,49 +137,102 @@ def setxattr(txn: Transaction, req: Setxattr) -> Empty:
     txn.check(0, namespace.version_of(inode))
     if inode is None:
         raise OpError(errno.ENOENT)
-    access.require_xattr(inode, req.name, txn.cred, write=True)
+    require_xattr(inode, req.name, txn.cred, write=True)
     if req.flags & ~(XATTR_CREATE | XATTR_REPLACE):
         raise OpError(errno.EINVAL)
+    if req.name in (acl.ACCESS, acl.DEFAULT):
+        changed = _with_acl(txn, inode, req)
+    else:
+        changed = inode._replace(xattrs=inode.xattrs + _put_xattr(txn, inode, req))
+    changed = changed._replace(ctime=max(inode.ctime, req.time), version=txn.transno)
+    namespace.put_inode(txn, req.fid, changed)
+    return EMPTY
+
+
+def _with_acl(txn: Transaction, inode: Inode, req: Setxattr) -> Inode:
+    """The inode with another access control list.  Errors: EPERM; EACCES a default list of what is no directory
+
+    Source: set_posix_acl(), posix_acl_update_mode(), fs/posix_acl.c
+    """
+    entries = acl.parse(req.value or b"")
+    default = req.name == acl.DEFAULT
+    if default and not S_ISDIR(inode.mode):
+        if entries:
+            raise OpError(errno.EACCES)
+        return inode
+    if not access.owns(inode, txn.cred):
+        raise OpError(errno.EPERM)
+    if default:
+        return inode._replace(default_acl=acl.pack(entries))
+    if not entries:
+        return inode._replace(acl=b"")
+    mode, minimal = acl.mode_of(entries, inode.mode)
+    if txn.cred[0] and not access.in_group(txn.cred, inode.gid):
+        mode &= ~S_ISGID
+    return inode._replace(mode=mode, acl=b"" if minimal else acl.pack(entries))
+
+
+def _put_xattr(txn: Transaction, inode: Inode, req: Setxattr) -> int:
+    """Write or remove the row; returns by how much the inode's count of their names grows."""
     key = xattr_key(req.fid, req.name)
     old = txn.get(XATTRS, key)
+    size = len(req.name) + 1
     if req.value is None:
         if old is None:
             raise OpError(errno.ENODATA)
         txn.delete(XATTRS, key)
-    else:
-        if old is None and req.flags & XATTR_REPLACE:
-            raise OpError(errno.ENODATA)
-        if old is not None and req.flags & XATTR_CREATE:
-            raise OpError(errno.EEXIST)
-        if len(req.value) > limits.xattr_bytes_max:
-            raise OpError(errno.E2BIG)
-        if old is None and _names_bytes(txn, req.fid) + len(req.name) + 1 > XATTRS_BYTES_MAX:
-            raise OpError(errno.ENOSPC)
-        txn.put(XATTRS, key, req.value)
-    namespace.put_inode(txn, req.fid, inode._replace(ctime=max(inode.ctime, req.time), version=txn.transno))
-    return EMPTY
-
-
-def _names_bytes(rows: namespace.Rows, fid: Fid) -> int:
-    return sum(len(split_xattr_key(key)[1]) + 1 for key, _ in rows.scan(XATTRS, prefix=fid))
+        return -size
+    if old is None and req.flags & XATTR_REPLACE:
+        raise OpError(errno.ENODATA)
+    if old is not None and req.flags & XATTR_CREATE:
+        raise OpError(errno.EEXIST)
+    if len(req.value) > limits.xattr_bytes_max:
+        raise OpError(errno.E2BIG)
+    if old is None and inode.xattrs + size > XATTRS_BYTES_MAX:
+        raise OpError(errno.ENOSPC)
+    txn.put(XATTRS, key, req.value)
+    return size if old is None else 0
 
 
 def getxattr(call: Call, req: Getxattr) -> Bytes:
     """Getxattr.  Errors: ENODATA, ENOTSUP, EACCES, ENOENT."""
     store = call.target.store
-    access.require_xattr(namespace.get_inode(store, req.fid), req.name, call.cred, write=False)
-    value = store.get(XATTRS, xattr_key(req.fid, req.name))
+    inode = namespace.get_inode(store, req.fid)
+    require_xattr(inode, req.name, call.cred, write=False)
+    value: bytes | None
+    if req.name == acl.ACCESS:
+        value = inode.acl or None
+    elif req.name == acl.DEFAULT:
+        value = inode.default_acl or None
+    else:
+        value = store.get(XATTRS, xattr_key(req.fid, req.name))
     if value is None:
         raise OpError(errno.ENODATA)
     return Bytes(value)
 
 
+def getxattrs(call: Call, req: Getxattrs) -> Xattrs:
+    """All of them but the access list, which is among the attributes.  Errors: ENOENT."""
+    store = call.target.store
+    inode = namespace.get_inode(store, req.fid)
+    rows = [Xattr(acl.DEFAULT, inode.default_acl)] if inode.default_acl else []
+    size = 0
+    for key, value in store.scan(XATTRS, prefix=req.fid) if inode.xattrs else ():
+        rows.append(Xattr(split_xattr_key(key)[1], value))
+        size += len(key) + len(value)
+        if size > ALL_BYTES_MAX:
+            return Xattrs((), False)
+    return Xattrs(tuple(rows), True)
+
+
 def listxattr(call: Call, req: Listxattr) -> Names:
     """Names that the caller may see.  Errors: ENOENT."""
     store = call.target.store
-    namespace.get_inode(store, req.fid)
-    names = [split_xattr_key(key)[1] for key, _ in store.scan(XATTRS, prefix=req.fid)]
-    return Names(tuple([name for name in names if access.sees_xattr(name, call.cred)]))
+    inode = namespace.get_inode(store, req.fid)
+    names = [name for name, found in ((acl.ACCESS, inode.acl), (acl.DEFAULT, inode.default_acl)) if found]
+    if inode.xattrs:
+        names += [split_xattr_key(key)[1] for key, _ in store.scan(XATTRS, prefix=req.fid)]
+    return Names(tuple([name for name in names if sees_xattr(name, call.cred)]))
 
 
 # ---------------------------------------------------------------- default striping

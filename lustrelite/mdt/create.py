@@ -11,6 +11,7 @@ import errno
 from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
 from typing import TYPE_CHECKING, cast
 
+from lustrelite import acl
 from lustrelite.errors import OpError
 from lustrelite.ids import FID_BYTES, SEQ_NORMAL, Fid, make_fid
 from lustrelite.mdt import access, namespace
@@ -22,6 +23,7 @@ from lustrelite.store.schema import (
     INODES,
     LINKS,
     NAMES,
+    ORPHANS,
     Inode,
     link_key,
     name_key,
@@ -93,7 +95,7 @@ def create(txn: Transaction, req: Create) -> Attr:
             raise OpError(errno.ENAMETOOLONG)
     inode = make_child(
         mdt, txn, parent_fid, parent, name, fid, mode, req.time, rdev=req.rdev, target=req.target, hint=req.hint,
-        layout=req.layout,
+        layout=req.layout, umask=req.umask,
     )  # fmt: skip
     return namespace.attr_of(fid, inode)
 
@@ -113,11 +115,11 @@ def _exists(txn: Transaction, parent: Inode, fid: Fid, entry: bytes | None, foun
 
 def make_child(
     mdt: Mdt, txn: Transaction, parent_fid: Fid, parent: Inode, name: bytes, fid: Fid, mode: int, time: int, *,
-    rdev: int = 0, target: bytes = b"", hint: StripeHint | None, layout: Layout | None,
+    rdev: int = 0, target: bytes = b"", hint: StripeHint | None, layout: Layout | None, umask: int = 0,
 ) -> Inode:  # fmt: skip
     """Make the inode with its name, objects and back-pointer. Caller, name and kind are checked; the rest is here.
 
-    Errors: ENOENT the parent was removed, EMLINK, EINVAL, ENOSPC; NotReady.
+    Without a `name` it is an orphan, which its maker has open.  Errors: ENOENT the parent was removed, EMLINK, EINVAL, ENOSPC; NotReady.
     """
     if not parent.nlink:
         raise OpError(errno.ENOENT)
@@ -127,6 +129,12 @@ def make_child(
         mdt.fault_sync("mdt.create", txn.call)
     kind = mode & 0o170000
     mode, gid = access.new_owner(parent, mode, txn.cred)
+    listed = default_acl = b""
+    if kind != S_IFLNK:
+        if parent.default_acl:
+            mode, listed, default_acl = acl.inherited(parent.default_acl, mode)
+        else:
+            mode &= ~(umask & 0o777)
     subdirectories = 0
     objects: Layout | None = None
     default: StripeHint | None = None
@@ -150,13 +158,18 @@ def make_child(
         subdirectories = 1
     inode = namespace.new_inode(
         mode, txn.cred[0], gid, rdev if kind in (S_IFCHR, S_IFBLK) else 0, time, txn.transno, objects, default,
-        target if kind == S_IFLNK else b"", parent_fid,
+        target if kind == S_IFLNK else b"", parent_fid, listed, default_acl,
     )  # fmt: skip
     if parent.flags & PROJECT_INHERITED:
         inode = inode._replace(projid=parent.projid, flags=PROJECT_INHERITED if kind == S_IFDIR else 0)
     if objects is not None and (txn.cred[0] or gid or inode.projid):
         own(txn, objects, namespace.owner_of(inode))
     writes = txn.writes  # this is `put` five times, without the calls
+    if not name:
+        inode = inode._replace(nlink=0)
+        writes[INODES, fid] = pack_inode(inode)
+        writes[ORPHANS, fid] = b""
+        return inode
     writes[INODES, fid] = pack_inode(inode)
     writes[NAMES, name_key(parent_fid, name)] = pack_entry(fid, S_IFMT(mode))
     writes[LINKS, link_key(fid, parent_fid, name)] = b""

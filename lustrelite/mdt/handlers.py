@@ -31,6 +31,7 @@ HANDLERS: dict[type, Handler] = {
     wire.GetRoot: looking(reading.get_root),
     wire.Readdir: looking(reading.readdir),
     wire.Getxattr: looking(attributes.getxattr),
+    wire.Getxattrs: looking(attributes.getxattrs),
     wire.Listxattr: looking(attributes.listxattr),
     wire.GetDirStripe: looking(attributes.get_dir_stripe),
     wire.Readlink: looking(reading.readlink),

@@ -16,10 +16,10 @@ from lustrelite.ids import NO_FID
 from lustrelite.mdt import access, namespace
 from lustrelite.mdt.access import EXECUTE, WRITE
 from lustrelite.recovery.versions import ABSENT
-from lustrelite.store.schema import Inode, ReplyRecord
+from lustrelite.store.schema import ORPHANS, Inode, ReplyRecord
 from lustrelite.target.handlers import EMPTY
 from lustrelite.tunables import limits
-from lustrelite.wire.mdt import UNLINK_RMDIR, Link, Unlink, UnlinkReply
+from lustrelite.wire.mdt import OPEN_EXCL, OPEN_TMPFILE, UNLINK_RMDIR, Link, Unlink, UnlinkReply
 from lustrelite.wire.session import Empty
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def link(txn: Transaction, req: Link) -> Empty:
     txn.check(1, namespace.version_of(source))
     txn.check(2, ABSENT if taken is None else namespace.version_of(namespace.find_inode(txn, taken)))
     access.require(parent, txn.cred, EXECUTE)
-    if source is None or not source.nlink or not parent.nlink:
+    if source is None or not parent.nlink or not (source.nlink or _may_get_a_name(txn, req.fid)):
         raise OpError(errno.ENOENT)
     if taken is not None:
         raise OpError(errno.EEXIST)
@@ -54,9 +54,17 @@ def link(txn: Transaction, req: Link) -> Empty:
         req.fid,
         source._replace(nlink=source.nlink + 1, ctime=max(source.ctime, req.time), version=txn.transno),
     )
+    if not source.nlink:
+        txn.delete(ORPHANS, req.fid)
     namespace.add_name(txn, req.parent, req.name, req.fid, source.mode)
     namespace.touch_parent(txn, req.parent, parent, req.time)
     return EMPTY
+
+
+def _may_get_a_name(txn: Transaction, fid: Fid) -> bool:
+    """Was it made without a name, by the same client, who has it open still? What lost its last name gets none."""
+    opens = txn.export.opens.values() if txn.export is not None else ()
+    return any(file.fid == fid and file.flags & (OPEN_TMPFILE | OPEN_EXCL) == OPEN_TMPFILE for file in opens)
 
 
 def unlink(txn: Transaction, req: Unlink) -> UnlinkReply:

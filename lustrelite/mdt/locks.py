@@ -8,8 +8,8 @@ runs in the same turn, and the locks go with its end.
     create, link                    parent UPDATE; the file that is linked UPDATE
     open                            parent UPDATE if it makes the file; O_TRUNC: the file UPDATE
     unlink, rename                  parents UPDATE; moved and removed LOOKUP and UPDATE; all bits with the last name
-    setattr, chown                  UPDATE; with mode or owner also PERM
-    setxattr, default striping      UPDATE and XATTR
+    setattr, chown                  UPDATE; with mode or owner also PERM; XATTR if a capability goes
+    setxattr, default striping      UPDATE and XATTR; an access list also PERM
     close                           UPDATE if it sets times; all bits if it destroys the file
 
 Almost always nobody is in the way: that must cost about a microsecond, so the more expensive questions (whose name is it,
@@ -25,6 +25,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from stat import S_ISDIR, S_ISGID, S_ISUID
 from typing import TYPE_CHECKING, Any
 
+from lustrelite import acl
 from lustrelite.ids import Fid
 from lustrelite.mdt import namespace
 from lustrelite.mdt.layout import Wish
@@ -34,6 +35,7 @@ from lustrelite.wire.ldlm import BITS_ALL, IBITS, LAYOUT, LOOKUP, PERM, PR, REPL
 from lustrelite.wire.mdt import (
     OPEN_BY_FID,
     OPEN_CREATE,
+    OPEN_TMPFILE,
     OPEN_TRUNC,
     RENAME_EXCHANGE,
     SET_GID,
@@ -55,6 +57,7 @@ from lustrelite.wire.mdt import (
     SetDirStripe,
     Setxattr,
     Unlink,
+    Xattrs,
 )
 from lustrelite.wire.message import REPLAY
 
@@ -131,6 +134,8 @@ def ride(call: Call, body: Any, want: Want) -> None:
     request = call.body
     if type(body) is DirPage:
         _ride_page(call, request, body, want)
+    elif type(body) is Xattrs:
+        mdt.namespace.ride(call, request.fid, want)
     elif body is None:
         if type(request) is Lookup and _is_missing(mdt, request):
             mdt.namespace.ride(call, request.parent, want._replace(bits=UPDATE, try_bits=0))
@@ -182,7 +187,7 @@ def open_wants(call: Call, req: Open) -> Wants:
     """Of an open."""
     mdt: Mdt = call.target
     flags = req.flags
-    if not flags & (OPEN_CREATE | OPEN_TRUNC):
+    if not flags & (OPEN_CREATE | OPEN_TRUNC) or flags & OPEN_TMPFILE:
         return NOTHING
     fid: Fid | None = req.fid
     if not flags & OPEN_BY_FID:
@@ -195,13 +200,17 @@ def open_wants(call: Call, req: Open) -> Wants:
 
 
 def _truncation_bits(call: Call, fid: Fid) -> int:
-    """A truncation by others than root takes set-id bits."""
+    """A truncation takes capabilities, and by others than root set-id bits."""
     mdt: Mdt = call.target
-    if call.cred[0] and mdt.namespace.busy(fid, PERM):
+    bits = UPDATE
+    if mdt.namespace.busy(fid, PERM | XATTR):
         inode = namespace.find_inode(mdt.store, fid)
-        if inode is not None and inode.mode & (S_ISUID | S_ISGID):
-            return UPDATE | PERM
-    return UPDATE
+        if inode is not None:
+            if call.cred[0] and inode.mode & (S_ISUID | S_ISGID):
+                bits |= PERM
+            if namespace.has_capability(mdt.store, fid, inode):
+                bits |= XATTR
+    return bits
 
 
 def link_wants(call: Call, req: Link) -> Wants:
@@ -245,18 +254,18 @@ def setattr_wants(call: Call, req: Setattr) -> Wants:
     valid = req.valid
     if not valid & ~SET_TIMES_EXPLICIT:
         return NOTHING
+    bits = UPDATE
+    if valid & (SET_UID | SET_GID | SET_SIZE):
+        bits |= _truncation_bits(call, req.fid)
     if valid & (SET_MODE | SET_UID | SET_GID):
-        bits = UPDATE | PERM
-    elif valid & SET_SIZE:
-        bits = _truncation_bits(call, req.fid)
-    else:
-        bits = UPDATE
+        bits |= PERM
     return ((req.fid, bits),)
 
 
 def setxattr_wants(call: Call, req: Setxattr | SetDirStripe) -> Wants:
     """Of a change of extended attributes, or of a directory's default striping (which is one in Lustre)."""
-    return ((req.fid, UPDATE | XATTR),)
+    bits = UPDATE | XATTR | PERM if type(req) is Setxattr and req.name == acl.ACCESS else UPDATE | XATTR
+    return ((req.fid, bits),)
 
 
 def close_wants(call: Call, req: Close) -> Wants:

@@ -17,10 +17,12 @@ from collections.abc import Iterator
 from stat import S_IFDIR, S_IFMT, S_ISDIR
 from typing import TYPE_CHECKING, Protocol
 
+from lustrelite import acl
 from lustrelite.errors import OpError
 from lustrelite.ids import NO_FID, ROOT_FID, Fid
 from lustrelite.mdt.access import PROJECT_INHERITED
 from lustrelite.mdt.ost_log import condemn
+from lustrelite.permission import CAPABILITY
 from lustrelite.recovery.versions import ABSENT
 from lustrelite.store.schema import (
     INODES,
@@ -37,6 +39,7 @@ from lustrelite.store.schema import (
     split_link_key,
     unpack_entry,
     unpack_inode,
+    xattr_key,
 )
 from lustrelite.tunables import limits
 from lustrelite.wire.mdt import Attr, Layout, StripeHint
@@ -141,10 +144,16 @@ def is_below(rows: Rows, fid: Fid, ancestor: Fid) -> bool:
 
 def attr_of(fid: Fid, inode: Inode) -> Attr:
     """The attributes that a client sees."""
-    mode, uid, gid, nlink, rdev, flags, size, blocks, atime, mtime, ctime, btime, version, layout, _, _, parent, projid = inode
+    (
+        mode, uid, gid, nlink, rdev, flags, size, blocks, atime, mtime, ctime, btime, version, layout, _, _, parent, projid,
+        listed, default_acl, xattrs,
+    ) = inode  # fmt: skip
+    if default_acl:
+        xattrs += len(acl.DEFAULT) + 1
     return Attr(
-        fid, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, btime, version, flags, layout, parent, projid
-    )
+        fid, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, btime, version, flags, layout, parent, projid,
+        listed, xattrs,
+    )  # fmt: skip
 
 
 def vanished_attr(fid: Fid) -> Attr:
@@ -183,28 +192,48 @@ def put_inode(txn: Transaction, fid: Fid, inode: Inode) -> None:
 
 def new_inode(
     mode: int, uid: int, gid: int, rdev: int, time: int, version: int, layout: Layout | None, hint: StripeHint | None,
-    target: bytes, parent: Fid,
+    target: bytes, parent: Fid, listed: bytes = b"", default_acl: bytes = b"",
 ) -> Inode:  # fmt: skip
     """An inode with its first name; `parent` counts for a directory only."""
     if S_ISDIR(mode):
         return Inode(
-            mode, uid, gid, 2, 0, 0, DIRECTORY_BYTES, 8, time, time, time, time, version, None, hint, b"", parent
-        )
+            mode, uid, gid, 2, 0, 0, DIRECTORY_BYTES, 8, time, time, time, time, version, None, hint, b"", parent, 0,
+            listed, default_acl,
+        )  # fmt: skip
     return Inode(
-        mode, uid, gid, 1, rdev, 0, len(target), 0, time, time, time, time, version, layout, hint, target, NO_FID
+        mode, uid, gid, 1, rdev, 0, len(target), 0, time, time, time, time, version, layout, hint, target, NO_FID, 0, listed
     )
+
+
+def without_capability(txn: Transaction, fid: Fid, inode: Inode) -> Inode:
+    """The inode of a file that is written or changes hands: what its program may do beyond its caller's rights goes.
+
+    Source: security_inode_killpriv(), security/commoncap.c
+    """
+    if has_capability(txn, fid, inode):
+        txn.delete(XATTRS, xattr_key(fid, CAPABILITY))
+        return inode._replace(xattrs=inode.xattrs - len(CAPABILITY) - 1)
+    return inode
+
+
+def has_capability(rows: Rows, fid: Fid, inode: Inode) -> bool:
+    """Are there capabilities to lose?"""
+    return bool(inode.xattrs) and rows.get(XATTRS, xattr_key(fid, CAPABILITY)) is not None
 
 
 def touched(inode: Inode, time: int, nlink: int = 0) -> Inode:
     """A directory whose names changed at `time`; `nlink` subdirectories came."""
-    mode, uid, gid, count, rdev, flags, size, blocks, atime, mtime, ctime, btime, version, layout, hint, target, up, projid = inode
+    (
+        mode, uid, gid, count, rdev, flags, size, blocks, atime, mtime, ctime, btime, version, layout, hint, target, up,
+        projid, listed, default_acl, xattrs,
+    ) = inode  # fmt: skip
     if time > mtime:
         mtime = time
     if time > ctime:
         ctime = time
     return Inode(
         mode, uid, gid, count + nlink, rdev, flags, size, blocks, atime, mtime, ctime, btime, version, layout, hint,
-        target, up, projid,
+        target, up, projid, listed, default_acl, xattrs,
     )  # fmt: skip
 
 
@@ -244,8 +273,9 @@ def drop_link(txn: Transaction, fid: Fid, inode: Inode, time: int, *, keep: bool
 def destroy(txn: Transaction, fid: Fid, inode: Inode) -> None:
     """Remove the inode, its attributes and its objects: these go to the log of their OSTs."""
     txn.delete(INODES, fid)
-    for key, _ in list(txn.scan(XATTRS, prefix=fid)):
-        txn.delete(XATTRS, key)
+    if inode.xattrs:
+        for key, _ in list(txn.scan(XATTRS, prefix=fid)):
+            txn.delete(XATTRS, key)
     if inode.layout is not None:
         for ost, oid in inode.layout.stripes:
             condemn(txn, ost, oid)

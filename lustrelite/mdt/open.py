@@ -36,6 +36,7 @@ from lustrelite.wire.mdt import (
     OPEN_EXEC,
     OPEN_READ,
     OPEN_REPLAY_CREATED,
+    OPEN_TMPFILE,
     OPEN_TRUNC,
     OPEN_WRITE,
     Close,
@@ -110,6 +111,9 @@ def open_file(txn: Transaction, req: Open) -> OpenReply:
     assert export is not None
     if txn.replay:
         fid, inode, disposition = _replay(mdt, txn, req)
+    elif req.flags & OPEN_TMPFILE:
+        fid, disposition = req.fid, CREATED
+        inode = _open_nameless(mdt, txn, req)
     elif req.flags & OPEN_BY_FID:
         fid, disposition = req.fid, FOUND
         inode = _open_found(txn, req, fid, namespace.get_inode(txn, fid))
@@ -150,16 +154,22 @@ def _open_name(mdt: Mdt, txn: Transaction, req: Open) -> tuple[Fid, Inode, int]:
     return fid, _open_found(txn, req, fid, inode), FOUND
 
 
+def _open_nameless(mdt: Mdt, txn: Transaction, req: Open) -> Inode:
+    """A file without a name.  Errors: EINVAL not for writing; those of a create.  Source: vfs_tmpfile(), fs/namei.c"""
+    if not req.flags & OPEN_CREATE or not req.flags & OPEN_WRITE or req.name:
+        raise OpError(errno.EINVAL)
+    return _create(mdt, txn, req, namespace.get_directory(txn, req.parent))
+
+
 def _create(mdt: Mdt, txn: Transaction, req: Open, parent: Inode) -> Inode:
     txn.check(0, parent.version)
     txn.check(1, ABSENT)
     if namespace.find_inode(txn, req.fid) is not None:
         raise OpError(errno.EEXIST)
-    if txn.cred[0]:
-        access.require(parent, txn.cred, WRITE | EXECUTE)
+    access.require(parent, txn.cred, WRITE | EXECUTE)
     mode = (req.mode & access.PERMISSION_BITS) | S_IFREG
     return make_child(
-        mdt, txn, req.parent, parent, req.name, req.fid, mode, req.time, hint=req.hint, layout=req.layout
+        mdt, txn, req.parent, parent, req.name, req.fid, mode, req.time, hint=req.hint, layout=req.layout, umask=req.umask
     )  # fmt: skip
 
 
@@ -195,8 +205,8 @@ def _check_open(inode: Inode, flags: int, cred: Cred) -> None:
 
 
 def _truncated(txn: Transaction, fid: Fid, inode: Inode, time: int) -> Inode:
-    mode = access.without_set_id(inode.mode) if txn.cred[0] else inode.mode
-    inode = inode._replace(mode=mode, mtime=max(inode.mtime, time), ctime=max(inode.ctime, time))
+    mode = access.without_set_id(inode, txn.cred) if txn.cred[0] else inode.mode
+    inode = namespace.without_capability(txn, fid, inode)._replace(mode=mode, mtime=max(inode.mtime, time), ctime=max(inode.ctime, time))
     namespace.put_inode(txn, fid, inode)
     return inode
 
@@ -210,7 +220,7 @@ def _replay(mdt: Mdt, txn: Transaction, req: Open) -> tuple[Fid, Inode, int]:
             # Made, closed and removed, all of it committed; only the answer to the close did not arrive.
             raise OpError(errno.ESTALE)
         parent = namespace.find_inode(txn, req.parent)
-        entry = txn.get(NAMES, name_key(req.parent, req.name))
+        entry = txn.get(NAMES, name_key(req.parent, req.name)) if req.name else None
         txn.check(0, namespace.version_of(parent))
         txn.check(1, ABSENT if entry is None else namespace.get_inode(txn, unpack_entry(entry)[0]).version)
         if parent is None or entry is not None:

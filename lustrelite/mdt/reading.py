@@ -111,7 +111,7 @@ def readdir(call: Call, req: Readdir) -> DirPage:
             inode = namespace.find_inode(store, fid)
             if inode is not None:
                 attr = namespace.attr_of(fid, inode)
-                size += 120 + (0 if inode.layout is None else 14 * len(inode.layout.stripes))
+                size += 120 + len(attr.acl) + (0 if inode.layout is None else 14 * len(inode.layout.stripes))
         entries.append(Dirent(cookie, name, fid, kind, attr))
         last = cookie
     return DirPage(tuple(entries), True)

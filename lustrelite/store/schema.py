@@ -11,7 +11,8 @@ neighbours, told apart by the name that ends the key.
 
 FORMAT log:
     1  2026-11-20  first.
-    2  2026-11-21  table ost_log in place of destroys; projid of inodes and objects.
+    2  2026-11-21  table ost_log in place of destroys; projid of inodes and objects; inodes have access control lists, and know
+                   how many extended attributes they have.
 """
 
 from __future__ import annotations
@@ -92,6 +93,9 @@ class Inode(NamedTuple):
     target: bytes  # of a symlink
     parent: Fid  # of a directory; NO_FID else
     projid: int = 0
+    acl: bytes = b""  # access control list (acl.py), b"" if the mode says it all
+    default_acl: bytes = b""  # of a directory: what is made in it begins with this
+    xattrs: int = 0  # bytes that the names of its rows in `xattrs` take, each with a NUL
 
 
 class ObjectRecord(NamedTuple):

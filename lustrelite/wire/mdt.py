@@ -19,6 +19,7 @@ OPEN_DIRECTORY = 0x40
 OPEN_EXEC = 0x80
 OPEN_BY_FID = 0x100  # `fid` is the file itself; parent and name are not looked at
 OPEN_REPLAY_CREATED = 0x200  # set in the saved request: this open made the file
+OPEN_TMPFILE = 0x400  # with OPEN_CREATE: a file without a name in the directory `parent`; OPEN_EXCL: it never gets one
 
 # OpenReply.disposition (DISP_*)
 DISP_LOOKUP_NEG = 0x4
@@ -90,6 +91,8 @@ class Attr(NamedTuple):
     layout: Layout | None
     parent: Fid  # of a directory; NO_FID else
     projid: int = 0
+    acl: bytes = b""  # access control list, as much part of the permissions as the mode
+    xattrs: int = 0  # 0: it has no other extended attributes
 
 
 def _with_layout(body: Any, reply: Any) -> Any:
@@ -100,7 +103,8 @@ def _with_layout(body: Any, reply: Any) -> Any:
 class Create(NamedTuple):
     """Make `name` in `parent` as object `fid`, which the client chose so that a replay makes it again.
 
-    Regular file, directory, symlink (`target`), device, fifo or socket, by S_IFMT of `mode` (umask already applied).
+    Regular file, directory, symlink (`target`), device, fifo or socket, by S_IFMT of `mode`, which `umask` takes bits
+    from, unless `parent` has a default access control list: then that does.
     Errors: EEXIST, ENOENT, ENOTDIR, EACCES, ENOSPC, ENAMETOOLONG.  Source: mdt_reint_create(), mdt/mdt_reint.c
     """
 
@@ -113,6 +117,7 @@ class Create(NamedTuple):
     time: int
     hint: StripeHint | None
     layout: Layout | None  # replay: the objects the first execution chose
+    umask: int = 0
 
 
 class OpenReply(NamedTuple):
@@ -144,6 +149,7 @@ class Open(NamedTuple):
     time: int
     hint: StripeHint | None
     layout: Layout | None
+    umask: int = 0  # as of Create
 
 
 @message(op=35, reply=Empty, mutates=True, klass=CLASS_CLOSE)
@@ -164,7 +170,10 @@ class Close(NamedTuple):
 
 @message(op=37, reply=Empty, mutates=True)
 class Link(NamedTuple):
-    """Make `name` in `parent` another name of `fid`.  Errors: EEXIST, EMLINK, EPERM for a directory."""
+    """Make `name` in `parent` another name of `fid`.  Errors: EEXIST, EMLINK, EPERM for a directory, ENOENT
+
+    A file that was opened with OPEN_TMPFILE by this client gets its first name.
+    """
 
     fid: Fid
     parent: Fid
@@ -318,6 +327,27 @@ class Getxattr(NamedTuple):
 
     fid: Fid
     name: bytes
+
+
+class Xattr(NamedTuple):
+    """One extended attribute."""
+
+    name: bytes
+    value: bytes
+
+
+class Xattrs(NamedTuple):
+    """All extended attributes of a file, whoever may see them; none if they are more than fit in a message."""
+
+    rows: tuple[Xattr, ...]
+    complete: bool
+
+
+@message(op=55, reply=Xattrs)
+class Getxattrs(NamedTuple):
+    """All extended attributes of `fid` but the access list, for a client that caches them.  Source: OBD_MD_FLXATTRALL"""
+
+    fid: Fid
 
 
 @message(op=50, reply=Names)

@@ -20,6 +20,26 @@ who_caches = pytest.mark.parametrize("mix", ["ab", "a", "b", "-"])
 some_cache = pytest.mark.parametrize("mix", ["ab", "a", "b"])
 
 
+LOCKS = ("Cancel", "Convert", "Ping", "Enqueue", "AllocateSequence")
+
+
+class Asked:
+    """What a client asks the MDT inside the `with`, but for locks on their way back."""
+
+    def __init__(self, client: Any) -> None:
+        self.imp = next(imp for imp in client.imports if "MDT" in imp.target)
+        self.names: dict[str, int] = {}
+
+    def __enter__(self) -> dict[str, int]:
+        self.before = dict(self.imp.calls)
+        return self.names
+
+    def __exit__(self, *_: object) -> None:
+        for name, count in self.imp.calls.items():
+            if name not in LOCKS and count != self.before.get(name, 0):
+                self.names[name] = count - self.before.get(name, 0)
+
+
 @contextlib.asynccontextmanager
 async def two_mounts(
     cluster: Any, mix: str = "ab", *, disk_bytes: int = 0, **topology: Any

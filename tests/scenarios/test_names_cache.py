@@ -12,31 +12,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from mounts import Asked
 from steps import EVICTION, refused, soon
 
 from lustrelite.client.fs import FileSystem
 from lustrelite.errors import OpError
 from lustrelite.ids import ROOT_FID
 from lustrelite.wire.mdt import RENAME_EXCHANGE, Setattr, Unlink
-
-LOCKS = ("Cancel", "Convert", "Ping", "Enqueue", "AllocateSequence")
-
-
-class Asked:
-    """What a client asks the MDT inside the `with`, but for locks on their way back."""
-
-    def __init__(self, client: Any) -> None:
-        self.imp = next(imp for imp in client.imports if "MDT" in imp.target)
-        self.names: dict[str, int] = {}
-
-    def __enter__(self) -> dict[str, int]:
-        self.before = dict(self.imp.calls)
-        return self.names
-
-    def __exit__(self, *_: object) -> None:
-        for name, count in self.imp.calls.items():
-            if name not in LOCKS and count != self.before.get(name, 0):
-                self.names[name] = count - self.before.get(name, 0)
 
 
 def mdt_locks(client: Any) -> int:

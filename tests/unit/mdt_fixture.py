@@ -306,8 +306,12 @@ class World:
                 used |= set(inode.layout.stripes)
         assert orphans <= set(inodes)
         assert not used & set(self.condemned())
+        listed: dict[Fid, int] = {}
         for key, _ in store.scan(schema.XATTRS):
-            assert Fid(key[:16]) in inodes
+            fid = Fid(key[:16])
+            assert fid in inodes
+            listed[fid] = listed.get(fid, 0) + len(key) - 16 + 1
+        assert listed == {fid: inode.xattrs for fid, inode in inodes.items() if inode.xattrs}
 
     async def stop(self) -> None:
         await self.check()

@@ -79,6 +79,8 @@ class Cluster:
     ) -> None:
         layout = Layout(1 << 20, 0, "", stripes) if stripes else None
         inode = Inode(mode, 0, 0, nlink, 0, 0, 0, 0, 1, 1, 1, 1, 5, layout, None, b"", parent)
+        if fid == FILE:
+            inode = inode._replace(xattrs=len(b"user.a") + 1)
         self.put(schema.INODES, fid, schema.pack_inode(inode))
 
     def name(self, parent: Fid, name: bytes, child: Fid, mode: int, *, link: bool = True) -> None:
@@ -204,6 +206,10 @@ def xattr_without_inode(c: Cluster) -> None:
     c.put(schema.XATTRS, schema.xattr_key(ABSENT, b"user.a"), b"1")
 
 
+def wrong_xattr_bytes(c: Cluster) -> None:
+    c.put(schema.XATTRS, schema.xattr_key(LINK, b"user.a"), b"1")
+
+
 def ost_unknown(c: Cluster) -> None:
     c.inode(HARD, S_REG, 2, stripes=((7, 2),))
     c.put(schema.OST_LOG, schema.log_key(0, 2), schema.pack_log(schema.OstLogRecord(7, None)))
@@ -289,6 +295,7 @@ PLANTED: list[tuple[Any, set[tuple[str, str]]]] = [
     (orphan_with_name, {("orphan-linked", fid_text(ORPHAN))}),
     (orphan_without_inode, {("orphan-without-inode", fid_text(ABSENT))}),
     (xattr_without_inode, {("xattr-without-inode", fid_text(ABSENT))}),
+    (wrong_xattr_bytes, {("xattr-bytes", fid_text(LINK))}),
     (ost_unknown, {("ost-unknown", "OST0007:2")}),
     (object_missing, {("object-missing", "OST0000:2")}),
     (object_shared, {("object-shared", "OST0001:1")}),

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mdt_fixture import ALICE, BOB, REGULAR, ROOT, World
+from mdt_fixture import ALICE, BOB, DIRECTORY, REGULAR, ROOT, World
 
+from lustrelite import acl
 from lustrelite.ids import SEQ_NORMAL, Fid, make_fid
 from lustrelite.mdt import access
 from lustrelite.mdt.access import EXECUTE, READ, WRITE
@@ -272,8 +273,9 @@ XATTRS: list[tuple[bytes, Cred, str, bool, int]] = [
     (b"security.x", ALICE, "file", True, errno.EPERM),
     (b"security.x", ALICE, "file", False, 0),
     (b"security.x", ADMIN, "fifo", True, 0),
-    (b"system.posix_acl_access", ADMIN, "file", True, errno.ENOTSUP),
-    (b"system.posix_acl_access", ADMIN, "file", False, errno.ENOTSUP),
+    (b"system.posix_acl_access", ADMIN, "file", True, errno.EINVAL),
+    (b"system.posix_acl_access", BOB, "file", True, errno.EINVAL),
+    (b"system.other", ADMIN, "file", True, errno.ENOTSUP),
     (b"other.x", ADMIN, "file", True, errno.ENOTSUP),
     (b"user.", ADMIN, "file", True, errno.EINVAL),
     (b"", ADMIN, "file", True, errno.ERANGE),
@@ -336,3 +338,131 @@ async def test_impossible_striping_is_refused(mdt: World, hint: tuple[int, int, 
     mdt.fails(errno.EINVAL, wire.SetDirStripe(ROOT, wire.StripeHint(*hint), 1))
     mdt.fails(errno.EINVAL, mdt.new(ROOT, b"f")._replace(hint=wire.StripeHint(*hint)))
     mdt.fails(errno.EINVAL, mdt.new(ROOT, b"d", stat.S_IFDIR | 0o755)._replace(hint=wire.StripeHint(*hint)))
+
+
+# ---------------------------------------------------------------- access control lists
+
+CAROL: Cred = (1002, 1002)
+
+
+def listed(user: int = 6, mask: int = 6, other: int = 0) -> bytes:
+    """A list that lets BOB do `user`."""
+    entries = ((acl.USER_OBJ, 7), (acl.USER, user, BOB[0]), (acl.GROUP_OBJ, 0), (acl.MASK, mask), (acl.OTHER, other))
+    return acl.pack(tuple(acl.Entry(*entry) for entry in entries))
+
+
+async def test_a_list_decides_who_may_open(mdt: World) -> None:
+    f = mdt.make(ROOT, b"f", stat.S_IFREG | 0o600, ALICE)
+    mdt.fails(errno.EACCES, mdt.opening(ROOT, b"f", wire.OPEN_READ), BOB)
+    mdt.fails(errno.EPERM, setting(mdt, f, acl.ACCESS, listed()), BOB)
+    version = mdt.inode(f).version
+    mdt.do(setting(mdt, f, acl.ACCESS, listed()), ALICE)
+    assert mdt.pre_versions() == (version,)
+    assert mdt.inode(f).mode == stat.S_IFREG | 0o760  # the group bits are the mask
+    assert mdt.do(wire.Getattr(f)).acl == mdt.do(wire.Getxattr(f, acl.ACCESS)).value == listed()
+    handle, _ = mdt.open(ROOT, b"f", wire.OPEN_READ | wire.OPEN_WRITE, BOB)
+    mdt.close(handle, f)
+    mdt.fails(errno.EACCES, mdt.opening(ROOT, b"f", wire.OPEN_READ), CAROL)
+    mdt.setattr(f, ALICE, mode=0o640)
+    assert mdt.inode(f).acl == acl.with_mode(listed(), 0o640)
+    mdt.fails(errno.EACCES, mdt.opening(ROOT, b"f", wire.OPEN_WRITE), BOB)
+    assert mdt.do(wire.Listxattr(f)).names == (acl.ACCESS,)
+    mdt.do(setting(mdt, f, acl.ACCESS, None), ALICE)
+    mdt.fails(errno.ENODATA, wire.Getxattr(f, acl.ACCESS))
+    assert mdt.inode(f).mode == stat.S_IFREG | 0o640
+
+
+async def test_a_list_that_says_no_more_than_the_mode_is_the_mode(mdt: World) -> None:
+    f = mdt.make(ROOT, b"f", stat.S_IFREG | 0o2755, ALICE)
+    mdt.setattr(f, gid=7)
+    mdt.setattr(f, mode=0o2755)
+    plain = acl.pack((acl.Entry(acl.USER_OBJ, 6), acl.Entry(acl.GROUP_OBJ, 4), acl.Entry(acl.OTHER, 1)))
+    mdt.do(setting(mdt, f, acl.ACCESS, plain), ALICE)
+    assert mdt.inode(f).mode == stat.S_IFREG | 0o641 and not mdt.inode(f).acl  # and no setgid bit of a foreign group
+
+
+async def test_lists_that_are_refused(mdt: World) -> None:
+    f, d = mdt.make(ROOT, b"f"), mdt.mkdir(ROOT, b"d")
+    link = mdt.make(ROOT, b"l", stat.S_IFLNK | 0o777, target=b"f")
+    mdt.fails(errno.EINVAL, setting(mdt, f, acl.ACCESS, b"\2\0\0\0x"))
+    mdt.fails(errno.EACCES, setting(mdt, f, acl.DEFAULT, listed()))
+    mdt.do(setting(mdt, f, acl.DEFAULT, None))
+    for body in (setting(mdt, link, acl.ACCESS, listed()), wire.Getxattr(link, acl.ACCESS)):
+        mdt.fails(errno.ENOTSUP, body)
+    mdt.fails(errno.ENODATA, wire.Getxattr(d, acl.DEFAULT))
+    mdt.fails(errno.EPERM, setting(mdt, d, acl.DEFAULT, listed()), BOB)
+
+
+async def test_what_is_made_in_a_directory_with_a_default_list(mdt: World) -> None:
+    d = mdt.mkdir(ROOT, b"d", 0o777, ALICE)
+    mdt.do(setting(mdt, d, acl.DEFAULT, listed(user=7, mask=7, other=5)), ALICE)
+    assert mdt.do(wire.Getattr(d)).xattrs and mdt.inode(d).mode == DIRECTORY | 0o777
+    made = wire.Create(d, b"f", mdt.fid(), stat.S_IFREG | 0o666, 0, b"", mdt.tick(), None, None, 0o777)
+    assert mdt.do(made, ALICE).mode == stat.S_IFREG | 0o664  # no umask
+    assert mdt.inode(made.fid).acl == listed(user=7, mask=6, other=4).replace(b"\1\0\7", b"\1\0\6")
+    below = mdt.mkdir(d, b"below", 0o700)
+    assert mdt.inode(below).default_acl == mdt.inode(d).default_acl and mdt.inode(below).mode == DIRECTORY & ~0o777 | 0o700
+    handle, reply = mdt.open(d, b"g", wire.OPEN_WRITE | wire.OPEN_CREATE, ALICE)
+    assert reply.attr.acl and reply.attr.mode == stat.S_IFREG | 0o644
+    mdt.close(handle, reply.attr.fid)
+    link = mdt.make(d, b"l", stat.S_IFLNK | 0o777, target=b"f")
+    assert mdt.inode(link).mode == stat.S_IFLNK | 0o777 and not mdt.inode(link).acl
+    again = mdt.fid()
+    mdt.do(wire.Create(ROOT, b"h", again, stat.S_IFREG | 0o666, 0, b"", mdt.tick(), None, None, 0o27))
+    assert mdt.inode(again).mode == stat.S_IFREG | 0o640
+
+
+async def test_all_extended_attributes_at_once(mdt: World) -> None:
+    d = mdt.mkdir(ROOT, b"d")
+    assert mdt.do(wire.Getxattrs(d)) == wire.Xattrs((), True) and not mdt.do(wire.Getattr(d)).xattrs
+    mdt.do(setting(mdt, d, b"user.a", b"1"))
+    mdt.do(setting(mdt, d, acl.ACCESS, listed()))
+    mdt.do(setting(mdt, d, acl.DEFAULT, listed()))
+    assert mdt.do(wire.Getxattrs(d)) == wire.Xattrs(((acl.DEFAULT, listed()), (b"user.a", b"1")), True)
+    mdt.do(setting(mdt, d, b"user.b", b"x" * 65500))
+    assert mdt.do(wire.Getxattrs(d)) == wire.Xattrs((), False)
+
+
+async def test_a_capability_goes_with_the_content_and_with_the_owner(mdt: World) -> None:
+    changes: list[Any] = [
+        lambda f: mdt.setting(f, uid=7),
+        lambda f: mdt.setting(f, size=0),
+        lambda f: mdt.opening(ROOT, b"f", wire.OPEN_WRITE | wire.OPEN_TRUNC),
+    ]
+    for change in changes:
+        f = mdt.make(ROOT, b"f")
+        mdt.do(setting(mdt, f, b"security.capability", b"c"))
+        mdt.do(setting(mdt, f, b"user.a", b"1"))
+        mdt.setattr(f, mode=0o755)
+        assert mdt.do(wire.Getxattr(f, b"security.capability")).value == b"c"
+        mdt.do(change(f))
+        assert mdt.do(wire.Listxattr(f)).names == (b"user.a",)
+        mdt.unlink(ROOT, b"f")
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "who", "after"),
+    [
+        (stat.S_IFREG, 0o6755, ADMIN, 0o755),
+        (stat.S_IFREG, 0o2745, ADMIN, 0o2745),  # mandatory locking, as it once was
+        (stat.S_IFIFO, 0o6755, ADMIN, 0o755),
+        (stat.S_IFDIR, 0o6755, ADMIN, 0o6755),
+        (stat.S_IFREG, 0o6755, ALICE, 0o755),
+        (stat.S_IFREG, 0o2745, ALICE, 0o745),  # of a group that is not hers
+    ],
+)
+async def test_a_chown_takes_set_id_bits_of_all_but_directories(mdt: World, kind: int, mode: int, who: Cred, after: int) -> None:
+    f = mdt.make(ROOT, b"f", kind | 0o644, ALICE)
+    mdt.setattr(f, gid=7)
+    mdt.setattr(f, mode=mode)
+    mdt.setattr(f, who, uid=ALICE[0])
+    assert mdt.inode(f).mode == kind | after
+
+
+async def test_an_open_file_is_no_right_to_touch_its_times(mdt: World) -> None:
+    f = mdt.make(ROOT, b"f", stat.S_IFREG | 0o666, ALICE)
+    handle, _ = mdt.open(ROOT, b"f", wire.OPEN_WRITE, BOB)
+    mdt.setattr(f, ALICE, mode=0o600)
+    mdt.fails(errno.EACCES, mdt.setting(f, mtime=5, handle=handle), BOB)
+    mdt.do(mdt.setting(f, mtime=5, size=0, handle=handle), BOB)  # but to truncate it
+    mdt.close(handle, f)

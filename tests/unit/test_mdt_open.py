@@ -113,6 +113,64 @@ async def test_a_close_brings_times_but_not_over_later_changes(mdt: World) -> No
     assert mdt.inode(f).mtime == 10
 
 
+# ---------------------------------------------------------------- without a name
+
+
+NAMELESS = wire.OPEN_WRITE | wire.OPEN_CREATE | wire.OPEN_TMPFILE
+
+
+async def test_a_file_without_a_name_gets_one_or_goes(mdt: World) -> None:
+    """O_TMPFILE."""
+    d = mdt.mkdir(ROOT, b"d", 0o755)
+    mdt.setattr(d, uid=ALICE[0])
+    mdt.fails(errno.EACCES, mdt.opening(d, b"", NAMELESS), (7, 7))
+    mdt.fails(errno.EINVAL, mdt.opening(d, b"", wire.OPEN_CREATE | wire.OPEN_TMPFILE | wire.OPEN_READ))
+    before = mdt.inode(d)
+    handle, reply = mdt.open(d, b"", NAMELESS, ALICE)
+    f = reply.attr.fid
+    assert reply.disposition == CREATED and reply.attr.nlink == 0 and reply.attr.layout is not None
+    assert mdt.orphans() == [f] and mdt.inode(d) == before
+    mdt.fails(errno.ENOENT, wire.Link(f, d, b"f", 1), client="b")  # only its maker gives it a name
+    mdt.link(f, d, b"f")
+    assert mdt.orphans() == [] and mdt.inode(f).nlink == 1
+    mdt.close(handle, f)
+    assert mdt.find(d, b"f") == f
+    mdt.unlink(d, b"f")
+    handle, reply = mdt.open(d, b"", NAMELESS)
+    mdt.close(handle, reply.attr.fid)
+    assert not mdt.exists(reply.attr.fid)
+    handle, reply = mdt.open(d, b"", NAMELESS | wire.OPEN_EXCL)
+    mdt.fails(errno.ENOENT, wire.Link(reply.attr.fid, d, b"f", 1))
+    mdt.close(handle, reply.attr.fid)
+
+
+@pytest.mark.parametrize("committed", [0, 1, 2])
+async def test_a_file_without_a_name_is_replayed(mdt: World, committed: int) -> None:
+    saved = []
+    handle, reply = mdt.open(ROOT, b"", NAMELESS)
+    saved.append(mdt.saved)
+    if committed == 1:
+        mdt.commit()
+    mdt.link(reply.attr.fid, ROOT, b"f")
+    saved.append(mdt.saved)
+    if committed == 2:
+        mdt.commit()
+    other, _ = mdt.open(ROOT, b"", NAMELESS)
+    saved.append(mdt.saved)
+    await mdt.crash()
+    for each in saved[:1] if committed else ():
+        mdt.replay(each)  # an open of what is there
+    for each in saved[committed:]:
+        mdt.replay(each)
+    mdt.end_recovery()
+    inode = mdt.inode(reply.attr.fid)
+    assert inode.nlink == 1 and inode.layout == reply.attr.layout
+    assert len(mdt.orphans()) == 1 and len(mdt.export("a").opens) == 2
+    mdt.close(handle, reply.attr.fid)
+    mdt.close(other, mdt.orphans()[0])
+    assert mdt.find(ROOT, b"f") == reply.attr.fid and mdt.orphans() == []
+
+
 # ---------------------------------------------------------------- orphans
 
 

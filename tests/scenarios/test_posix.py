@@ -1,0 +1,202 @@
+"""What POSIX asks of several clients and of a recovery: access lists, extended attributes, files without names.
+
+Source: lustre/tests/sanity.sh and sanityn.sh, in so far as a test names one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Any
+
+import pytest
+from mounts import Asked, Mount, drop_locks, two_mounts, who_caches
+from steps import refused
+
+from lustrelite import acl
+
+ALICE, BOB = 1000, 1001
+
+
+def listed(user: int, mask: int = 7) -> bytes:
+    """A list that lets BOB do `user`."""
+    entries = ((acl.USER_OBJ, 7), (acl.USER, user, BOB), (acl.GROUP_OBJ, 0), (acl.MASK, mask), (acl.OTHER, 0))
+    return acl.pack(tuple(acl.Entry(*entry) for entry in entries))
+
+
+def as_user(mount: Mount, uid: int) -> Mount:
+    """The same mount seen by another user."""
+    return Mount(mount.client, mount.client.fs.as_user(uid, uid))
+
+
+# access control lists -------------------------------------------------------------------------------------------
+
+
+@who_caches
+async def test_a_list_given_on_one_mount_counts_on_the_other(cluster: Any, mix: str) -> None:
+    async with two_mounts(cluster, mix) as (_, a, b):
+        await a.mkdir("/u/d", 0o700)
+        await a.write_file("/u/d/f", b"data", 0o600)
+        bob = as_user(b, BOB)
+        await a.chmod("/u", 0o755)
+        for _ in range(2):
+            with refused(errno.EACCES):
+                await bob.stat("/u/d/f")
+            await a.setxattr("/u/d", acl.ACCESS, listed(1))
+            await a.setxattr("/u/d/f", acl.ACCESS, listed(4))
+            assert stat.S_IMODE((await bob.stat("/u/d/f")).mode) == 0o770
+            assert await bob.read_file("/u/d/f") == b"data"
+            with refused(errno.EACCES):
+                await bob.open("/u/d/f", os.O_WRONLY)
+            assert await bob.getxattr("/u/d/f", acl.ACCESS) == listed(4)
+            await a.chmod("/u/d/f", 0o700)  # the mask
+            with refused(errno.EACCES):
+                await bob.read_file("/u/d/f")
+            await a.removexattr("/u/d", acl.ACCESS)
+            with refused(errno.EACCES):
+                await bob.stat("/u/d/f")
+
+
+async def test_lists_survive_an_mds_crash(cluster: Any) -> None:
+    """A chmod, and a create under a default list, are replayed with what was there."""
+    async with two_mounts(cluster, "ab") as (c, a, b):
+        c.mds.hold_commits()
+        await a.mkdir("/u/d", 0o777)
+        await a.setxattr("/u/d", acl.DEFAULT, listed(7))
+        await a.create("/u/d/f", 0o666, umask=0o777)
+        await a.setxattr("/u/d", acl.ACCESS, listed(5))
+        await a.chmod("/u/d", 0o710)
+        await c.mds.kill()
+        await c.mds.start()
+        await c.settle()
+        assert await b.getxattr("/u/d", acl.ACCESS) == acl.with_mode(listed(5), 0o710)
+        assert await b.getxattr("/u/d", acl.DEFAULT) == listed(7)
+        found = await b.stat("/u/d/f")
+        assert stat.S_IMODE(found.mode) == 0o660
+        mode, access, _ = acl.inherited(listed(7), stat.S_IFREG | 0o666)
+        assert mode == found.mode and await b.getxattr("/u/d/f", acl.ACCESS) == access
+        c.saw("import.replayed")
+
+
+# extended attributes --------------------------------------------------------------------------------------------
+
+
+@who_caches
+async def test_extended_attributes_of_two_mounts(cluster: Any, mix: str) -> None:
+    async with two_mounts(cluster, mix) as (_, a, b):
+        await a.create("/u/f")
+        for mount, other in ((a, b), (b, a)):
+            with refused(errno.ENODATA):
+                await other.getxattr("/u/f", "user.x")
+            await mount.setxattr("/u/f", "user.x", b"1")
+            await mount.setxattr("/u/f", "user.y", b"2")
+            assert await other.getxattr("/u/f", "user.x") == await mount.getxattr("/u/f", "user.x") == b"1"
+            assert await other.listxattr("/u/f") == ["user.x", "user.y"]
+            await mount.setxattr("/u/f", "user.x", b"3", os.XATTR_REPLACE)
+            assert await other.getxattr("/u/f", "user.x") == b"3"
+            await other.removexattr("/u/f", "user.x")
+            with refused(errno.ENODATA):
+                await mount.getxattr("/u/f", "user.x")
+            await other.removexattr("/u/f", "user.y")
+            assert await mount.listxattr("/u/f") == []
+
+
+async def test_extended_attributes_are_asked_for_once(cluster: Any) -> None:
+    """Kernels ask for security.capability before every write, and `ls -l` for a list of every file."""
+    async with two_mounts(cluster, "ab") as (c, a, b):
+        await a.create("/u/f")
+        await drop_locks(c, c.a)
+        await a.lstat("/u/f")
+        with Asked(c.a) as asked:
+            for name in ("security.capability", "system.posix_acl_access", "user.x", "security.capability"):
+                with refused(errno.ENODATA):
+                    await a.getxattr("/u/f", name)
+            assert await a.listxattr("/u/f") == []
+            with refused(errno.ENOTSUP):
+                await a.getxattr("/u/f", "strange.x")
+        assert asked == {}  # their absence came with the attributes
+        await a.setxattr("/u/f", "trusted.t", b"1")
+        await a.setxattr("/u/f", "user.x", b"2")
+        await a.chmod("/u", 0o755)
+        await a.chmod("/u/f", 0o600)
+        alice = as_user(a, ALICE)
+        await alice.lstat("/u/f")
+        with Asked(c.a) as asked:
+            for _ in range(3):
+                assert await a.getxattr("/u/f", "user.x") == b"2"
+                assert await a.listxattr("/u/f") == ["trusted.t", "user.x"]
+                with refused(errno.ENODATA):
+                    await a.getxattr("/u/f", "security.capability")
+                assert await alice.listxattr("/u/f") == ["user.x"]
+                with refused(errno.EACCES):
+                    await alice.getxattr("/u/f", "user.x")
+                with refused(errno.ENODATA):
+                    await alice.getxattr("/u/f", "trusted.t")
+        assert asked == {"Getxattrs": 1}
+        await b.setxattr("/u/f", "user.x", b"3")
+        assert await a.getxattr("/u/f", "user.x") == b"3"
+        await b.setxattr("/u/f", "user.large", bytes(65_536))  # more than are kept
+        with Asked(c.a) as asked:
+            assert await a.getxattr("/u/f", "user.x") == b"3"
+            assert await a.getxattr("/u/f", "user.large") == bytes(65_536)
+        assert asked["Getxattr"] == 2
+
+
+async def test_a_file_that_is_made_and_written_is_not_asked_for_its_capabilities(cluster: Any) -> None:
+    async with two_mounts(cluster, "ab") as (c, a, _):
+        await a.lstat("/u")
+        with Asked(c.a) as asked:
+            file = await a.open("/u/f", os.O_CREAT | os.O_WRONLY)
+            with refused(errno.ENODATA):
+                await c.a.unrecorded(c.a.fs.getxattr_fid(file.what.fid, b"security.capability"))
+            await file.close()
+        assert asked == {"Open": 1, "Close": 1}
+
+
+# files without names --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("committed", [False, True])
+async def test_a_file_without_a_name_survives_an_mds_crash(cluster: Any, committed: bool) -> None:
+    async with two_mounts(cluster, "ab") as (c, a, b):
+        c.mds.hold_commits()
+        file = await a.open("/u", os.O_TMPFILE | os.O_RDWR, 0o600)
+        await file.pwrite(b"data", 0)
+        if committed:
+            c.mds.release_commits()
+            await c.mds.commit()
+            c.mds.hold_commits()
+        await c.mds.kill()
+        await c.mds.start()
+        await c.settle()
+        assert await file.pread(9, 0) == b"data" and (await file.fstat()).nlink == 0
+        root = c.a.fs
+        await c.a.unrecorded(root.link_at(file.what.fid, (await root.stat("/u")).fid, b"named"))
+        await c.mds.kill()
+        await c.mds.start()
+        await c.settle()
+        assert (await file.fstat()).nlink == 1
+        await file.close()
+        assert await b.read_file("/u/named") == b"data"
+        file = await a.open("/u", os.O_TMPFILE | os.O_WRONLY)  # and one that goes with its mount
+        await file.pwrite(b"data", 0)
+        await file.close()
+        assert await b.names("/u") == ["named"]
+
+
+# set-id bits ----------------------------------------------------------------------------------------------------
+
+
+@who_caches
+async def test_a_write_by_others_takes_set_id_bits(cluster: Any, mix: str) -> None:
+    async with two_mounts(cluster, mix) as (_, a, b):
+        await a.chmod("/u", 0o755)
+        alice = as_user(b, ALICE)
+        for mode, after in ((0o6777, 0o777), (0o2767, 0o767)):
+            await a.write_file("/u/f", b"data")
+            await a.chmod("/u/f", mode)
+            assert stat.S_IMODE((await b.stat("/u/f")).mode) == mode
+            await alice.write_at("/u/f", 0, b"D")
+            assert stat.S_IMODE((await a.stat("/u/f")).mode) == after
+            await a.unlink("/u/f")
