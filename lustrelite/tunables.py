@@ -22,7 +22,7 @@ class limits:
     stripes_max = 2000
     stripe_bytes_min = 64 << 10
     file_bytes_max = (1 << 63) - 1
-    object_bytes_max = 16 << 40
+    object_bytes_max = (16 << 40) - 4096  # the largest file of ext4: what is taken into a cache must find a place there
     links_max = 65000
     groups_max = 64
     mod_rpcs_max = 32  # modifying requests in flight per client and target

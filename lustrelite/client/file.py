@@ -33,6 +33,7 @@ from lustrelite.permission import in_group
 from lustrelite.tunables import limits
 from lustrelite.wire.ldlm import NL, PR, PW
 from lustrelite.wire.mdt import SET_MTIME, SET_SIZE, Attr, Layout
+from lustrelite.wire.ost import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -45,6 +46,10 @@ _READ_AT_ONCE_MAX = 64 << 20  # a read of more first asks how much there is
 _TURN_BYTES = 1 << 20  # moved in one turn of the loop, more or less
 _CALL_BYTES = 8192  # what a call takes, in the time of bytes that are moved
 _DURABLE = os.O_DSYNC | os.O_SYNC
+_FALLOC_MODES = frozenset(
+    (0, FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, FALLOC_ZERO_RANGE, FALLOC_ZERO_RANGE | FALLOC_KEEP_SIZE)
+)
+_COPY_BYTES = 4 << 20  # in one step
 
 
 class File:
@@ -283,14 +288,58 @@ class File:
 
     async def punch(self, start: int, end: int) -> None:
         """Make a hole in [start, end); the size stays.  EBADF unless open for writing, EINVAL"""
-        self._check(self.writable, start)
-        if end < start:
-            raise OpError(errno.EINVAL, "a hole ends after its beginning")
+        if start != end:
+            await self.fallocate(FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, start, end - start)
+
+    async def fallocate(self, mode: int, offset: int, length: int) -> None:
+        """Find room for `length` bytes at `offset`, as fallocate(2): later writes there do not fail for want of it.
+
+        `mode` is FALLOC_KEEP_SIZE, or with it FALLOC_PUNCH_HOLE, or FALLOC_ZERO_RANGE, or none of these.
+        EBADF, EINVAL, ENODEV, EFBIG, ENOSPC; EOPNOTSUPP another mode, or the OSTs' disks cannot
+        """
+        if mode not in _FALLOC_MODES:
+            raise OpError(errno.EOPNOTSUPP, f"fallocate mode {mode:#x}")
+        if not S_ISREG(self._attr.mode) and not S_ISDIR(self._attr.mode):
+            raise OpError(errno.ENODEV)
+        self._check(self.writable, offset)
+        if length <= 0:
+            raise OpError(errno.EINVAL, f"{length} bytes")
+        if offset + length > EOF:
+            raise OpError(errno.EFBIG)
+        self._say_lost()
         layout = await self._current_layout()
-        if layout is not None:
-            connections = self.fs.connections
-            self.mtime = time = connections.time()
-            await connections.lov.punch(layout, self.fid, start, end, time=time, cred=self.fs.cred)
+        if layout is None:
+            raise OpError(errno.EIO, "the file has no objects")
+        if self._drop_set_id:
+            await self.drop_privileges()
+        connections = self.fs.connections
+        self.mtime = time = connections.time()
+        self._wrote = True
+        await connections.lov.fallocate(
+            layout, self.fid, offset, offset + length, mode, time=time, cred=self.fs.cred
+        )
+        if not mode & FALLOC_KEEP_SIZE:
+            self._size = max(self._size, offset + length)
+
+    async def copy_range(self, offset: int, target: File, target_offset: int, length: int) -> int:
+        """Copy up to `length` bytes from `offset` to `target`, as copy_file_range(2); returns how many there were.
+
+        EBADF, EINVAL they overlap, and the errors of reading and writing
+        """
+        self._check(self.readable, offset)
+        target._check(target.writable, target_offset)
+        if length < 0 or (self.fid == target.fid and abs(offset - target_offset) < length):
+            raise OpError(errno.EINVAL, "the ranges overlap")
+        if target.flags & os.O_APPEND:
+            raise OpError(errno.EBADF, "not to the end of a file")
+        done = 0
+        while done < length:
+            data = await self.pread(min(_COPY_BYTES, length - done), offset + done)
+            if not data:
+                break
+            await target.pwrite(data, target_offset + done)
+            done += len(data)
+        return done
 
     async def drop_privileges(self) -> None:
         """Somebody writes to the file: it loses its capabilities, and its set-id bits unless that is root."""
@@ -310,9 +359,11 @@ class File:
     # the rest ---------------------------------------------------------------------------------------------------
 
     async def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move the position and return it. SEEK_SET, SEEK_CUR, SEEK_END.  EINVAL"""
+        """Move the position and return it. SEEK_SET, SEEK_CUR, SEEK_END, and of `find`.  EINVAL, ENXIO"""
         async with self._position_lock:
-            if whence == os.SEEK_CUR:
+            if whence in (os.SEEK_DATA, os.SEEK_HOLE):
+                offset = await self.find(offset, whence)
+            elif whence == os.SEEK_CUR:
                 offset += self.position
             elif whence == os.SEEK_END:
                 offset += (await self.fstat()).size
@@ -322,6 +373,19 @@ class File:
                 raise OpError(errno.EINVAL, f"position {offset}")
             self.position = offset
             return offset
+
+    async def find(self, offset: int, whence: int) -> int:
+        """Where from `offset` on is the next data (SEEK_DATA), or hole (SEEK_HOLE)? A file ends in a hole.
+
+        What is dirty here or elsewhere is written back first.  ENXIO: `offset` is behind the end, or there is no more data
+        """
+        self._check_open()
+        if not S_ISREG(self._attr.mode) or whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise OpError(errno.EINVAL, f"whence {whence}")
+        layout = await self._current_layout()
+        if layout is None or not 0 <= offset <= EOF:
+            raise OpError(errno.ENXIO)
+        return await self.fs.connections.lov.seek(layout, offset, whence, cred=self.fs.cred)
 
     def tell(self) -> int:
         """The position."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lustrelite.client import striping
@@ -406,24 +406,42 @@ class LockedIo:
             finally:
                 grip.release()
 
-    async def punch(self, layout: Layout, owner: Fid, holes: Sequence[striping.Hole], time: int, cred: Cred) -> None:
-        """Make holes; the sizes stay."""
+    async def change(self, layout: Layout, bodies: Mapping[int, ost.Punch | ost.Fallocate], cred: Cred) -> None:
+        """Make holes or find room, by stripe.  ENOSPC, EIO, EOPNOTSUPP; any part may be done"""
         grip = self._grip(layout)
-        busy = {hole.stripe: None for hole in holes}
+        busy = dict(bodies)
 
-        async def punch(one: Held) -> None:
-            extent = one.extent
+        async def change(one: Held) -> None:
             one.cached.cred = cred
-            end = extent.offset + extent.length
-            body = ost.Punch(one.cached.obj, extent.offset, end, owner, extent.stripe, time)
-            await one.data.writeback.through.punch(one.cached, one.lock, body)
-            del busy[extent.stripe]
+            stripe = one.extent.stripe
+            await one.data.writeback.through.change(one.cached, one.lock, bodies[stripe])
+            del busy[stripe]
 
         try:
-            await grip.take([Extent(hole.stripe, hole.start, hole.end - hole.start, ()) for hole in holes], PW)
-            results(await grip.each([(one, punch(one)) for one in grip.held], lambda: grip.let_go_asked(busy)))
+            await grip.take([Extent(stripe, body.start, body.end - body.start, ()) for stripe, body in bodies.items()], PW)
+            results(await grip.each([(one, change(one)) for one in grip.held], lambda: grip.let_go_asked(busy)))
         finally:
             grip.release()
+
+    async def seek(self, layout: Layout, offset: int, whence: int, cred: Cred) -> list[ost.SeekReply]:
+        """What the OST of each object says when everything dirty from `offset` on is written back."""
+        count, unit = len(layout.stripes), layout.stripe_size
+        starts = [striping.object_bytes(stripe, offset, unit, count) for stripe in range(count)]
+
+        async def ask(one: Held) -> ost.SeekReply:
+            start = one.extent.offset
+            await one.data.writeback.flush(one.cached, start, OBJECT_EOF)
+            return await one.data.osc.seek(one.cached.obj, start, whence, cred=cred, lock=one.lock.handle)
+
+        while True:
+            grip = self._grip(layout)
+            try:
+                await grip.take([Extent(s, start, OBJECT_EOF + 1 - start, ()) for s, start in enumerate(starts)], PR)
+                return results(await grip.each([(one, ask(one)) for one in grip.held], grip.give_way))
+            except GaveWay:
+                continue
+            finally:
+                grip.release()
 
     @contextlib.asynccontextmanager
     async def _alone(self, layout: Layout) -> AsyncIterator[None]:

@@ -28,7 +28,15 @@ from lustrelite.ids import Fid
 from lustrelite.tunables import limits
 from lustrelite.wire.mdt import Layout, StatfsReply
 from lustrelite.wire.message import Cred
-from lustrelite.wire.ost import OBJECT_EOF, ObjectAttr
+from lustrelite.wire.ost import (
+    FALLOC_PUNCH_HOLE,
+    OBJECT_EOF,
+    SEEK_DATA,
+    Fallocate,
+    ObjectAttr,
+    Punch,
+    SeekReply,
+)
 
 _T = TypeVar("_T")
 
@@ -214,25 +222,61 @@ class Lov:
             return
         await self._tasks.gather(
             [
-                self._punch(layout, owner, striping.Hole(stripe, end, OBJECT_EOF), time, cred)
+                self._change(layout, stripe, Punch(layout.stripes[stripe][1], end, OBJECT_EOF, owner, stripe, time), cred)
                 for stripe, end in enumerate(ends)
             ],
             "truncate",
         )
 
-    async def punch(self, layout: Layout, owner: Fid, start: int, end: int, *, time: int, cred: Cred) -> None:
-        """Make a hole in [start, end); the file's size stays."""
-        ranges = striping.holes(start, end, layout.stripe_size, len(layout.stripes))
-        if self.locked is not None:
-            await self.locked.punch(layout, owner, ranges, time, cred)
-            return
-        await self._tasks.gather([self._punch(layout, owner, hole, time, cred) for hole in ranges], "punch")
+    async def fallocate(
+        self, layout: Layout, owner: Fid, start: int, end: int, mode: int, *, time: int, cred: Cred
+    ) -> None:
+        """Find room for [start, end), zero it, or make a hole of it, by FALLOC_* in `mode`.  ENOSPC, EFBIG, EOPNOTSUPP
 
-    async def _punch(self, layout: Layout, owner: Fid, hole: striping.Hole, time: int, cred: Cred) -> ObjectAttr:
-        index, obj = layout.stripes[hole.stripe]
+        Only without FALLOC_KEEP_SIZE does the file grow. After an error any part may be done.
+        """
+        hole = mode & FALLOC_PUNCH_HOLE
+        if not hole:
+            self.check_range(layout, start, end - start)
+        bodies: dict[int, Punch | Fallocate] = {}  # by stripe
+        for stripe, low, high in striping.holes(start, end, layout.stripe_size, len(layout.stripes)):
+            obj = layout.stripes[stripe][1]
+            if hole:
+                bodies[stripe] = Punch(obj, low, min(high, OBJECT_EOF - 1), owner, stripe, time)
+            else:
+                bodies[stripe] = Fallocate(obj, low, high, mode, owner, stripe, time)
+        if self.locked is not None:
+            await self.locked.change(layout, bodies, cred)
+            return
+        works = [self._change(layout, stripe, body, cred) for stripe, body in bodies.items()]
+        await self._tasks.gather(works, "fallocate")
+
+    async def _change(self, layout: Layout, stripe: int, body: Punch | Fallocate, cred: Cred) -> ObjectAttr:
+        index = layout.stripes[stripe][0]
         osc = self.oscs.get(index) or await self.osc(index)
-        punch = osc.punch(obj, hole.start, hole.end, owner=owner, stripe=hole.stripe, time=time, cred=cred)
-        return await self.on(layout, hole.stripe, punch)
+        return await self.on(layout, stripe, osc.change(body, cred=cred))
+
+    async def seek(self, layout: Layout, offset: int, whence: int, *, cred: Cred) -> int:
+        """Where from `offset` of the file on is the next data (SEEK_DATA), or hole (SEEK_HOLE)?  ENXIO: behind the end
+
+        The end of the file is a hole.  Source: lov_io_lseek_end(), lov/lov_io.c
+        """
+        if self.locked is not None:
+            answers = await self.locked.seek(layout, offset, whence, cred)
+        else:
+            answers = await self._tasks.gather(
+                [self._seek(layout, stripe, offset, whence, cred) for stripe in range(len(layout.stripes))], "seek"
+            )
+        found = striping.sought(answers, offset, layout.stripe_size, data=whence == SEEK_DATA)
+        if found is None:
+            raise OpError(errno.ENXIO)
+        return found
+
+    async def _seek(self, layout: Layout, stripe: int, offset: int, whence: int, cred: Cred) -> SeekReply:
+        index, obj = layout.stripes[stripe]
+        osc = self.oscs.get(index) or await self.osc(index)
+        start = striping.object_bytes(stripe, offset, layout.stripe_size, len(layout.stripes))
+        return await self.on(layout, stripe, osc.seek(obj, start, whence, cred=cred))
 
     async def sync(self, layout: Layout) -> None:
         """Return when the file's data is durable: what is dirty is written back before."""

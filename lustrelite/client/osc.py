@@ -127,12 +127,13 @@ class Osc:
             reply, _ = await self.imp.call_bulk(ost.Write(obj, offset, owner, stripe, time, sync=True), bulk=bulk, cred=cred)
             return reply.attr  # type: ignore[no-any-return]
 
-    async def punch(
-        self, obj: int, start: int, end: int, *, owner: Fid, stripe: int, time: int, cred: Cred
-    ) -> ObjectAttr:
-        """Free [start, end); up to OBJECT_EOF makes the object exactly `start` bytes long."""
-        body = ost.Punch(obj, start, end, owner, stripe, time)
+    async def change(self, body: ost.Punch | ost.Fallocate, *, cred: Cred) -> ObjectAttr:
+        """A hole, a truncation, or room for data.  ENOENT, ENOSPC, EFBIG, EOPNOTSUPP"""
         return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
+
+    async def seek(self, obj: int, offset: int, whence: int, *, cred: Cred, lock: int = 0) -> ost.SeekReply:
+        """The next data or hole from `offset` on, and the object's size.  ENOENT; ESTALE, there is no such `lock`"""
+        return await self.imp.call(ost.ObjectSeek(obj, offset, whence, lock), cred=cred)  # type: ignore[no-any-return]
 
     async def getattr(self, obj: int, *, cred: Cred) -> ObjectAttr:
         """Attributes of an object.  ENOENT"""

@@ -133,6 +133,22 @@ def truncation(size: int, stripe_size: int, count: int) -> list[int]:
     return [object_bytes(stripe, size, stripe_size, count) for stripe in range(count)]
 
 
+def sought(answers: Sequence[tuple[int, int]], offset: int, stripe_size: int, *, data: bool) -> int | None:
+    """The first data, or hole, of a file from `offset` on; None: there is none, or the file ends before.
+
+    `answers` are (where it is in the object from the first byte at or behind `offset` on, or -1; the object's size) of
+    all objects. An object's bytes are in the order of the file's, so the first of the file is the first of one of them.
+    """
+    count = len(answers)
+    size = file_size([each for _, each in answers], stripe_size)
+    if offset >= size:
+        return None
+    found = min((to_file(s, at, stripe_size, count) for s, (at, _) in enumerate(answers) if at >= 0), default=size)
+    if found >= size:
+        return None if data else size
+    return found
+
+
 def holes(start: int, end: int, stripe_size: int, count: int) -> list[Hole]:
     """The object ranges to free for a hole in the file's [start, end); objects outside it are left out."""
     assert 0 <= start <= end

@@ -1,11 +1,11 @@
-"""What changes an object on its OST while the caller waits: writes past the cache, holes, truncations.
+"""What changes an object on its OST while the caller waits: writes past the cache, holes, room, truncations.
 
 Each is a flight of its range, so that nothing overlaps it on its way, and it runs to its end whatever happens to its
 caller. Meanwhile readers here, and whoever is told a size by us, must not see half of it:
 
     a write     what was cached in its range is forgotten, and who wants to read there waits. The size grows at once:
                 the OST may tell it to others from now on, and they may ask us.
-    a hole      the same, and the size stays.
+    a hole      the same, and the size stays. So is room that is allocated, but that the size may grow.
     truncation  everything stays as it was, and nobody writes, until all objects of the file are cut; then all is cut
                 here in one turn. Others are told the larger size until then: the OST believes the larger of what it
                 has and what we say. Who wants to read beyond the cut, and has it not here, waits.
@@ -108,22 +108,24 @@ class Through:
 
         await self._to_the_end(cached, lock, flight, write())
 
-    async def punch(self, cached: CachedObject, lock: ClientLock, body: ost.Punch) -> None:
-        """Make a hole. The size stays.  Errors: EIO, ENOENT"""
+    async def change(self, cached: CachedObject, lock: ClientLock, body: ost.Punch | ost.Fallocate) -> None:
+        """Make a hole (the size stays), or find room.  Errors: EIO, ENOENT, ENOSPC, EOPNOTSUPP"""
         while cached.pages.busy(body.start, body.end):
             await self.back.flush(cached, body.start, body.end)
         cached.owner, cached.stripe = body.owner, body.stripe
         flight = self._begin(cached, lock, body.start, body.end)
         cached.changed(body.time)
+        if isinstance(body, ost.Fallocate) and not body.mode & ost.FALLOC_KEEP_SIZE:
+            cached.grow(body.end)
 
-        async def punch() -> None:
+        async def change() -> None:
             attr = await self.osc.imp.call(body._replace(lock=lock.handle), cred=cached.cred)
             cached.pages.end_flight(flight, lost=False)
             if lock.data is cached:
                 cached.told(attr)
             self.back.remember(attr.version, cached.owner)
 
-        await self._to_the_end(cached, lock, flight, punch())
+        await self._to_the_end(cached, lock, flight, change())
 
     def _begin(self, cached: CachedObject, lock: ClientLock, start: int, end: int) -> Flight:
         if lock.data is not cached:

@@ -1,6 +1,6 @@
 """What an OST does with each message: one table at the end.
 
-A write or punch has two halves. The first (`prepare`) takes the byte range, checks that the object is there and, if
+A write, punch or fallocate has two halves. The first (`prepare`) takes the byte range, checks that the object is there and, if
 much is to be done, does it to the file in a worker thread. The second is the sync handler: it does the little that was
 not worth a thread, declares versions, and stages the record. Between the two nothing else runs, and the range is given
 back after the second, so overlapping requests have their transnos in the order of their data.
@@ -34,14 +34,20 @@ from lustrelite.wire.mdt import StatfsReply
 from lustrelite.wire.message import REPLAY
 from lustrelite.wire.ost import (
     CREATE_DELORPHAN,
+    FALLOC_KEEP_SIZE,
+    FALLOC_ZERO_RANGE,
     OBJECT_ATIME,
     OBJECT_EOF,
     OBJECT_GID,
     OBJECT_MTIME,
     OBJECT_UID,
+    SEEK_DATA,
+    SEEK_HOLE,
     Destroy,
+    Fallocate,
     ObjectAttr,
     ObjectGetattr,
+    ObjectSeek,
     ObjectSetattr,
     OstCreate,
     OstCreateReply,
@@ -50,6 +56,7 @@ from lustrelite.wire.ost import (
     Punch,
     Read,
     ReadReply,
+    SeekReply,
     SetOwners,
     Write,
     WriteReply,
@@ -69,6 +76,9 @@ OBJECT_ID_MAX = (1 << 63) - 1
 INLINE_BYTES_MAX = limits.bulk_inline_bytes_max  # more goes to a worker thread
 ANY_MODE = -1  # of a lock to read under
 PUNCH_INLINE_BYTES_MAX = 16 << 20  # freeing more blocks than this takes long
+
+
+Change = Write | Punch | Fallocate  # of an object's data
 
 
 class Prepared(NamedTuple):
@@ -100,7 +110,7 @@ def _check_server(call: Call) -> None:
 # ---------------------------------------------------------------- locks
 
 
-def _check_lock(ost: Ost, call: Call, body: Write | Punch | Read, start: int, end: int, modes: int) -> None:
+def _check_lock(ost: Ost, call: Call, body: Change | Read | ObjectSeek, start: int, end: int, modes: int) -> None:
     """If the client says under which lock it works: it gets more time to give that back.
 
     Errors: ESTALE, it has no such lock on [start, end). Its cache is not what it thinks: nothing of it may be written.
@@ -209,14 +219,14 @@ def _check_write(body: Write, bulk: memoryview | None) -> tuple[memoryview, int]
     return bulk, body.offset + len(bulk)
 
 
-def _nobody_there(ost: Ost, body: Write | Punch, start: int, end: int) -> bool:
+def _nobody_there(ost: Ost, body: Change, start: int, end: int) -> bool:
     """May the range be changed in this turn?"""
     return ost.ranges.free(body.object, start, end) and not (
         body.lock == 0 and lockless.in_the_way(ost, body.object, start, end, PW)
     )
 
 
-async def _hold(ost: Ost, body: Write | Punch, start: int, end: int) -> tuple[Hold, list[LocalLock]]:
+async def _hold(ost: Ost, body: Change, start: int, end: int) -> tuple[Hold, list[LocalLock]]:
     """The range for a change. First the lock: whoever gives it back writes to the range."""
     locks = [] if body.lock else await lockless.take(ost, body.object, start, end, PW)
     try:
@@ -281,7 +291,7 @@ def write(txn: Transaction, body: Write) -> WriteReply:
     return WriteReply(attr, 0 if txn.replay else ost.grants.written(call.export, body, len(data)))
 
 
-def _is_done(ost: Ost, txn: Transaction, call: Call, body: Write | Punch, start: int, end: int) -> bool:
+def _is_done(ost: Ost, txn: Transaction, call: Call, body: Change, start: int, end: int) -> bool:
     """Whether `prepare` has changed the file. If it has not, the handler may do so now: nobody is in the way."""
     prepared = ost.prepared.get(call)
     if prepared is not None:
@@ -291,18 +301,18 @@ def _is_done(ost: Ost, txn: Transaction, call: Call, body: Write | Punch, start:
     return False
 
 
-def _written(txn: Transaction, record: ObjectRecord, body: Write | Punch) -> ObjectRecord:
+def _written(txn: Transaction, record: ObjectRecord, body: Change) -> ObjectRecord:
     owner, stripe = (body.owner, body.stripe) if record.owner == NO_FID else (record.owner, record.stripe)
     if body.time >= record.ctime:
         record = record._replace(mtime=body.time, ctime=body.time)
     return record._replace(version=txn.transno, owner=owner, stripe=stripe)
 
 
-# ---------------------------------------------------------------- punch, setattr
+# ---------------------------------------------------------------- punch, fallocate, setattr
 
 
-def prepare_punch(call: Call, body: Punch) -> Awaitable[None] | None:
-    """One that has little to free and meets nobody, and a replay, are left to the handler."""
+def prepare_punch(call: Call, body: Punch | Fallocate) -> Awaitable[None] | None:
+    """One that has little to do and meets nobody, and a replay, are left to the handler."""
     ost = _ost(call)
     if not call.header.flags & REPLAY:
         _check_lock(ost, call, body, body.start, body.end, WRITERS)
@@ -311,21 +321,37 @@ def prepare_punch(call: Call, body: Punch) -> Awaitable[None] | None:
     return _punch_data(ost, call, body)
 
 
-def _check_punch(body: Punch) -> None:
+def _check_punch(body: Punch | Fallocate) -> None:
     if not 0 <= body.start <= body.end or body.stripe < 0:
-        raise OpError(errno.EINVAL, f"punch of [{body.start}, {body.end})")
-    if body.end >= OBJECT_EOF and body.start > limits.object_bytes_max:
+        raise OpError(errno.EINVAL, f"[{body.start}, {body.end})")
+    if type(body) is Fallocate:
+        if body.mode & ~(FALLOC_KEEP_SIZE | FALLOC_ZERO_RANGE):
+            raise OpError(errno.EOPNOTSUPP, f"fallocate mode {body.mode:#x}")
+        if body.start == body.end:
+            raise OpError(errno.EINVAL, "nothing to allocate")
+        if body.end > limits.object_bytes_max:
+            raise OpError(errno.EFBIG)
+    elif body.end >= OBJECT_EOF and body.start > limits.object_bytes_max:
         raise OpError(errno.EFBIG)
 
 
-def _is_short(ost: Ost, body: Punch) -> bool:
+def _is_short(ost: Ost, body: Punch | Fallocate) -> bool:
+    if type(body) is Fallocate:
+        return body.end - body.start <= PUNCH_INLINE_BYTES_MAX
     try:
         return min(ost.files.size(body.object), body.end) - body.start <= PUNCH_INLINE_BYTES_MAX
     except OpError:
         return True  # the handler meets it again, and answers it
 
 
-async def _punch_data(ost: Ost, call: Call, body: Punch) -> None:
+def _punch_file(ost: Ost, body: Punch | Fallocate) -> None:
+    if type(body) is Fallocate:
+        ost.files.allocate(body.object, body.start, body.end, body.mode)
+    else:
+        ost.files.punch(body.object, body.start, body.end)
+
+
+async def _punch_data(ost: Ost, call: Call, body: Punch | Fallocate) -> None:
     _check_punch(body)
     hold, locks = await _hold(ost, body, body.start, body.end)
     done = False
@@ -333,20 +359,32 @@ async def _punch_data(ost: Ost, call: Call, body: Punch) -> None:
         if call.still_valid and not _is_short(ost, body):
             ost.record(body.object)
             _check_lock(ost, call, body, body.start, body.end, WRITERS)
-            await ost.node.run_blocking(ost.files.punch, body.object, body.start, body.end)
+            _make_room(ost, body)
+            await ost.node.run_blocking(_punch_file, ost, body)
             done = True
     finally:
         _leave(ost, call, hold, locks, done)
 
 
-def punch(txn: Transaction, body: Punch) -> ObjectAttr:
-    """Free a range, truncate or extend.  Errors: ENOENT, EOVERFLOW.  Source: ofd_object_punch(), ofd_objects.c"""
+def _make_room(ost: Ost, body: Punch | Fallocate) -> None:
+    """What is allocated may not be what was promised to others.  Errors: ENOSPC"""
+    if type(body) is Fallocate and not ost.grants.take(body.end - body.start):
+        raise OpError(errno.ENOSPC, f"{ost.name} is full")
+
+
+def punch(txn: Transaction, body: Punch | Fallocate) -> ObjectAttr:
+    """Free a range, truncate or extend; or find room for a range.  Errors: ENOENT, EOVERFLOW, ENOSPC, EFBIG, EOPNOTSUPP
+
+    Source: ofd_object_punch(), ofd_object_fallocate(), ofd_objects.c
+    """
     ost, call = _ost(txn), txn.call
     assert call is not None
     _check_punch(body)
     record = _checked(txn, ost, body.object)
     if not _is_done(ost, txn, call, body, body.start, body.end):
-        ost.files.punch(body.object, body.start, body.end)
+        if not txn.replay:
+            _make_room(ost, body)
+        _punch_file(ost, body)
     changed = _written(txn, record, body)
     if record.owner == NO_FID and not ost.files.size(body.object):  # still without a file: fsck tells by the owner
         changed = changed._replace(owner=NO_FID, stripe=0)
@@ -386,7 +424,7 @@ def rebuild_write(call: Call, body: Write, record: Any) -> WriteReply:
     return WriteReply(rebuild_attr(call, body, record), 0)
 
 
-def rebuild_attr(call: Call, body: Write | Punch | ObjectSetattr, record: Any) -> ObjectAttr:
+def rebuild_attr(call: Call, body: Change | ObjectSetattr, record: Any) -> ObjectAttr:
     """The answer to what was done before: the attributes of today, none if the object was destroyed since."""
     ost = _ost(call)
     if not ost.exists(body.object):
@@ -442,6 +480,25 @@ async def read(call: Call, body: Read) -> ReadReply:
     return ReadReply(length, size)
 
 
+async def seek(call: Call, body: ObjectSeek) -> SeekReply:
+    """The next data, or the next hole.  Errors: ENOENT, EINVAL, EIO.  Source: ofd_lseek(), ofd_obd.c"""
+    ost = _ost(call)
+    if not 0 <= body.offset <= OBJECT_EOF or body.whence not in (SEEK_DATA, SEEK_HOLE):
+        raise OpError(errno.EINVAL, f"seek to {body.offset}, whence {body.whence}")
+    _check_lock(ost, call, body, body.offset, OBJECT_EOF, ANY_MODE)
+    locks = [] if body.lock else await lockless.take(ost, body.object, body.offset, OBJECT_EOF, PR)
+    hold = None
+    try:
+        hold = await ost.ranges.hold(body.object, body.offset, OBJECT_EOF, shared=True)
+        _check_valid(call)
+        ost.record(body.object)
+        return SeekReply(ost.files.seek(body.object, body.offset, body.whence), ost.files.size(body.object))
+    finally:
+        if hold is not None:
+            ost.ranges.release(hold)
+        ost.namespace.release(locks)
+
+
 def getattr_(call: Call, body: ObjectGetattr) -> Any:
     """Attributes of an object, with what those know who write to it."""
     ost = _ost(call)
@@ -490,6 +547,8 @@ HANDLERS: dict[type, Handler] = {
     Write: mutating(write, prepare=prepare_write, rebuild=rebuild_write, sync=lambda body: body.sync),
     Read: waiting(read),
     Punch: mutating(punch, prepare=prepare_punch, rebuild=rebuild_attr),
+    Fallocate: mutating(punch, prepare=prepare_punch, rebuild=rebuild_attr),
+    ObjectSeek: waiting(seek),
     ObjectSetattr: mutating(setattr_, rebuild=rebuild_attr),
     ObjectGetattr: reading(getattr_),
     Destroy: mutating(destroy, prepare=prepare_destroy, essential=True),

@@ -27,7 +27,7 @@ FILES_MAX = 1 << 24
 MAP_BYTES = 64 << 20  # of a simulated target's database
 
 Buffer = bytes | bytearray | memoryview
-Entry = tuple[str, int, int, bytes]  # (write | punch | remove, start, end, data)
+Entry = tuple[str, int, int, bytes]  # (write | punch | allocate | remove, start, end, data; a mode for allocate)
 
 
 class ObjectDisk:
@@ -81,6 +81,16 @@ def _apply(files: dict[int, bytearray], oid: int, entry: Entry) -> None:
         if len(file) < start:
             file.extend(bytes(start - len(file)))
         file[start:end] = data
+    elif kind == "allocate":
+        if file is None:
+            file = files[oid] = bytearray()
+        (mode,) = data
+        if mode & disk.FALLOC_ZERO_RANGE:
+            zeroed = min(end, len(file)) - start
+            if zeroed > 0:
+                file[start : start + zeroed] = bytes(zeroed)
+        if not mode & disk.FALLOC_KEEP_SIZE and len(file) < end:
+            file.extend(bytes(end - len(file)))
     elif end >= OBJECT_EOF:
         if file is None:
             if not start:
@@ -128,6 +138,25 @@ class SimObjectFiles:
         self._check(writes=True)
         assert 0 <= start <= end, (start, end)
         self.disk.change(oid, ("punch", start, end, b""))
+
+    def allocate(self, oid: int, start: int, end: int, mode: int) -> None:
+        """See ObjectFiles.allocate. Only what a file grows by takes room."""
+        self._check(writes=True)
+        grows = 0 if mode & disk.FALLOC_KEEP_SIZE else max(0, end - self.size(oid))
+        if self.disk.used_bytes() + grows > self.disk.capacity_bytes:
+            raise OpError(errno.ENOSPC, f"cannot allocate object {oid}")
+        self.disk.change(oid, ("allocate", start, end, bytes([mode])))
+
+    def seek(self, oid: int, offset: int, whence: int) -> int:
+        """See ObjectFiles.seek. A block of zeros is a hole."""
+        self._check()
+        data = self.disk.files.get(oid, b"")
+        while offset < len(data):
+            block = offset // BLOCK_BYTES * BLOCK_BYTES
+            if any(data[block : block + BLOCK_BYTES]) == (whence == os.SEEK_DATA):
+                return offset
+            offset = min(block + BLOCK_BYTES, len(data))
+        return -1 if whence == os.SEEK_DATA else offset
 
     def remove(self, oid: int) -> bool:
         """See ObjectFiles.remove."""

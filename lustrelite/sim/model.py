@@ -6,6 +6,8 @@ import errno
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from lustrelite.wire.ost import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
+
 
 class Refused(Exception):
     """The model's answer is an errno."""
@@ -202,6 +204,21 @@ class Model:
             for path in [p for p in self.names if p.startswith(prefix)]:
                 self.names[new + path[len(old) :]] = self.names.pop(path)
 
+    def exchange(self, old: str, new: str) -> None:
+        """rename with RENAME_EXCHANGE."""
+        number, other = self.find(old), self.find(new)
+        if old != new and (new.startswith(old + "/") or old.startswith(new + "/")):
+            raise Refused(errno.EINVAL)
+        if number == other:
+            return
+        moved = {}
+        for here, there in ((old, new), (new, old)):
+            for path in [p for p in self.names if p == here or p.startswith(here + "/")]:
+                moved[there + path[len(here) :]] = self.names[path]
+        for path in [p for p in self.names if p.startswith((old + "/", new + "/"))]:
+            del self.names[path]
+        self.names.update(moved)
+
     def chmod(self, path: str, mode: int) -> None:
         self._replace(self.find(path), mode=mode)
 
@@ -250,6 +267,18 @@ class Model:
         number = self._file(path)
         content = self.nodes[number].content[:size].ljust(size, b"\0")
         self._replace(number, content=content, fuzzy=self.nodes[number].fuzzy and size > 0)
+
+    def fallocate(self, path: str, mode: int, start: int, length: int) -> None:
+        """open, fallocate, close."""
+        number = self._file(path)
+        node = self.nodes[number]
+        end = start + length
+        content = node.content
+        if mode & (FALLOC_PUNCH_HOLE | FALLOC_ZERO_RANGE):
+            content = content[:start] + bytes(max(min(end, len(content)) - start, 0)) + content[end:]
+        if not mode & FALLOC_KEEP_SIZE:
+            content = content.ljust(end, b"\0")
+        self._replace(number, content=content)
 
     def open(self, path: str, create: bool, handle: int) -> None:
         """An open for reading and writing, known as `handle`."""
@@ -321,7 +350,7 @@ class Model:
 
 
 READS = frozenset({"read", "pread", "stat", "exists", "readlink", "listdir", "getxattr"})
-WRITES_DATA = frozenset({"write", "write_at", "truncate", "pwrite"})
+WRITES_DATA = frozenset({"write", "write_at", "truncate", "fallocate", "pwrite"})
 
 
 def parent(path: str) -> str:

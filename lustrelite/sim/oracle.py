@@ -96,7 +96,7 @@ class Oracle:
         self.doubted: dict[str, int] = {}  # clients that cache -> since when they are evicted from somewhere
         self.deaths: list[Death] = []
         # Data operations that are answered before they are durable (a write to new bytes is not, so far).
-        self.unsynced = frozenset({"write", "truncate"})
+        self.unsynced = frozenset({"write", "truncate", "fallocate"})
         self._risks: dict[str, dict[int, None]] = {}  # by client: the deaths that may have cost it something
         self.area_of = area_of or first_component
         self.mark: Callable[[], Marks] = dict
@@ -242,7 +242,7 @@ class Oracle:
             return [op.args[1]]
         if op.name == "open":
             self._handle_paths[op.args[2]] = op.args[0]
-        if op.name in ("rename", "link"):
+        if op.name in ("rename", "exchange", "link"):
             return [op.args[0], op.args[1]]
         return [op.args[0]]
 

@@ -21,6 +21,7 @@ from lustrelite.sim.node import SimNode
 from lustrelite.store.kv import Store
 from lustrelite.target.ownership import Owner, Ownership
 from lustrelite.target.target import Target
+from lustrelite.wire.mdt import RENAME_EXCHANGE
 
 if TYPE_CHECKING:
     from lustrelite.sim.cluster import Cluster
@@ -406,6 +407,13 @@ class SimClient(SimProcess):
     async def truncate(self, path: str, size: int) -> None:
         await self.do("truncate", (path, size), lambda fs: fs.truncate(path, size))
 
+    async def fallocate(self, path: str, mode: int, start: int, length: int) -> None:
+        async def fallocate(fs: FileSystem) -> None:
+            async with await fs.open(path, os.O_RDWR) as file:
+                await file.fallocate(mode, start, length)
+
+        await self.do("fallocate", (path, mode, start, length), fallocate)
+
     async def read(self, path: str) -> bytes:
         return bytes(await self.do("read", (path,), lambda fs: fs.read_file(path), bytes))
 
@@ -414,6 +422,9 @@ class SimClient(SimProcess):
 
     async def rename(self, old: str, new: str) -> None:
         await self.do("rename", (old, new), lambda fs: fs.rename(old, new))
+
+    async def exchange(self, old: str, new: str) -> None:
+        await self.do("exchange", (old, new), lambda fs: fs.rename(old, new, RENAME_EXCHANGE))
 
     async def link(self, path: str, new: str) -> None:
         await self.do("link", (path, new), lambda fs: fs.link(path, new))

@@ -34,12 +34,14 @@ from lustrelite.sim.nemesis import Nemesis
 from lustrelite.sim.processes import NodeDied, SimClient, SimFile
 from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, draw_caching
 from lustrelite.sim.world import lines
+from lustrelite.wire.ost import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
 
 OPERATIONS = 60
 CLIENTS = 3
 COMMON = ("/shared", "/contested")
 TIME_S_MAX = 4000.0
 CALLBACKS_MAX = 2_000_000
+FALLOCATIONS = (0, FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, FALLOC_ZERO_RANGE)
 CONTESTED = tuple(f"/contested/{name}" for name in "pqr")
 # After these a client that lives may be evicted. Deaths and restarts alone give no reason to.
 MAY_EVICT = frozenset(
@@ -133,9 +135,11 @@ class Worker:
             (4, self.mkdir),
             (4, self.overwrite),
             (2, self.truncate),
+            (2, self.fallocate),
             (5, self.unlink),
             (2, self.rmdir),
             (5, self.rename),
+            (1, self.exchange),
             (3, self.link),
             (1, self.symlink),
             (3, self.chmod),
@@ -168,6 +172,10 @@ class Worker:
     async def truncate(self) -> None:
         await self.client.truncate(self.file(), self.random.choice((0, 1, 5000, 65536, 100_000)))
 
+    async def fallocate(self) -> None:
+        start, length = self.random.choice((0, 100, 65_000)), self.random.choice((1, 5000, 100_000))
+        await self.client.fallocate(self.file(), self.random.choice(FALLOCATIONS), start, length)
+
     async def unlink(self) -> None:
         path = self.file()
         await self.client.unlink(path)
@@ -185,6 +193,9 @@ class Worker:
         await self.client.rename(old, new)
         self.files.pop(old, None)
         self.files[new] = None
+
+    async def exchange(self) -> None:
+        await self.client.exchange(self.file(), self.file())
 
     async def link(self) -> None:
         new = self.fresh()
@@ -229,7 +240,7 @@ class Worker:
     async def contest(self) -> None:
         """An operation on names that others use too: one that is atomic (a link or a write by path is not)."""
         path, other = self.random.choice(CONTESTED), self.random.choice(CONTESTED)
-        act = self.random.randrange(8)
+        act = self.random.randrange(9)
         if act < 2:
             await self.client.create(path)
         elif act == 2:
@@ -242,6 +253,8 @@ class Worker:
             await self.client.rename(other, path)
         elif act == 6:
             await self.client.rmdir(path)
+        elif act == 7:
+            await self.client.exchange(path, other)
         else:
             await self.client.listdir("/contested")
 

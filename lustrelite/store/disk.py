@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 FALLOC_KEEP_SIZE = 0x1
 FALLOC_PUNCH_HOLE = 0x2
+FALLOC_ZERO_RANGE = 0x10
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)

@@ -202,6 +202,33 @@ class ObjectFiles:
         while start < end:
             start += os.pwrite(fd, memoryview(zeros)[: end - start], start)
 
+    def allocate(self, oid: int, start: int, end: int, mode: int) -> None:
+        """Find room for [start, end), and grow to `end` unless FALLOC_KEEP_SIZE; FALLOC_ZERO_RANGE: it reads as zeros.
+
+        Errors: ENOSPC, EFBIG, EOPNOTSUPP: the file system cannot.
+        """
+        assert 0 <= start < end and not mode & ~(disk.FALLOC_KEEP_SIZE | disk.FALLOC_ZERO_RANGE), (start, end, mode)
+        with _errors("allocate", oid), self._opened(oid, create=True) as file:
+            assert file is not None
+            try:
+                disk.fallocate(file.fd, mode, start, end - start)
+            except OSError as error:
+                if error.errno != errno.EOPNOTSUPP or not mode & disk.FALLOC_ZERO_RANGE:
+                    raise
+                self._punch_hole(file.fd, start, end)
+                disk.fallocate(file.fd, mode & ~disk.FALLOC_ZERO_RANGE, start, end - start)
+
+    def seek(self, oid: int, offset: int, whence: int) -> int:
+        """Where from `offset` on is the next data (os.SEEK_DATA), or hole (os.SEEK_HOLE)? -1: there is no more data."""
+        with _errors("seek in", oid), self._opened(oid, create=False) as file:
+            try:
+                if file is not None:
+                    return os.lseek(file.fd, offset, whence)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+            return -1 if whence == os.SEEK_DATA else offset
+
     def remove(self, oid: int) -> bool:
         """Remove the data of `oid`; False if there was none, which is no error."""
         with _errors("remove", oid), self._lock:

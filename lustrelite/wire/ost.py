@@ -20,6 +20,13 @@ OBJECT_MTIME = 0x10
 
 OBJECT_EOF = (1 << 63) - 1
 
+# Fallocate.mode, and that of client/file.py's fallocate (linux/falloc.h)
+FALLOC_KEEP_SIZE = 0x1
+FALLOC_PUNCH_HOLE = 0x2
+FALLOC_ZERO_RANGE = 0x10
+
+SEEK_DATA, SEEK_HOLE = 3, 4  # ObjectSeek.whence (unistd.h)
+
 GRANT_BLOCK_BYTES = 4096  # space is promised and used in blocks of so many bytes
 
 
@@ -117,6 +124,44 @@ class Punch(NamedTuple):
     stripe: int
     time: int
     lock: int = 0  # as in Write
+
+
+@message(op=22, reply=ObjectAttr, mutates=True)
+class Fallocate(NamedTuple):
+    """Find room for [start, end), so that writes there need none; the object grows to `end`.
+
+    With FALLOC_KEEP_SIZE it does not; with FALLOC_ZERO_RANGE the range reads as zeros. (A hole is a Punch.)
+    Errors: ENOENT, ENOSPC, EFBIG, EOPNOTSUPP, ESTALE as of Write.  Source: ofd_fallocate_hdl()
+    """
+
+    object: int
+    start: int
+    end: int
+    mode: int
+    owner: Fid
+    stripe: int
+    time: int
+    lock: int = 0  # as in Write
+
+
+class SeekReply(NamedTuple):
+    """`offset` in the object, -1: there is no more data; and the object's size."""
+
+    offset: int
+    size: int
+
+
+@message(op=23, reply=SeekReply)
+class ObjectSeek(NamedTuple):
+    """Where from `offset` on is the next data (SEEK_DATA), or hole (SEEK_HOLE)? Behind the object's end all is hole.
+
+    Errors: ENOENT, EINVAL, ESTALE.  Source: ofd_lseek()
+    """
+
+    object: int
+    offset: int
+    whence: int
+    lock: int = 0  # as in Read
 
 
 @message(op=2, reply=ObjectAttr, mutates=True)

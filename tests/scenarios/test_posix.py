@@ -11,10 +11,12 @@ import stat
 from typing import Any
 
 import pytest
+from file_model import FileModel
 from mounts import Asked, Mount, drop_locks, two_mounts, who_caches
 from steps import refused
 
 from lustrelite import acl
+from lustrelite.wire.ost import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, Fallocate
 
 ALICE, BOB = 1000, 1001
 
@@ -200,3 +202,118 @@ async def test_a_write_by_others_takes_set_id_bits(cluster: Any, mix: str) -> No
             await alice.write_at("/u/f", 0, b"D")
             assert stat.S_IMODE((await a.stat("/u/f")).mode) == after
             await a.unlink("/u/f")
+
+
+# room and holes -------------------------------------------------------------------------------------------------
+
+ZERO, PUNCH, KEEP = FALLOC_ZERO_RANGE, FALLOC_PUNCH_HOLE, FALLOC_KEEP_SIZE
+UNIT = 65536
+
+
+@who_caches
+async def test_fallocate_under_the_eyes_of_another_mount(cluster: Any, mix: str) -> None:
+    """Over two stripes, where either mount has dirty or cached pages."""
+    async with two_mounts(cluster, mix, stripe_count=2, stripe_size=UNIT) as (_, a, b):
+        expected = FileModel()
+        file, other = await a.open("/u/f", os.O_CREAT | os.O_RDWR), await b.open("/u/f", os.O_RDWR)
+        for turn, (mode, start, length) in enumerate((
+            (0, 10, 3 * UNIT), (ZERO, UNIT - 5, 10), (PUNCH | KEEP, 100, 2 * UNIT), (KEEP, 4 * UNIT, UNIT),
+            (ZERO, 5 * UNIT, 7), (ZERO | KEEP, 0, 9 * UNIT), (0, 0, 1),
+        )):  # fmt: skip
+            for mount in (file, other):
+                data = bytes([turn + 1]) * (UNIT + 77)
+                await mount.pwrite(data, turn * 1000)
+                expected.write(turn * 1000, data)
+            await (file, other)[turn % 2].fallocate(mode, start, length)
+            expected.fallocate(mode, start, start + length)
+            for mount in (file, other):
+                assert (await mount.fstat()).size == len(expected)
+                assert await mount.pread(-1, 0) == expected
+        for number, mode, start, length in (
+            (errno.EOPNOTSUPP, 0x8, 0, 10), (errno.EOPNOTSUPP, PUNCH, 0, 10), (errno.EINVAL, 0, 0, 0),
+            (errno.EINVAL, 0, -1, 10), (errno.EFBIG, 0, 1 << 60, 10), (errno.EFBIG, 0, 1 << 62, 1 << 62),
+        ):  # fmt: skip
+            with refused(number):
+                await file.fallocate(mode, start, length)
+        for mount in (file, other):
+            await mount.close()
+
+
+@who_caches
+async def test_data_and_holes_with_dirty_pages_of_two_mounts(cluster: Any, mix: str) -> None:
+    async with two_mounts(cluster, mix, stripe_count=2, stripe_size=UNIT) as (_, a, b):
+        file, other = await a.open("/u/f", os.O_CREAT | os.O_RDWR), await b.open("/u/f", os.O_RDWR)
+        for mount in (file, other):
+            with refused(errno.ENXIO):
+                await mount.find(0, os.SEEK_HOLE)
+        await file.pwrite(b"x" * 4096, 3 * UNIT)
+        await other.pwrite(b"y" * 4096, 5 * UNIT + 4096)
+        for mount in (file, other):
+            found = []
+            at = 0
+            while at < 5 * UNIT + 8192:
+                data = await mount.find(at, os.SEEK_DATA)
+                at = await mount.find(data, os.SEEK_HOLE)
+                found.append((data, at))
+            assert found == [(3 * UNIT, 3 * UNIT + 4096), (5 * UNIT + 4096, 5 * UNIT + 8192)]
+            assert await mount.find(0, os.SEEK_HOLE) == 0
+            assert await mount.seek(10, os.SEEK_DATA) == mount.what.position == 3 * UNIT
+            with refused(errno.ENXIO):
+                await mount.find(5 * UNIT + 8192, os.SEEK_DATA)
+        await file.truncate(7 * UNIT)
+        assert await other.find(5 * UNIT + 8192, os.SEEK_HOLE) == 5 * UNIT + 8192
+        with refused(errno.ENXIO):
+            await other.find(5 * UNIT + 8192, os.SEEK_DATA)
+        for mount in (file, other):
+            await mount.close()
+
+
+@pytest.mark.parametrize("kill", ["oss", "reply"])
+async def test_fallocate_is_replayed(cluster: Any, kill: str) -> None:
+    """In its order among the writes of a file, when its OST dies or its answer is lost."""
+    async with two_mounts(cluster, "ab", stripe_count=2, stripe_size=UNIT) as (c, a, b):
+        for oss in c.oss:
+            oss.hold_commits()
+        expected = FileModel()
+        file = await a.open("/u/f", os.O_CREAT | os.O_RDWR)
+        if kill == "reply":
+            c.net.drop(Fallocate, reply=True, times=2)
+        for mode, data in ((0, b"1"), (ZERO, b"2"), (PUNCH | KEEP, b"3"), (ZERO | KEEP, b"4")):
+            await file.pwrite(data * 3 * UNIT, 5)
+            expected.write(5, data * 3 * UNIT)
+            await file.fallocate(mode, UNIT - 9, 3 * UNIT)
+            expected.fallocate(mode, UNIT - 9, 4 * UNIT - 9)
+            await file.pwrite(b"end", UNIT + 1)
+            expected.write(UNIT + 1, b"end")
+        for oss in c.oss:
+            if kill == "oss":
+                oss.power_cut()
+                await oss.start()
+            else:
+                oss.release_commits()
+        await c.settle()
+        assert await b.read_file("/u/f") == await file.pread(-1, 0) == expected
+        await file.close()
+
+
+async def test_a_full_ost_says_so_at_once(cluster: Any) -> None:
+    async with two_mounts(cluster, "ab", disk_bytes=4 << 20, stripe_count=1) as (_, a, _):
+        file = await a.open("/u/f", os.O_CREAT | os.O_RDWR)
+        with refused(errno.ENOSPC):
+            await file.fallocate(0, 0, 16 << 20)
+        await file.pwrite(b"small", 0)
+        assert (await file.fstat()).size == 5 and await file.pread(-1, 0) == b"small"
+        await file.close()
+
+
+async def test_a_copied_range(cluster: Any) -> None:
+    async with two_mounts(cluster, "a") as (_, a, b):
+        await a.write_file("/u/f", bytes(range(256)) * 40)
+        source, target = await a.open("/u/f", os.O_RDWR), await a.open("/u/g", os.O_CREAT | os.O_RDWR)
+        assert await source.copy_range(100, target.what, 7, 1 << 20) == 256 * 40 - 100
+        assert await b.read_file("/u/g") == bytes(7) + (bytes(range(256)) * 40)[100:]
+        assert await source.copy_range(0, source.what, 5000, 10) == 10
+        with refused(errno.EINVAL):
+            await source.copy_range(0, source.what, 5, 10)
+        for file in (source, target):
+            await file.close()

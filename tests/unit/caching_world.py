@@ -51,13 +51,15 @@ class CachingOst(FakeOst):
         assert lock.start <= start and end - 1 <= lock.end, (body, lock)
 
     async def call(self, body: Any, *, cred: Cred = ROOT_CRED, timeout_s: float | None = None) -> Any:
-        if isinstance(body, ost.Punch):
+        if isinstance(body, ost.Punch | ost.Fallocate):
             self._check_lock(body, body.start, body.end, WRITERS)
+        elif isinstance(body, ost.ObjectSeek):
+            self._check_lock(body, body.offset, ost.OBJECT_EOF, -1)
         elif isinstance(body, ost.OstSync):
             self.last_committed = self.transno
         before = self.times.get(getattr(body, "object", 0), 0)
         attr = await super().call(body, cred=cred, timeout_s=timeout_s)
-        if isinstance(body, ost.Punch):
+        if isinstance(body, ost.Punch | ost.Fallocate):
             self.transno += 1
             self.times[body.object] = max(before, body.time)
             if self.replies is not None:

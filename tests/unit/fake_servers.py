@@ -83,9 +83,19 @@ class FakeOst:
             raise OpError(errno.ENOENT)
         if isinstance(body, ost.ObjectGetattr):
             return self._attr(body.object)
-        assert isinstance(body, ost.Punch)
         data = self.objects.setdefault(body.object, bytearray())
-        if body.end == ost.OBJECT_EOF:
+        if isinstance(body, ost.ObjectSeek):  # every byte that is zero is a hole
+            wanted = body.whence == ost.SEEK_DATA
+            found = (at for at in range(body.offset, len(data)) if bool(data[at]) == wanted)
+            return ost.SeekReply(next(found, -1 if wanted else max(body.offset, len(data))), len(data))
+        assert isinstance(body, ost.Punch | ost.Fallocate)
+        if isinstance(body, ost.Fallocate):
+            if body.mode & ost.FALLOC_ZERO_RANGE:
+                end = min(body.end, len(data))
+                data[body.start : end] = bytes(max(end - body.start, 0))
+            if not body.mode & ost.FALLOC_KEEP_SIZE:
+                data.extend(bytes(max(body.end - len(data), 0)))
+        elif body.end == ost.OBJECT_EOF:
             del data[body.start :]
             data.extend(bytes(body.start - len(data)))
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
@@ -37,12 +38,23 @@ async def write(world: World, where: Layout, data: bytes, offset: int) -> None:
     await lov.write(where, FILE, memoryview(data), offset, time=world.connections.time(), cred=ROOT_CRED)
 
 
+async def fails(number: int, operation: Awaitable[Any]) -> None:
+    with pytest.raises(OpError) as caught:
+        await operation
+    assert caught.value.errno == number
+
+
 OFFSET = st.integers(0, 60)
+MODES = st.sampled_from(
+    [0, ost.FALLOC_KEEP_SIZE, ost.FALLOC_PUNCH_HOLE | ost.FALLOC_KEEP_SIZE, ost.FALLOC_ZERO_RANGE,
+     ost.FALLOC_ZERO_RANGE | ost.FALLOC_KEEP_SIZE]
+)  # fmt: skip
 OPERATION = st.one_of(
     st.tuples(st.just("write"), OFFSET, st.binary(max_size=40)),
     st.tuples(st.just("read"), OFFSET, st.integers(0, 80)),
     st.tuples(st.just("truncate"), OFFSET, st.none()),
-    st.tuples(st.just("punch"), OFFSET, st.integers(0, 40)),
+    st.tuples(st.just("fallocate"), OFFSET, st.tuples(MODES, st.integers(1, 40))),
+    st.tuples(st.just("find"), OFFSET, st.booleans()),
 )
 
 
@@ -77,9 +89,18 @@ def test_a_striped_file_behaves_like_a_bytearray(
                 elif kind == "truncate":
                     await lov.truncate(where, FILE, offset, time=1, cred=ROOT_CRED)
                     model.truncate(offset)
+                elif kind == "find":
+                    whence = ost.SEEK_DATA if argument else ost.SEEK_HOLE
+                    expected = model.find(offset, data=argument)
+                    seeking = lov.seek(where, offset, whence, cred=ROOT_CRED)
+                    if expected < 0:
+                        await fails(errno.ENXIO, seeking)
+                    else:
+                        assert await seeking == expected
                 else:
-                    await lov.punch(where, FILE, offset, offset + argument, time=1, cred=ROOT_CRED)
-                    model.punch(offset, offset + argument)
+                    mode, length = argument
+                    await lov.fallocate(where, FILE, offset, offset + length, mode, time=1, cred=ROOT_CRED)
+                    model.fallocate(mode, offset, offset + length)
                 assert (await lov.getattr(where, cred=ROOT_CRED)).size == len(model)
             assert await read(world, where, 0, 200) == model
 

@@ -19,6 +19,7 @@ from lustrelite.errors import OpError, StoreFailed
 from lustrelite.rpc.buffers import BufferPool
 from lustrelite.store import disk, objects
 from lustrelite.store.objects import ObjectFiles
+from lustrelite.tunables import limits
 from lustrelite.wire.ost import OBJECT_EOF
 
 
@@ -87,10 +88,18 @@ class Model:
                 self.data[start:end] = bytes(end - start)
 
 
+    def allocate(self, start: int, end: int, mode: int) -> None:
+        if mode & disk.FALLOC_ZERO_RANGE:
+            self.punch(start, end)
+        if not mode & disk.FALLOC_KEEP_SIZE:
+            self.data.extend(bytes(max(0, end - len(self.data))))
+
+
 offsets = st.integers(0, 20000)
 steps = st.one_of(
     st.tuples(st.just("write"), offsets, st.binary(max_size=6000)),
     st.tuples(st.just("punch"), offsets, st.one_of(offsets, st.just(OBJECT_EOF))),
+    st.tuples(st.just("allocate"), offsets, st.tuples(offsets, st.sampled_from((0, 0x1, 0x10, 0x11)))),
     st.tuples(st.just("sync"), offsets, st.none()),
 )
 
@@ -114,6 +123,9 @@ def test_files_behave_as_bytes(
                 start, end = (a, b) if a <= b else (b, a)
                 files.punch(3, start, end)
                 model.punch(start, end)
+            elif act == "allocate" and holes:
+                files.allocate(3, a, a + b[0] + 1, b[1])
+                model.allocate(a, a + b[0] + 1, b[1])
             assert files.size(3) == len(model.data)
         assert read(files, 3) == bytes(model.data)
         files.close()
@@ -141,6 +153,41 @@ def test_a_punch_frees_blocks_and_keeps_the_size(files: ObjectFiles) -> None:
     files.sync([1])
     assert files.size(1) == 1 << 20
     assert files.blocks(1) < before / 4
+
+
+def test_room_is_found_and_zeroed_where_the_disk_can(files: ObjectFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.allocate(1, 0, 1 << 20, disk.FALLOC_KEEP_SIZE)
+    assert files.size(1) == 0 and files.blocks(1) * 512 >= 1 << 20
+    files.write(1, 0, b"x" * 100)
+    really = disk.fallocate
+
+    def no_zero_range(fd: int, mode: int, offset: int, length: int) -> None:
+        if mode & disk.FALLOC_ZERO_RANGE:
+            raise OSError(errno.EOPNOTSUPP, "as on tmpfs")
+        really(fd, mode, offset, length)
+
+    monkeypatch.setattr(disk, "fallocate", no_zero_range)
+    files.allocate(1, 10, 200, disk.FALLOC_ZERO_RANGE)
+    assert read(files, 1) == b"x" * 10 + bytes(190)
+    monkeypatch.setattr(disk, "fallocate", refuse(errno.EOPNOTSUPP))
+    for mode in (0, disk.FALLOC_ZERO_RANGE):
+        with pytest.raises(OpError) as caught:
+            files.allocate(2, 0, 10, mode)
+        assert caught.value.errno == errno.EOPNOTSUPP
+
+
+def test_data_and_holes_of_a_file_of_16_tib(files: ObjectFiles) -> None:
+    end = limits.object_bytes_max
+    files.write(1, end - 5, b"12345")
+    assert files.size(1) == end and files.blocks(1) <= 64
+    assert files.seek(1, 0, os.SEEK_HOLE) == 0
+    assert end - 4096 <= files.seek(1, 0, os.SEEK_DATA) <= end - 5
+    assert files.seek(1, end - 5, os.SEEK_HOLE) == files.seek(1, end, os.SEEK_HOLE) == end
+    assert files.seek(1, end, os.SEEK_DATA) == files.seek(7, 0, os.SEEK_DATA) == -1
+    assert files.seek(7, 3, os.SEEK_HOLE) == 3
+    with pytest.raises(OpError) as caught:
+        files.seek(1, 0, 99)
+    assert caught.value.errno == errno.EINVAL
 
 
 def test_removed_data_is_gone_and_removing_again_is_no_error(files: ObjectFiles) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -29,13 +30,16 @@ from lustrelite.wire.ost import (
     CREATE_DELORPHAN,
     OBJECT_EOF,
     Destroy,
+    Fallocate,
     ObjectGetattr,
+    ObjectSeek,
     ObjectSetattr,
     OstCreate,
     OstStatfs,
     OstSync,
     Punch,
     Read,
+    SeekReply,
     SetOwners,
     Write,
 )
@@ -493,6 +497,59 @@ async def test_punch_truncates_extends_and_frees(rig: Rig) -> None:
     assert (attr.size, gate.calls) == (5, 1)
 
 
+async def test_fallocate_grows_zeroes_and_keeps(rig: Rig) -> None:
+    await rig.grant(3)
+    await rig.client.call(write_of(1), b"0123456789")
+    for mode, end, size, content in (
+        (0, 20, 20, b"0123456789" + bytes(10)),
+        (wire.FALLOC_KEEP_SIZE, 30, 20, b"0123456789" + bytes(10)),
+        (wire.FALLOC_ZERO_RANGE, 25, 25, b"0123" + bytes(21)),
+        (wire.FALLOC_ZERO_RANGE | wire.FALLOC_KEEP_SIZE, 40, 25, b"0123" + bytes(21)),
+    ):
+        attr = await rig.client.call(Fallocate(1, 4, end, mode, FILE, 0, 2 * S))
+        assert (attr.size, attr.mtime) == (size, 2 * S)
+        assert (await rig.client.ask(Read(1, 0, 50))).bulk == content
+    attr = await rig.client.call(Fallocate(2, 0, 1 << 20, wire.FALLOC_KEEP_SIZE, FILE, 1, S))
+    assert attr.size == 0 and attr.blocks >= (1 << 20) // 512 and rig.files() == [1, 2]
+    for number, body in (
+        (errno.EOPNOTSUPP, Fallocate(1, 0, 5, 0x8, FILE, 0, S)),
+        (errno.EINVAL, Fallocate(1, 5, 5, 0, FILE, 0, S)),
+        (errno.EFBIG, Fallocate(1, 5, 1 << 60, 0, FILE, 0, S)),
+        (errno.ENOENT, Fallocate(9, 0, 5, 0, FILE, 0, S)),
+    ):
+        assert (await rig.client.ask(body)).status == -number
+    gate = Gate(rig, "allocate")
+    gate.open.set()
+    await rig.client.call(Fallocate(3, 0, 32 << 20, wire.FALLOC_KEEP_SIZE, FILE, 0, S))  # long: in a thread, once
+    assert gate.calls == 1
+    rig.ost.grants.take = lambda length: False  # type: ignore[method-assign]
+    for end in (5, 32 << 20):
+        assert (await rig.client.ask(Fallocate(3, 0, end, 0, FILE, 0, S))).status == -errno.ENOSPC
+    assert rig.ost.files.size(3) == 0
+
+
+async def test_data_and_holes_are_found(rig: Rig) -> None:
+    await rig.grant(2)
+    await rig.client.call(write_of(1, 1 << 20), b"x" * 5000)
+    for offset, whence, found in (
+        (0, wire.SEEK_DATA, 1 << 20),
+        (0, wire.SEEK_HOLE, 0),
+        ((1 << 20) + 7, wire.SEEK_DATA, (1 << 20) + 7),
+        ((1 << 20) + 7, wire.SEEK_HOLE, (1 << 20) + 5000),
+        (1 << 30, wire.SEEK_DATA, -1),
+        (1 << 30, wire.SEEK_HOLE, 1 << 30),
+    ):
+        assert await rig.client.call(ObjectSeek(1, offset, whence)) == SeekReply(found, (1 << 20) + 5000)
+    assert await rig.client.call(ObjectSeek(2, 5, wire.SEEK_DATA)) == SeekReply(-1, 0)
+    for number, body in (
+        (errno.EINVAL, ObjectSeek(1, 0, os.SEEK_SET)),
+        (errno.EINVAL, ObjectSeek(1, -1, wire.SEEK_DATA)),
+        (errno.ENOENT, ObjectSeek(9, 0, wire.SEEK_DATA)),
+        (errno.ESTALE, ObjectSeek(1, 0, wire.SEEK_DATA, 77)),
+    ):
+        assert (await rig.client.ask(body)).status == -number
+
+
 async def test_setattr_changes_what_is_valid(rig: Rig) -> None:
     await rig.grant(1)
     attr = await rig.client.call(ObjectSetattr(1, wire.OBJECT_ATIME | wire.OBJECT_MTIME, 1, 2, 7, 8, 9))
@@ -536,17 +593,20 @@ async def test_what_a_crash_took_is_replayed(rig: Rig) -> None:
     rig.ost.committer.hold()
     setattr_ = ObjectSetattr(1, wire.OBJECT_MTIME, 0, 0, 0, 5 * S, 20 * S)
     punch = Punch(1, 4, OBJECT_EOF, FILE, 0, 30 * S)
+    room = Fallocate(1, 3, 6, wire.FALLOC_ZERO_RANGE, FILE, 0, 40 * S)
     first = await rig.client.ask(setattr_, xid=7001)
     second = await rig.client.ask(punch, xid=7002)
+    third = await rig.client.ask(room, xid=7003)
     attr = rig.ost.attr(1, rig.ost.record(1))
     await rig.kill()
     await rig.start()
     await rig.reconnect(first.transno)
     assert (await rig.client.replay(setattr_, None, first, 7001)).status == 0
     assert (await rig.client.replay(punch, None, second, 7002)).status == 0
+    assert (await rig.client.replay(room, None, third, 7003)).status == 0
     await asyncio.gather(rig.client.replay_done(), rig.mdt.replay_done())
     assert rig.ost.attr(1, rig.ost.record(1)) == attr
-    assert (await rig.client.ask(Read(1, 0, 20))).bulk == b"0123"
+    assert (await rig.client.ask(Read(1, 0, 20))).bulk == b"012" + bytes(3)
 
 
 async def test_a_replay_on_another_version_is_refused_before_it_touches_the_file(rig: Rig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 
 import pytest
@@ -23,7 +24,8 @@ def test_it_does_what_object_files_do(tmp_path):
     real, simulated = ObjectFiles(tmp_path), SimObjectFiles(ObjectDisk())
     for _ in range(400):
         oid, start = rng.randrange(1, 5), rng.randrange(50_000)
-        act = rng.choice(["write", "write", "punch", "truncate", "remove", "sync"])
+        act = rng.choice(["write", "write", "punch", "truncate", "allocate", "remove", "sync"])
+        mode = rng.choice((0, 0x1, 0x10, 0x11))
         for files in (real, simulated):
             if act == "write":
                 files.write(oid, start, bytes([oid]) * (start % 3000))
@@ -31,6 +33,8 @@ def test_it_does_what_object_files_do(tmp_path):
                 files.punch(oid, start, start + 5000)
             elif act == "truncate":
                 files.punch(oid, start, OBJECT_EOF)
+            elif act == "allocate":
+                files.allocate(oid, start, start + 7000, mode)
             elif act == "remove":
                 files.remove(oid)
             else:
@@ -39,6 +43,13 @@ def test_it_does_what_object_files_do(tmp_path):
         assert real.size(oid) == simulated.size(oid)
     assert list(real.ids()) == list(simulated.ids())
     real.close()
+
+
+def test_blocks_of_zeros_are_holes():
+    files = SimObjectFiles(ObjectDisk())
+    files.write(1, 10_000, b"x" * 10)
+    assert [files.seek(1, at, os.SEEK_DATA) for at in (0, 8192, 9000, 10_009, 10_010, 50_000)] == [8192, 8192, 9000, 10_009, -1, -1]
+    assert [files.seek(1, at, os.SEEK_HOLE) for at in (0, 9000, 10_010, 50_000)] == [0, 10_010, 10_010, 50_000]
 
 
 def test_a_power_cut_takes_what_was_not_synced():

@@ -38,11 +38,16 @@ async def fails(number: int, awaitable: Any) -> None:
 # ---------------------------------------------------------------------------------------------------- as a bytearray
 
 OFFSET = st.integers(0, 60)
+MODES = st.sampled_from(
+    [0, ost.FALLOC_KEEP_SIZE, ost.FALLOC_PUNCH_HOLE | ost.FALLOC_KEEP_SIZE, ost.FALLOC_ZERO_RANGE,
+     ost.FALLOC_ZERO_RANGE | ost.FALLOC_KEEP_SIZE]
+)  # fmt: skip
 OPERATION = st.one_of(
     st.tuples(st.sampled_from(["write", "through", "append"]), OFFSET, st.binary(max_size=40)),
     st.tuples(st.sampled_from(["read", "direct"]), OFFSET, st.integers(0, 80)),
     st.tuples(st.just("truncate"), OFFSET, st.none()),
-    st.tuples(st.just("punch"), OFFSET, st.integers(0, 40)),
+    st.tuples(st.just("fallocate"), OFFSET, st.tuples(MODES, st.integers(1, 40))),
+    st.tuples(st.just("find"), OFFSET, st.booleans()),
     st.tuples(st.sampled_from(["revoke", "fsync", "back", "stat"]), st.none(), st.none()),
 )
 
@@ -90,9 +95,17 @@ def test_a_cached_file_behaves_like_a_bytearray(
                 elif kind == "truncate":
                     await file.truncate(offset)
                     model.truncate(offset)
-                elif kind == "punch":
-                    await file.punch(offset, offset + argument)
-                    model.punch(offset, offset + argument)
+                elif kind == "fallocate":
+                    mode, length = argument
+                    await file.fallocate(mode, offset, length)
+                    model.fallocate(mode, offset, offset + length)
+                elif kind == "find":
+                    expected = model.find(offset, data=argument)
+                    seeking = file.find(offset, os.SEEK_DATA if argument else os.SEEK_HOLE)
+                    if expected < 0:
+                        await fails(errno.ENXIO, seeking)
+                    else:
+                        assert await seeking == expected
                 elif kind == "revoke":
                     for server in world.osts:
                         await server.locks.revoke()
