@@ -322,8 +322,8 @@ class _Search:
                 continue
             if self.torn and op.name in ("read", "pread"):
                 continue
-            if lost_until and (op.name in READS or op.outcome == ERROR) and (op.done or 0) < lost_until:
-                continue  # what was seen then is gone now
+            if lost_until and (op.name in READS or op.outcome == ERROR) and op.invoked < lost_until:
+                continue  # what was seen then is gone now; the answer may have come later
             kept.append(op)
         self.optional = optional
         self.failed.clear()

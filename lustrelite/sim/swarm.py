@@ -135,11 +135,10 @@ class Worker:
             (4, self.mkdir),
             (4, self.overwrite),
             (2, self.truncate),
-            (2, self.fallocate),
+            (1, self.fallocate),
             (5, self.unlink),
             (2, self.rmdir),
             (5, self.rename),
-            (1, self.exchange),
             (3, self.link),
             (1, self.symlink),
             (3, self.chmod),
@@ -190,12 +189,12 @@ class Worker:
     async def rename(self) -> None:
         old = self.file()
         new = self.file() if self.random.random() < 0.3 else self.fresh()
+        if new in self.files and self.random.random() < 0.5:
+            await self.client.exchange(old, new)
+            return
         await self.client.rename(old, new)
         self.files.pop(old, None)
         self.files[new] = None
-
-    async def exchange(self) -> None:
-        await self.client.exchange(self.file(), self.file())
 
     async def link(self) -> None:
         new = self.fresh()
