@@ -116,14 +116,23 @@ class File:
             return 0
         if offset + len(view) > limits.file_bytes_max:
             view = view[: max(limits.file_bytes_max - offset, 0)]
+        self._reading += len(view)  # until the caller can ask for more
+        try:
+            return await self._read_into(layout, view, offset)
+        finally:
+            self._reading -= len(view)
+
+    async def _read_into(self, layout: Layout, view: memoryview, offset: int) -> int:
         done: int | None = None
         connections = self.fs.connections
         if self._cached is not None:
             done = self._cached.read_now(layout, view, offset)
         if done is None:
-            done = await self._read_there(layout, view, offset)
+            done = await connections.lov.read_into(
+                layout, view, offset, cred=self.fs.cred, direct=self._direct, past=self._reads_ahead_himself
+            )
         if self._cached is not None and done:
-            if not self._reads_ahead_himself(0):
+            if not self._reads_ahead_himself():
                 self._cached.read_ahead(layout, self._ahead, offset, done, self.fs.cred)
             if self._moved(done):
                 await asyncio.sleep(0)
@@ -131,19 +140,9 @@ class File:
             self.atime = connections.time()
         return done
 
-    async def _read_there(self, layout: Layout, view: memoryview, offset: int) -> int:
-        past = self._reads_ahead_himself(len(view))
-        self._reading += len(view)
-        try:
-            return await self.fs.connections.lov.read_into(
-                layout, view, offset, cred=self.fs.cred, direct=self._direct, past=past
-            )
-        finally:
-            self._reading -= len(view)
-
-    def _reads_ahead_himself(self, more: int) -> bool:
-        """Does the caller have so much under way, with `more` bytes, that he needs neither read-ahead nor cache?"""
-        return self._reading + more >= self.fs.connections.node.tunables.read_past_cache_bytes
+    def _reads_ahead_himself(self) -> bool:
+        """Does the caller have so much under way that he needs neither read-ahead nor cache?"""
+        return self._reading >= self.fs.connections.node.tunables.read_past_cache_bytes
 
     def _moved(self, size: int) -> bool:
         """So much was moved without a suspension: does the loop need a turn?"""

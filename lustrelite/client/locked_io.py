@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lustrelite.client import striping
@@ -118,26 +118,28 @@ class LockedIo:
         return length
 
     async def read(
-        self, layout: Layout, buffer: memoryview, offset: int, cred: Cred, *, direct: bool = False, past: bool = False
-    ) -> int:
+        self, layout: Layout, buffer: memoryview, offset: int, cred: Cred, *, direct: bool = False,
+        past: Callable[[], bool] = lambda: False,
+    ) -> int:  # fmt: skip
         """Fill `buffer` from `offset`; returns how much of it is file. `direct`: past the cache, which is written back.
 
-        `past`: what is not in the cache need not come into it.
+        `past`, asked when the locks are there: need what is not in the cache not come into it?
         Beyond the returned length the buffer is undefined.
         """
         extents = _whole(layout, offset, len(buffer))
-        left = TRIES
+        left, changed = TRIES, False
         while True:
             grip = self._grip(layout)
             try:
                 await grip.take(extents, PR)
                 if direct or not left or not grip.believable:
                     return await self._read_past(grip, buffer, offset, cred)
-                length = await self._read(grip, buffer, offset, cred, past=past)
+                go_past = not changed and past()
+                length = await self._read(grip, buffer, offset, cred, past=go_past)
                 if length is not None:
                     return length
-                left -= not past
-                past = False
+                left -= not go_past
+                changed = True
             except GaveWay:
                 continue
             finally:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from lustrelite.client import striping
@@ -108,12 +108,13 @@ class Lov:
         return OpError(errno.ESTALE, f"object {obj} on OST{index:04x} does not exist")
 
     async def read_into(
-        self, layout: Layout, buffer: memoryview, offset: int, *, cred: Cred, direct: bool = False, past: bool = False
-    ) -> int:
+        self, layout: Layout, buffer: memoryview, offset: int, *, cred: Cred, direct: bool = False,
+        past: Callable[[], bool] = lambda: False,
+    ) -> int:  # fmt: skip
         """Fill `buffer` from `offset` of the file; returns how much of it is file, less than asked at its end only.
 
         Holes are filled with zeros. Beyond the returned length the buffer is undefined. `direct`: past the cache.
-        `past`: what is not in the cache need not come into it.
+        `past`, asked when the locks are there: need what is not in the cache not come into it?
         """
         if self.locked is not None:
             return await self.locked.read(layout, buffer, offset, cred, direct=direct, past=past)

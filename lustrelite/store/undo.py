@@ -61,6 +61,11 @@ class UndoFiles(ObjectFiles):
         with self._kept(oid, start, end):
             super().punch(oid, start, end)
 
+    def allocate(self, oid: int, start: int, end: int, mode: int) -> None:
+        """See ObjectFiles.allocate."""
+        with self._kept(oid, start, end):
+            super().allocate(oid, start, end, mode)
+
     def remove(self, oid: int) -> bool:
         """See ObjectFiles.remove."""
         with self._kept(oid, 0, self.size(oid)):

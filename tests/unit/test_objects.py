@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import os
 import random
 import threading
@@ -275,9 +276,36 @@ def test_statfs_counts_bytes_and_files(files: ObjectFiles) -> None:
     assert total >= free >= available > 0 and files_total >= files_free > 0
 
 
+@pytest.mark.parametrize("without", ["", "open", "I/O"])
 @pytest.mark.parametrize("seed", range(8))
-def test_direct_and_buffered_io_mix(files: ObjectFiles, seed: int) -> None:
-    """Whole blocks of aligned memory go past the page cache, everything else through it: one file all the same."""
+def test_direct_and_buffered_io_mix(
+    files: ObjectFiles, seed: int, without: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole blocks of aligned memory go past the page cache, everything else through it: one file all the same.
+
+    So it is on file systems that do not open files for direct I/O, or open them and then refuse it.
+    """
+    refused = 0
+
+    def refuse(real: Any, fd: int, *args: Any) -> Any:
+        nonlocal refused
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            refused += 1
+            raise OSError(errno.EINVAL, "no direct I/O")
+        return real(fd, *args)
+
+    def open_file(path: str, flags: int, *args: Any, real: Any = os.open) -> int:
+        nonlocal refused
+        if flags & os.O_DIRECT:
+            refused += 1
+            raise OSError(errno.EINVAL, "no direct I/O")
+        return int(real(path, flags, *args))
+
+    if without == "open":
+        monkeypatch.setattr(os, "open", open_file)
+    elif without:
+        monkeypatch.setattr(os, "pwritev", functools.partial(refuse, os.pwritev))
+        monkeypatch.setattr(os, "preadv", functools.partial(refuse, os.preadv))
     rng = random.Random(seed)
     pool = BufferPool()
     model = bytearray()
@@ -298,6 +326,7 @@ def test_direct_and_buffered_io_mix(files: ObjectFiles, seed: int) -> None:
         assert files.size(7) == len(model)
         if rng.random() < 0.1:
             files.sync([7])
+    assert bool(refused) == bool(without)
 
 
 def test_large_aligned_writes_are_direct(files: ObjectFiles, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lustrelite.store import disk
 from lustrelite.store.objects import ObjectFiles
 from lustrelite.store.undo import UNDO, UndoFiles, power_cut
 from lustrelite.wire.ost import OBJECT_EOF
@@ -30,12 +31,14 @@ def test_after_a_power_cut_the_files_are_as_they_were_synced(tmp_path: Path, see
     removed: dict[int, None] = {}
     for step in range(150):
         oid = rng.choice([oid for oid in range(1, 40) if oid not in removed])
-        kind = rng.choice(("write", "write", "write", "punch", "cut", "sync", "remove", "kill", "restart"))
+        kind = rng.choice(("write", "write", "write", "punch", "allocate", "cut", "sync", "remove", "kill", "restart"))
         start = rng.randrange(10_000)
         if kind == "write":
             files.write(oid, start, rng.randbytes(rng.choice((10, 5000, 200_000))))
         elif kind == "punch":
             files.punch(oid, start, start + rng.randrange(5000))
+        elif kind == "allocate":
+            files.allocate(oid, start, start + 1 + rng.randrange(5000), rng.choice((0, disk.FALLOC_ZERO_RANGE)))
         elif kind == "cut":
             files.punch(oid, start, OBJECT_EOF)
         elif kind == "sync":
