@@ -1,21 +1,27 @@
-"""lustrelite fsck: examine a stopped cluster's stores, or a running one through its servers."""
+"""lustrelite fsck: examine a stopped cluster's stores, or a running one through its servers; repair a stopped one."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import os
+import time
+from collections.abc import Iterator
 
 import click
 
 from lustrelite import format as target_format
 from lustrelite import fsck as checker
 from lustrelite.cli.cluster import Cluster
-from lustrelite.cli.context import where
+from lustrelite.cli.context import Where, where
 from lustrelite.cli.errors import Refused
 from lustrelite.cli.mount import with_file_system
 from lustrelite.client.fs import FileSystem
+from lustrelite.errors import FormatRefused, LinkLost, OpError, StoreFailed
 from lustrelite.fsck import Report
+from lustrelite.fsck.changes import DESTROY, KEEP, Options
+from lustrelite.fsck.repair import FAILED, LEFT, Outcome, Repair
 from lustrelite.ids import parse_target_name
 from lustrelite.store.kv import Store
 from lustrelite.store.objects import ObjectFiles
@@ -24,29 +30,92 @@ PAUSE_S = 2.0  # between two readings of a running system: what is under way set
 SHOWN_MAX = 50
 
 
+class Failed(Refused):
+    """The examination or the repair could not be made."""
+
+    exit_code = FAILED
+
+
+@contextlib.contextmanager
+def _operational() -> Iterator[None]:
+    """What keeps fsck from its work gives the status that e2fsck has for that."""
+    try:
+        yield
+    except Refused as error:
+        raise Failed(error.message) from None
+    except OpError as error:
+        raise Failed(os.strerror(error.errno) + (f": {error.what}" if error.what else "")) from None
+    except (FormatRefused, StoreFailed, LinkLost) as error:
+        raise Failed(str(error)) from None
+
+
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="one JSON object")
-def fsck(as_json: bool) -> None:
-    """Check names, link counts, layouts, objects. Exit status 4 if something is wrong; nothing is changed."""
+@click.option("--repair", is_flag=True, help="put right what is wrong; the cluster must be stopped")
+@click.option("-n", "--dry-run", is_flag=True, help="say what --repair would do, and change nothing")
+@click.option(
+    "--orphans", type=click.Choice((KEEP, DESTROY)), default=KEEP, show_default=True,
+    help="what becomes of files without a name and of data without a file: kept in /lost+found, or destroyed",
+)
+@click.option("--replace-lost-osts", is_flag=True, help="objects on OSTs that are no more: new, empty ones instead")
+def fsck(as_json: bool, repair: bool, dry_run: bool, orphans: str, replace_lost_osts: bool) -> None:
+    """Check names, link counts, layouts, objects; with --repair also put them right.
+
+    Exit status, a sum as e2fsck's: 0 clean, 1 corrected, 4 something is (still) wrong, 8 it could not be done.
+    """
+    with _operational():
+        if repair or dry_run:
+            outcome = repair_stopped(where(), Options(orphans, replace_lost_osts), dry_run=dry_run)
+            _tell_outcome(outcome, as_json)
+            status = outcome.status
+        else:
+            report = _check()
+            _tell_report(report, as_json)
+            status = LEFT if report.errors else 0
+    if status:
+        raise click.exceptions.Exit(status)
+
+
+def _check() -> Report:
     here = where()
     if here.mgsnode:
-        report = with_file_system(check_mounted)
-    else:
-        cluster = here.cluster().need()
-        if not any(cluster.record(name) for name in cluster.members):
-            report = check_stopped(cluster)
-        elif not cluster.unserved():
-            report = with_file_system(check_mounted)
-        else:
-            raise Refused("part of the cluster is down: start it (`lustrelite up`) or stop all of it first")
+        return with_file_system(check_mounted)
+    cluster = here.cluster().need()
+    if not any(cluster.record(name) for name in cluster.members):
+        return check_stopped(cluster)
+    if not cluster.unserved():
+        return with_file_system(check_mounted)
+    raise Refused("part of the cluster is down: start it (`lustrelite up`) or stop all of it first")
+
+
+def _tell_report(report: Report, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(report.as_json()))
-    else:
-        for problem in report.problems[:SHOWN_MAX]:
-            click.echo(f"{problem.severity}: {problem.kind}: {problem.subject}: {problem.detail}")
-        click.echo(summary(report))
-    if report.errors:
-        raise click.exceptions.Exit(4)
+        return
+    _tell_problems(report)
+    click.echo(summary(report))
+
+
+def _tell_problems(report: Report) -> None:
+    for problem in report.problems[:SHOWN_MAX]:
+        click.echo(f"{problem.severity}: {problem.kind}: {problem.subject}: {problem.detail}")
+
+
+def _tell_outcome(outcome: Outcome, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(outcome.as_json()))
+        return
+    word = "would mend" if outcome.dry_run else "mended"
+    for one in outcome.mended:
+        click.echo(f"{word}: {one}")
+    if outcome.found.clean:
+        click.echo(summary(outcome.found))
+        return
+    if outcome.left.found:
+        click.echo("would be left:" if outcome.dry_run else "left:")
+        _tell_problems(outcome.left)
+    click.echo(f"found: {summary(outcome.found)}")
+    click.echo(f"{'would be' if outcome.dry_run else 'now'}: {summary(outcome.left)}")
 
 
 def summary(report: Report) -> str:
@@ -58,23 +127,52 @@ def summary(report: Report) -> str:
     return f"NOT CLEAN: {found} (of {counts})"
 
 
-def check_stopped(cluster: Cluster) -> Report:
-    """Examine the stores of a cluster that is not running."""
+@contextlib.contextmanager
+def open_targets(cluster: Cluster, *, readonly: bool) -> Iterator[tuple[Store, dict[int, tuple[Store, ObjectFiles]]]]:
+    """The stores of a stopped cluster: that of the MDT, and those of the OSTs with their data files by index.
+
+    Each target is owned meanwhile, so that nobody starts it.  Errors: OpError(EBUSY), somebody runs it
+    """
     with contextlib.ExitStack() as stack:
-        stores: dict[str, Store] = {}
-        files: dict[str, ObjectFiles] = {}
+        mdts: list[Store] = []
+        osts: dict[int, tuple[Store, ObjectFiles]] = {}
         for name in dict.fromkeys(t for m in cluster.members.values() for t in m.targets if t != "MGS"):
             directory = cluster.target_dir(name)
             stack.callback(target_format.claim(directory).release)
-            kind = parse_target_name(name)[1]
-            stores[name] = Store.open(directory, kind, readonly=True)
-            stack.callback(stores[name].close)
+            _, kind, index = parse_target_name(name)
+            store = Store.open(directory, kind, readonly=readonly)
+            stack.callback(store.close)
             if kind == "OST":
-                files[name] = ObjectFiles(directory)
-                stack.callback(files[name].close)
-        osts = {parse_target_name(name)[2]: (stores[name], files[name]) for name in files}
-        (mdt,) = (store for name, store in stores.items() if name not in files)
+                osts[index] = (store, ObjectFiles(directory))
+                stack.callback(osts[index][1].close)
+            else:
+                mdts.append(store)
+        (mdt,) = mdts
+        yield mdt, osts
+
+
+def check_stopped(cluster: Cluster) -> Report:
+    """Examine the stores of a cluster that is not running."""
+    with open_targets(cluster, readonly=True) as (mdt, osts):
         return checker.check(mdt, osts)
+
+
+def repair_stopped(here: Where, options: Options, *, dry_run: bool) -> Outcome:
+    """Repair the stores of a cluster that is not running, or (`dry_run`) say what would be done."""
+    if here.mgsnode:
+        raise Refused("a file system is repaired where its targets are, with the cluster stopped")
+    cluster = here.cluster().need()
+    with cluster.locked():
+        live = [name for name in cluster.members if cluster.record(name)]
+        if live:
+            raise Refused(f"the cluster is running ({', '.join(live)}): stop it first (`lustrelite down`)")
+        with open_targets(cluster, readonly=dry_run) as (mdt, osts):
+            repair = Repair(mdt, osts, now_ns=time.time_ns(), options=options)
+            outcome = repair.plan()
+            outcome.dry_run = dry_run
+            if not dry_run:
+                repair.apply()
+            return outcome
 
 
 async def check_mounted(fs: FileSystem) -> Report:

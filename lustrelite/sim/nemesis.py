@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lustrelite.sim.cluster import Cluster
 from lustrelite.sim.oracle import OK
@@ -92,7 +92,7 @@ class Nemesis:
             await server.start()
 
 
-async def _kill_server(n: Nemesis) -> None:
+async def kill_server(n: Nemesis) -> None:
     server = n.server()
     server.kill(silent=n.random.random() < 0.2)
     n.later(n.pause_s(), lambda: n.restart(server))
@@ -130,7 +130,7 @@ async def _kill_mgs(n: Nemesis) -> None:
     n.later(n.pause_s(), lambda: n.restart(n.cluster.mgs))
 
 
-async def _kill_everything(n: Nemesis) -> None:
+async def kill_everything(n: Nemesis) -> None:
     servers = [n.cluster.mds, *n.cluster.oss]
     for server in servers:
         server.kill()
@@ -144,7 +144,7 @@ async def _power_cut(n: Nemesis) -> None:
     n.later(n.pause_s(), lambda: n.restart(server))
 
 
-async def _restart_in_order(n: Nemesis) -> None:
+async def restart_in_order(n: Nemesis) -> None:
     server = n.server()
 
     async def restart() -> None:
@@ -160,14 +160,14 @@ async def _restart_in_order(n: Nemesis) -> None:
     n.later(0.0, restart)
 
 
-async def _kill_client(n: Nemesis) -> None:
+async def kill_client(n: Nemesis) -> None:
     client = n.client()
     if client is not None:
         n.client_killed = True
         client.kill(silent=n.random.random() < 0.3)
 
 
-async def _kill_client_and_server(n: Nemesis) -> None:
+async def kill_client_and_server(n: Nemesis) -> None:
     """What the client did is lost as far as it was not durable, and what depends on it must go with it."""
     server = n.server()
     if n.random.random() < 0.8:
@@ -223,7 +223,7 @@ async def _kill_what_others_stand_on(n: Nemesis) -> None:
     n.later(0.0, kill)
 
 
-async def _lose_reply_and_kill(n: Nemesis) -> None:
+async def lose_reply_and_kill(n: Nemesis) -> None:
     """The change is durable, but its client does not know of it, and the server that does dies."""
     server = n.server()
     changes = CHANGES_ONCE if server is n.cluster.mds else ("Write", "Punch")
@@ -256,7 +256,7 @@ async def _cut(n: Nemesis) -> None:
     n.later(n.pause_s(), n.cluster.net.heal)
 
 
-async def _break_links(n: Nemesis) -> None:
+async def break_links(n: Nemesis) -> None:
     n.cluster.net.break_links(n.process())
 
 
@@ -304,7 +304,7 @@ async def _evict(n: Nemesis) -> None:
         await n.cluster.evict(client, n.server())
 
 
-async def _abort_recovery(n: Nemesis) -> None:
+async def abort_recovery(n: Nemesis) -> None:
     server = n.server()
     server.kill()
 
@@ -324,19 +324,19 @@ async def _slow_point(n: Nemesis) -> None:
 
 
 ACTS = (
-    Act("kill server", 6, _kill_server),
+    Act("kill server", 6, kill_server),
     Act("hold and kill", 8, _hold_and_kill),
     Act("kill twice", 4, _kill_twice),
     Act("kill MGS", 1, _kill_mgs),
-    Act("kill everything", 2, _kill_everything),
+    Act("kill everything", 2, kill_everything),
     Act("power cut", 4, _power_cut),
-    Act("restart in order", 2, _restart_in_order),
-    Act("kill client", 2, _kill_client),
-    Act("kill client and server", 6, _kill_client_and_server),
+    Act("restart in order", 2, restart_in_order),
+    Act("kill client", 2, kill_client),
+    Act("kill client and server", 6, kill_client_and_server),
     Act("kill client others stand on", 5, _kill_what_others_stand_on),
-    Act("lose reply and kill", 6, _lose_reply_and_kill),
+    Act("lose reply and kill", 6, lose_reply_and_kill),
     Act("cut", 5, _cut),
-    Act("break links", 3, _break_links),
+    Act("break links", 3, break_links),
     Act("lose messages", 9, _lose_messages),
     Act("lose any", 3, _lose_any),
     Act("double messages", 4, _double_messages),
@@ -345,7 +345,7 @@ ACTS = (
     Act("pause", 3, _pause),
     Act("set clock", 2, _set_clock),
     Act("evict", 2, _evict),
-    Act("abort recovery", 1, _abort_recovery),
+    Act("abort recovery", 1, abort_recovery),
     Act("slow point", 2, _slow_point),
 )
 
@@ -365,7 +365,7 @@ async def _freeze_client(n: Nemesis) -> None:
         n.later(n.random.choice((0.1, 3.0, 7.0, 9.0, 14.0, 30.0)) * n.random.uniform(0.8, 1.2), client.resume)
 
 
-async def _cut_client(n: Nemesis) -> None:
+async def cut_client(n: Nemesis) -> None:
     """A client and one server, or all, do not hear of each other, or one does not."""
     client = n.client()
     if client is not None:
@@ -393,7 +393,7 @@ async def _lose_callbacks(n: Nemesis) -> None:
         n.cluster.net.drop("BlockingCallback", to=client, times=n.random.choice((1, 3, 8)))
 
 
-async def _evict_everywhere(n: Nemesis) -> None:
+async def evict_everywhere(n: Nemesis) -> None:
     client = n.client()
     if client is not None:
         for server in n.random.sample([n.cluster.mds, *n.cluster.oss], n.random.choice((1, 2))):
@@ -401,202 +401,30 @@ async def _evict_everywhere(n: Nemesis) -> None:
 
 
 CACHE_ACTS = (
-    Act("kill server", 5, _kill_server),
+    Act("kill server", 5, kill_server),
     Act("hold and kill", 4, _hold_and_kill),
     Act("kill twice", 2, _kill_twice),
     Act("power cut", 3, _power_cut),
-    Act("restart in order", 2, _restart_in_order),
-    Act("kill client", 3, _kill_client),
-    Act("kill client and server", 4, _kill_client_and_server),
-    Act("lose reply and kill", 2, _lose_reply_and_kill),
+    Act("restart in order", 2, restart_in_order),
+    Act("kill client", 3, kill_client),
+    Act("kill client and server", 4, kill_client_and_server),
+    Act("lose reply and kill", 2, lose_reply_and_kill),
     Act("cut", 2, _cut),
-    Act("cut client", 12, _cut_client),
+    Act("cut client", 12, cut_client),
     Act("freeze client", 8, _freeze_client),
-    Act("break links", 3, _break_links),
+    Act("break links", 3, break_links),
     Act("disturb locks", 8, _disturb_locks),
     Act("lose callbacks", 3, _lose_callbacks),
     Act("lose any", 3, _lose_any),
     Act("double messages", 2, _double_messages),
     Act("slow messages", 2, _slow_messages),
-    Act("evict", 4, _evict_everywhere),
-    Act("abort recovery", 1, _abort_recovery),
-)
-
-# ------------------------------------------------------------------------- against OSTs and their data (ost_swarm.py)
-
-OST_MESSAGES = ("Write", "Write", "Punch", "OstCreate", "OstCreate", "Destroy", "Destroy", "ObjectSetattr", "Connect")
-
-
-def _kill_oss(n: Nemesis, oss: SimServer) -> None:
-    """With its memory or with its power."""
-    if n.random.random() < 0.5:
-        oss.power_cut()
-    else:
-        oss.kill(silent=n.random.random() < 0.2)
-    n.later(n.pause_s(), lambda: n.restart(oss))
-
-
-async def _kill_an_oss(n: Nemesis) -> None:
-    oss = n.random.choice(n.cluster.oss)
-    if n.random.random() < 0.5:
-        _kill_oss(n, oss)
-        return
-    oss.hold_commits()  # so that there is something to lose
-
-    async def kill() -> None:
-        _kill_oss(n, oss)
-
-    n.later(n.random.choice((0.01, 0.1, 1.0, 4.0)) * n.random.random(), kill)
-
-
-async def _kill_all_oss(n: Nemesis) -> None:
-    for oss in n.cluster.oss:
-        _kill_oss(n, oss)
-
-
-async def _kill_oss_and_mds(n: Nemesis) -> None:
-    """Both are gone at the same time, one of them with less than the other."""
-    oss, mds = n.random.choice(n.cluster.oss), n.cluster.mds
-    for server in n.random.choice(([], [oss], [mds], [oss, mds])):
-        server.hold_commits()
-
-    async def kill() -> None:
-        for server in n.random.sample([oss, mds], 2):
-            if server is oss:
-                _kill_oss(n, oss)
-            else:
-                mds.kill()
-                n.later(n.pause_s(), lambda: n.restart(mds))
-            await asyncio.sleep(n.random.choice((0.0, 0.0, 0.05, 1.0)))
-
-    n.later(n.random.uniform(0.0, 1.0), kill)
-
-
-async def _kill_oss_twice(n: Nemesis) -> None:
-    """The second time in the middle of recovery."""
-    oss = n.random.choice(n.cluster.oss)
-    oss.power_cut()
-
-    async def again() -> None:
-        await n.restart(oss)
-        await asyncio.sleep(n.random.uniform(0.0, 0.5))
-        _kill_oss(n, oss)
-
-    n.later(n.random.uniform(0.0, 1.0), again)
-
-
-async def _part_mds_and_oss(n: Nemesis) -> None:
-    """They do not hear of each other, or one does not; and then, perhaps, one of them dies, too."""
-    oss, mds = n.random.choice(n.cluster.oss), n.cluster.mds
-    x, y = n.random.choice(((oss, mds), (mds, oss)))
-    n.cluster.net.cut(x, y, one_way=n.random.random() < 0.5)
-    n.later(n.random.choice((0.3, 3.0, 9.0, 25.0)) * n.random.uniform(0.8, 1.2), n.cluster.net.heal)
-    if n.random.random() < 0.6:
-
-        async def kill() -> None:
-            if n.random.random() < 0.5:
-                _kill_oss(n, oss)
-            else:
-                mds.kill()
-                await asyncio.sleep(n.pause_s())
-                await n.restart(mds)
-
-        n.later(n.random.uniform(0.0, 8.0), kill)
-
-
-async def _slow_disk(n: Nemesis) -> None:
-    server = n.random.choice([n.cluster.mds, n.random.choice(n.cluster.oss)])
-    server.slow_disk(n.random.choice((0.05, 0.5, 3.0, 3.0)))
-    n.later(n.random.uniform(1.0, 15.0), lambda: server.slow_disk(0.0))
-
-
-async def _kill_who_is_told(n: Nemesis, told: Callable[[list[Any]], list[str]], kill: Callable[[], None]) -> None:
-    """A client of those that `told` finds in what happens from now on dies, and at the same time what `kill` kills."""
-    ops = n.cluster.history.ops  # type: ignore[attr-defined]
-    begun = len(ops)
-
-    async def wait() -> None:
-        names: list[str] = []
-        for _ in range(4000):
-            names = told([op for op in ops[begun:] if op.ok])
-            if names:
-                break
-            await asyncio.sleep(0.005)
-        await asyncio.sleep(n.random.choice((0.0, 0.02, 0.1)))
-        victim = next((c for c in n.cluster.clients.values() if c.alive and c.life in names), None)
-        if victim is not None and not n.client_killed:
-            n.client_killed = True
-            victim.kill()
-        kill()
-
-    n.later(0.0, wait)
-
-
-async def _kill_who_removed(n: Nemesis) -> None:
-    """What was removed is there again, as nobody can replay the removal: it must still have its objects."""
-    mds = n.cluster.mds
-    mds.hold_commits()
-
-    def kill() -> None:
-        mds.kill()
-        n.later(n.pause_s(), lambda: n.restart(mds))
-
-    await _kill_who_is_told(n, lambda ops: [op.client for op in ops if op.kind in ("unlink", "rename")], kill)
-
-
-async def _kill_who_synced(n: Nemesis) -> None:
-    """What fsync has promised must be there without its author."""
-
-    def synced(ops: list[Any]) -> list[str]:
-        written = {(op.client, op.target) for op in ops if op.kind in ("write", "append")}
-        return [op.client for op in ops if op.kind == "fsync" and (op.client, op.target) in written]
-
-    def kill() -> None:
-        for oss in n.cluster.oss:
-            oss.power_cut()
-            n.later(n.pause_s(), lambda oss=oss: n.restart(oss))  # type: ignore[misc]
-
-    await _kill_who_is_told(n, synced, kill)
-
-
-async def _disturb_objects(n: Nemesis) -> None:
-    """Messages that change objects are lost, late, or come twice."""
-    for _ in range(n.random.choice((1, 3))):
-        what, act = n.random.choice(OST_MESSAGES), n.random.randrange(3)
-        if act == 0:
-            n.cluster.net.drop(what, reply=n.random.random() < 0.6, times=n.random.choice((1, 2)))
-        elif act == 1:
-            delay_s = n.random.choice((0.01, 0.5, 5.0, 7.0))
-            n.cluster.net.slow(what, reply=n.random.random() < 0.5, times=n.random.choice((1, 3)), delay_s=delay_s)
-        else:
-            n.cluster.net.double(what, times=n.random.choice((1, 3)), delay_s=n.random.choice((0.0, 0.01, 0.5, 7.0)))
-
-
-OST_ACTS = (
-    Act("kill OSS", 14, _kill_an_oss),
-    Act("kill all OSS", 4, _kill_all_oss),
-    Act("kill OSS and MDS", 10, _kill_oss_and_mds),
-    Act("kill OSS twice", 4, _kill_oss_twice),
-    Act("part MDS and OSS", 12, _part_mds_and_oss),
-    Act("slow disk", 9, _slow_disk),
-    Act("kill client who removed", 6, _kill_who_removed),
-    Act("kill client who synced", 6, _kill_who_synced),
-    Act("disturb objects", 8, _disturb_objects),
-    Act("kill server", 3, _kill_server),
-    Act("kill everything", 2, _kill_everything),
-    Act("restart in order", 2, _restart_in_order),
-    Act("kill client", 2, _kill_client),
-    Act("kill client and server", 5, _kill_client_and_server),
-    Act("lose reply and kill", 3, _lose_reply_and_kill),
-    Act("cut client", 2, _cut_client),
-    Act("break links", 2, _break_links),
-    Act("evict", 2, _evict_everywhere),
-    Act("abort recovery", 2, _abort_recovery),
+    Act("evict", 4, evict_everywhere),
+    Act("abort recovery", 1, abort_recovery),
 )
 SILENCE_ACTS = (
-    Act("cut client", 6, _cut_client),
+    Act("cut client", 6, cut_client),
     Act("freeze client", 2, _freeze_client),
     Act("lose callbacks", 3, _lose_callbacks),
     Act("disturb locks", 1, _disturb_locks),
-    Act("kill server", 1, _kill_server),
+    Act("kill server", 1, kill_server),
 )

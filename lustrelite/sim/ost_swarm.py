@@ -30,7 +30,8 @@ from lustrelite.sim.coherence_swarm import (
     Theme,
     Worker,
 )
-from lustrelite.sim.nemesis import OST_ACTS, Nemesis
+from lustrelite.sim.nemesis import Nemesis
+from lustrelite.sim.ost_acts import OST_ACTS
 from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, draw_caching
 from lustrelite.store import schema
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+
+import pytest
+
+from lustrelite.errors import OpError
 
 
 async def test_an_unlink_during_a_commit_is_carried_out_by_the_next_one(cluster):
@@ -19,3 +25,25 @@ async def test_an_unlink_during_a_commit_is_carried_out_by_the_next_one(cluster)
         await c.a.chmod("/g", 0o600)
         await asyncio.sleep(0.1)  # its commit is under way
         await c.a.unlink("/f")
+
+
+async def test_a_file_that_is_removed_before_its_open_came_again_is_stale_and_leaves_nothing(cluster):
+    """The open made the file, its answer is lost, somebody removes the file, and the MDS dies: recovery does not know that
+    anybody has it open, and destroys it. Nobody is evicted, and no object is left.
+
+    Source: mdt_reconstruct_open(), mdt/mdt_open.c; seeds 2014, 3814
+    """
+    async with cluster(clients=2, caching=0) as c:
+        lost = c.drop_reply("Open")
+        opened = asyncio.get_running_loop().create_task(
+            c.a.unrecorded(c.a.fs.open("/f", os.O_RDWR | os.O_CREAT, 0o644))
+        )
+        await lost.caught()
+        await c.b.unrecorded(c.b.fs.unlink("/f"))
+        await c.mds.commit()
+        await c.fail(c.mds)
+        with pytest.raises(OpError) as caught:
+            await opened
+        assert caught.value.errno == errno.ESTALE
+        c.never_saw("client.evicted")
+        assert await c.b.listdir("/") == []
