@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.shell_completion import get_completion_class
 
 from lustrelite import __version__
 from lustrelite.cli import archive, check, cluster_commands, demo, df, files
@@ -39,6 +40,24 @@ def sim(arguments: tuple[str, ...]) -> None:
     from lustrelite.cli.sim import main as sim_main
 
     raise click.exceptions.Exit(sim_main(list(arguments)))
+
+
+@lustrelite.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """What makes SHELL complete the commands and options of lustrelite, llctl and llfs.
+
+    \b
+    lustrelite completion bash >/etc/bash_completion.d/lustrelite
+    source <(lustrelite completion bash)           only this shell
+    """
+    from lustrelite.cli.llctl import llctl
+    from lustrelite.cli.llfs import llfs
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    for program, command in (("lustrelite", lustrelite), ("llctl", llctl), ("llfs", llfs)):
+        click.echo(kind(command, {}, program, f"_{program.upper()}_COMPLETE").source())
 
 
 def main() -> None:

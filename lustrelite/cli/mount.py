@@ -51,7 +51,11 @@ async def mount(node: Node, nids: Sequence[Nid], fsname: str, wait_s: float = MO
 
 def with_file_system(work: Callable[[FileSystem], Awaitable[_T]]) -> _T:
     """Mount what the command is about, and run `work` on it."""
-    nids, fsname = where().mgs()
+    return on_file_system(*where().mgs(), work)
+
+
+def on_file_system(nids: Sequence[Nid], fsname: str, work: Callable[[FileSystem], Awaitable[_T]]) -> _T:
+    """Mount `fsname`, and run `work` on it."""
 
     async def main() -> _T:
         node = new_node(f"cli-{os.getpid()}")

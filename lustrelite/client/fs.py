@@ -288,8 +288,16 @@ class FileSystem(FidOperations):
         """A file's layout, or a directory's default striping; None where there is none."""
         attr = await self._find(path, need=STAT)
         if stat.S_ISDIR(attr.mode):
-            return await self.connections.mdc.get_dir_stripe(attr.fid, cred=self.cred)
+            return (await self.connections.mdc.get_dir_stripe(attr.fid, cred=self.cred)).hint
         return attr.layout
+
+    async def striping_in(self, path: Path) -> StripeHint:
+        """How files that are made in the directory `path` are striped, with nothing left to defaults.  ENOTDIR"""
+        fid = (await self._find(path)).fid
+        hint, default = await self.connections.mdc.get_dir_stripe(fid, cred=self.cred)
+        if hint is None:
+            return default
+        return StripeHint(hint.stripe_count or default.stripe_count, hint.stripe_size or default.stripe_size, hint.stripe_offset)
 
     async def path2fid(self, path: Path) -> Fid:
         """The FID of `path` (a symlink is not followed)."""

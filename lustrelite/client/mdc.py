@@ -270,9 +270,9 @@ class Mdc:
         """Names of the extended attributes that the caller may see."""
         return (await self.imp.call(mdt.Listxattr(fid), cred=cred)).names  # type: ignore[no-any-return]
 
-    async def get_dir_stripe(self, fid: Fid, *, cred: Cred) -> StripeHint | None:
-        """Default striping of a directory.  ENOTDIR"""
-        return (await self.imp.call(mdt.GetDirStripe(fid), cred=cred)).hint  # type: ignore[no-any-return]
+    async def get_dir_stripe(self, fid: Fid, *, cred: Cred) -> mdt.DirStripeReply:
+        """Default striping of a directory, and of the file system.  ENOTDIR"""
+        return await self.imp.call(mdt.GetDirStripe(fid), cred=cred)  # type: ignore[no-any-return]
 
     async def set_dir_stripe(self, fid: Fid, hint: StripeHint | None, time: int, *, cred: Cred) -> None:
         """Set the default striping of a directory, or remove it with None.  ENOTDIR, EPERM"""

@@ -260,4 +260,6 @@ def set_dir_stripe(txn: Transaction, req: SetDirStripe) -> Empty:
 
 def get_dir_stripe(call: Call, req: GetDirStripe) -> DirStripeReply:
     """The striping of files made in a directory; None is the file system's default.  Errors: ENOTDIR, ENOENT."""
-    return DirStripeReply(namespace.get_directory(call.target.store, req.fid).hint)
+    tunables = call.target.node.tunables
+    default = StripeHint(tunables.stripe_count, tunables.stripe_size, -1)
+    return DirStripeReply(namespace.get_directory(call.target.store, req.fid).hint, default)

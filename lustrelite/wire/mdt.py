@@ -358,9 +358,10 @@ class Listxattr(NamedTuple):
 
 
 class DirStripeReply(NamedTuple):
-    """The default striping of a directory, its own or inherited."""
+    """The default striping of a directory, its own or inherited (None: neither), and that of the file system."""
 
     hint: StripeHint | None
+    default: StripeHint
 
 
 @message(op=51, reply=DirStripeReply)

@@ -10,7 +10,7 @@ VERSION log (a change of any message adds a line here and pins its bytes anew in
     3  2026-11-21  headers: ride (cancels, want, converts), granted, callback; Read, Write and Punch name a lock; grants; the lease
                    in ConnectReply; ConfigRead does not wait.
     4  2026-11-21  SetOwners; projid in Attr and Setattr; access control lists and the presence of extended attributes in Attr;
-                   umask in Create and Open; Getxattrs, Fallocate, ObjectSeek.
+                   umask in Create and Open; Getxattrs, Fallocate, ObjectSeek; the default in DirStripeReply.
 """
 
 from __future__ import annotations

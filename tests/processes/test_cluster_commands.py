@@ -38,6 +38,9 @@ class Shell:
     def llctl(self, *words: object, status: int = 0) -> str:
         return self.run(*words, program="llctl", status=status)
 
+    def llfs(self, *words: object, status: int = 0) -> str:
+        return self.run(*words, program="llfs", status=status)
+
     def status(self, well: bool = True) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.run("status", "--json", status=0 if well else 3))
         return found
@@ -439,3 +442,26 @@ def test_a_pid_that_belongs_to_another_process_is_left_alone(tmp_path: Path) -> 
     finally:
         bystander.kill()
         bystander.wait()
+
+
+def test_llfs_says_where_data_is_and_what_space_there_is(shell: Shell) -> None:
+    shell.run("mkdir", "/striped")
+    shell.llfs("setstripe", "-c", -1, "-S", "128K", "lustre:/striped")
+    assert "stripe_count:  -1 stripe_size:   131072 pattern:       raid0 stripe_offset: -1" in shell.llfs(
+        "getstripe", "-d", "lustre:/striped"
+    )
+    shell.llfs("setstripe", "-c", 2, "-i", 1, "lustre:/striped/f")
+    assert shell.llfs("getstripe", "-c", "lustre:/striped/f") == "2\n"
+    text = shell.llfs("getstripe", "lustre:/striped")
+    assert "/striped/f\nlmm_stripe_count:  2\nlmm_stripe_size:   131072\n" in text and "lmm_stripe_offset: 1\n" in text
+    assert "fixed when it is made" in shell.llfs("setstripe", "-c", 1, "lustre:/striped/f", status=1)
+    fid = shell.llfs("path2fid", "lustre:/striped/f").strip()
+    assert shell.llfs("fid2path", "lustre", fid) == "/striped/f\n"
+    lines = shell.llfs("df", "lustre:/").splitlines()
+    assert [line.split()[0] for line in lines[1:5]] == [
+        "lustre-MDT0000_UUID", "lustre-OST0000_UUID", "lustre-OST0001_UUID", "lustre-OST0002_UUID"
+    ]  # fmt: skip
+    assert lines[0].split()[:2] == ["UUID", "1K-blocks"] and lines[6].startswith("filesystem_summary: ")
+    assert shell.llfs("check", "osts").count(" active.") == 3
+    assert "no lustrelite mount" in shell.llfs("path2fid", "/", status=1)
+    shell.run("rm", "-r", "/striped")

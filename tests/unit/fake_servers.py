@@ -351,7 +351,7 @@ class FakeMdt:
         return Empty()
 
     def on_GetDirStripe(self, body: mdt.GetDirStripe) -> Any:
-        return mdt.DirStripeReply(self.hints.get(body.fid))
+        return mdt.DirStripeReply(self.hints.get(body.fid), mdt.StripeHint(1, 1 << 20, -1))
 
     def on_Statfs(self, body: mdt.Statfs) -> Any:
         return mdt.StatfsReply(10, 9, 8, 1000, 900, 0)
