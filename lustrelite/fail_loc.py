@@ -40,29 +40,42 @@ NUMBERS: dict[int, tuple[str, tuple[str, ...], str]] = {
     0x15A: ("reply", REINT, "drop"),
     0x165: ("mdt.orphan_destroy", (), "error"),
     0x16E: ("mdt.delorphan", (), "delay"),
+    0x187: ("mdt.create", (), "error"),
     0x204: ("request", ("OstCreate",), "drop"),
     0x211: ("reply", ("*",), "drop"),
     0x213: ("reply", ("Enqueue",), "drop"),
     0x214: ("ost.write", (), "delay"),
     0x215: ("ost.write", (), "error"),
+    0x216: ("ost.create", (), "error"),
     0x21D: ("ost.write", (), "drop"),
     0x224: ("ost.write_done", (), "delay"),
     0x225: ("reply", ("Connect",), "drop"),
+    0x227: ("ost.write_done", (), "delay"),
+    0x230: ("ost.write", (), "error"),
     0x231: ("ost.statfs", (), "error"),
-    0x236: ("request", ("Punch",), "delay"),
+    0x236: ("ost.punch", (), "delay"),
     0x254: ("ost.create", (), "delay"),
     0x304: ("request", ("Cancel",), "drop"),
     0x305: ("receive", ("BlockingCallback",), "drop"),
     0x324: ("ldlm.bl_callback", (), "drop"),
     0x325: ("ldlm.cp_callback", (), "drop"),
     0x32D: ("ldlm.replay", (), "drop"),
+    0x408: ("receive", ("Read",), "corrupt"),
+    0x409: ("request", ("Write",), "corrupt"),
+    0x414: ("send", ("Write",), "delay"),
+    0x503: ("request", ("Write",), "drop"),
+    0x504: ("reply", ("Read",), "drop"),
     0x505: ("send", ("*",), "drop"),
     0x514: ("client.replay_done", (), "drop"),
+    0x536: ("client.replay", (), "delay"),
     0x537: ("client.lock_replay", (), "drop"),
+    0x709: ("target.replay", (), "delay"),
+    0x714: ("target.replay", (), "delay"),
+    0x715: ("target.recovery_end", (), "delay"),
 }
 
 # errno of an "error" point: what the real one answers
-ERRNO = {0x114: 12, 0x128: 12, 0x12F: 75, 0x165: 5, 0x215: 28, 0x231: 115}
+ERRNO = {0x114: 12, 0x128: 12, 0x12F: 75, 0x165: 5, 0x187: 115, 0x215: 28, 0x216: 30, 0x230: 115, 0x231: 115}
 
 
 class FailLoc:

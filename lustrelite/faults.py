@@ -27,6 +27,7 @@ POINTS: dict[str, str] = {
     "mdt.delorphan": "orphan cleanup is about to be sent to an OST",
     "ost.create": "object ids are about to be granted",
     "ost.write": "a write arrived, nothing is changed",
+    "ost.punch": "a truncation or a hole was admitted, nothing is changed",
     "ost.write_done": "the data is in the file, the record is not in the batch",
     "ost.read": "a read was admitted",
     "ost.statfs": "statfs is about to be answered",
@@ -42,10 +43,10 @@ POINTS: dict[str, str] = {
 
 # what can happen to a message, by direction
 MESSAGE_ACTIONS = {
-    "request": ("drop", "delay", "error", "duplicate"),
+    "request": ("drop", "delay", "error", "duplicate", "corrupt"),
     "reply": ("drop", "delay"),
     "send": ("drop", "delay"),
-    "receive": ("drop", "delay"),
+    "receive": ("drop", "delay", "corrupt"),
 }
 # what can happen at a point; where nothing can wait, a delay does nothing, and only a request can be dropped
 POINT_ACTIONS = ("drop", "delay", "error", "crash")

@@ -40,6 +40,7 @@ def _targets(daemon: Daemon) -> Iterable[Metric]:
     missing = GaugeMetricFamily("lustrelite_recovery_missing", "Clients that recovery still waits for", labels=label)
     replayed = CounterMetricFamily("lustrelite_replayed", "Requests replayed in the last recovery", labels=label)
     evictions = CounterMetricFamily("lustrelite_evictions", "Clients evicted since the start", labels=label)
+    garbled = CounterMetricFamily("lustrelite_checksum_errors", "Data received that did not match its checksum", labels=label)
     rebuilt = CounterMetricFamily("lustrelite_reconstructed", "Replies rebuilt for resent requests", labels=label)
     commits = CounterMetricFamily("lustrelite_commits", "Commits since the start", labels=label)
     seconds = GaugeMetricFamily("lustrelite_commit_seconds", "Duration of the last commit", labels=label)
@@ -53,6 +54,7 @@ def _targets(daemon: Daemon) -> Iterable[Metric]:
         recovery.add_metric(name, int(target.recovering))
         evictions.add_metric(name, target.evictions)
         rebuilt.add_metric(name, target.reconstructed)
+        garbled.add_metric(name, target.checksum_errors)
         commits.add_metric(name, target.committer.commits)
         seconds.add_metric(name, target.committer.last_seconds)
         if target.recovery is not None:
@@ -62,7 +64,7 @@ def _targets(daemon: Daemon) -> Iterable[Metric]:
             replayed.add_metric(name, status["replayed"])
     yield from (
         last_transno, last_committed, uncommitted, exports, instance, recovery, left, missing, replayed, evictions,
-        rebuilt, commits, seconds,
+        rebuilt, garbled, commits, seconds,
     )  # fmt: skip
 
 
@@ -70,7 +72,7 @@ def import_metrics(imports: list[tuple[str, ClientImport]]) -> Iterable[Metric]:
     """State and counters of connections to servers."""
     state = GaugeMetricFamily("lustrelite_import_state", "1 for the state the import is in", labels=["import", "state"])
     replays = GaugeMetricFamily("lustrelite_import_uncommitted", "Requests kept for replay", labels=["import"])
-    names = ("requests", "replayed", "resent", "timeouts", "evicted", "reconnects")
+    names = ("requests", "replayed", "resent", "timeouts", "evicted", "reconnects", "checksum_errors")
     counters = {
         name: CounterMetricFamily(f"lustrelite_import_{name}", f"{name} of the import", labels=["import"])
         for name in names

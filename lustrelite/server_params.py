@@ -122,6 +122,7 @@ def import_params(prefix: str, name: str, imp: ClientImport) -> Iterable[Param]:
     yield Param(f"{prefix}/state", lambda: status_text.state_text(imp))
     yield Param(f"{prefix}/active", lambda: str(int(not imp.inactive)), activate)
     yield Param(f"{prefix}/uuid", lambda: imp.client_uuid)
+    yield Param(f"{prefix}/checksum_errors", lambda: str(imp.counts["checksum_errors"]))
 
 
 def _of_target(target: Target) -> Iterable[Param]:
@@ -151,6 +152,7 @@ def _of_target(target: Target) -> Iterable[Param]:
     yield Param(f"{prefix}/evict_client", None, lambda text: evict_client(target, text))
     yield of_tunable("commit_on_sharing", "commit_on_sharing")
     yield Param(f"{prefix}/reconstructed", lambda: str(target.reconstructed))
+    yield Param(f"{prefix}/checksum_errors", lambda: str(target.checksum_errors))
     files = getattr(target, "last_id", None)
     if isinstance(files, int):
         yield Param(f"{prefix}/last_id", lambda: str(files))

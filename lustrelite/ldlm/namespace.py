@@ -637,6 +637,9 @@ class Namespace:
         for lock in self.table.expired(now):
             if lock.state is LockState.GRANTED and lock.asked:
                 owner: Any = lock.owner
+                if any(getattr(call.body, "lock", 0) == lock.handle for call in owner.calls_in_progress()):
+                    self.table.arm(lock, now + self._limit(owner))  # we are at work under it: ldlm_lock_busy()
+                    continue
                 self.node.events.emit(
                     "lock.expired", level="warning" if owner.target.recoverable else "info", target=self.name,
                     client=_name(owner), resource=lock.resource.id.hex(), handle=lock.handle,

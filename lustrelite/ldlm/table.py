@@ -176,7 +176,7 @@ class LockTable:
         A sending that came through puts the deadline off (LU-5520).
         """
         if lock.state is LockState.GRANTED and lock.asked and lock.timed:
-            self._arm(lock, deadline)
+            self.arm(lock, deadline)
 
     def prolong(self, owner: Owner, handle: int, deadline: float) -> None:
         """`owner` works under the lock: not before `deadline` then, if it was asked for at all.
@@ -185,9 +185,10 @@ class LockTable:
         """
         lock = self.find(owner, handle)
         if lock is not None and lock.deadline is not None:
-            self._arm(lock, deadline)
+            self.arm(lock, deadline)
 
-    def _arm(self, lock: Lock, deadline: float) -> None:
+    def arm(self, lock: Lock, deadline: float) -> None:
+        """The lock's owner has until `deadline`, or longer if he had."""
         if lock.deadline is None:
             heapq.heappush(self._deadlines, (deadline, lock.number, lock))
             lock.deadline = deadline

@@ -316,7 +316,9 @@ def prepare_punch(call: Call, body: Punch | Fallocate) -> Awaitable[None] | None
     ost = _ost(call)
     if not call.header.flags & REPLAY:
         _check_lock(ost, call, body, body.start, body.end, WRITERS)
-    if call.header.flags & REPLAY or (_nobody_there(ost, body, body.start, body.end) and _is_short(ost, body)):
+    if call.header.flags & REPLAY:
+        return None
+    if not ost.node.faults.any and _nobody_there(ost, body, body.start, body.end) and _is_short(ost, body):
         return None
     return _punch_data(ost, call, body)
 
@@ -353,6 +355,7 @@ def _punch_file(ost: Ost, body: Punch | Fallocate) -> None:
 
 async def _punch_data(ost: Ost, call: Call, body: Punch | Fallocate) -> None:
     _check_punch(body)
+    await ost.fault("ost.punch", call)
     hold, locks = await _hold(ost, body, body.start, body.end)
     done = False
     try:

@@ -127,7 +127,7 @@ class ClientImport:
         self.on_committed: list[Callable[[], None]] = []
         self.on_evicted: list[Callable[[], None]] = []
         self.on_switched: list[Callable[[], None]] = []  # off or on, by the administrator
-        self.counts = {"replayed": 0, "resent": 0, "timeouts": 0, "evicted": 0, "requests": 0, "reconnects": 0}
+        self.counts = {"replayed": 0, "resent": 0, "timeouts": 0, "evicted": 0, "requests": 0, "reconnects": 0, "checksum_errors": 0}
         self.calls: dict[str, int] = {}
 
     # state ------------------------------------------------------------------------------------------------------
@@ -558,8 +558,9 @@ class ClientImport:
                 self.connection_failed(conn_cnt, f"{request.spec.name}: {errno.errorcode[-status]}")
                 return
         elif bulk is CORRUPT:
+            self.counts["checksum_errors"] += 1
             self.node.events.emit("bulk.corrupt", level="warning", target=self.target, xid=request.xid)
-            self.resend(request)
+            self._pause_and_resend(request, new_xid=False)
             return
         else:
             request.reply = request.spec.check_reply(body)
@@ -625,6 +626,9 @@ class ClientImport:
         if fault.action == "delay":
             loop = asyncio.get_running_loop()
             loop.call_later(fault.delay_s, self._receive_late, request, raw, bulk)
+        elif fault.action == "corrupt":
+            self.reply_received(request, raw, CORRUPT)
+            return True
         return fault.action in ("drop", "delay")
 
     def _receive_late(self, request: Request, raw: tuple[Any, ...], bulk: memoryview | None) -> None:

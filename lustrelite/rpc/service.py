@@ -17,7 +17,7 @@ from lustrelite.ids import Nid
 from lustrelite.recovery.adaptive import ServiceEstimate
 from lustrelite.rpc.buffers import BufferPool
 from lustrelite.rpc.export import Call, Export, ServerLink
-from lustrelite.rpc.node import Link, Listener, Node
+from lustrelite.rpc.node import CORRUPT, Link, Listener, Node
 from lustrelite.tunables import limits
 from lustrelite.wire import frame
 from lustrelite.wire.locks import check_callback_reply
@@ -175,6 +175,9 @@ class Service:
         if fault.action == "error":
             call.reply(-fault.errno, None)
             return True
+        if fault.action == "corrupt":
+            call.bulk = CORRUPT
+            return False
         return fault.action == "drop"
 
     def _dispatch(self, call: Call) -> None:

@@ -39,6 +39,8 @@ class ObjectDisk:
         self.durable: dict[int, bytearray] = {}
         self.journal: dict[int, list[Entry]] = {}  # since the last sync
         self.broken = 0  # errno of every write and sync from now on
+        self.unreadable = 0  # of every read
+        self.unsyncable = 0  # of every sync: what was written is lost by a power cut
 
     def change(self, oid: int, entry: Entry) -> None:
         """Do it, and remember it until it is durable."""
@@ -128,6 +130,8 @@ class SimObjectFiles:
     def read_into(self, oid: int, offset: int, buffer: Buffer) -> int:
         """See ObjectFiles.read_into."""
         self._check()
+        if self.disk.unreadable:
+            raise OpError(self.disk.unreadable, f"cannot read object {oid}")
         view = memoryview(buffer).cast("B")
         data = self.disk.files.get(oid, b"")[offset : offset + len(view)]
         view[: len(data)] = data
@@ -194,6 +198,8 @@ class SimObjectFiles:
     def sync(self, oids: Iterable[int]) -> None:
         """See ObjectFiles.sync."""
         self._check(writes=True)
+        if self.disk.unsyncable:
+            raise OpError(self.disk.unsyncable, "cannot sync")
         self.disk.settle(list(oids))
 
     def close(self) -> None:

@@ -99,6 +99,7 @@ class Target:
         self.stopping = False
         self.evictions = 0
         self.reconstructed = 0
+        self.checksum_errors = 0  # data that was not what its sender had sent
         self.sharing = Sharing()
         self.namespace = Namespace(node, name, evict=self.evict, lvb=self.lvb, types=self.lock_types)
         if self.recoverable:
@@ -282,6 +283,11 @@ class Target:
         if type(call.body) is Disconnect:
             self.clients.disconnect(call)
             return
+        if call.bulk is CORRUPT:  # before it has its turn in recovery: other replays would pass it by
+            self.checksum_errors += 1
+            self.node.events.emit("bulk.corrupt", level="warning", target=self.name, client=export.uuid)
+            self.reply(call, -errno.EAGAIN, None)
+            return
         flags = header.flags
         xid = call.xid
         twin = export.in_progress(xid)
@@ -350,10 +356,6 @@ class Target:
         handler = self.handlers.get(type(call.body))
         if handler is None:
             self.reply(call, -errno.EOPNOTSUPP, None)
-            return
-        if call.bulk is CORRUPT:
-            self.node.events.emit("bulk.corrupt", level="warning", target=self.name, client=call.export.uuid)
-            self.reply(call, -errno.EAGAIN, None)
             return
         if self.node.faults.any and self._fault_before(call, handler):
             return

@@ -472,6 +472,12 @@ class ProcessNet:
             raise NotImplementedError("a process sends a reply once: double replies on the simulator")
         return self._rule("duplicate", what, to, source, reply, times)
 
+    def corrupt(self, what: Any = None, *, to: Any = None, source: Any = None, reply: bool = False, times: int = 1) -> ProcessRule:
+        """See world.Net: what a server receives does not match its checksum."""
+        if reply:
+            raise NotImplementedError("what a client receives is garbled on the simulator only")
+        return self._rule("corrupt", what, to, source, reply, times)
+
     def hold(self, what: Any = None, **where: Any) -> ProcessRule:
         """Not here."""
         raise NotImplementedError("a message between processes cannot be held: drop or slow it, or use the simulator")

@@ -146,6 +146,7 @@ async def test_writers_bear_with_a_pair_that_fails_over_again_and_again(world: A
                 await client.write(f"/{client.name}{number % 3}", data(f"{number}", 300_000))
                 assert await client.read(f"/{client.name}{number % 3}") == data(f"{number}", 300_000)
                 number += 1
+                await asyncio.sleep(0.1)
             written[client.name] = number
 
         working = [soon(work(client)) for client in (c.a, c.b)]

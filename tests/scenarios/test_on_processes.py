@@ -20,6 +20,7 @@ import test_power_cut
 import test_reconstruct
 import test_replay
 import test_resend
+import test_transient
 import test_vbr
 
 Scenario = Callable[..., Coroutine[Any, Any, None]]
@@ -90,6 +91,7 @@ SCENARIOS = [
     same(test_ost_recovery.test_new_clients_are_refused_while_an_ost_recovers_and_get_in_afterwards),
     same(test_ost_recovery.test_the_recovery_of_an_ost_is_aborted_by_hand),
     same(test_ost_recovery.test_who_does_not_come_back_in_time_loses_and_the_others_do_not),
+    same(test_transient.test_garbled_data_on_processes_too),
     same(test_insanity.test_every_server_fails_one_after_the_other),
     same(test_insanity.test_the_mds_is_away_while_an_ost_fails_and_comes_back),
     same(test_insanity.test_the_mds_fails_over_and_then_two_clients_die_and_return),
