@@ -512,3 +512,21 @@ async def test_a_file_is_read_ahead_and_written_in_large_rpcs(cluster: Any) -> N
             for place in range(0, len(data), 16 * KIB):
                 assert await c.b.unrecorded(other.pread(16 * KIB, place)) == data[place : place + 16 * KIB]
         assert sent["Read"] < 40 and sent["Enqueue"] <= 4
+
+
+async def test_the_buffer_of_a_cancelled_read_is_the_callers_again(cluster: Any) -> None:
+    """Half of the data has landed in it when the caller gives up; the rest arrives when he uses it for something else."""
+    async with cluster(clients=1, oss=1) as c:
+        await c.a.write("/f", b"x" * MIB)
+        async with await c.a.fs.open("/f", os.O_RDONLY | os.O_DIRECT) as file:
+            buffer = bytearray(MIB)
+            reading = soon(file.pread_into(buffer, 0))
+            while buffer[0] != ord("x"):
+                await asyncio.sleep(1e-6)
+            assert buffer[-1] == 0, "not all of it"
+            reading.cancel()
+            await asyncio.wait([reading])
+            buffer[:] = b"y" * MIB
+            await asyncio.sleep(5.0)
+            assert buffer == b"y" * MIB
+            assert await file.pread(MIB, 0) == b"x" * MIB

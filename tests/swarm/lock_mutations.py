@@ -15,6 +15,7 @@ from lustrelite.client.attr_cache import AttrCache
 from lustrelite.client.cached_object import CachedObject
 from lustrelite.client.data_cache import DataCache
 from lustrelite.client.locked_io import LockedIo
+from lustrelite.client.part_read import PartRead
 from lustrelite.ldlm.held_locks import HeldLocks
 from lustrelite.ldlm.lock import LOCAL
 from lustrelite.ldlm.lock_cache import LockCache
@@ -76,7 +77,7 @@ def a_glimpse_asks_nobody(patch):
 
 @mutation
 def a_lock_goes_before_its_data_is_durable(patch):
-    patch.setattr(Ost, "_cancel_waits", lambda self, lock, cancel: False)
+    patch.setattr(Ost, "_cancel_waits", lambda self, lock, with_change, cancel: False)
 
 
 @mutation
@@ -227,3 +228,8 @@ def nothing_is_written_back_when_a_lock_is_asked_for(patch):
         pass
 
     patch.setattr(DataCache, "_flush", nothing)
+
+
+@mutation
+def what_changes_during_a_read_past_the_cache_does_not_matter(patch):
+    patch.setattr(PartRead, "changed", property(lambda self: False))
