@@ -66,11 +66,6 @@ class Osc:
         return getattr(self.imp, "inactive", False)
 
     @property
-    def state(self) -> str:
-        """Of its connection, for messages."""
-        return str(getattr(self.imp, "state", "FULL"))
-
-    @property
     def last_committed(self) -> int:
         """Everything up to this transno is durable on the OST."""
         return getattr(self.imp, "last_committed", 0)

@@ -98,6 +98,7 @@ class ClientImport:
         self.unreplied: dict[int, None] = {}  # xids in order: the first one bounds what the server must remember
         self.link: ClientLink | None = None
         self.current_nid: Nid | None = None
+        self.announced: Nid | None = None  # where the configuration says that a newer incarnation runs
         self.inactive = False
         self.failout: Failout | None = None  # if its requests may fail because the target is away for too long
         self._configured = ""  # what the configuration says of `inactive`
@@ -287,6 +288,7 @@ class ClientImport:
         if instance is None or instance <= self.fsm.instance:
             return
         # Imperative recovery: a newer incarnation runs; do not wait for timeouts to notice (protocol-facts 9.1).
+        self.announced = self.nids[0] if self.nids else None
         if self.state is State.DISCONN:
             self.kick.set()
         elif self.fsm.instance:

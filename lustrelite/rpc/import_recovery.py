@@ -67,6 +67,9 @@ class ImportRecovery:
         self.imp.connection_failed(0, why)
 
     def _choose_nid(self, same: bool) -> Nid:
+        announced, self.imp.announced = self.imp.announced, None
+        if announced is not None:
+            return announced
         if self.imp.current_nid in self.imp.nids:
             place = self.imp.nids.index(self.imp.current_nid)
             return self.imp.nids[place if same else (place + 1) % len(self.imp.nids)]

@@ -173,3 +173,15 @@ async def test_data_under_way_to_a_dead_owner_arrives_once_at_the_standby(world:
         await c.a.write_at("/f", 1000, b"later" * 1000)
         assert await c.b.read("/f") == data("f", 2 * MIB)[:1000] + b"later" * 1000 + data("f", 2 * MIB)[6000:]
         c.never_saw("import.evicted")
+
+
+async def test_clients_leave_a_machine_that_is_gone_for_the_one_that_the_mgs_names(cluster: Any) -> None:
+    """Nobody closes their connections; a request that is under way is sent again there at once."""
+    async with cluster(clients=2, oss=1, pairs=True, rpc_timeout_s=20.0, connect_timeout_s=15.0) as c:
+        await c.a.write("/f", data("f"))
+        await c.a.unrecorded(c.a.fs.sync())
+        began = c.loop.time()
+        await c.oss[0].kill(silent=True)
+        assert await c.b.read("/f") == data("f")
+        assert c.loop.time() - began < 5
+        c.never_saw("import.evicted", target=c.oss[0])
