@@ -56,6 +56,7 @@ LAYERS = {
     "lustrelite.status_text": 5,
     "lustrelite.fail_loc": 5,
     "lustrelite.fsck": 5,
+    "lustrelite.fuse": 5,
     "lustrelite.cli": 5,
     "lustrelite.sim": 6,
     "lustrelite.services": 7,

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from lustrelite.errors import OpError
@@ -146,6 +146,7 @@ class AttrCache:
         self.root = Known(root)
         self.files: dict[Fid, Known] = {root: self.root}
         self.entries = 0
+        self.on_lost: Callable[[Fid, int], None] | None = None  # these bits of a file are not locked any more
         self._listings: dict[Known, None] = {}  # the longest unread first
         locks.drop = self.dropped
 
@@ -502,6 +503,8 @@ class AttrCache:
         known.drops += 1
         if gone:
             self._forget(known, gone)
+            if self.on_lost is not None:
+                self.on_lost(known.fid, gone)
 
     def _forget(self, known: Known, gone: int) -> None:
         known.fresh &= ~gone

@@ -95,7 +95,8 @@ def merge(attr: Attr, objects: ObjectsAttr | None, *, mtime: int = 0, atime: int
         if objects.ctime > ctime:
             newest_mtime, ctime = objects.mtime, objects.ctime
     return Stat(
-        attr.fid, attr.mode, attr.nlink, attr.uid, attr.gid, attr.rdev, size, blocks, max(attr.atime, atime),
-        max(newest_mtime, mtime), max(ctime, mtime), attr.btime, attr.flags, attr.version, attr.layout, attr.parent,
+        attr.fid, attr.mode, attr.nlink, attr.uid, attr.gid, attr.rdev, size, blocks,
+        max(attr.atime, atime) if atime else attr.atime,
+        max(newest_mtime, mtime) if mtime else newest_mtime, max(ctime, mtime), attr.btime, attr.flags, attr.version, attr.layout, attr.parent,
         attr.projid,
     )  # fmt: skip

@@ -86,6 +86,12 @@ class FidOperations:
             return known.attr
         return await self.connections.mdc.getattr(fid, cred=self.cred, need=need)
 
+    def known_stat(self, fid: Fid) -> Stat | None:
+        """`stat_fid` if locks that are held say all of it."""
+        cache = self.connections.names
+        known = cache.find(fid, STAT) if cache is not None else None
+        return self._whole(known) if known is not None else None
+
     def _whole(self, known: Known) -> Stat | None:
         """What stat() shows of a file of which the MDT's part is known; None if its objects must be asked."""
         attr = known.attr
@@ -386,8 +392,9 @@ class FidOperations:
         )
         # If our caller goes away while the MDT opens the file, nobody would know the handle: it is closed again.
         handle, reply = await connections.tasks.claim(request, "open", self._give_back)
-        file = File(self, handle, reply.attr, flags)
-        if flags & os.O_TRUNC and reply.attr.layout is not None and not reply.disposition & mdt.DISP_OPEN_CREATE:
+        created = bool(reply.disposition & mdt.DISP_OPEN_CREATE)
+        file = File(self, handle, reply.attr, flags, created)
+        if flags & os.O_TRUNC and reply.attr.layout is not None and not created:
             try:
                 await self._truncate_objects(reply.attr, 0, time)
             except BaseException:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from lustrelite.client.cached_object import CachedObject
@@ -45,6 +45,7 @@ class DataCache:
         self.objects: dict[int, CachedObject] = {}
         self.grant = Grant()
         self.writeback = WriteBack(osc, shared, self.grant)
+        self.on_lost: Callable[[int, int], None] | None = None  # (OST index, object): a lock on it was lost
         locks.flush = self._flush
         locks.drop = self._drop
         locks.glimpse_of = self._glimpse_of
@@ -116,6 +117,8 @@ class DataCache:
             self.writeback.lose(cached, lock, cached.abandon(lock))
             self._forget(cached, lost)
         lock.data = None
+        if lost and self.on_lost is not None:
+            self.on_lost(self.osc.index, int.from_bytes(lock.resource, "big"))
 
     def _forget(self, cached: CachedObject, lost: bool = False) -> None:
         """Forget an object that has neither locks nor anything on its way, or, `lost`, nothing that will arrive."""

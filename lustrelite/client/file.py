@@ -55,7 +55,7 @@ _COPY_BYTES = 4 << 20  # in one step
 class File:
     """An open file or directory; an async context manager that closes it."""
 
-    def __init__(self, fs: FidOperations, handle: int, attr: Attr, flags: int) -> None:
+    def __init__(self, fs: FidOperations, handle: int, attr: Attr, flags: int, created: bool = False) -> None:
         self.fs = fs
         self.handle = handle
         self.fid: Fid = attr.fid
@@ -65,7 +65,8 @@ class File:
         self.closed = False
         self.mtime = 0  # time of the last write here, 0 if the MDT need not hear of it
         self.atime = 0
-        self._attr = attr
+        self.opened_as = attr
+        self.created = created  # by this open
         self._size = 0  # highest end of a write here: a hint for the MDT
         self._position_lock = asyncio.Lock()
         self.lock_owner = 0  # of lockf(): who this is, among those who share the mount
@@ -198,15 +199,15 @@ class File:
 
     # writing ----------------------------------------------------------------------------------------------------
 
-    async def pwrite(self, data: Buffer, offset: int) -> int:
-        """Write all of `data` at `offset` (as on Linux at the end of the file if opened with O_APPEND).
+    async def pwrite(self, data: Buffer, offset: int, *, here: bool = False) -> int:
+        """Write all of `data` at `offset` (as on Linux at the end of the file if opened with O_APPEND, unless `here`).
 
         `data` may not change until this returns, and never again if the caller is cancelled: it may still be sent.
         EBADF, EFBIG, ENOSPC, EINVAL, EIO
         """
-        return (await self._write(data, offset))[0]
+        return (await self._write(data, offset, here))[0]
 
-    async def _write(self, data: Buffer, offset: int) -> tuple[int, int]:
+    async def _write(self, data: Buffer, offset: int, here: bool = False) -> tuple[int, int]:
         if isinstance(data, str):
             raise TypeError("data is bytes, not str: encode it first")
         try:
@@ -214,7 +215,7 @@ class File:
         except TypeError:
             raise TypeError(f"data is contiguous bytes, not {type(data).__name__}") from None
         self._check(self.writable, offset)
-        self._say_lost()
+        self.say_lost()
         if not len(view):
             return 0, offset
         layout = await self._current_layout()
@@ -223,7 +224,7 @@ class File:
         if self._drop_set_id:
             # A file that others than root change must not lend them its owner's rights any longer.
             await self.drop_privileges()
-        if self.flags & os.O_APPEND:
+        if self.flags & os.O_APPEND and not here:
             async with self._inode.append_lock:
                 offset = await self._put(layout, view, -1)
         else:
@@ -263,7 +264,8 @@ class File:
         if self._wrote and not self._lost:
             self._lost = number
 
-    def _say_lost(self) -> None:
+    def say_lost(self) -> None:
+        """Raise, once, what became of data that was written here before.  EIO"""
         number, self._lost = self._lost, 0
         if number:
             raise OpError(number, "data that was written before could not be written back")
@@ -298,14 +300,14 @@ class File:
         """
         if mode not in _FALLOC_MODES:
             raise OpError(errno.EOPNOTSUPP, f"fallocate mode {mode:#x}")
-        if not S_ISREG(self._attr.mode) and not S_ISDIR(self._attr.mode):
+        if not S_ISREG(self.opened_as.mode) and not S_ISDIR(self.opened_as.mode):
             raise OpError(errno.ENODEV)
         self._check(self.writable, offset)
         if length <= 0:
             raise OpError(errno.EINVAL, f"{length} bytes")
         if offset + length > EOF:
             raise OpError(errno.EFBIG)
-        self._say_lost()
+        self.say_lost()
         layout = await self._current_layout()
         if layout is None:
             raise OpError(errno.EIO, "the file has no objects")
@@ -379,7 +381,7 @@ class File:
         What is dirty here or elsewhere is written back first.  ENXIO: `offset` is behind the end, or there is no more data
         """
         self._check_open()
-        if not S_ISREG(self._attr.mode) or whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+        if not S_ISREG(self.opened_as.mode) or whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             raise OpError(errno.EINVAL, f"whence {whence}")
         layout = await self._current_layout()
         if layout is None or not 0 <= offset <= EOF:
@@ -407,7 +409,7 @@ class File:
             except OpError:
                 self._lost = 0  # this error says so, too
                 raise
-        self._say_lost()
+        self.say_lost()
         if not data_only:
             await self.fs.connections.mdc.sync()
 
@@ -465,7 +467,7 @@ class File:
         connections = self.fs.connections
         connections.open_files.remove(self)
         await connections.tasks.finish(self._close(), "close")
-        self._say_lost()
+        self.say_lost()
 
     def abandon(self) -> None:
         """Close in the background: nobody will have this file."""
@@ -503,11 +505,11 @@ class File:
         if not isinstance(offset, int):
             raise TypeError(f"an offset is an int, not {type(offset).__name__}")
         self._check_open()
-        if S_ISDIR(self._attr.mode):
+        if S_ISDIR(self.opened_as.mode):
             raise OpError(errno.EISDIR)
         if not allowed:
             raise OpError(errno.EBADF, "not opened for this")
-        if not S_ISREG(self._attr.mode):
+        if not S_ISREG(self.opened_as.mode):
             raise OpError(errno.EINVAL, "not a regular file")
         if offset < 0:
             raise OpError(errno.EINVAL, f"offset {offset}")

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Coroutine, Sequence
+import functools
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from lustrelite.client import striping
@@ -25,6 +26,7 @@ from lustrelite.client.tasks import Tasks
 from lustrelite.client.writeback import Shared
 from lustrelite.errors import OpError
 from lustrelite.ids import Fid
+from lustrelite.ldlm.client_lock import ClientLock
 from lustrelite.tunables import limits
 from lustrelite.wire.mdt import Layout, StatfsReply
 from lustrelite.wire.message import Cred
@@ -47,6 +49,12 @@ class Lov:
     def __init__(self, tasks: Tasks) -> None:
         self.oscs: dict[int, Osc] = {}  # by OST index, in the order they became known
         self.locked: LockedIo | None = None  # if the mount caches
+        self.on_withdraw: Callable[[int, ClientLock], Awaitable[None] | None] | None = None
+        """A lock on an object of OST `index` goes; it is given back when what this returns is done."""
+        self.believed: Callable[[int, ClientLock], bool] | None = None
+        """Does anybody beside us believe in what is under such a lock?"""
+        self.on_lost: Callable[[int, int], None] | None = None
+        """A lock on an object of an OST (index, number) was lost."""
         self._tasks = tasks
         self._added = asyncio.Event()
 
@@ -58,21 +66,39 @@ class Lov:
             if self.locked is None:
                 self.locked = LockedIo(self, Shared(self._tasks.node))
             osc.data = self.locked.caches[osc.index] = DataCache(osc, osc.locks, self.locked.shared)
+            osc.data.on_lost = self._lost
+            osc.locks.withdraw = functools.partial(self._withdraw, osc.index)
+            osc.locks.believed = functools.partial(self._believed, osc.index)
         self._added.set()
         self._added = asyncio.Event()
+
+    def _withdraw(self, index: int, lock: ClientLock) -> Awaitable[None] | None:
+        return self.on_withdraw(index, lock) if self.on_withdraw is not None else None
+
+    def _believed(self, index: int, lock: ClientLock) -> bool:
+        return self.believed is not None and self.believed(index, lock)
+
+    def _lost(self, index: int, obj: int) -> None:
+        if self.on_lost is not None:
+            self.on_lost(index, obj)
 
     async def osc(self, index: int) -> Osc:
         """The OST with `index`. A new one may be in a layout before we have heard of it, so wait a little; then EIO."""
         found = self.oscs.get(index)
         if found is not None:
             return found
+        wait = self._tasks.spawn(self._known(index), "unknown OST")
         try:
-            async with asyncio.timeout(self._tasks.node.tunables.rpc_timeout_s):
-                while index not in self.oscs:
-                    await self._added.wait()
-        except TimeoutError:
-            raise OpError(errno.EIO, f"OST{index:04x} is not in the configuration") from None
+            await asyncio.wait([wait], timeout=self._tasks.node.tunables.rpc_timeout_s)
+        finally:
+            wait.cancel()
+        if index not in self.oscs:
+            raise OpError(errno.EIO, f"OST{index:04x} is not in the configuration")
         return self.oscs[index]
+
+    async def _known(self, index: int) -> None:
+        while index not in self.oscs:
+            await self._added.wait()
 
     async def data(self, index: int) -> DataCache:
         """What is cached of the OST with `index`, if the mount caches.  EIO"""

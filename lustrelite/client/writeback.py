@@ -23,7 +23,6 @@ Source: osc/osc_cache.c: osc_extent_*, osc_io_unplug(); LU-2139 (what is answere
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -65,11 +64,11 @@ class Shared:
         """Is it the mount's bound that `cost` more dirty bytes would break?"""
         return self.dirty + cost > self.node.tunables.max_cached_bytes // 2
 
-    async def landing(self) -> None:
-        """Return when anything was written back, or given up."""
+    async def landing(self, timeout_s: float) -> None:
+        """Return when anything was written back, or given up, or after `timeout_s`."""
         future = asyncio.get_running_loop().create_future()
         self._waiters.append(future)
-        await future
+        await asyncio.wait([future], timeout=timeout_s)
 
     def landed(self) -> None:
         """Something was."""
@@ -162,9 +161,7 @@ class WriteBack:
                 return
             for writeback in self.shared.writebacks if self.shared.full(cost) else [self]:
                 writeback.write_back_soon()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(tunables.lock_callback_s / 4):
-                    await self.shared.landing()
+            await self.shared.landing(tunables.lock_callback_s / 4)
 
     # writing back -----------------------------------------------------------------------------------------------
 

@@ -28,6 +28,8 @@ class HeldLocks:
         """The lock goes now (IBITS: `going_bits` of it); True: it is lost, what is dirty under it cannot be saved."""
         self.stays: Callable[[ClientLock], bool] | None = None
         """Is anything dirty or busy under this unused lock? Then the LRU leaves it alone."""
+        self.believed: Callable[[ClientLock], bool] | None = None
+        """Does anybody beside us believe in what is under it? Then it is not given up without a word to him."""
         tunables = imp.node.tunables
         self.lru: LockLru[ClientLock] = LockLru(tunables.lru_size, tunables.lru_max_age_s)
         self._now = asyncio.get_running_loop().time  # node.now() without its way there: this is asked most of all
@@ -110,7 +112,7 @@ class HeldLocks:
         """
         if self._replayed_to != self.imp.instance:  # else it may have some of them already
             self._replayed_to = self.imp.instance
-            for lock in self.lru.drop_before_replay(lambda lock: self.stays is not None and self.stays(lock)):
+            for lock in self.lru.drop_before_replay(self._is_replayed):
                 if self.drop is not None:
                     lock.asked = None
                     self.drop(lock, False)
@@ -124,6 +126,11 @@ class HeldLocks:
             if flags is not None and not lock.flags & (GLIMPSE | BLOCK_NOWAIT):
                 wants.append(lock.want(flags))
         return wants
+
+    def _is_replayed(self, lock: ClientLock) -> bool:
+        """An unused lock: is it worth it?"""
+        dirty = self.stays is not None and self.stays(lock)
+        return dirty or (self.believed is not None and self.believed(lock))
 
     def describe(self) -> list[dict[str, Any]]:
         """Every lock as data."""

@@ -40,6 +40,8 @@ class LocksInUse(HeldLocks):
         True: with the last write went the cancel."""
         self.glimpse_of: Callable[[ClientLock], Lvb | None] | None = None
         """What we know of the object."""
+        self.withdraw: Callable[[ClientLock], Awaitable[None] | None] | None = None
+        """The lock is about to go: tell whoever believes in what is under it. Awaited before it is flushed."""
         self._cancels = Cancels(imp)
         self._timer: asyncio.TimerHandle | None = None
         self._trimming = False
@@ -105,19 +107,26 @@ class LocksInUse(HeldLocks):
         """Nobody uses it: write back, drop, cancel."""
         assert lock.holding is Holding.GRANTED and not lock.users, lock
         self.lru.used(lock)
-        clean = self.stays is not None and not self.stays(lock)
-        if self.flush is None or not lock.mode & WRITERS or clean:
+        withdrawn = self.withdraw(lock) if self.withdraw is not None else None
+        if withdrawn is None and not self._dirty(lock):
             self._let_go(lock)
             return
         lock.holding = Holding.CANCELLING
         lock.ready = False
-        self._cancels.spawn(self._flush_and_let_go(lock), "flush")
+        self._cancels.spawn(self._flush_and_let_go(lock, withdrawn), "flush")
 
-    async def _flush_and_let_go(self, lock: ClientLock) -> None:
-        assert self.flush is not None
+    def _dirty(self, lock: ClientLock) -> bool:
+        """May there be something to be written back under it?"""
+        return self.flush is not None and bool(lock.mode & WRITERS) and (self.stays is None or self.stays(lock))
+
+    async def _flush_and_let_go(self, lock: ClientLock, withdrawn: Awaitable[None] | None) -> None:
         cancelled = False
         try:
-            cancelled = await self.flush(lock, lock.asked)
+            if withdrawn is not None:
+                await withdrawn
+            if self._dirty(lock):
+                assert self.flush is not None
+                cancelled = await self.flush(lock, lock.asked)
         except OpError as error:
             self.node.events.emit(
                 "lock.flush_failed", level="warning", target=self.imp.target, handle=lock.handle, error=str(error)

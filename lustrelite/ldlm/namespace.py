@@ -98,6 +98,7 @@ class Namespace:
         self._local_waits: dict[Lock, asyncio.Future[None]] = {}
         self._last_local = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0  # uvloop's handle of a time that is past does not say it
         self._lingering: dict[Export, asyncio.TimerHandle | None] = {}  # evicted, and perhaps not aware of it
 
     # counts -----------------------------------------------------------------------------------------------------
@@ -618,12 +619,13 @@ class Namespace:
         now = self.node.now()
         self.table.asked(lock, now + self._limit(lock.owner))
         first = self.table.next_deadline()
-        if first is not None and (self._timer is None or self._timer.when() > first):
+        if first is not None and (self._timer is None or self._timer_at > first):
             self._set_timer(first)
 
     def _set_timer(self, when: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._timer_at = when
         self._timer = asyncio.get_running_loop().call_at(when, self._expire, when)
 
     def _expire(self, when: float) -> None:

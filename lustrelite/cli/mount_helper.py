@@ -1,0 +1,246 @@
+"""mount.lustrelite and umount.lustrelite: a file system in the tree of this machine, as mount(8) and people call it.
+
+`mount.lustrelite SOURCE DIR` returns when the mount can be used, or says in one line why not; a process stays behind
+(fuse/process.py). `umount.lustrelite DIR` returns when that process has written back everything and is gone.
+
+SOURCE is MGSNID[,MGSNID...]:/FSNAME; a bare HOST is HOST:988@tcp.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from lustrelite.cli.errors import Refused, run
+from lustrelite.errors import OpError
+from lustrelite.fuse import attach
+from lustrelite.fuse import process as fuse_process
+from lustrelite.ids import Nid, check_fsname, parse_nid
+from lustrelite.process import start_ticks
+
+PORT = 988
+WAIT_S = 60.0  # for the servers, at the mount
+LEAVE_S = 100.0  # for the process, at the unmount: longer than it waits for a recovery
+POLL_S = 0.01
+# options of fstab(5) that are other programs' business
+IGNORED = ("auto", "noauto", "_netdev", "nofail", "group", "owner", "dev", "suid", "default_permissions", "allow_root")
+
+
+def parse_source(source: str) -> tuple[list[Nid], str]:
+    """(NIDs of the MGS, name of the file system) of `mgs:/lustre`.  Refused"""
+    where, colon, fsname = source.rpartition(":/")
+    if not colon or not where:
+        raise Refused(f"{source!r}: what is to be mounted is MGSNID:/FSNAME, as in mgs1:988@tcp:/lustre")
+    try:
+        return [_nid(part) for part in where.split(",")], check_fsname(fsname)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+
+
+def _nid(text: str) -> Nid:
+    address, at, net = text.rpartition("@")
+    if not at:
+        address, net = text, "tcp"
+    if net == "tcp" and ":" not in address:
+        address = f"{address}:{PORT}"
+    return parse_nid(f"{address}@{net}")
+
+
+def default_run_dir() -> Path:
+    """Where the processes of mounts have their records and control sockets."""
+    given = os.environ.get("LUSTRELITE_RUN_DIR")
+    if given:
+        return Path(given)
+    if os.geteuid() == 0:
+        return Path("/run/lustrelite")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(runtime) / "lustrelite" if runtime else Path(f"/tmp/lustrelite-{os.geteuid()}")
+
+
+def options_of(source: str, mgsnode: list[Nid], fsname: str, point: str, text: str, run_dir: Path, log_dir: Path | None,
+               settings: tuple[str, ...] = ()) -> argparse.Namespace:
+    """What the process is told; `text` is of -o.  Refused: an unknown option"""
+    flags, left = attach.parse_flags([option for option in text.split(",") if option])
+    options = argparse.Namespace(
+        name="mount" + point.replace("/", "-"), run_dir=run_dir, log_dir=log_dir, metrics_port=0,
+        metrics_host="127.0.0.1", allow_remote=False, set=list(settings), source=source, mgsnode=mgsnode, fsname=fsname,
+        mountpoint=point, flags=flags, allow_other=os.geteuid() == 0, wait_s=WAIT_S,
+        noatime=bool(flags & attach.MS_NOATIME), strictatime=bool(flags & attach.MS_STRICTATIME),
+    )  # fmt: skip
+    for option in left:
+        name, _, value = option.partition("=")
+        if name == "allow_other":
+            options.allow_other = True
+        elif name == "noallow_other":
+            options.allow_other = False
+        elif name == "nocache":
+            options.set.append("tunables.caching=0")
+        elif name == "allow_remote":
+            options.allow_remote = True
+        elif name == "wait":
+            options.wait_s = float(value)
+        elif name == "param":
+            options.set.append(value.replace(":", "=", 1))
+        elif not (name in IGNORED or name.startswith(("x-", "comment", "user", "uhelper", "helper", "X-"))):
+            raise Refused(f"unknown mount option {option!r} (see `mount.lustrelite --help`)")
+    return options
+
+
+def mount(options: argparse.Namespace, *, foreground: bool = False) -> int:
+    """Mount; in the foreground until it is unmounted, else until it can be used. Returns the exit status.  Refused"""
+    point = options.mountpoint
+    if not os.path.isdir(point):
+        raise Refused(f"{point} is no directory: make it first (mkdir)")
+    if options.flags & attach.MS_REMOUNT:
+        attach.remount(point, options.flags)
+        return 0
+    if foreground:
+        return fuse_process.run(options, lambda: None, _complain)
+    ours, theirs = os.pipe()
+    if not os.fork():
+        os.close(ours)
+        _stay_behind(options, theirs)
+    os.close(theirs)
+    with open(ours, "rb") as pipe:
+        said = pipe.read().decode(errors="replace")
+    if said != "ready":
+        raise Refused(said or f"the process of the mount died; see {options.log_dir or 'its log'}")
+    return 0
+
+
+def _stay_behind(options: argparse.Namespace, pipe: int) -> NoReturn:
+    """The child: a process without a terminal."""
+    os.setsid()
+    os.chdir("/")
+    os.umask(0o022)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(nothing, fd)
+
+    def say(text: str) -> None:
+        nonlocal pipe
+        if pipe >= 0:
+            os.write(pipe, text.encode())
+            os.close(pipe)
+            pipe = -1
+
+    status = 70
+    try:
+        status = fuse_process.run(options, lambda: say("ready"), say)
+    finally:
+        os._exit(status)
+
+
+def _complain(text: str) -> None:
+    click.echo(f"mount.lustrelite: {text}", err=True)
+
+
+def record_of(point: str, run_dirs: list[Path]) -> dict[str, object]:
+    """What the process of a mount says of itself; empty if there is none."""
+    for directory in run_dirs:
+        for path in sorted(directory.glob("mount*.json")):
+            try:
+                record: dict[str, object] = json.loads(path.read_text())
+            except (OSError, ValueError):
+                continue
+            if record.get("mountpoint") == point and start_ticks(int(str(record["pid"]))) == record["start_ticks"]:
+                return record
+    return {}
+
+
+def unmount(point: str, run_dirs: list[Path], *, force: bool = False, lazy: bool = False) -> None:
+    """Unmount, and wait for the clean end of the process behind it.  Refused"""
+    record = record_of(point, run_dirs)
+    device = attach.device_of(point)
+    if not device:
+        raise Refused(f"{point}: nothing of ours is mounted there")
+    try:
+        if force:
+            attach.abort(device)
+        attach.detach(point, (attach.MNT_FORCE if force else 0) | (attach.MNT_DETACH if lazy or force else 0))
+    except OpError as error:
+        raise Refused(f"{point}: {error.what if error.errno == 1 else os.strerror(error.errno)}") from None
+    if lazy or not record:
+        return
+    deadline = time.monotonic() + LEAVE_S
+    while start_ticks(int(str(record["pid"]))) == record["start_ticks"]:
+        if time.monotonic() > deadline:
+            raise Refused(
+                f"{point} is unmounted, but process {record['pid']} still waits for servers to take what was written: "
+                "start them, or kill it and lose that"
+            )
+        time.sleep(POLL_S)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("source")
+@click.argument("directory")
+@click.option("-o", "texts", multiple=True, metavar="OPTION[,OPTION]", help="mount options, see below")
+@click.option("-f", "--foreground", is_flag=True, help="stay, and log to the terminal")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="record and control socket go here [/run/lustrelite]")
+@click.option("--log-dir", type=click.Path(path_type=Path), help="log files go here [RUN_DIR/log]")
+@click.option("--set", "settings", multiple=True, metavar="PARAM=VALUE", help="set a parameter of this client")
+@click.option("-s", is_flag=True, hidden=True)
+@click.option("-n", is_flag=True, hidden=True)
+@click.option("-v", is_flag=True, hidden=True)
+@click.option("-N", "namespace", hidden=True)
+@click.option("-t", "kind", hidden=True)
+def mount_command(
+    source: str, directory: str, texts: tuple[str, ...], foreground: bool, run_dir: Path | None, log_dir: Path | None,
+    settings: tuple[str, ...], **_: object,
+) -> None:  # fmt: skip
+    """Mount the file system SOURCE (MGSNID[,MGSNID]:/FSNAME) on DIRECTORY.
+
+    \b
+    mount.lustrelite 10.0.0.1:988@tcp:/lustre /mnt/lustre
+    mount -t lustrelite mgs:/lustre /mnt/lustre -o ro
+    mgs:/lustre  /mnt/lustre  fuse.lustrelite  _netdev,noatime  0 0      (a line of /etc/fstab)
+
+    \b
+    Options: ro, noatime, strictatime, nosuid, nodev, noexec, sync, remount; noallow_other (only for who mounts; for
+    others than root allow_other needs user_allow_other in /etc/fuse.conf); nocache (every call goes to the servers);
+    wait=SECONDS for the servers; param=NAME:VALUE; allow_remote (servers on other than loopback addresses).
+    """
+    mgsnode, fsname = parse_source(source)
+    directory = os.path.abspath(directory)
+    where = run_dir or default_run_dir()
+    where.mkdir(parents=True, exist_ok=True, mode=0o700)
+    log = None if foreground else log_dir or where / "log"
+    options = options_of(source, mgsnode, fsname, directory, ",".join(texts), where, log, settings)
+    raise click.exceptions.Exit(mount(options, foreground=foreground))
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("directory")
+@click.option("-f", "--force", is_flag=True, help="at once: whatever waits for it fails, what was not written back is lost")
+@click.option("-l", "--lazy", is_flag=True, help="take it out of the tree now; it ends when nobody uses it any more")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="where the mount has its record [/run/lustrelite]")
+@click.option("-n", is_flag=True, hidden=True)
+@click.option("-r", is_flag=True, hidden=True)
+@click.option("-v", is_flag=True, hidden=True)
+@click.option("-N", "namespace", hidden=True)
+@click.option("-t", "kind", hidden=True)
+def umount_command(directory: str, force: bool, lazy: bool, run_dir: Path | None, **_: object) -> None:
+    """Unmount DIRECTORY, and return when everything is written back and the servers are told."""
+    unmount(os.path.abspath(directory), [run_dir] if run_dir else [default_run_dir()], force=force, lazy=lazy)
+
+
+def mount_main() -> None:
+    """Entry point of mount.lustrelite."""
+    run(mount_command, "mount.lustrelite")
+
+
+def umount_main() -> None:
+    """Entry point of umount.lustrelite."""
+    run(umount_command, "umount.lustrelite")
+
+
+if __name__ == "__main__":
+    (umount_main if os.path.basename(sys.argv[0]).startswith("umount") else mount_main)()

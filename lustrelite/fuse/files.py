@@ -1,0 +1,230 @@
+"""What the kernel asks about open files, on client/file.py. The handle of the protocol is that of the MDT.
+
+The kernel keeps pages of files (inodes.py says for how long), so it opens them with KEEP_CACHE; without locks, or
+O_DIRECT, everything comes here. RELEASE is answered before the close has gone to the MDT: nobody waits for that, and
+what was lost is told at FLUSH, which is close(2). Reads change the access time as `relatime` has it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat as modes
+from typing import TYPE_CHECKING
+
+from lustrelite.client.attributes import merge
+from lustrelite.client.by_fid import FidOperations
+from lustrelite.client.file import EOF, File
+from lustrelite.errors import OpError
+from lustrelite.fuse import kernel
+from lustrelite.fuse.inodes import Node
+from lustrelite.fuse.kernel import fopen, op
+from lustrelite.fuse.session import Answer, Handler, Request
+from lustrelite.wire.ldlm import PR
+
+if TYPE_CHECKING:
+    from lustrelite.fuse.mount import Mount
+
+TRIES = 3  # to read something that is not overtaken by the loss of its lock
+FMODE_EXEC = 0x20  # in the flags of OPEN: by execve(2), which needs no right to read
+COPY_BYTES_MAX = 16 << 20  # at once, so that it can be interrupted
+RELATIME_NS = 24 * 3600 * 1_000_000_000
+_OPERATIONS = {fcntl.F_RDLCK: fcntl.LOCK_SH, fcntl.F_WRLCK: fcntl.LOCK_EX, fcntl.F_UNLCK: fcntl.LOCK_UN}
+
+
+class Files:
+    """Handlers of one mount."""
+
+    def __init__(self, mount: Mount) -> None:
+        self.mount = mount
+        self.inodes = mount.inodes
+        self.handles: dict[int, File] = {}
+        self.handlers: dict[int, Handler] = {
+            op.OPEN: self.open, op.CREATE: self.create, op.READ: self.read, op.WRITE: self.write, op.FLUSH: self.flush,
+            op.RELEASE: self.release, op.FSYNC: self.fsync, op.GETLK: self.getlk, op.SETLK: self.setlk,
+            op.SETLKW: self.setlk, op.TMPFILE: self.create, op.FALLOCATE: self.fallocate, op.LSEEK: self.lseek,
+            op.COPY_FILE_RANGE: self.copy_file_range, op.COPY_FILE_RANGE_64: self.copy_file_range,
+        }  # fmt: skip
+
+    def file(self, handle: int) -> File:
+        """An open file."""
+        file = self.handles.get(handle)
+        if file is None:
+            raise OpError(errno.EBADF, f"handle {handle}")
+        return file
+
+    # opening ------------------------------------------------------------------------------------------------------
+
+    async def open(self, request: Request, body: memoryview) -> Answer:
+        """OPEN"""
+        (flags, _), _, _ = kernel.decode(op.OPEN, body)
+        node = self.mount.names.node(request.node)
+        view: FidOperations = self.mount.fs if flags & FMODE_EXEC else self.mount.callers.view(request)
+        try:
+            file = await view.open_fid(node.fid, flags & ~(os.O_CREAT | os.O_EXCL))
+        except OpError as error:
+            if error.errno == errno.ENOENT:
+                raise OpError(errno.ESTALE) from None
+            raise
+        return self._opened(node, file)
+
+    async def create(self, request: Request, body: memoryview) -> Answer:
+        """CREATE, TMPFILE"""
+        (flags, mode, umask, _), (name,), _ = kernel.decode(request.opcode, body)
+        parent, view = self.mount.names.node(request.node), self.mount.callers.view(request)
+        if request.opcode == op.TMPFILE:
+            file = await view.open_tmpfile(parent.fid, flags, mode & 0o7777, umask=umask)
+        else:
+            file = await view.open_at(parent.fid, name, flags, mode & 0o7777, umask=umask)
+        try:
+            stat = merge(file.opened_as, None) if file.created else await file.fstat()
+        except BaseException:
+            file.abandon()
+            raise
+        entry = self.mount.names.entry(parent, name, stat)
+        return entry + self._opened(self.inodes.of(file.fid), file)
+
+    def _opened(self, node: Node, file: File) -> bytes:
+        self.handles[file.handle] = file
+        node.opens += 1
+        if file.layout is not None:
+            self.inodes.watch(node, file.layout)
+        if not file.flags & os.O_NOATIME and not self._wants_atime(file):
+            file.flags |= os.O_NOATIME
+        flags = fopen.KEEP_CACHE if self.mount.caches else fopen.DIRECT_IO
+        return kernel.open_out(file.handle, flags)
+
+    def _wants_atime(self, file: File) -> bool:
+        attr = file.opened_as
+        if self.mount.options.noatime:
+            return False
+        old = attr.atime <= max(attr.mtime, attr.ctime)
+        return old or self.mount.options.strictatime or attr.atime + RELATIME_NS < self.mount.fs.connections.time()
+
+    async def flush(self, request: Request, body: memoryview) -> Answer:
+        """FLUSH: a descriptor is closed"""
+        (handle, _, _, owner), _, _ = kernel.decode(op.FLUSH, body)
+        file = self.file(handle)
+        await self.mount.fs.connections.flocks.release(file.fid, owner, bsd=False)
+        file.say_lost()
+        return None
+
+    async def release(self, request: Request, body: memoryview) -> Answer:
+        """RELEASE: the last descriptor of an open file was closed"""
+        (handle, _, _, _), _, _ = kernel.decode(op.RELEASE, body)
+        file = self.handles.pop(handle, None)
+        if file is not None:
+            self.mount.fs.connections.tasks.spawn(file.close(), "release")
+            node = self.inodes.fids.get(file.fid)
+            if node is not None:
+                node.opens -= 1
+                self.inodes.tidy(node)
+        return None
+
+    # data ---------------------------------------------------------------------------------------------------------
+
+    async def read(self, request: Request, body: memoryview) -> Answer:
+        """READ"""
+        (handle, offset, size, _, _, _, _), _, _ = kernel.decode(op.READ, body)
+        file = self.file(handle)
+        node = self.inodes.of(file.fid)
+        tries = TRIES
+        try:
+            while True:
+                withdrawn = node.begin(request, offset, offset + size)
+                data = await file.pread(size, offset)
+                if file.layout is not None:
+                    self.inodes.watch(node, file.layout)
+                if not node.overtaken(withdrawn):
+                    return data
+                tries -= 1
+                if not tries:
+                    self.inodes.drop_later(node, offset, offset + size)
+                    return data
+        finally:
+            node.end(request)
+
+    async def write(self, request: Request, body: memoryview) -> Answer:
+        """WRITE"""
+        (handle, offset, size, flags, _, _, _), _, _ = kernel.decode(op.WRITE, body)
+        file, data = self.file(handle), request.data
+        if data is None or len(data) != size:
+            raise kernel.Malformed(f"WRITE of {size} bytes with {len(data or b'')}")
+        node = self.inodes.of(file.fid)
+        if flags & kernel.WRITE_KILL_SUIDGID:
+            await self._drop_privileges(file)
+        withdrawn = node.begin(request, offset, offset + size)
+        try:
+            done = await file.pwrite(data, offset, here=bool(flags & kernel.WRITE_CACHE))
+            if file.layout is not None:
+                self.inodes.watch(node, file.layout)
+            if node.overtaken(withdrawn):
+                self.inodes.drop_later(node, offset, offset + size)
+        finally:
+            node.end(request)
+        return kernel.write_out(done)
+
+    async def _drop_privileges(self, file: File) -> None:
+        """The kernel says that the writer may not keep set-id bits; the open file knows only of those it was opened with."""
+        names = self.mount.fs.connections.names
+        known = names.files.get(file.fid) if names is not None else None
+        if known is not None and known.attr is not None and known.attr.mode & (modes.S_ISUID | modes.S_ISGID):
+            await file.drop_privileges()
+
+    async def fallocate(self, request: Request, body: memoryview) -> Answer:
+        """FALLOCATE"""
+        (handle, offset, length, mode, _), _, _ = kernel.decode(op.FALLOCATE, body)
+        await self.file(handle).fallocate(mode, offset, length)
+        return None
+
+    async def lseek(self, request: Request, body: memoryview) -> Answer:
+        """LSEEK: SEEK_DATA and SEEK_HOLE"""
+        (handle, offset, whence, _), _, _ = kernel.decode(op.LSEEK, body)
+        return kernel.offset_out(await self.file(handle).seek(offset, whence))
+
+    async def copy_file_range(self, request: Request, body: memoryview) -> Answer:
+        """COPY_FILE_RANGE"""
+        (handle, offset, _, target, target_offset, length, _), _, _ = kernel.decode(request.opcode, body)
+        source = self.file(handle)
+        done = await source.copy_range(offset, self.file(target), target_offset, min(length, COPY_BYTES_MAX))
+        return kernel.write_out(done)  # the low half of an u64, if the kernel wants one
+
+    async def fsync(self, request: Request, body: memoryview) -> Answer:
+        """FSYNC"""
+        (handle, flags, _), _, _ = kernel.decode(op.FSYNC, body)
+        await self.file(handle).fsync(bool(flags & kernel.FSYNC_FDATASYNC))
+        return None
+
+    # record locks -------------------------------------------------------------------------------------------------
+
+    async def getlk(self, request: Request, body: memoryview) -> Answer:
+        """GETLK"""
+        (handle, owner, start, end, kind, pid, _, _), _, _ = kernel.decode(op.GETLK, body)
+        found = await self.file(handle).getlk(_operation(kind), start, _length(start, end), owner=owner, pid=pid)
+        if found is None:
+            return kernel.lock_out(0, 0, fcntl.F_UNLCK, 0)
+        return kernel.lock_out(found.start, found.end, fcntl.F_RDLCK if found.mode == PR else fcntl.F_WRLCK, found.pid)
+
+    async def setlk(self, request: Request, body: memoryview) -> Answer:
+        """SETLK, SETLKW"""
+        (handle, owner, start, end, kind, pid, flags, _), _, _ = kernel.decode(request.opcode, body)
+        file, operation = self.file(handle), _operation(kind)
+        if request.opcode == op.SETLK:
+            operation |= fcntl.LOCK_NB
+        if flags & kernel.LK_FLOCK:
+            await file.flock(operation)
+        else:
+            await file.lockf(operation, start, _length(start, end), owner=owner, pid=pid)
+        return None
+
+
+def _operation(kind: int) -> int:
+    operation = _OPERATIONS.get(kind)
+    if operation is None:
+        raise OpError(errno.EINVAL, f"lock type {kind}")
+    return operation
+
+
+def _length(start: int, end: int) -> int:
+    return 0 if end >= EOF else end - start + 1

@@ -1,0 +1,291 @@
+"""What the kernel knows of inodes, and how it forgets in time.
+
+The kernel may believe a name, attributes or pages exactly as long as this client may: under the lock, and within the
+lease. It is told how long when it is told what; that alone is enough when we are cut off, or stopped. When a lock goes
+earlier, the kernel is told to forget before the lock is given back:
+
+    attributes   INVAL_INODE without pages: returns at once
+    names        INC_EPOCH: no name is true any more. It returns at once; every name is then asked for again, and mostly
+                 known here. (INVAL_ENTRY would wait for a mkdir in that directory, which may wait for this lock.)
+    no such name never kept by the kernel: the daemon knows it (client/attr_cache.py)
+    listings     pages of a directory, which the kernel drops when it finds another mtime
+    pages        INVAL_INODE with a range, in a thread: it waits for pages that are being read or written. Such a
+                 request may itself wait for a lock that we hold up, so nobody waits for it: what is being read is
+                 not there yet, and will be read under another lock.
+
+A request that reads or writes is therefore `busy` with its range as long as it is not answered, and looks before it
+answers whether what it has was overtaken (`overtaken`).  Source: fuse_reverse_inval_inode(), fuse_dentry_revalidate(),
+fs/fuse of Linux 6.18.  An inode number of the protocol (node) is ours, and never used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING
+
+from lustrelite.client.attributes import Stat
+from lustrelite.client.intervals import Intervals
+from lustrelite.fuse import kernel
+from lustrelite.fuse.kernel import PAGE_BYTES, Attributes
+from lustrelite.fuse.session import Session
+from lustrelite.ids import Fid
+from lustrelite.ldlm.client_lock import ClientLock
+from lustrelite.tunables import limits
+from lustrelite.wire.ldlm import LOOKUP, PERM, UPDATE
+from lustrelite.wire.mdt import Layout
+from lustrelite.wire.ost import OBJECT_EOF
+
+if TYPE_CHECKING:
+    from lustrelite.client.by_fid import FidOperations
+
+STAT = LOOKUP | PERM | UPDATE
+BLOCKED_S = 0.01  # an invalidation that lasts longer while something is being read is taken to wait for that
+BELIEVED_S_MAX = 3600.0
+
+
+class Node:
+    """An inode that the kernel knows."""
+
+    __slots__ = (
+        "arrived", "attr_until", "busy", "epoch", "fid", "lookups", "name_until", "number", "objects", "opens", "pages",
+        "started", "withdrawn",
+    )  # fmt: skip
+
+    def __init__(self, number: int, fid: Fid) -> None:
+        self.number = number
+        self.fid = fid
+        self.lookups = 0  # how often the kernel was told of it
+        self.opens = 0
+        self.name_until = 0.0  # until then the kernel believes a name of it,
+        self.epoch = -1  # if it was told in the present epoch
+        self.attr_until = 0.0
+        self.pages = False  # the kernel may have some of its data
+        self.objects: tuple[tuple[int, int], ...] = ()  # (OST, object): under which it is found
+        self.busy: dict[object, tuple[int, int]] = {}  # ranges of requests that are not answered
+        self.arrived: asyncio.Future[None] | None = None  # for who waits for one more of them
+        self.withdrawn = 0  # how often a lock on its data went, or began to go
+        self.started = 0  # how many of these have begun to drop pages
+
+    def begin(self, request: object, start: int, end: int) -> int:
+        """A request reads or writes [start, end); returns what `overtaken` wants to know."""
+        self.pages = True
+        self.busy[request] = start, end
+        if self.arrived is not None and not self.arrived.done():
+            self.arrived.set_result(None)
+        return self.withdrawn
+
+    def end(self, request: object) -> None:
+        """It is answered."""
+        self.busy.pop(request, None)
+
+    def overtaken(self, withdrawn: int) -> bool:
+        """Were pages dropped since, so that those of this request were passed over?"""
+        return self.started > withdrawn
+
+
+class Inodes:
+    """All of them."""
+
+    def __init__(self, view: FidOperations, session: Session) -> None:
+        self.view = view
+        self.session = session
+        self.epoch = 0
+        self.numbers: dict[int, Node] = {}
+        self.fids: dict[Fid, Node] = {}
+        self.objects: dict[tuple[int, int], Node] = {}
+        self.dropping = 0  # pages are being dropped for so many locks
+        self.root = Node(kernel.ROOT_ID, view.root)
+        self.root.lookups = 1
+        self._last = kernel.ROOT_ID
+        self.numbers[kernel.ROOT_ID] = self.fids[self.root.fid] = self.root
+        self._now = asyncio.get_running_loop().time
+
+    def of(self, fid: Fid) -> Node:
+        """The node of `fid`, made if need be."""
+        node = self.fids.get(fid)
+        if node is None:
+            self._last += 1
+            node = self.numbers[self._last] = self.fids[fid] = Node(self._last, fid)
+        return node
+
+    def forget(self, number: int, lookups: int) -> None:
+        """The kernel has forgotten so many of the answers that told it of a node."""
+        node = self.numbers.get(number)
+        if node is not None and node is not self.root:
+            node.lookups -= lookups
+            self.tidy(node)
+
+    def tidy(self, node: Node) -> None:
+        """Is it needed any longer?"""
+        if node.lookups <= 0 and not node.opens and not node.busy and self.numbers.get(node.number) is node:
+            del self.numbers[node.number]
+            del self.fids[node.fid]
+            for key in node.objects:
+                self.objects.pop(key, None)
+
+    # telling ------------------------------------------------------------------------------------------------------
+
+    def _metadata_until(self) -> float:
+        until: float = self.view.connections.mdc.imp.lease_until  # type: ignore[attr-defined]
+        return until
+
+    def newest(self, node: Node, stat: Stat) -> tuple[float, Stat]:
+        """How long the kernel may believe what: what locks vouch for now, or else `stat`, for no time at all."""
+        known = self.view.known_stat(node.fid)
+        if known is None:
+            if stat.layout is not None:
+                self.watch(node, stat.layout)
+            return 0.0, stat
+        until = self._metadata_until()
+        if known.layout is not None:
+            self.watch(node, known.layout)
+            oscs = self.view.connections.lov.oscs
+            for index, _ in known.layout.stripes:
+                until = min(until, oscs[index].imp.lease_until)  # type: ignore[attr-defined]
+        now = self._now()
+        left = min(until - now, BELIEVED_S_MAX)
+        if left <= 0:
+            return 0.0, stat
+        node.attr_until = max(node.attr_until, now + left)
+        return left, known
+
+    def name_s(self, node: Node, parent: Fid, name: bytes) -> float:
+        """How long the kernel may believe that `name` in `parent` leads to `node`."""
+        names = self.view.connections.names
+        if names is None or self.session.minor < kernel.MINOR_EPOCH:
+            return 0.0
+        directory = names.files.get(parent)
+        known = directory.names.get(name) if directory is not None else None
+        if known is None or known.fid != node.fid:
+            return 0.0
+        left = min(self._metadata_until() - self._now(), BELIEVED_S_MAX)
+        if left <= 0:
+            return 0.0
+        if node.epoch != self.epoch:
+            node.epoch, node.name_until = self.epoch, 0.0
+        node.name_until = max(node.name_until, self._now() + left)
+        return left
+
+    def watch(self, node: Node, layout: Layout) -> None:
+        """Locks on these objects vouch for what the kernel knows of the node."""
+        if node.objects is not layout.stripes and node.objects != layout.stripes:
+            for key in node.objects:
+                self.objects.pop(key, None)
+            node.objects = layout.stripes
+            for key in layout.stripes:
+                self.objects[key] = node
+
+    # forgetting ---------------------------------------------------------------------------------------------------
+
+    def lost(self, fid: Fid, bits: int) -> None:
+        """AttrCache's hook: these bits of an inode are not locked any more."""
+        node = self.fids.get(fid)
+        if node is None:
+            return
+        if bits & LOOKUP and node.epoch == self.epoch and node.name_until > self._now():
+            self.forget_names()
+        if bits & STAT:
+            self.forget_attr(node)
+
+    def forget_names(self) -> None:
+        """The kernel believes no name any more."""
+        self.epoch += 1
+        self.session.notify(kernel.inc_epoch())
+
+    def forget_attr(self, node: Node) -> None:
+        """The kernel believes no attributes of the node any more."""
+        if node.attr_until > self._now():
+            node.attr_until = 0.0
+            if not self.session.notify(kernel.inval_inode(node.number, -1, 0)):
+                # It has not got hold of the inode yet that an answer on its way will make it know: by the name.
+                self.forget_names()
+
+    def trust(self, node: Node) -> bool:
+        """The only name of the node is about to be removed through the kernel, which will know: spare the others.
+
+        Was it believed?  If it is not removed after all, `forget_names`.
+        """
+        believed = node.epoch == self.epoch
+        node.epoch = -1
+        return believed
+
+    def withdraw(self, index: int, lock: ClientLock) -> Awaitable[None] | None:
+        """LockCache's hook: a lock on an object of an OST goes; it is kept until what is returned is done."""
+        node = self.objects.get((index, int.from_bytes(lock.resource, "big")))
+        if node is None:
+            return None
+        self.forget_attr(node)
+        node.withdrawn += 1
+        if not node.pages or not self.session.alive:
+            node.started = node.withdrawn
+            return None
+        start, end = lock.start, lock.end + 1
+        if len(node.objects) > 1:
+            start, end = 0, OBJECT_EOF + 1
+        return self._drop(node, start, min(end, limits.file_bytes_max), node.withdrawn)
+
+    def believes(self, index: int, lock: ClientLock) -> bool:
+        """Does the kernel keep anything that this lock on an object vouches for?"""
+        node = self.objects.get((index, int.from_bytes(lock.resource, "big")))
+        return node is not None and (node.pages or node.attr_until > self._now())
+
+    def lost_data(self, index: int, obj: int) -> None:
+        """A lock on an object is gone, by force."""
+        node = self.objects.get((index, obj))
+        if node is None:
+            return
+        self.forget_attr(node)
+        node.withdrawn += 1
+        node.started = node.withdrawn
+        if node.pages and self.session.alive:
+            self.drop_later(node, 0, limits.file_bytes_max)
+
+    def drop_later(self, node: Node, start: int, end: int) -> None:
+        """Drop pages that nothing vouches for any more."""
+        self.session.invalidate([_inval(node, start, end)])
+
+    async def _drop(self, node: Node, start: int, end: int, number: int) -> None:
+        # Who was done under the lock answers in this turn or in the next one: his pages are there then, and are dropped.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        node.started = max(node.started, number)
+        self.dropping += 1
+        try:
+            while self.session.alive:
+                arrived = node.arrived = asyncio.get_running_loop().create_future()
+                ranges = self._idle_ranges(node, start, end)
+                if not node.busy and (start, end) == (0, limits.file_bytes_max):
+                    node.pages = False
+                work = self.session.invalidate([_inval(node, low, high) for low, high in ranges])
+                await asyncio.wait([work, arrived], return_when=asyncio.FIRST_COMPLETED)
+                if not work.done():
+                    await asyncio.wait([work], timeout=BLOCKED_S)
+                if work.done():
+                    return
+                # It waits for a page that somebody reads, or writes: go on with the others.
+        finally:
+            self.dropping -= 1
+
+    @staticmethod
+    def _idle_ranges(node: Node, start: int, end: int) -> list[tuple[int, int]]:
+        """What of [start, end) no request is busy with."""
+        if not node.busy:
+            return [(start, end)]
+        busy = Intervals()
+        for low, high in node.busy.values():
+            busy.add(low // PAGE_BYTES * PAGE_BYTES, -(-high // PAGE_BYTES) * PAGE_BYTES)
+        return list(busy.gaps(start, end))
+
+
+def _inval(node: Node, start: int, end: int) -> bytes:
+    length = end - start
+    return kernel.inval_inode(node.number, start, 0 if end >= limits.file_bytes_max else length)
+
+
+def attributes(stat: Stat) -> Attributes:
+    """What the kernel keeps of `stat`."""
+    return Attributes(
+        stat.ino, stat.size, stat.blocks, stat.atime, stat.mtime, stat.ctime, stat.mode, stat.nlink, stat.uid, stat.gid,
+        stat.rdev,
+    )  # fmt: skip

@@ -1,0 +1,328 @@
+"""What the kernel asks about names and attributes, on FidOperations.
+
+What only looks (LOOKUP, GETATTR, READDIR) acts as root: the kernel has checked search and read permission itself
+(default_permissions), by attributes that it believes no longer than we may, and remembers who had opened a directory.
+What changes anything acts as the caller, and the MDT decides.
+
+A file that is asked for by its inode and has lost its last name is ESTALE: the kernel then walks the path once more.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat as modes
+from typing import TYPE_CHECKING
+
+from lustrelite.client.attributes import DirEntry, Stat
+from lustrelite.client.by_fid import NOW
+from lustrelite.errors import OpError
+from lustrelite.fuse import kernel
+from lustrelite.fuse.inodes import Node, attributes
+from lustrelite.fuse.kernel import Attributes, fattr, op
+from lustrelite.fuse.session import Answer, Handler, Request
+from lustrelite.ids import fid_inode
+from lustrelite.tunables import limits
+
+if TYPE_CHECKING:
+    from lustrelite.fuse.mount import Mount
+
+DOT, DOTDOT = 1, 2  # cookies of "." and ".."; a name's is a hash of 63 bits
+STATX_BTIME_AND_BASIC = 0xFFF
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
+_NS = 1_000_000_000
+
+
+class Names:
+    """Handlers of one mount."""
+
+    def __init__(self, mount: Mount) -> None:
+        self.mount = mount
+        self.inodes = mount.inodes
+        self.fs = mount.fs
+        self._pages: dict[int, _Page] = {}  # by node: what was read of a directory and not handed over yet
+        self.handlers: dict[int, Handler] = {
+            op.LOOKUP: self.lookup, op.GETATTR: self.getattr, op.STATX: self.statx, op.SETATTR: self.setattr,
+            op.READLINK: self.readlink, op.SYMLINK: self.symlink, op.MKNOD: self.mknod, op.MKDIR: self.mkdir,
+            op.UNLINK: self.unlink, op.RMDIR: self.rmdir, op.RENAME: self.rename, op.RENAME2: self.rename,
+            op.LINK: self.link, op.READDIR: self.readdir, op.READDIRPLUS: self.readdirplus, op.STATFS: self.statfs,
+            op.SETXATTR: self.setxattr, op.GETXATTR: self.getxattr, op.LISTXATTR: self.listxattr,
+            op.REMOVEXATTR: self.removexattr, op.FSYNCDIR: self.fsyncdir,
+        }  # fmt: skip
+
+    def node(self, number: int) -> Node:
+        """The inode that a request is about."""
+        node = self.inodes.numbers.get(number)
+        if node is None:
+            raise OpError(errno.ESTALE, f"node {number}")
+        return node
+
+    # looking ------------------------------------------------------------------------------------------------------
+
+    def entry(self, parent: Node, name: bytes, stat: Stat) -> bytes:
+        """`name` was found, or made: the kernel knows the inode once more."""
+        inodes = self.inodes
+        node = inodes.of(stat.fid)
+        node.lookups += 1
+        attr_s, stat = inodes.newest(node, stat)
+        return kernel.entry_out(node.number, inodes.name_s(node, parent.fid, name), attr_s, attributes(stat))
+
+    def _attr_out(self, node: Node, stat: Stat) -> bytes:
+        attr_s, stat = self.inodes.newest(node, stat)
+        return kernel.attr_out(attr_s, attributes(stat))
+
+    async def lookup(self, request: Request, body: memoryview) -> Answer:
+        """LOOKUP"""
+        name, parent = kernel.name_of(body), self.node(request.node)
+        try:
+            stat = await self.fs.stat_at(parent.fid, name)
+        except OpError as error:
+            if error.errno == errno.ENOENT and name in (b".", b".."):
+                raise OpError(errno.ESTALE) from None
+            raise
+        return self.entry(parent, name, stat)
+
+    async def _stat(self, node: Node) -> Stat:
+        try:
+            return await self.fs.stat_fid(node.fid)
+        except OpError as error:
+            if error.errno == errno.ENOENT:
+                raise OpError(errno.ESTALE) from None
+            raise
+
+    async def getattr(self, request: Request, body: memoryview) -> Answer:
+        """GETATTR"""
+        node = self.node(request.node)
+        return self._attr_out(node, await self._stat(node))
+
+    async def statx(self, request: Request, body: memoryview) -> Answer:
+        """STATX: with the time of birth"""
+        node = self.node(request.node)
+        attr_s, stat = self.inodes.newest(node, await self._stat(node))
+        return kernel.statx_out(attr_s, STATX_BTIME_AND_BASIC, attributes(stat), stat.btime)
+
+    async def readlink(self, request: Request, body: memoryview) -> Answer:
+        """READLINK"""
+        return await self.fs.readlink_fid(self.node(request.node).fid)
+
+    async def statfs(self, request: Request, body: memoryview) -> Answer:
+        """STATFS"""
+        return kernel.statfs_out(*await self.fs.statfs())
+
+    # changing -----------------------------------------------------------------------------------------------------
+
+    async def setattr(self, request: Request, body: memoryview) -> Answer:
+        """SETATTR"""
+        fields, _, _ = kernel.decode(op.SETATTR, body)
+        (valid, _, handle, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _) = fields
+        node = self.node(request.node)
+        view = self.mount.callers.view(request)
+        opened = self.mount.files.handles.get(handle) if valid & fattr.FH else None
+        stat = await view.setattr_fid(
+            node.fid,
+            mode=mode & 0o7777 if valid & fattr.MODE else None,
+            uid=uid if valid & fattr.UID else None,
+            gid=gid if valid & fattr.GID else None,
+            size=size if valid & fattr.SIZE else None,
+            atime=_time(valid, fattr.ATIME, fattr.ATIME_NOW, atime, atime_ns),
+            mtime=_time(valid, fattr.MTIME, fattr.MTIME_NOW, mtime, mtime_ns),
+            handle=opened.handle if opened is not None else 0,
+        )
+        return self._attr_out(node, stat)
+
+    async def mknod(self, request: Request, body: memoryview) -> Answer:
+        """MKNOD"""
+        (mode, rdev, umask, _), (name,), _ = kernel.decode(op.MKNOD, body)
+        parent, view = self.node(request.node), self.mount.callers.view(request)
+        kind = modes.S_IFMT(mode)
+        device = kernel.device_in(rdev) if kind in (modes.S_IFBLK, modes.S_IFCHR) else 0
+        return self.entry(parent, name, await view.mknod_at(parent.fid, name, mode, device, umask=umask))
+
+    async def mkdir(self, request: Request, body: memoryview) -> Answer:
+        """MKDIR"""
+        (mode, umask), (name,), _ = kernel.decode(op.MKDIR, body)
+        parent, view = self.node(request.node), self.mount.callers.view(request)
+        return self.entry(parent, name, await view.mkdir_at(parent.fid, name, mode, umask=umask))
+
+    async def symlink(self, request: Request, body: memoryview) -> Answer:
+        """SYMLINK"""
+        _, (name, target), _ = kernel.decode(op.SYMLINK, body)
+        parent, view = self.node(request.node), self.mount.callers.view(request)
+        return self.entry(parent, name, await view.symlink_at(target, parent.fid, name))
+
+    async def link(self, request: Request, body: memoryview) -> Answer:
+        """LINK"""
+        (number,), (name,), _ = kernel.decode(op.LINK, body)
+        parent, node = self.node(request.node), self.node(number)
+        await self.mount.callers.view(request).link_at(node.fid, parent.fid, name)
+        return self.entry(parent, name, await self._stat(node))
+
+    async def unlink(self, request: Request, body: memoryview) -> Answer:
+        """UNLINK"""
+        return await self._remove(request, kernel.name_of(body), directory=False)
+
+    async def rmdir(self, request: Request, body: memoryview) -> Answer:
+        """RMDIR"""
+        return await self._remove(request, kernel.name_of(body), directory=True)
+
+    async def _remove(self, request: Request, name: bytes, *, directory: bool) -> Answer:
+        parent, view = self.node(request.node), self.mount.callers.view(request)
+        trusted = self._trust_removed(parent, name)
+        try:
+            await (view.rmdir_at if directory else view.unlink_at)(parent.fid, name)
+        except BaseException:
+            if trusted:
+                self.inodes.forget_names()
+            raise
+        return None
+
+    def _trust_removed(self, parent: Node, name: bytes) -> bool:
+        """The kernel drops the name itself; if it is the only one, no other needs to be doubted."""
+        names = self.mount.fs.connections.names
+        directory = names.files.get(parent.fid) if names is not None else None
+        known = directory.names.get(name) if directory is not None else None
+        if known is None or (known.attr.nlink != 1 and not modes.S_ISDIR(known.attr.mode)):
+            return False
+        node = self.inodes.fids.get(known.fid)
+        return node is not None and self.inodes.trust(node)
+
+    async def rename(self, request: Request, body: memoryview) -> Answer:
+        """RENAME, RENAME2"""
+        fields, (name, new_name), _ = kernel.decode(request.opcode, body)
+        flags = fields[1] if request.opcode == op.RENAME2 else 0
+        parent, target = self.node(request.node), self.node(fields[0])
+        await self.mount.callers.view(request).rename_at(parent.fid, name, target.fid, new_name, flags)
+        return None
+
+    # directories --------------------------------------------------------------------------------------------------
+
+    async def readdir(self, request: Request, body: memoryview) -> Answer:
+        """READDIR"""
+        return await self._list(request, body, plus=False)
+
+    async def readdirplus(self, request: Request, body: memoryview) -> Answer:
+        """READDIRPLUS"""
+        return await self._list(request, body, plus=True)
+
+    async def _list(self, request: Request, body: memoryview, *, plus: bool) -> Answer:
+        (_, offset, room, _, _, _, _), _, _ = kernel.decode(request.opcode, body)
+        node = self.node(request.node)
+        made: list[bytes] = []
+        left = room
+        if offset < DOTDOT:
+            stat = await self._stat(node)
+            for cookie, name, ino in ((DOT, b".", stat.ino), (DOTDOT, b"..", _inode(stat))):
+                if offset < cookie:
+                    raw = (_NO_ENTRY if plus else b"") + kernel.dirent(ino, cookie, name, modes.S_IFDIR)
+                    made.append(raw)
+                    left -= len(raw)
+        cookie = offset if offset > DOTDOT else 0
+        while True:
+            entries, end = await self._entries(node, cookie, plus)
+            for entry in entries:
+                raw = kernel.dirent(fid_inode(entry.fid), entry.cookie, entry.name, entry.type)
+                size = len(raw) + (len(_NO_ENTRY) if plus else 0)
+                if size > left:
+                    return b"".join(made)
+                if plus:
+                    made.append(_NO_ENTRY if entry.stat is None else self.entry(node, entry.name, entry.stat))
+                made.append(raw)
+                left -= size
+            if end:
+                return b"".join(made)
+            cookie = entries[-1].cookie
+
+    async def _entries(self, node: Node, cookie: int, plus: bool) -> tuple[list[DirEntry], bool]:
+        """What follows `cookie`: what is left of the page that was read last, or the next one."""
+        page = self._pages.get(node.number)
+        if page is not None and page.plus >= plus:
+            at = page.places.get(cookie)
+            if at is not None and at < len(page.entries):
+                return page.entries[at:], page.end
+        self._pages.pop(node.number, None)
+        try:
+            entries, end = await self.fs.readdir_page(node.fid, cookie, plus=plus, sizes=plus)
+        except OpError as error:
+            if error.errno == errno.ENOENT:  # it was removed, and is open
+                return [], True
+            raise
+        if cookie or not end:
+            if len(self._pages) >= PAGES_MAX:
+                del self._pages[next(iter(self._pages))]
+            self._pages[node.number] = _Page(cookie, entries, end, plus)
+        return entries, end
+
+    async def fsyncdir(self, request: Request, body: memoryview) -> Answer:
+        """FSYNCDIR"""
+        await self.fs.connections.mdc.sync()
+        return None
+
+    # extended attributes ------------------------------------------------------------------------------------------
+
+    async def getxattr(self, request: Request, body: memoryview) -> Answer:
+        """GETXATTR"""
+        (size, _), (name,), _ = kernel.decode(op.GETXATTR, body)
+        _check_xattr(name)
+        value = await self.mount.callers.view(request).getxattr_fid(self.node(request.node).fid, name)
+        return _sized(value, size)
+
+    async def listxattr(self, request: Request, body: memoryview) -> Answer:
+        """LISTXATTR"""
+        (size, _), _, _ = kernel.decode(op.LISTXATTR, body)
+        names = await self.mount.callers.view(request).listxattr_fid(self.node(request.node).fid)
+        return _sized(b"".join(name + b"\0" for name in names), size)
+
+    async def setxattr(self, request: Request, body: memoryview) -> Answer:
+        """SETXATTR"""
+        (size, flags, _, _), (name,), rest = kernel.decode(op.SETXATTR, body)
+        _check_xattr(name)
+        if len(rest) < size:
+            raise kernel.Malformed(f"SETXATTR of {size} bytes with {len(rest)}")
+        view = self.mount.callers.view(request)
+        await view.setxattr_fid(self.node(request.node).fid, name, bytes(rest[:size]), flags)
+        return None
+
+    async def removexattr(self, request: Request, body: memoryview) -> Answer:
+        """REMOVEXATTR"""
+        name = kernel.name_of(body)
+        _check_xattr(name)
+        await self.mount.callers.view(request).setxattr_fid(self.node(request.node).fid, name, None)
+        return None
+
+
+PAGES_MAX = 64  # directories that are being read
+_NO_ENTRY = kernel.entry_out(0, 0, 0, Attributes(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0))  # "no attributes come along"
+
+
+class _Page:
+    """Entries of a directory that follow a cookie."""
+
+    def __init__(self, cookie: int, entries: list[DirEntry], end: bool, plus: bool) -> None:
+        self.entries = entries
+        self.end = end
+        self.plus = plus
+        self.places = {entry.cookie: place + 1 for place, entry in enumerate(entries)}
+        self.places[cookie] = 0
+
+
+def _inode(stat: Stat) -> int:
+    """The parent's number."""
+    return fid_inode(stat.parent) or stat.ino
+
+
+def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> int | None:
+    if not valid & given:
+        return None
+    return NOW if valid & now else seconds * _NS + nanoseconds
+
+
+def _check_xattr(name: bytes) -> None:
+    if not 0 < len(name) <= limits.name_bytes_max:
+        raise OpError(errno.ERANGE)
+
+
+def _sized(value: bytes, size: int) -> bytes:
+    if not size:
+        return kernel.xattr_size_out(len(value))
+    if len(value) > size:
+        raise OpError(errno.ERANGE)
+    return value

@@ -1,0 +1,185 @@
+"""The process behind a mount: it connects, mounts, serves until it is unmounted, and leaves in good order.
+
+It is a client process like others (client_process.py): control socket, metrics, log. Its record has `mountpoint`.
+
+Unmounted (umount(8)): what is dirty is written back, what is open is closed, the servers are told. Who unmounts with
+`umount.lustrelite` waits for that. SIGTERM unmounts; if the mount is in use it is taken out of the tree at once and
+served until its last user is gone, or the time for stopping is over. Aborted (`umount -f`): the kernel has failed
+everything already; servers that do not answer are not waited for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import errno
+from collections.abc import Callable
+from typing import Any
+
+from lustrelite.client.connections import Connections
+from lustrelite.client.fs import FileSystem
+from lustrelite.client_process import MountProcess
+from lustrelite.errors import FormatRefused, LinkLost, OpError
+from lustrelite.fuse import attach, kernel
+from lustrelite.fuse.mount import Mount, Options
+from lustrelite.fuse.session import Session
+from lustrelite.params import Param
+from lustrelite.process import EXIT_REFUSED, Process, loop_factory
+from lustrelite.rpc.node import Node
+from lustrelite.wire.message import ROOT_CRED
+
+READAHEAD_KIB = 4096
+FORCED_S = 3.0  # to say goodbye after an abort
+
+
+class Refused(Exception):
+    """The mount cannot be made; the text says why and what to do."""
+
+
+async def connect(node: Node, options: argparse.Namespace) -> FileSystem:
+    """The file system, not mounted yet.  Refused: who does not answer"""
+    connections = Connections(node, options.fsname)
+    where = ", ".join(options.mgsnode)
+    try:
+        async with asyncio.timeout(options.wait_s):
+            await connections.connect(options.mgsnode)
+    except TimeoutError:
+        imports = connections.imports
+        connections.stop()
+        silent = [name for name, imp in imports.items() if "-MDT" in name]
+        if silent:
+            raise Refused(f"{silent[0]} does not answer in {options.wait_s:g} s: is its server up?") from None
+        raise Refused(
+            f"the MGS at {where} does not answer, or knows no MDT of {options.fsname!r}, in {options.wait_s:g} s: is it up?"
+        ) from None
+    except OpError as error:
+        connections.stop()
+        if error.errno == errno.ENOENT:
+            raise Refused(f"the MGS at {where} knows no file system {options.fsname!r}") from None
+        raise Refused(f"connect to {options.fsname!r} at {where}: {error}") from None
+    return FileSystem(connections, ROOT_CRED)
+
+
+class FuseProcess(MountProcess):
+    """A client process with a mount in the kernel."""
+
+    def __init__(self, process: Process, fs: FileSystem, mount: Mount) -> None:
+        super().__init__(process, fs)
+        self.mount = mount
+        process.tree.add_source(self._fuse_params)
+        process.commands["fuse"] = lambda _: self.fuse_counts()
+
+    def fuse_counts(self) -> dict[str, Any]:
+        """What went over the connection to the kernel."""
+        session = self.mount.session
+        return {
+            "requests": {kernel.OP_NAMES.get(number, str(number)): n for number, n in sorted(session.counts.items())},
+            "waited": session.waited, "notified": session.notified, "pending": len(session.pending),
+            "inodes": len(self.mount.inodes.numbers), "open": len(self.mount.files.handles),
+            "epoch": self.mount.inodes.epoch,
+        }  # fmt: skip
+
+    def _fuse_params(self) -> list[Param]:
+        prefix = f"llite/{self.fs.connections.fsname}-{self.fs.connections.uuid[:8]}/fuse"
+
+        def lines() -> str:
+            found = self.fuse_counts()
+            rows = [(key, value) for key, value in found.items() if key != "requests"]
+            rows += list(found["requests"].items())
+            return "\n".join(f"{key}: {value}" for key, value in rows)
+
+        return [Param(f"{prefix}/stats", lines)]
+
+
+async def serve(process: Process, tell: Callable[[], None]) -> None:
+    """The life of the process; `tell` is called when the mount can be used."""
+    options = process.options
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.ensure_future(process.stopping.wait())
+    connecting = asyncio.ensure_future(connect(process.node, options))
+    await asyncio.wait({connecting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if not connecting.done():
+        connecting.cancel()
+        await asyncio.gather(connecting, return_exceptions=True)
+        raise Refused("stopped before it was mounted")
+    fs = connecting.result()
+    session: Session | None = None
+    try:
+        try:
+            fd = await loop.run_in_executor(None, _attach, options)
+        except OpError as error:
+            raise Refused(error.what if error.errno == errno.EPERM else f"{error.what}: {error}") from None
+        session = Session(process.node, fd)
+        mount = Mount(fs, session, Options(noatime=options.noatime, strictatime=options.strictatime))
+        served = FuseProcess(process, fs, mount)
+        mount.start()
+        await session.initialised
+        device = attach.device_of(options.mountpoint)
+        attach.set_readahead(device, READAHEAD_KIB)
+        if fs.connections.config is not None:
+            process.follow_params(fs.connections.config)
+        process.ready(
+            client=fs.connections.uuid, fsname=options.fsname, mountpoint=options.mountpoint, device=device
+        )
+        tell()
+        ends: list[asyncio.Future[Any]] = [session.ended, stopped]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if session.alive:
+            await _detach(process, session)
+        process.node.events.emit("fuse.unmounted", mountpoint=options.mountpoint, **_flat(served.fuse_counts()))
+    finally:
+        forced = session is not None and session.ended.done() and session.ended.result() == errno.ECONNABORTED
+        if session is not None:
+            session.close()
+        stopped.cancel()
+        await _leave(fs, forced)
+
+
+def _flat(counts: dict[str, Any]) -> dict[str, Any]:
+    return {**counts["requests"], **{key: value for key, value in counts.items() if key != "requests"}}
+
+
+def _attach(options: argparse.Namespace) -> int:
+    return attach.attach(options.source, options.mountpoint, options.flags, allow_other=options.allow_other)
+
+
+async def _detach(process: Process, session: Session) -> None:
+    """Unmount, because the process shall stop."""
+    point = process.options.mountpoint
+    loop = asyncio.get_running_loop()
+    for flags in (0, attach.MNT_DETACH):
+        try:
+            await loop.run_in_executor(None, attach.detach, point, flags)
+            break
+        except OpError as error:
+            if error.errno not in (errno.EBUSY, errno.EPERM):
+                process.node.events.emit("fuse.not_unmounted", level="warning", why=str(error))
+                return
+    await asyncio.wait({session.ended})
+
+
+async def _leave(fs: FileSystem, forced: bool) -> None:
+    if not forced:
+        await fs.unmount()
+        return
+    try:
+        async with asyncio.timeout(FORCED_S):
+            await fs.unmount()
+    except TimeoutError:
+        fs.stop()
+
+
+def run(options: argparse.Namespace, tell: Callable[[], None], complain: Callable[[str], None]) -> int:
+    """Mount and serve until it is unmounted; returns the exit status."""
+
+    async def main() -> None:
+        process = Process("client", options)
+        await process.live(lambda _: serve(process, tell))
+
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(main())
+    except (Refused, FormatRefused, OpError, ValueError, KeyError, LinkLost, OSError) as error:
+        complain(str(error))
+        return EXIT_REFUSED
+    return 0

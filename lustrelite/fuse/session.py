@@ -1,0 +1,312 @@
+"""The connection to the kernel: requests come from /dev/fuse, answers and notifications go there.
+
+Requests are read in the loop, several in a turn. Each is begun at once, in that turn; if it waits for nothing it is
+answered in it, without a task. One that waits goes on in a task of the node, so nobody waits for anybody else; the
+kernel may interrupt it (the task is cancelled, the answer is EINTR). Data of a WRITE is received where it stays until
+the write is over.
+
+An answer or a notification that finds nobody is no error. A connection that the kernel has ended (unmounted: ENODEV;
+aborted, `umount -f`: ECONNABORTED) ends the session: `ended` says which.
+
+`notify` returns at once. `invalidate` may wait for pages that are being read or written, so it runs in threads that are
+here for nothing else; who waits for it must be prepared for an answer that needs the loop (inodes.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from lustrelite.errors import OpError
+from lustrelite.fuse import kernel
+from lustrelite.fuse.kernel import HEADER, HEADER_BYTES, OUT_HEADER, WRITE_HEAD_BYTES, init, op
+from lustrelite.rpc.buffers import BufferPool
+from lustrelite.rpc.node import Node
+
+TURN_REQUESTS = 16  # read in one turn of the loop
+INVALIDATORS = 32  # threads that may wait for the kernel
+BACKGROUND = 64  # reads ahead and the like that the kernel may have on their way
+
+Buffer = bytes | bytearray | memoryview
+Answer = bytes | memoryview | None  # None: an empty one
+Handler = Callable[["Request", memoryview], Coroutine[Any, Any, Answer]]
+
+
+class Request:
+    """One request of the kernel."""
+
+    __slots__ = ("data", "gid", "interrupted", "node", "opcode", "pid", "task", "uid", "unique")
+
+    def __init__(self, opcode: int, unique: int, node: int, uid: int, gid: int, pid: int) -> None:
+        self.opcode = opcode
+        self.unique = unique
+        self.node = node  # number of the inode that it is about
+        self.uid = uid
+        self.gid = gid
+        self.pid = pid
+        self.data: memoryview | None = None  # of a WRITE
+        self.task: asyncio.Task[None] | None = None  # if it waits
+        self.interrupted = False
+
+    def __repr__(self) -> str:
+        return f"{kernel.OP_NAMES.get(self.opcode, self.opcode)} {self.unique} of node {self.node}"
+
+
+class _Rest:
+    """What is left of a coroutine that was begun outside of a task and waits for `first`: to be awaited in one."""
+
+    def __init__(self, coro: Coroutine[Any, Any, Answer], first: Any) -> None:
+        self.coro = coro
+        self.first = first
+        self.throw = coro.throw
+
+    def __await__(self) -> Generator[Any, Any, Answer]:
+        return self  # type: ignore[return-value]
+
+    def __iter__(self) -> _Rest:
+        return self
+
+    def __next__(self) -> Any:
+        return self.send(None)
+
+    def send(self, value: Any) -> Any:
+        """What it waits for next."""
+        if self.first is not _BEGUN:
+            first, self.first = self.first, _BEGUN
+            return first
+        return self.coro.send(value)
+
+
+_BEGUN = object()
+
+
+class Session:
+    """One mounted connection."""
+
+    def __init__(self, node: Node, fd: int) -> None:
+        self.node = node
+        self.fd = fd
+        self.handlers: dict[int, Handler] = {}
+        self.silent: dict[int, Callable[[memoryview, Request], None]] = {}  # operations that are not answered
+        self.in_task: dict[int, None] = {}  # operations that must be begun in a task
+        self.wanted_flags = 0
+        self.minor = 0
+        self.flags = 0
+        loop = asyncio.get_running_loop()
+        self.initialised: asyncio.Future[None] = loop.create_future()
+        self.ended: asyncio.Future[int] = loop.create_future()  # errno
+        self.pending: dict[int, Request] = {}  # those that wait, by unique
+        self.counts: dict[int, int] = {}  # requests by operation
+        self.waited = 0  # requests that needed a task
+        self.notified = 0
+        self._loop = loop
+        self._pool = BufferPool()
+        self._head = bytearray(WRITE_HEAD_BYTES)
+        self._data = self._pool.take(kernel.WRITE_BYTES_MAX)
+        self._threads = ThreadPoolExecutor(INVALIDATORS, thread_name_prefix="fuse")
+
+    def start(self) -> None:
+        """Begin to listen."""
+        os.set_blocking(self.fd, False)
+        self._loop.add_reader(self.fd, self._readable)
+
+    # requests -----------------------------------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        for _ in range(TURN_REQUESTS):
+            try:
+                length = os.readv(self.fd, (self._head, self._data))
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno == errno.ENOENT:  # taken back before we saw it
+                    continue
+                self._end(error.errno or errno.EIO)
+                return
+            self._received(length)
+            if self.ended.done():
+                return
+
+    def _received(self, length: int) -> None:
+        head = bytes(self._head)
+        if length < HEADER_BYTES or HEADER.unpack_from(head)[0] != length:
+            self.node.events.emit("fuse.malformed", level="warning", why=f"{length} bytes: {head[:length].hex()}")
+            return
+        _, opcode, unique, node, uid, gid, pid, _, _ = HEADER.unpack_from(head)
+        self.counts[opcode] = self.counts.get(opcode, 0) + 1
+        request = Request(opcode, unique, node, uid, gid, pid)
+        if opcode == op.WRITE:
+            request.data = self._data[: max(length - WRITE_HEAD_BYTES, 0)]
+            body = memoryview(head)[HEADER_BYTES : min(length, WRITE_HEAD_BYTES)]
+        elif length <= WRITE_HEAD_BYTES:
+            body = memoryview(head)[HEADER_BYTES:length]
+        else:
+            body = memoryview(head[HEADER_BYTES:] + self._data[: length - WRITE_HEAD_BYTES])
+        try:
+            self._begin(request, body)
+        except kernel.Malformed as error:
+            self.node.events.emit("fuse.malformed", level="warning", why=str(error))
+            self.fail(request, errno.EINVAL)
+        if opcode == op.WRITE:
+            del request, body
+            self._data = memoryview(b"")
+            self._data = self._pool.take(kernel.WRITE_BYTES_MAX)  # the same, if nobody looks at it any more
+
+    def _begin(self, request: Request, body: memoryview) -> None:
+        opcode = request.opcode
+        handler = self.handlers.get(opcode)
+        if handler is None:
+            silent = self.silent.get(opcode)
+            if silent is not None:
+                silent(body, request)
+            elif opcode == op.INTERRUPT:
+                self._interrupt(kernel.decode(opcode, body)[0][0])
+            elif opcode == op.INIT:
+                self._init(request, body)
+            else:
+                self.fail(request, errno.ENOSYS)
+            return
+        coro = handler(request, body)
+        if opcode in self.in_task:
+            self._wait(request, coro)
+            return
+        try:
+            waiting = coro.send(None)
+        except StopIteration as done:
+            self.answer(request, done.value)
+        except OpError as error:
+            self.fail(request, error.errno)
+        else:
+            self._wait(request, _Rest(coro, waiting))
+
+    def _wait(self, request: Request, rest: Any) -> None:
+        self.waited += 1
+        self.pending[request.unique] = request
+        request.task = self.node.spawn(self._finish(request, rest), "fuse")
+
+    async def _finish(self, request: Request, rest: Any) -> None:
+        try:
+            answer = await rest
+        except OpError as error:
+            self.fail(request, error.errno)
+        except kernel.Malformed as error:
+            self.node.events.emit("fuse.malformed", level="warning", why=str(error))
+            self.fail(request, errno.EINVAL)
+        except asyncio.CancelledError:
+            self.fail(request, errno.EINTR)
+            if not request.interrupted:
+                raise
+        else:
+            self.answer(request, answer)
+        finally:
+            self.pending.pop(request.unique, None)
+
+    def _interrupt(self, unique: int) -> None:
+        """The caller of a request does not want to wait any more. If it is answered already, that is that."""
+        request = self.pending.get(unique)
+        if request is not None and request.task is not None and not request.interrupted:
+            request.interrupted = True
+            request.task.cancel()
+
+    def _init(self, request: Request, body: memoryview) -> None:
+        (major, minor, readahead, flags), _, rest = kernel.decode(op.INIT, body)
+        if major != kernel.VERSION or minor < kernel.MINOR_LEAST:
+            self.fail(request, errno.EPROTO)
+            if not self.initialised.done():
+                why = f"the kernel speaks FUSE {major}.{minor}, {kernel.VERSION}.{kernel.MINOR_LEAST} is needed"
+                self.initialised.set_exception(OpError(errno.EPROTO, why))
+            return
+        self.minor = min(minor, kernel.MINOR)
+        offered = kernel.init_flags(flags, rest)
+        self.flags = self.wanted_flags & offered
+        self.answer(request, kernel.init_out(self.minor, self.flags, readahead, BACKGROUND))
+        if not self.initialised.done():
+            self.initialised.set_result(None)
+
+    # answers ------------------------------------------------------------------------------------------------------
+
+    def answer(self, request: Request, answer: Answer) -> None:
+        """It is done."""
+        if answer is None:
+            self._write((OUT_HEADER.pack(16, 0, request.unique),))
+        else:
+            self._write((OUT_HEADER.pack(16 + len(answer), 0, request.unique), answer))
+
+    def fail(self, request: Request, number: int) -> None:
+        """It is refused: errno."""
+        self._write((OUT_HEADER.pack(16, -number, request.unique),))
+
+    def _write(self, parts: Sequence[Buffer]) -> None:
+        try:
+            os.writev(self.fd, parts)
+        except OSError as error:
+            if error.errno != errno.ENOENT and not self.ended.done():  # ENOENT: nobody waits for it any more
+                if error.errno in (errno.EINVAL, errno.E2BIG):
+                    raise
+                self._end(error.errno or errno.EIO)
+
+    # telling the kernel -------------------------------------------------------------------------------------------
+
+    def notify(self, message: bytes) -> bool:
+        """Tell it something that it does at once; False if it does not know the inode."""
+        if self.ended.done():
+            return True
+        self.notified += 1
+        try:
+            os.write(self.fd, message)
+        except OSError as error:
+            return error.errno != errno.ENOENT
+        return True
+
+    def invalidate(self, messages: Sequence[bytes]) -> asyncio.Future[None]:
+        """Tell it to forget pages, one range after the other; done when it has."""
+        self.notified += len(messages)
+        return self._loop.run_in_executor(self._threads, _tell_all, self.fd, messages)
+
+    # the end ------------------------------------------------------------------------------------------------------
+
+    @property
+    def alive(self) -> bool:
+        """Does the kernel still ask?"""
+        return not self.ended.done()
+
+    def _end(self, number: int) -> None:
+        if self.ended.done():
+            return
+        self._loop.remove_reader(self.fd)
+        self.ended.set_result(number)
+        if not self.initialised.done():
+            self.initialised.set_exception(OpError(errno.ENODEV, "unmounted before it was usable"))
+            self.initialised.exception()  # seen: perhaps nobody waits
+        for request in list(self.pending.values()):
+            if request.task is not None:
+                request.interrupted = True
+                request.task.cancel()
+
+    def close(self) -> None:
+        """Hang up: the kernel fails whatever it still waits for."""
+        self._end(errno.ENODEV)
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _tell_all(fd: int, messages: Sequence[bytes]) -> None:
+    for message in messages:
+        try:
+            os.write(fd, message)
+        except OSError:
+            pass  # an inode that it does not know, or a connection that is gone: nothing is kept there
+
+
+WANTED_FLAGS = (
+    init.ASYNC_READ | init.POSIX_LOCKS | init.ATOMIC_O_TRUNC | init.BIG_WRITES | init.FLOCK_LOCKS | init.AUTO_INVAL_DATA
+    | init.DO_READDIRPLUS | init.READDIRPLUS_AUTO | init.ASYNC_DIO | init.PARALLEL_DIROPS | init.ABORT_ERROR
+    | init.MAX_PAGES | init.CACHE_SYMLINKS | init.NO_OPENDIR_SUPPORT | init.HANDLE_KILLPRIV_V2 | init.SETXATTR_EXT
+    | init.INIT_EXT | init.POSIX_ACL | init.DONT_MASK
+)  # fmt: skip

@@ -1,0 +1,130 @@
+"""A real mount of a cluster of processes, as a test holds it: the process behind it can be stopped and killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from lustrelite import control
+from lustrelite.cli.cluster import child_environment
+from lustrelite.fuse import attach
+from lustrelite.process import start_ticks
+from tests.processes.world import ProcessWorld
+
+_T = TypeVar("_T")
+WAIT_S = 60.0
+
+
+def missing() -> str:
+    """Why nothing can be mounted here; "" if it can."""
+    if not os.path.exists(attach.DEVICE):
+        return "/dev/fuse is missing: no FUSE in this kernel or container"
+    if os.geteuid() != 0:
+        return "only root mounts in these tests"
+    try:
+        os.close(os.open(attach.DEVICE, os.O_RDWR))
+    except OSError as error:
+        return f"/dev/fuse: {error.strerror}"
+    return ""
+
+
+class Mounted:
+    """One mount; an async context manager that unmounts."""
+
+    def __init__(self, world: ProcessWorld, name: str = "m1", *arguments: str) -> None:
+        self.world = world
+        self.path = world.directory / name
+        self.run_dir = world.directory / "mounts"
+        self.arguments = arguments
+
+    def command(self, program: str, *arguments: str) -> list[str]:
+        """How to call mount.lustrelite or umount.lustrelite."""
+        entry = f"from lustrelite.cli.mount_helper import {program}_main as main; main()"
+        return [sys.executable, "-c", entry, *arguments, "--run-dir", str(self.run_dir)]
+
+    async def run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Call it."""
+        return await self.call(
+            subprocess.run, self.command(program, *arguments), env=child_environment(), capture_output=True, text=True,
+            timeout=WAIT_S, check=False,
+        )  # type: ignore[return-value]  # fmt: skip
+
+    @property
+    def source(self) -> str:
+        """What is mounted."""
+        return f"{','.join(self.world.cluster.mgs_nids)}:/{self.world.cluster.fsname}"
+
+    async def start(self) -> None:
+        """Mount it."""
+        self.path.mkdir(exist_ok=True)
+        params = [f"tunables.{name}={value}" for name, value in _params(self.world).items()]
+        settings = [part for param in params for part in ("--set", param)]
+        done = await self.run(
+            "mount", self.source, str(self.path), "--log-dir", str(self.world.cluster.log_dir), *settings, *self.arguments
+        )
+        assert not done.returncode, done.stderr
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the process says of itself."""
+        name = "mount" + str(self.path).replace("/", "-")
+        found: dict[str, Any] = json.loads((self.run_dir / f"{name}.json").read_text())
+        return found
+
+    @property
+    def alive(self) -> bool:
+        """Does the process run?"""
+        with contextlib.suppress(OSError, ValueError):
+            return start_ticks(self.record["pid"]) == self.record["start_ticks"]
+        return False
+
+    def tell(self, cmd: str, **fields: Any) -> Any:
+        """A command to its control socket."""
+        return control.call(Path(self.record["control"]), cmd, **fields)
+
+    def signal(self, number: int) -> None:
+        """A signal to the process."""
+        os.kill(self.record["pid"], number)
+
+    async def umount(self, *arguments: str) -> None:
+        """Unmount it, and wait for the clean end."""
+        done = await self.run("umount", str(self.path), *arguments)
+        assert not done.returncode, done.stderr
+
+    async def call(self, function: Callable[..., _T], *arguments: Any, **keywords: Any) -> _T:
+        """Run something that blocks in a thread; a mount that hangs fails the test instead of hanging it."""
+        return await asyncio.wait_for(asyncio.to_thread(function, *arguments, **keywords), WAIT_S)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            if error is None and attach.device_of(str(self.path)):
+                await self.umount()
+        finally:
+            self.destroy()
+
+    def destroy(self) -> None:
+        """Whatever is left of it goes."""
+        device = attach.device_of(str(self.path))
+        if device:
+            attach.abort(device)
+            attach.detach(str(self.path), attach.MNT_DETACH)
+        if self.alive:
+            self.signal(signal.SIGKILL)
+
+
+def _params(world: ProcessWorld) -> dict[str, Any]:
+    """What the servers got, too."""
+    prefix = "tunables."
+    return {name.removeprefix(prefix): value for name, value in world.cluster.params.items() if name.startswith(prefix)}

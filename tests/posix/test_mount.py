@@ -1,0 +1,442 @@
+"""The file system mounted in the kernel: system calls on real processes, two mounts, killed servers, every way to leave."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import hashlib
+import mmap
+import os
+import random
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.posix.mounts import Mounted, missing
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+
+
+def call(path: Path | str, work: Callable[[Path], Any]) -> Any:
+    return work(Path(path))
+
+
+@pytest.mark.processes
+async def test_what_a_file_system_can_do(world: Any) -> None:
+    async with world(oss=2, clients=0) as w, Mounted(w) as m:
+        await m.call(everyday, m.path)
+        counts = m.tell("fuse")
+        assert counts["pending"] == 0 and counts["open"] == 0
+
+
+def everyday(top: Path) -> None:
+    """Names, attributes, data, links, extended attributes, by plain system calls."""
+    directory = top / "d"
+    directory.mkdir(0o750)
+    file = directory / "f"
+    file.write_bytes(b"one")
+    with open(file, "ab") as out:
+        out.write(b" two")
+        out.flush()
+        assert os.fstat(out.fileno()).st_size == 7
+    assert file.read_bytes() == b"one two"
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o750
+    os.link(file, top / "g")
+    assert file.stat().st_nlink == 2 and os.path.samefile(file, top / "g")
+    os.rename(top / "g", top / "h")
+    assert not (top / "g").exists() and (top / "h").read_bytes() == b"one two"
+    os.symlink("d/f", top / "l")
+    assert os.readlink(top / "l") == "d/f" and (top / "l").read_bytes() == b"one two"
+    os.truncate(file, 3)
+    assert (top / "h").read_bytes() == b"one"
+    os.truncate(file, 100_000)
+    assert file.read_bytes() == b"one" + bytes(99_997)
+    os.utime(file, ns=(10**9 + 7, -5))
+    assert (file.stat().st_atime_ns, file.stat().st_mtime_ns) == (10**9 + 7, -5)
+    os.setxattr(file, "user.k", b"v" * 1000)
+    assert os.getxattr(top / "h", "user.k") == b"v" * 1000 and os.listxattr(file) == ["user.k"]
+    os.removexattr(file, "user.k")
+    assert os.listxattr(file) == []
+    os.mkfifo(top / "p")
+    assert stat.S_ISFIFO((top / "p").stat().st_mode)
+    os.mknod(top / "n", 0o600 | stat.S_IFBLK, os.makedev(259, 70000))
+    assert (top / "n").stat().st_rdev == os.makedev(259, 70000)
+    names = [f"{'x' * number}-\udcff" for number in range(1, 200)]
+    for name in names:
+        (directory / name).touch()
+    assert sorted(os.listdir(directory)) == sorted([*names, "f"])
+    assert {entry.name: entry.stat().st_size for entry in os.scandir(directory)} == {**dict.fromkeys(names, 0), "f": 100_000}
+    with pytest.raises(OSError) as failed:
+        (top / ("y" * 256)).touch()
+    assert failed.value.errno == errno.ENAMETOOLONG
+    fd = os.open(top / "h", os.O_RDWR)
+    os.unlink(top / "h")
+    os.unlink(file)
+    assert os.fstat(fd).st_nlink == 0 and os.pread(fd, 3, 0) == b"one"
+    os.ftruncate(fd, 1)
+    os.fchmod(fd, 0o604)
+    assert (os.fstat(fd).st_size, stat.S_IMODE(os.fstat(fd).st_mode)) == (1, 0o604)
+    os.close(fd)
+    with pytest.raises(OSError) as failed:
+        directory.rmdir()
+    assert failed.value.errno == errno.ENOTEMPTY
+    assert os.statvfs(top).f_namemax == 255
+    for entry in os.listdir(top):
+        shutil.rmtree(top / entry) if entry == "d" else os.unlink(top / entry)
+    assert os.listdir(top) == []
+
+
+@pytest.mark.processes
+async def test_data_of_every_size_comes_back(world: Any) -> None:
+    async with world(oss=2, clients=0) as w, Mounted(w) as m:
+
+        def work() -> None:
+            rng = random.Random(7)
+            path, model = m.path / "f", bytearray()
+            fd = os.open(path, os.O_RDWR | os.O_CREAT)
+            for _ in range(150):
+                offset = rng.randrange(6 << 20)
+                size = rng.choice((1, 100, 4096, 5000, 130_000, 1 << 20, 3 << 20))
+                kind = rng.random()
+                if kind < 0.5:
+                    data = rng.randbytes(size)
+                    assert os.pwrite(fd, data, offset) == size
+                    model.extend(bytes(max(offset + size - len(model), 0)))
+                    model[offset : offset + size] = data
+                elif kind < 0.6:
+                    os.ftruncate(fd, offset)
+                    model[offset:] = b""
+                    model.extend(bytes(offset - len(model)))
+                else:
+                    assert os.pread(fd, size, offset) == bytes(model[offset : offset + size])
+            os.close(fd)
+            assert path.read_bytes() == bytes(model)
+            direct = os.open(path, os.O_RDONLY | os.O_DIRECT)
+            buffer = mmap.mmap(-1, 1 << 20)
+            done = os.preadv(direct, [buffer], 1 << 20)
+            assert buffer[:done] == bytes(model[1 << 20 : 2 << 20])
+            os.close(direct)
+            path.unlink()
+
+        await m.call(work)
+
+
+@pytest.mark.processes
+async def test_two_mounts_see_one_file_system(world: Any) -> None:
+    """What one has changed the other one sees, whatever its kernel has kept: names, attributes, listings, data."""
+    async with world(oss=2, clients=0) as w, Mounted(w) as m1, Mounted(w, "m2") as m2:
+
+        def work() -> None:
+            a, b = m1.path, m2.path
+            (a / "d").mkdir()
+            file = os.open(a / "d/f", os.O_RDWR | os.O_CREAT)
+            other = os.open(b / "d/f", os.O_RDWR)
+            for turn in range(30):
+                data = b"%08d" % turn
+                os.pwrite(file, data, turn * 8)
+                assert os.pread(other, 8, turn * 8) == data
+                assert (b / "d/f").stat().st_size == os.fstat(file).st_size == turn * 8 + 8
+                os.pwrite(other, data[::-1], turn * 8)
+                assert os.pread(file, 8, turn * 8) == data[::-1]
+                (b / f"d/{turn}").mkdir()
+                assert sorted(os.listdir(a / "d")) == sorted(["f", str(turn)])
+                os.rename(a / f"d/{turn}", a / "d/x")
+                assert (b / "d/x").is_dir() and not (b / f"d/{turn}").exists()
+                os.chmod(b / "d/x", 0o700 + turn % 8)
+                assert stat.S_IMODE((a / "d/x").stat().st_mode) == 0o700 + turn % 8
+                (a / "d/x").rmdir()
+                assert not (b / "d/x").exists()
+            os.ftruncate(other, 4)
+            assert os.pread(file, 100, 0) == b"0000"[::-1][:4] and os.fstat(file).st_size == 4
+            os.close(file)
+            os.close(other)
+            shutil.rmtree(b / "d")
+            assert os.listdir(a) == []
+
+        await m1.call(work)
+
+
+@pytest.mark.processes
+async def test_mapped_pages_are_coherent_when_they_are_synced(world: Any) -> None:
+    async with world(oss=1, clients=0) as w, Mounted(w) as m1, Mounted(w, "m2") as m2:
+
+        def work() -> None:
+            (m1.path / "f").write_bytes(bytes(16384))
+            a, b = (os.open(m.path / "f", os.O_RDWR) for m in (m1, m2))
+            at, bt = mmap.mmap(a, 16384), mmap.mmap(b, 16384)
+            for turn in range(20):
+                at[5000:5004] = b"%04d" % turn
+                at.flush()
+                assert bt[5000:5004] == b"%04d" % turn
+                bt[9000:9004] = b"%04d" % turn
+                bt.flush()
+                assert at[9000:9004] == b"%04d" % turn
+                os.pwrite(a, b"%04d" % turn, 100)
+                assert bt[100:104] == b"%04d" % turn
+            at.close()
+            bt.close()
+            os.close(a)
+            os.close(b)
+            (m1.path / "f").unlink()
+
+        await m1.call(work)
+
+
+@pytest.mark.processes
+async def test_a_mkdir_may_wait_while_the_lock_of_its_directory_is_revoked(world: Any) -> None:
+    """The kernel holds the directory for the mkdir; what it is told to forget of it must not wait for that."""
+    async with world(oss=1, clients=1) as w, Mounted(w) as m:
+        fs = w.a.fs
+        await w.a.unrecorded(fs.mkdir("/d"))
+        await w.a.unrecorded(fs.mkdir("/d/old"))
+
+        def warm() -> None:
+            assert [entry.name for entry in os.scandir(m.path / "d")] == ["old"]
+            (m.path / "d/old").stat()
+            (m.path / "d").stat()
+
+        await m.call(warm)
+        w.mds.arm("request Create delay delay_s=1.5")
+        making = asyncio.ensure_future(m.call(os.mkdir, m.path / "d/new"))
+        await asyncio.sleep(0.3)
+        assert not making.done()
+        await asyncio.wait_for(w.a.unrecorded(fs.rename("/d/old", "/d/older")), 5)
+        assert not making.done(), "the rename had to wait for the mkdir"
+        looked = await m.call(os.path.exists, m.path / "d/older")
+        assert looked
+        await making
+        w.faults.clear()
+        assert await m.call(lambda: sorted(os.listdir(m.path / "d"))) == ["new", "older"]
+        await m.call(shutil.rmtree, m.path / "d")
+
+
+@pytest.mark.processes
+async def test_locks_of_files_are_those_of_all_mounts(world: Any) -> None:
+    async with world(oss=1, clients=0) as w, Mounted(w) as m1, Mounted(w, "m2") as m2:
+
+        def work() -> None:
+            a = os.open(m1.path / "f", os.O_RDWR | os.O_CREAT)
+            b = os.open(m2.path / "f", os.O_RDWR)
+            fcntl.flock(a, fcntl.LOCK_EX)
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(b, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(a, fcntl.LOCK_UN)
+            fcntl.flock(b, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(a, fcntl.LOCK_EX, 100, 50)
+            with pytest.raises(BlockingIOError):
+                fcntl.lockf(b, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 149)
+            fcntl.lockf(b, fcntl.LOCK_EX | fcntl.LOCK_NB, 10, 150)
+            os.close(os.open(m1.path / "f", os.O_RDONLY))  # any close of the file gives up all record locks
+            fcntl.lockf(b, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 149)
+            os.close(a)
+            os.close(b)
+            (m1.path / "f").unlink()
+
+        await m1.call(work)
+
+
+LOCKER = """
+import fcntl, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+print("asks", flush=True)
+fcntl.flock(fd, fcntl.LOCK_EX)
+print("has", flush=True)
+"""
+
+
+@pytest.mark.processes
+async def test_who_waits_can_be_killed(world: Any) -> None:
+    """A flock that waits, and calls to a server that is away: SIGKILL gets the caller out, and others go on."""
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+        file = await m.call(open, m.path / "f", "w")
+        await m.call(fcntl.flock, file, fcntl.LOCK_EX)
+        waiter = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", LOCKER, str(m.path / "f"), stdout=subprocess.PIPE
+        )
+        assert waiter.stdout is not None
+        assert await waiter.stdout.readline() == b"asks\n"
+        await asyncio.sleep(0.2)
+        waiter.kill()
+        assert await asyncio.wait_for(waiter.wait(), 10) == -signal.SIGKILL
+        await m.call(fcntl.flock, file, fcntl.LOCK_UN)
+        await m.call(fcntl.flock, file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        await m.call(file.close)
+        await w.mds.kill()
+        stuck = await asyncio.create_subprocess_exec("mkdir", str(m.path / "d"))
+        await asyncio.sleep(0.5)
+        assert stuck.returncode is None, "a hard mount waits"
+        stuck.kill()
+        assert await asyncio.wait_for(stuck.wait(), 10) == -signal.SIGKILL
+        await w.mds.start()
+        await w.settle()
+        await m.call(shutil.rmtree, m.path / "d", True)
+        await m.call(os.unlink, m.path / "f")
+
+
+@pytest.mark.processes
+async def test_a_copy_survives_killed_servers(world: Any) -> None:
+    """kill -9 of the MDS and of an OSS in the middle of a copy: no error reaches it, and everything is there."""
+    async with world(oss=2, clients=0) as w, Mounted(w) as m1, Mounted(w, "m2") as m2:
+        rng = random.Random(3)
+        source = w.directory / "source"
+        for number in range(120):
+            path = source / f"{number % 7}" / f"f{number}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(rng.randbytes(rng.choice((0, 10, 5000, 300_000))))
+        copying = asyncio.ensure_future(m1.call(shutil.copytree, source, m1.path / "copy"))
+        for server in (w.mds, w.oss[0], w.mds, w.oss[1]):
+            await asyncio.sleep(0.15)
+            await server.kill()
+            await server.start()
+        await copying
+        await w.settle()
+
+        def compare() -> None:
+            for path in source.rglob("*"):
+                there = m2.path / "copy" / path.relative_to(source)
+                assert there.is_dir() if path.is_dir() else digest(there) == digest(path), path
+
+        await m2.call(compare)
+        await m1.call(shutil.rmtree, m1.path / "copy")
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.processes
+async def test_an_unmount_writes_back_and_says_goodbye(world: Any) -> None:
+    async with world(oss=1, clients=1) as w:
+        async with Mounted(w) as m:
+            data = bytes(range(256)) * 40_000
+            await m.call((m.path / "f").write_bytes, data)
+            uuid = m.record["client"]
+            assert uuid in (await w.mds.status())[w.mds.targets[0]]["clients"]
+        assert not m.alive
+        assert uuid not in (await w.mds.status())[w.mds.targets[0]]["clients"], "it is told at the unmount"
+        assert await w.a.unrecorded(w.a.fs.read_file("/f")) == data
+        await w.a.unrecorded(w.a.fs.unlink("/f"))
+
+
+@pytest.mark.processes
+async def test_a_forced_unmount_leaves_nobody_behind(world: Any) -> None:
+    """The servers are dead and somebody waits: `umount -f` fails him at once, and the process ends."""
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+        await m.call((m.path / "f").write_bytes, b"x")
+        await m.call(synced, m.path / "f")
+        await w.mds.kill()
+        stuck = await asyncio.create_subprocess_exec("mkdir", str(m.path / "d"), stderr=subprocess.PIPE)
+        await asyncio.sleep(0.3)
+        assert stuck.returncode is None
+        await m.umount("-f")
+        assert await asyncio.wait_for(stuck.wait(), 10) == 1, "it is told of an error, not killed"
+        assert not m.alive and not os.path.ismount(m.path)
+        w.expected.update(("client.left_open", "client.evicted", "recovery.evicting", "recovery.aborted"))
+        await w.mds.start(abort_recovery=True)
+        async with Mounted(w, "again") as again:
+            await again.call(shutil.rmtree, again.path / "d", True)
+            await again.call(os.unlink, again.path / "f")
+
+
+@pytest.mark.processes
+async def test_a_lazy_unmount_serves_until_the_last_is_gone(world: Any) -> None:
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+        file = await m.call(open, m.path / "f", "wb")
+        await m.umount("-l")
+        assert not os.path.ismount(m.path)
+        await m.call(file.write, b"still")
+        await m.call(file.flush)
+        await m.call(file.close)
+        await w.eventually(gone(m), "the process ends")
+        async with Mounted(w, "again") as again:
+            assert await again.call((again.path / "f").read_bytes) == b"still"
+            await again.call(os.unlink, again.path / "f")
+
+
+def synced(path: Path) -> None:
+    fd = os.open(path, os.O_RDWR)
+    os.fsync(fd)
+    os.close(fd)
+
+
+def gone(m: Mounted) -> Callable[[], Any]:
+    async def true() -> bool:
+        return not m.alive
+
+    return true
+
+
+@pytest.mark.processes
+async def test_mount_says_in_one_line_what_is_wrong(world: Any) -> None:
+    async with world(oss=1, clients=0) as w:
+        m = Mounted(w)
+        m.path.mkdir()
+        for arguments, said in (
+            (("nonsense", str(m.path)), "MGSNID:/FSNAME"),
+            ((m.source, str(m.path / "no")), "is no directory"),
+            ((m.source, str(m.path), "-o", "colour=blue"), "unknown mount option 'colour=blue'"),
+            ((f"{w.directory}/nobody@unix:/lustre", str(m.path), "-o", "wait=1"), "does not answer"),
+            ((m.source.replace(":/lustre", ":/other"), str(m.path), "-o", "wait=2"), "'other'"),
+        ):
+            done = await m.run("mount", *arguments)
+            assert done.returncode and done.stderr.count("\n") == 1 and said in done.stderr, done.stderr
+        assert not os.path.ismount(m.path)
+
+
+@pytest.mark.processes
+async def test_a_read_only_mount_changes_nothing(world: Any) -> None:
+    async with world(oss=1, clients=0) as w, Mounted(w) as m, Mounted(w, "m2", "-o", "ro") as ro:
+        await m.call((m.path / "f").write_bytes, b"x")
+        assert await ro.call((ro.path / "f").read_bytes) == b"x"
+        with pytest.raises(OSError) as failed:
+            await ro.call((ro.path / "g").touch)
+        assert failed.value.errno == errno.EROFS
+        await m.call(os.unlink, m.path / "f")
+
+
+@pytest.mark.processes
+async def test_a_signal_unmounts(world: Any) -> None:
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+        m.signal(signal.SIGTERM)
+        await w.eventually(gone(m), "the process ends")
+        assert not os.path.ismount(m.path)
+
+
+@pytest.mark.processes
+async def test_others_than_root_have_their_own_rights(world: Any) -> None:
+    """The kernel decides who may search, and the MDT who may change; groups count."""
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+
+        def as_user(uid: int, gid: int, groups: list[int], code: str) -> str:
+            become = f"import os; os.setgroups({groups}); os.setgid({gid}); os.setuid({uid})\n"  # who may not see this Python
+            done = subprocess.run(
+                [sys.executable, "-c", become + code, str(m.path)], check=False, capture_output=True, text=True
+            )
+            return done.stderr.strip().splitlines()[-1] if done.returncode else done.stdout.strip()
+
+        def work() -> None:
+            os.chmod(w.directory, 0o755)
+            os.chmod(m.path, 0o755)
+            (m.path / "d").mkdir(0o770)
+            os.chmod(m.path / "d", 0o770)
+            os.chown(m.path / "d", 1000, 2000)
+            (m.path / "d/f").write_text("x")
+            make = "import os, sys; os.close(os.open(sys.argv[1] + '/d/' + str(os.getuid()), os.O_CREAT | os.O_WRONLY)); print('done')"
+            look = "import os, sys; print(os.stat(sys.argv[1] + '/d/f').st_size)"
+            assert as_user(1000, 1000, [], make) == "done"
+            assert as_user(1001, 1001, [5, 2000], make) == "done"
+            assert "Permission denied" in as_user(1002, 1002, [5], make)
+            assert as_user(1001, 1001, [2000], look) == "1"
+            assert "Permission denied" in as_user(1002, 1002, [], look)
+            assert (m.path / "d/1001").stat().st_uid == 1001
+            shutil.rmtree(m.path / "d")
+
+        await m.call(work)
