@@ -453,7 +453,7 @@ def test_llfs_says_where_data_is_and_what_space_there_is(shell: Shell) -> None:
     shell.llfs("setstripe", "-c", 2, "-i", 1, "lustre:/striped/f")
     assert shell.llfs("getstripe", "-c", "lustre:/striped/f") == "2\n"
     text = shell.llfs("getstripe", "lustre:/striped")
-    assert "/striped/f\nlmm_stripe_count:  2\nlmm_stripe_size:   131072\n" in text and "lmm_stripe_offset: 1\n" in text
+    assert "/striped/f\nlmm_stripe_count:  2\nlmm_stripe_size:   1048576\n" in text and "lmm_stripe_offset: 1\n" in text
     assert "fixed when it is made" in shell.llfs("setstripe", "-c", 1, "lustre:/striped/f", status=1)
     fid = shell.llfs("path2fid", "lustre:/striped/f").strip()
     assert shell.llfs("fid2path", "lustre", fid) == "/striped/f\n"
