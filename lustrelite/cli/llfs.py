@@ -373,19 +373,18 @@ def check(kind: str, path: str | None) -> None:
 
 
 def _connections(place: Place) -> list[tuple[str, str, bool]]:
-    """(target, device, does it work) of the connections of a mount, or of one made for this."""
+    """(target or device, device, does it work) of the connections of a mount, or of one made for this."""
     mount = mount_of(place.prefix) if place.prefix else None
     socket = control_socket(mount.point) if mount is not None else None
     if socket is not None:
         try:
             states = control.call(socket, "status")["imports"]
-            devices = {device["name"]: device for device in control.call(socket, "devices")}
+            devices = sorted(control.call(socket, "devices"), key=lambda device: device["name"])
         except (ControlFailed, OSError) as error:
             raise Refused(f"the process behind {place.prefix} does not answer at {socket}: {error}") from None
         return [
-            (target, device["name"], states.get(target) in ("FULL", "IDLE") and device["status"] == "UP")
-            for device in devices.values()
-            for target in [device["name"].rsplit("-", 2)[0]]
+            (device["name"], device["name"], states[device["name"]] in ("FULL", "IDLE") and device["status"] == "UP")
+            for device in devices
         ]
 
     async def look(fs: FileSystem) -> list[tuple[str, str, bool]]:

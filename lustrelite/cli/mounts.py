@@ -6,20 +6,19 @@ hangs. The command then is a client of its own beside the mount; locks keep the 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lustrelite.cli.context import where
 from lustrelite.cli.errors import Refused
 from lustrelite.cli.files import remote
-from lustrelite.ids import Nid, check_fsname, parse_nid
+from lustrelite.cli.mount_helper import default_run_dir, parse_source, record_of
+from lustrelite.fuse.attach import TYPE
+from lustrelite.ids import Nid
 
 MOUNTINFO = Path("/proc/self/mountinfo")
-TYPES = ("fuse.lustrelite", "lustrelite")
-PORT = 988  # of an MGS that is named by its host only
 
 
 class Mounted(NamedTuple):
@@ -49,33 +48,20 @@ class Place(NamedTuple):
         return f"{self.prefix}{path}" if path != "/" or not self.prefix else self.prefix
 
 
-def parse_source(source: str) -> tuple[tuple[Nid, ...], str]:
-    """(NIDs of the MGS, file system) of `mgs1:988@tcp,mgs2:/lustre`, as it stands in fstab.  ValueError"""
-    hosts, colon, fsname = source.rpartition(":/")
-    if not colon or not hosts:
-        raise ValueError(f"{source!r} is not MGSNID:/FSNAME")
-    return tuple([_nid(part) for part in hosts.split(",")]), check_fsname(fsname)
-
-
-def _nid(text: str) -> Nid:
-    address, at, net = text.rpartition("@")
-    address, net = (address, net) if at else (text, "tcp")
-    return parse_nid(f"{address}:{PORT}@tcp" if net == "tcp" and ":" not in address else f"{address}@{net}")
-
-
 def mounts() -> list[Mounted]:
     """Every mount of ours, the last one made last."""
     found = []
     for line in MOUNTINFO.read_text().splitlines():
         fields, _, rest = line.partition(" - ")
         kind, source = rest.split()[:2]
-        if kind not in TYPES:
+        if kind != TYPE:
             continue
         root, point = (_plain(field) for field in fields.split()[3:5])
         try:
-            found.append(Mounted(point, root, *parse_source(_plain(source))))
-        except ValueError:
+            nids, fsname = parse_source(_plain(source))
+        except Refused:
             continue
+        found.append(Mounted(point, root, tuple(nids), fsname))
     return found
 
 
@@ -114,16 +100,5 @@ def place_of(text: str) -> Place:
 
 def control_socket(point: str) -> Path | None:
     """The control socket of the process behind the mount at `point`, if this user may know it."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    directories = [os.environ.get("LUSTRELITE_RUN_DIR"), "/run/lustrelite", runtime and f"{runtime}/lustrelite",
-                   f"/tmp/lustrelite-{os.geteuid()}", str(where().state_dir / "run")]  # fmt: skip
-    for directory in directories:
-        for path in sorted(Path(directory).glob("*.json")) if directory else ():
-            try:
-                record: dict[str, Any] = json.loads(path.read_text())
-            except (OSError, ValueError):
-                continue
-            socket = path.with_suffix(".sock")
-            if record.get("mountpoint") == point and socket.exists():
-                return socket
-    return None
+    record = record_of(point, [default_run_dir(), where().state_dir / "run"])
+    return Path(str(record["control"])) if record else None

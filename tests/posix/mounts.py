@@ -57,6 +57,14 @@ class Mounted:
             timeout=WAIT_S, check=False,
         )  # type: ignore[return-value]  # fmt: skip
 
+    async def run_long(self, command: list[str]) -> str:
+        """Run a test suite in the mount, however long it takes: what it says."""
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=self.path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        said, _ = await process.communicate()
+        return said.decode(errors="replace")
+
     @property
     def source(self) -> str:
         """What is mounted."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lustrelite.cli.errors import Refused
 from lustrelite.cli.main import lustrelite
 from lustrelite.client.attributes import Stat
 from lustrelite.ids import NO_FID, Nid, make_fid
+from lustrelite.process import start_ticks
 from lustrelite.wire.mdt import Layout, StatfsReply, StripeHint
 
 FID = make_fid(0x200000401, 1)
@@ -74,20 +76,15 @@ def test_what_is_nothing_of_ours(text: str) -> None:
         mounts.place_of(text)
 
 
-@pytest.mark.parametrize("source", ["lustre", "mgs:lustre", ":/lustre", "mgs:/toolongname", "mgs@x:/lustre"])
-def test_what_is_no_source(source: str) -> None:
-    with pytest.raises(ValueError):
-        mounts.parse_source(source)
-
-
 def test_the_process_behind_a_mount_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LUSTRELITE_RUN_DIR", str(tmp_path))
-    (tmp_path / "mount-mnt.json").write_text(json.dumps({"mountpoint": "/mnt/lustre"}))
-    (tmp_path / "broken.json").write_text("{")
-    assert mounts.control_socket("/mnt/lustre") is None  # it is not listening
-    (tmp_path / "mount-mnt.sock").touch()
-    assert mounts.control_socket("/mnt/lustre") == tmp_path / "mount-mnt.sock"
+    record = {"mountpoint": "/mnt/lustre", "pid": os.getpid(), "start_ticks": start_ticks(os.getpid()), "control": "/run/m.sock"}
+    (tmp_path / "mount-mnt.json").write_text(json.dumps(record))
+    (tmp_path / "mount-broken.json").write_text("{")
+    assert mounts.control_socket("/mnt/lustre") == Path("/run/m.sock")
     assert mounts.control_socket("/mnt/other") is None
+    (tmp_path / "mount-mnt.json").write_text(json.dumps({**record, "start_ticks": 1}))
+    assert mounts.control_socket("/mnt/lustre") is None  # another process has its number
 
 
 def test_a_layout_reads_as_lfs_prints_it() -> None:

@@ -1,0 +1,170 @@
+"""What programs ask for beyond everyday: access lists, files without names, room and holes; llfs; pjdfstest.
+
+pjdfstest runs if PJDFSTEST names a directory with its built program and `tests/` (github.com/pjd/pjdfstest).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lustrelite import acl
+from lustrelite.cli.cluster import child_environment
+from tests.posix.mounts import Mounted, missing
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+PJDFSTEST = os.environ.get("PJDFSTEST", "")
+BOB = 1001
+libc = ctypes.CDLL(None, use_errno=True)
+libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def listed(user: int, mask: int = 7) -> bytes:
+    """A list that lets BOB do `user`."""
+    entries = ((acl.USER_OBJ, 7), (acl.USER, user, BOB), (acl.GROUP_OBJ, 0), (acl.MASK, mask), (acl.OTHER, 0))
+    return acl.pack(tuple(acl.Entry(*entry) for entry in entries))
+
+
+def as_bob(path: Path, flags: int) -> int:
+    """errno of an open by BOB, who is in no group."""
+    child = os.fork()
+    if not child:
+        try:
+            os.setgroups([])
+            os.setgid(BOB)
+            os.setuid(BOB)
+            os.open(path, flags)
+        except OSError as error:
+            os._exit(error.errno or 255)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.processes
+async def test_access_lists_through_two_mounts(world: Any) -> None:
+    async with world(oss=1, clients=0) as w, Mounted(w) as m1, Mounted(w, "m2") as m2:
+
+        def work() -> None:
+            os.chmod(w.directory, 0o755)
+            for top in (m1.path, m2.path):
+                os.chmod(top, 0o755)
+            (m1.path / "f").touch(0o600)
+            other = m2.path / "f"
+            assert as_bob(other, os.O_RDONLY) == errno.EACCES
+            os.setxattr(m1.path / "f", acl.ACCESS, listed(4))
+            assert (as_bob(other, os.O_RDONLY), as_bob(other, os.O_WRONLY)) == (0, errno.EACCES)
+            assert os.getxattr(other, acl.ACCESS) == listed(4) and stat.S_IMODE(other.stat().st_mode) == 0o770
+            os.chmod(m1.path / "f", 0o700)
+            assert as_bob(other, os.O_RDONLY) == errno.EACCES
+            os.removexattr(m1.path / "f", acl.ACCESS)
+            assert os.listxattr(other) == []
+            (m1.path / "d").mkdir()
+            os.setxattr(m1.path / "d", acl.DEFAULT, listed(6))
+            before = os.umask(0o077)
+            try:
+                (m2.path / "d/made").touch(0o666)
+                (m2.path / "plain").touch(0o666)
+            finally:
+                os.umask(before)
+            made = (m1.path / "d/made").stat()
+            assert stat.S_IMODE(made.st_mode) == 0o660 and stat.S_IMODE((m1.path / "plain").stat().st_mode) == 0o600
+            with pytest.raises(OSError) as failed:
+                os.setxattr(m1.path / "f", acl.ACCESS, listed(4) + bytes(8))
+            assert failed.value.errno == errno.EINVAL
+            shutil.rmtree(m1.path / "d")
+            for name in ("f", "plain"):
+                (m2.path / name).unlink()
+
+        await m1.call(work)
+
+
+@pytest.mark.processes
+async def test_files_without_names_and_ranges_of_files(world: Any) -> None:
+    async with world(oss=2, clients=0) as w, Mounted(w) as m:
+
+        def work() -> None:
+            top = m.path
+            fd = os.open(top, os.O_TMPFILE | os.O_RDWR, 0o640)
+            os.write(fd, b"data")
+            assert os.fstat(fd).st_nlink == 0 and os.listdir(top) == []
+            # AT_SYMLINK_FOLLOW, which os.link() cannot say
+            assert libc.linkat(-100, f"/proc/self/fd/{fd}".encode(), -100, os.fsencode(top / "named"), 0x400) == 0
+            os.close(fd)
+            assert (top / "named").read_bytes() == b"data" and (top / "named").stat().st_nlink == 1
+            fd = os.open(top / "sparse", os.O_CREAT | os.O_RDWR)
+            end = (16 << 40) - 4096
+            os.pwrite(fd, b"end", end - 3)
+            assert os.fstat(fd).st_size == end and os.lseek(fd, 0, os.SEEK_HOLE) == 0
+            assert end - 4096 <= os.lseek(fd, 0, os.SEEK_DATA) <= end - 3
+            assert os.pread(fd, 5, end - 5) == b"\0\0end"
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, b"x" * (3 << 20), 0)
+            assert libc.fallocate(fd, 0x3, 1 << 20, 1 << 20) == 0  # a hole
+            assert os.lseek(fd, 0, os.SEEK_HOLE) == 1 << 20 and os.lseek(fd, 1 << 20, os.SEEK_DATA) == 2 << 20
+            assert libc.fallocate(fd, 0x10, (3 << 20) - 5, 10) == 0  # zeros
+            assert os.pread(fd, 100, (3 << 20) - 7) == b"xx" + bytes(10)
+            os.posix_fallocate(fd, 0, 5 << 20)
+            assert os.fstat(fd).st_size == 5 << 20 and os.fstat(fd).st_blocks >= (5 << 20) // 512
+            assert libc.fallocate(fd, 0x8, 0, 4096) == -1 and ctypes.get_errno() == errno.EOPNOTSUPP
+            target = os.open(top / "copy", os.O_CREAT | os.O_RDWR)
+            assert os.copy_file_range(fd, target, 1 << 20, 0, 0) > 0
+            assert os.pread(target, 10, 0) == b"x" * 10
+            os.close(fd)
+            os.close(target)
+            for name in os.listdir(top):
+                os.unlink(top / name)
+
+        await m.call(work)
+
+
+@pytest.mark.processes
+async def test_llfs_on_a_mounted_path(world: Any) -> None:
+    async with world(oss=2, clients=0) as w, Mounted(w) as m:
+
+        def llfs(*words: object, status: int = 0) -> str:
+            done = subprocess.run(
+                [sys.executable, "-m", "lustrelite.cli.llfs", *map(str, words)], capture_output=True, text=True, check=False,
+                env={**child_environment(), "LUSTRELITE_RUN_DIR": str(m.run_dir)}, timeout=60,
+            )  # fmt: skip
+            assert done.returncode == status, done.stdout + done.stderr
+            return done.stdout
+
+        def work() -> None:
+            (m.path / "wide").mkdir()
+            llfs("setstripe", "-c", -1, "-S", "64K", m.path / "wide")
+            (m.path / "wide/f").write_bytes(bytes(200_000))
+            assert llfs("getstripe", "-c", m.path / "wide/f") == "2\n"
+            assert f"{m.path}/wide/f\nlmm_stripe_count:  2\n" in llfs("getstripe", m.path / "wide")
+            fid = llfs("path2fid", m.path / "wide/f").strip()
+            assert llfs("fid2path", m.path, fid) == f"{m.path}/wide/f\n"
+            assert f"{m.path}[OST:1]\n" in llfs("df", m.path)
+            assert llfs("check", "all", m.path).count(" active.\n") == 3
+            shutil.rmtree(m.path / "wide")
+            m.signal(signal.SIGSTOP)  # the mount hangs, and nothing is asked through it
+            try:
+                assert llfs("path2fid", m.path) == "[0x200000007:0x1:0x0]\n"
+                assert "filesystem_summary:" in llfs("df", "-i", m.path)
+            finally:
+                m.signal(signal.SIGCONT)
+
+        await m.call(work)
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(not PJDFSTEST, reason="PJDFSTEST names no pjdfstest")
+@pytest.mark.timeout(1800)
+async def test_pjdfstest(world: Any) -> None:
+    async with world(oss=2, clients=0) as w, Mounted(w) as m:
+        os.chmod(w.directory, 0o755)
+        done = await m.run_long(["prove", "-r", str(Path(PJDFSTEST) / "tests")])
+        assert "Result: PASS" in done, done[-4000:]
