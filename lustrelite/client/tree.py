@@ -1,16 +1,17 @@
 """Whole files and trees: copying in, out and within, walking, making and removing directories.
 
-Everything here is written with the public methods of FileSystem. Local files are read and written in worker threads,
-one piece ahead of the network.
+Everything here is written with the public methods of FileSystem. Local files are read and written in worker threads;
+what is read, here or there, is one piece ahead of what is written.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING
 
 from lustrelite.client.paths import AnyPath, Path, encode, like
@@ -84,10 +85,9 @@ async def copy(fs: FileSystem, source: Path, target: Path) -> None:
             raise OpError(errno.EISDIR if attributes.is_dir else errno.EINVAL, "not a regular file")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         async with await fs.open(target, flags, attributes.mode & 0o777) as writer:
-            offset = 0
-            while data := await reader.pread(COPY_BYTES, offset):
-                await writer.pwrite(data, offset)
-                offset += len(data)
+            async with contextlib.aclosing(_contents(reader, attributes.size)) as contents:
+                async for offset, data in contents:
+                    await writer.pwrite(data, offset)
             await _set(writer, attributes.mode, attributes.atime, attributes.mtime)
 
 
@@ -136,14 +136,33 @@ async def copy_out(fs: FileSystem, path: Path, local: Path) -> None:
     async with await fs.open(path) as file:
         descriptor = await node.run_blocking(os.open, local, flags, stat.S_IMODE(attributes.mode) & 0o777)
         try:
-            offset = 0
-            while data := await file.pread(COPY_BYTES, offset):
-                await node.run_blocking(_write_all, descriptor, data, offset)
-                offset += len(data)
+            async with contextlib.aclosing(_contents(file, attributes.size)) as contents:
+                async for offset, data in contents:
+                    await node.run_blocking(_write_all, descriptor, data, offset)
             await node.run_blocking(os.fchmod, descriptor, stat.S_IMODE(attributes.mode))
             await node.run_blocking(_set_times, descriptor, attributes.atime, attributes.mtime)
         finally:
             os.close(descriptor)
+
+
+async def _contents(file: File, size: int) -> AsyncGenerator[tuple[int, bytes], None]:
+    """(offset, data) to the end of a file of about `size` bytes; what comes next is read meanwhile."""
+    tasks = file.fs.connections.tasks
+    step = min(COPY_BYTES, size + 1)  # so that the first read of a small file finds its end
+    offset, data = 0, await file.pread(step, 0)
+    while data:
+        after = offset + len(data)
+        following = tasks.spawn(file.pread(step, after), "read ahead") if len(data) == step else None
+        try:
+            yield offset, data
+        except BaseException:
+            if following is not None:
+                following.cancel()
+            raise
+        found: bytes | OpError = await following if following is not None else b""
+        if isinstance(found, OpError):
+            raise found
+        offset, data = after, found
 
 
 def _write_all(descriptor: int, data: bytes, offset: int) -> None:
