@@ -18,6 +18,7 @@ from lustrelite import control, status_text
 from lustrelite.cli.cluster import Cluster
 from lustrelite.cli.context import DEFAULT_STATE_DIR
 from lustrelite.cli.errors import Refused, run
+from lustrelite.cli.examples import add_examples
 from lustrelite.control import ControlFailed
 from lustrelite.errors import LinkLost
 from lustrelite.ids import parse_nid, parse_target_name
@@ -293,6 +294,9 @@ def events(prefix: str, count: int) -> None:
     for lines in _processes().call("events", prefix=prefix, count=count).values():
         for line in lines:
             click.echo(line)
+
+
+add_examples(llctl, "llctl")
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from lustrelite import __version__
 from lustrelite.cli import archive, check, cluster_commands, demo, files
 from lustrelite.cli.context import Where, state_dir_option
 from lustrelite.cli.errors import run
+from lustrelite.cli.examples import add_examples
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,6 +59,9 @@ def completion(shell: str) -> None:
     assert kind is not None
     for program, command in (("lustrelite", lustrelite), ("llctl", llctl), ("llfs", llfs)):
         click.echo(kind(command, {}, program, f"_{program.upper()}_COMPLETE").source())
+
+
+add_examples(lustrelite, "lustrelite")
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from click.testing import CliRunner
 from lustrelite.cli import llfs, mounts
 from lustrelite.cli.context import Where
 from lustrelite.cli.errors import Refused
+from lustrelite.cli.examples import EXAMPLES
+from lustrelite.cli.llctl import llctl
 from lustrelite.cli.main import lustrelite
 from lustrelite.client.attributes import Stat
 from lustrelite.ids import NO_FID, Nid, make_fid
@@ -136,8 +139,26 @@ def test_wrong_arguments_and_help() -> None:
     ):
         result = runner.invoke(llfs.llfs, ["--mgsnode", "mgs@sim", *words])
         assert result.exit_code and said in result.output, result.output
-    for name in llfs.llfs.commands:
-        assert f"llfs {name}" in runner.invoke(llfs.llfs, [name, "--help"]).output
+    for group, program in ((llfs.llfs, "llfs"), (lustrelite, "lustrelite"), (llctl, "llctl")):
+        for name in group.commands:
+            if name != "sim":  # whose help is the simulator's own
+                assert f"  {program} " in runner.invoke(group, [name, "--help"]).output.partition("Usage:")[2].partition("\n")[2], name
     for shell in ("bash", "zsh", "fish"):
         result = runner.invoke(lustrelite, ["completion", shell])
         assert result.exit_code == 0 and "_LLFS_COMPLETE" in result.output
+
+
+@pytest.mark.parametrize(("group", "program"), [(lustrelite, "lustrelite"), (llctl, "llctl")])
+def test_examples_are_what_the_commands_understand(
+    group: click.Group, program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(click.Path, "convert", lambda self, value, param, context: value)  # the files are not here
+    assert EXAMPLES[program].keys() == group.commands.keys() - {"completion"}
+    for name, lines in EXAMPLES[program].items():
+        for line in lines:
+            words = shlex.split(line)
+            assert words[0] == program
+            with group.make_context(program, words[1:]) as context:
+                found, command, rest = group.resolve_command(context, context._protected_args + context.args)
+                assert found == name and command is not None
+                command.make_context(name, rest, parent=context)
