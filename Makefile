@@ -10,7 +10,7 @@ COHERENCE_RUNS_MAX ?= 5000
 OST_RUNS_MAX ?= 5000
 WORKERS ?= auto
 
-.PHONY: help venv demo test check lint types quick scenarios sim coherence swarm-ost bench up down status clean
+.PHONY: fuse install-mount help venv demo test check lint types quick scenarios sim coherence swarm-ost bench up down status clean
 
 help:
 	@echo "make demo       the main job: a real directory tree through kill -9 of MDS, OSS and a client"
@@ -21,6 +21,7 @@ help:
 	@echo "make coherence  $(COHERENCE_RUNS_MAX) random runs with clients that cache (SEED=1 COHERENCE_RUNS_MAX=5000)"
 	@echo "make swarm-ost  $(OST_RUNS_MAX) random runs with OST kills, power cuts, MDT-OST partitions (SEED=1 OST_RUNS_MAX=5000)"
 	@echo "make bench      the benchmarks, one JSON line each"
+	@echo "make install-mount   links for mount(8) and umount(8) in /sbin"
 	@echo "make up, status, down   a cluster in .lustrelite/"
 	@echo "make clean      stop that cluster, remove it, the virtual environment and all caches"
 
@@ -45,7 +46,7 @@ venv: $(TESTS)
 demo: $(RUNS)
 	$(BIN)/lustrelite demo
 
-test: $(TESTS)
+test: $(TESTS) fuse
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 check: lint types quick
@@ -76,6 +77,15 @@ bench: $(RUNS)
 
 up status down: $(RUNS)
 	$(BIN)/lustrelite $@
+
+# Others than root mount through fusermount3; the tests of that are skipped without it.
+fuse:
+	@command -v fusermount3 >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		apt-get install -y -q fuse3 >/dev/null 2>&1; } || echo "fusermount3 is missing (package fuse3): only root can mount"
+
+install-mount: $(RUNS)
+	@for name in mount.lustrelite mount.fuse.lustrelite; do ln -sfv $(abspath $(BIN))/mount.lustrelite /sbin/$$name; done
+	@for name in umount.lustrelite umount.fuse.lustrelite; do ln -sfv $(abspath $(BIN))/umount.lustrelite /sbin/$$name; done
 
 clean:
 	@if [ -x $(BIN)/lustrelite ] && [ -d .lustrelite ]; then $(BIN)/lustrelite down || true; fi

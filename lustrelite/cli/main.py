@@ -8,7 +8,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from lustrelite import __version__
-from lustrelite.cli import archive, check, cluster_commands, demo, files
+from lustrelite.cli import archive, check, cluster_commands, demo, files, mount_commands
 from lustrelite.cli.context import Where, state_dir_option
 from lustrelite.cli.errors import run
 from lustrelite.cli.examples import add_examples
@@ -29,7 +29,7 @@ def lustrelite(context: click.Context, state_dir: Path, mgsnode: str, fsname: st
 for command in (
     cluster_commands.up, cluster_commands.status, cluster_commands.down, cluster_commands.start, cluster_commands.stop,
     cluster_commands.kill, cluster_commands.events, files.ls, files.cat, files.cp, files.mv, files.rm, files.mkdir,
-    files.stat, check.fsck, archive.backup, archive.restore, demo.demo,
+    files.stat, mount_commands.mount, mount_commands.umount, check.fsck, archive.backup, archive.restore, demo.demo,
 ):  # fmt: skip
     lustrelite.add_command(command)
 

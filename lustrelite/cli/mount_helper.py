@@ -134,6 +134,9 @@ def _stay_behind(options: argparse.Namespace, pipe: int) -> NoReturn:
     status = 70
     try:
         status = fuse_process.run(options, lambda: say("ready"), say)
+    except BaseException as error:
+        say(f"crashed: {error!r}")
+        raise
     finally:
         os._exit(status)
 

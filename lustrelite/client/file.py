@@ -20,6 +20,7 @@ import asyncio
 import errno
 import fcntl
 import os
+from collections.abc import Container
 from stat import S_ISDIR, S_ISGID, S_ISREG, S_ISUID, S_IXGRP
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -29,6 +30,7 @@ from lustrelite.client.flocks import FileLock
 from lustrelite.client.read_ahead import ReadAhead
 from lustrelite.errors import Evicted, OpError
 from lustrelite.ids import Fid
+from lustrelite.ldlm.client_lock import ClientLock
 from lustrelite.permission import in_group
 from lustrelite.tunables import limits
 from lustrelite.wire.ldlm import NL, PR, PW
@@ -206,6 +208,23 @@ class File:
         EBADF, EFBIG, ENOSPC, EINVAL, EIO
         """
         return (await self._write(data, offset, here))[0]
+
+    def write_mapped(self, data: memoryview, offset: int, leaving: Container[ClientLock]) -> bool:
+        """Pages of a mapping that are written back because their lock goes: under that lock, if it is in `leaving`."""
+        if self._locked is None or self.layout is None or not self.writable:
+            return False
+        time = self.fs.connections.time()
+        if not self._locked.write_under(leaving, self.layout, self.fid, data, offset, time):
+            return False
+        self.mtime, self._wrote = time, True
+        self._size = max(self._size, offset + len(data))
+        return True
+
+    async def lock_to_write(self, offset: int, length: int) -> None:
+        """Have the locks under which the range may be written."""
+        layout = await self._current_layout()
+        if self._locked is not None and layout is not None:
+            await self._locked.lock_to_write(layout, offset, length)
 
     async def _write(self, data: Buffer, offset: int, here: bool = False) -> tuple[int, int]:
         if isinstance(data, str):

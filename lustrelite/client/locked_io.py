@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lustrelite.client import striping
@@ -36,6 +36,7 @@ from lustrelite.client.through import Cut
 from lustrelite.client.writeback import Shared
 from lustrelite.errors import OpError
 from lustrelite.ids import Fid
+from lustrelite.ldlm.client_lock import ClientLock
 from lustrelite.tunables import limits
 from lustrelite.wire import ost
 from lustrelite.wire.ldlm import PR, PW, Lvb
@@ -314,6 +315,32 @@ class LockedIo:
         try:
             await grip.take(_whole(layout, offset, len(buffer)), PW)
             await self._write(grip, owner, list(grip.held), buffer, time, cred, through, keep)
+        finally:
+            grip.release()
+
+    def write_under(
+        self, leaving: Container[ClientLock], layout: Layout, owner: Fid, buffer: memoryview, offset: int, time: int
+    ) -> bool:
+        """`write_now` under locks of `leaving`: they are asked for, and what is dirty under them is not written back yet."""
+        held = []
+        for extent in _whole(layout, offset, len(buffer)):
+            index, obj = layout.stripes[extent.stripe]
+            data = self.caches.get(index)
+            cached = data.objects.get(obj) if data is not None else None
+            if data is None or cached is None:
+                return False
+            start, end = extent.offset, extent.offset + extent.length - 1
+            for lock in cached.locks.values():
+                if lock in leaving and lock.mode & PW and lock.start <= start and end <= lock.end:
+                    held.append(Held(data, cached, lock, extent))
+                    break
+        return len(held) == 1 and _accept(held[0], buffer, time, owner)
+
+    async def lock_to_write(self, layout: Layout, offset: int, length: int) -> None:
+        """Have locks of the range under which it may be written: somebody may do so without telling us (a mapping)."""
+        grip = self._grip(layout)
+        try:
+            await grip.take(_whole(layout, offset, length), PW)
         finally:
             grip.release()
 

@@ -133,6 +133,8 @@ class Files:
         try:
             while True:
                 withdrawn = node.begin(request, offset, offset + size)
+                if node.mapped and file.writable:
+                    await file.lock_to_write(offset, size)
                 data = await file.pread(size, offset)
                 if file.layout is not None:
                     self.inodes.watch(node, file.layout)
@@ -154,6 +156,10 @@ class Files:
         node = self.inodes.of(file.fid)
         if flags & kernel.WRITE_KILL_SUIDGID:
             await self._drop_privileges(file)
+        if flags & kernel.WRITE_CACHE:
+            node.mapped = True
+            if file.write_mapped(data, offset, node.leaving):
+                return kernel.write_out(size)
         withdrawn = node.begin(request, offset, offset + size)
         try:
             done = await file.pwrite(data, offset, here=bool(flags & kernel.WRITE_CACHE))

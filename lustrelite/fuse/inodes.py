@@ -14,7 +14,11 @@ earlier, the kernel is told to forget before the lock is given back:
                  not there yet, and will be read under another lock.
 
 A request that reads or writes is therefore `busy` with its range as long as it is not answered, and looks before it
-answers whether what it has was overtaken (`overtaken`).  Source: fuse_reverse_inval_inode(), fuse_dentry_revalidate(),
+answers whether what it has was overtaken (`overtaken`).
+
+Mapped pages change without a word. They are written before they are dropped, under the lock that goes; and once a file
+was written to through a mapping, whoever has it open for writing reads it under locks to write (`Node.mapped`).
+  Source: fuse_reverse_inval_inode(), fuse_dentry_revalidate(),
 fs/fuse of Linux 6.18.  An inode number of the protocol (node) is ours, and never used again.
 """
 
@@ -48,8 +52,8 @@ class Node:
     """An inode that the kernel knows."""
 
     __slots__ = (
-        "arrived", "attr_until", "busy", "epoch", "fid", "lookups", "name_until", "number", "objects", "opens", "pages",
-        "started", "withdrawn",
+        "arrived", "attr_until", "busy", "epoch", "fid", "leaving", "lookups", "mapped", "name_until", "number", "objects",
+        "opens", "pages", "started", "withdrawn",
     )  # fmt: skip
 
     def __init__(self, number: int, fid: Fid) -> None:
@@ -61,6 +65,8 @@ class Node:
         self.epoch = -1  # if it was told in the present epoch
         self.attr_until = 0.0
         self.pages = False  # the kernel may have some of its data
+        self.mapped = False  # it was written to through a mapping
+        self.leaving: dict[ClientLock, None] = {}  # locks on its data that go as soon as the kernel has dropped its pages
         self.objects: tuple[tuple[int, int], ...] = ()  # (OST, object): under which it is found
         self.busy: dict[object, tuple[int, int]] = {}  # ranges of requests that are not answered
         self.arrived: asyncio.Future[None] | None = None  # for who waits for one more of them
@@ -223,7 +229,8 @@ class Inodes:
         start, end = lock.start, lock.end + 1
         if len(node.objects) > 1:
             start, end = 0, OBJECT_EOF + 1
-        return self._drop(node, start, min(end, limits.file_bytes_max), node.withdrawn)
+        node.leaving[lock] = None
+        return self._drop(node, lock, start, min(end, limits.file_bytes_max), node.withdrawn)
 
     def believes(self, index: int, lock: ClientLock) -> bool:
         """Does the kernel keep anything that this lock on an object vouches for?"""
@@ -245,7 +252,7 @@ class Inodes:
         """Drop pages that nothing vouches for any more."""
         self.session.invalidate([_inval(node, start, end)])
 
-    async def _drop(self, node: Node, start: int, end: int, number: int) -> None:
+    async def _drop(self, node: Node, lock: ClientLock, start: int, end: int, number: int) -> None:
         # Who was done under the lock answers in this turn or in the next one: his pages are there then, and are dropped.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -266,6 +273,7 @@ class Inodes:
                 # It waits for a page that somebody reads, or writes: go on with the others.
         finally:
             self.dropping -= 1
+            del node.leaving[lock]
 
     @staticmethod
     def _idle_ranges(node: Node, start: int, end: int) -> list[tuple[int, int]]:

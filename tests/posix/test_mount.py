@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from lustrelite.cli.cluster import child_environment
+from lustrelite.fuse import attach
 from tests.posix.mounts import Mounted, missing
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
@@ -181,6 +183,8 @@ async def test_mapped_pages_are_coherent_when_they_are_synced(world: Any) -> Non
                 assert at[9000:9004] == b"%04d" % turn
                 os.pwrite(a, b"%04d" % turn, 100)
                 assert bt[100:104] == b"%04d" % turn
+                at[12000:12004] = b"%04d" % turn  # not synced: whoever wants to see it makes the lock go
+                assert os.pread(b, 4, 12000) == b"%04d" % turn
             at.close()
             bt.close()
             os.close(a)
@@ -440,3 +444,111 @@ async def test_others_than_root_have_their_own_rights(world: Any) -> None:
             shutil.rmtree(m.path / "d")
 
         await m.call(work)
+
+
+@pytest.mark.processes
+async def test_a_stopped_mount_shows_nothing_old(world: Any) -> None:
+    """Its process does not run, so it cannot be asked for its locks: what its kernel has kept ends with the lease."""
+    async with world(oss=1, clients=1) as w, Mounted(w) as m:
+        path = m.path / "f"
+        await m.call(path.write_bytes, b"old!")
+        file = await m.call(open, path, "rb")
+        assert await m.call(os.pread, file.fileno(), 4, 0) == b"old!"
+        await m.call(path.stat)
+        m.signal(signal.SIGSTOP)
+        w.expected.update(("lock.expired", "client.evicted", "import.evicted", "lock.lost", "client.left_open", "client.data_lost"))
+        await w.a.unrecorded(w.a.fs.write_file("/f", b"newer"))  # waits for the eviction
+        looks = [
+            asyncio.ensure_future(m.call(os.pread, file.fileno(), 5, 0)),
+            asyncio.ensure_future(m.call(lambda: path.stat().st_size)),
+        ]
+        await asyncio.sleep(0.5)
+        assert not any(look.done() and not look.exception() for look in looks)
+        m.signal(signal.SIGCONT)
+        found = await asyncio.gather(*looks, return_exceptions=True)
+        assert all(one in (b"newer", 5) or isinstance(one, OSError) for one in found), found
+        await m.call(file.close)
+        assert await m.call(path.read_bytes) == b"newer"
+        await m.call(path.unlink)
+
+
+@pytest.mark.processes
+async def test_an_evicted_mount_says_so_and_goes_on(world: Any) -> None:
+    """What was not written back is lost, and EIO tells so; new calls work."""
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+        path = m.path / "f"
+        await m.call(path.write_bytes, b"safe")
+        await m.call(synced, path)
+        fd = await m.call(os.open, path, os.O_RDWR)
+        await m.call(os.pwrite, fd, b"lost", 0)
+        w.expected.update(("client.evicted", "import.evicted", "lock.lost", "client.data_lost"))
+        for server in (w.oss[0], w.mds):
+            await server.evict(m.record["client"])
+        await m.call(os.path.exists, m.path / "hears of it")
+        with pytest.raises(OSError) as failed:
+            await m.call(os.fsync, fd)
+        assert failed.value.errno in (errno.EIO, errno.ESHUTDOWN, errno.ESTALE)
+        await m.call(close_anyway, fd)
+        await w.eventually(lambda: m.call(reads, path, b"safe"), "the file can be read again")
+        await m.call(path.write_bytes, b"again")
+        assert await m.call(path.read_bytes) == b"again"
+        await m.call(path.unlink)
+
+
+def close_anyway(fd: int) -> None:
+    try:
+        os.close(fd)
+    except OSError:
+        pass  # of what was lost it may tell once more
+
+
+def reads(path: Path, data: bytes) -> bool:
+    try:
+        return path.read_bytes() == data
+    except OSError:
+        return False
+
+
+@pytest.mark.processes
+async def test_without_caching_everything_comes_here(world: Any) -> None:
+    async with world(oss=2, clients=0) as w, Mounted(w, "m1", "-o", "nocache") as m:
+        await m.call(everyday, m.path)
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(not shutil.which("fusermount3"), reason="fusermount3 is not installed (package fuse3)")
+async def test_a_user_mounts_through_fusermount(world: Any) -> None:
+    """Only for himself: not even root may look (without allow_other)."""
+    async with world(oss=1, clients=0) as w:
+        os.chmod(w.directory, 0o755)
+        for path in (w.cluster.state_dir, w.cluster.run_dir):
+            os.chmod(path, 0o755)
+        for path in w.cluster.run_dir.glob("*.nid"):
+            os.chmod(path, 0o777)
+        m = Mounted(w)
+        m.path.mkdir()
+        m.run_dir.mkdir()
+        for path in (m.path, m.run_dir):
+            os.chown(path, 1000, 1000)
+        become = "; import os, encodings.idna, uvloop; os.setgroups([]); os.setgid(1000); os.setuid(1000); "  # who may not see this Python
+        code = m.command("mount")[2].replace("; ", become, 1)
+        mounting = [sys.executable, "-c", code, m.source, str(m.path), "--run-dir", str(m.run_dir)]
+        device = os.stat(attach.DEVICE).st_mode
+        os.chmod(attach.DEVICE, 0o666)  # as udev has it
+        try:
+            done = await m.call(
+                subprocess.run, mounting, env=child_environment(), capture_output=True, text=True, check=False
+            )
+            assert not done.returncode, done.stderr
+            with pytest.raises(PermissionError):
+                await m.call(os.listdir, m.path)
+            look = "import sys" + become + "print(os.listdir(sys.argv[1]))"
+            done = await m.call(
+                subprocess.run, [sys.executable, "-c", look, str(m.path)], capture_output=True, text=True, check=False
+            )
+            assert done.stdout == "[]\n", done.stderr
+            await m.umount()
+            assert not m.alive
+        finally:
+            os.chmod(attach.DEVICE, stat.S_IMODE(device))
+            m.destroy()

@@ -1,0 +1,47 @@
+"""lustrelite mount, umount: the cluster of this machine in its tree; the words of mount.lustrelite, without the source."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from lustrelite.cli import mount_helper
+from lustrelite.cli.context import where
+
+
+def _run_dir() -> Path:
+    """Mounts of a cluster are among its processes, so that llctl finds them."""
+    found = where()
+    return mount_helper.default_run_dir() if found.mgsnode else found.cluster().need().run_dir
+
+
+@click.command()
+@click.argument("directory")
+@click.option("-o", "texts", multiple=True, metavar="OPTION[,OPTION]", help="as of mount.lustrelite")
+@click.option("-f", "--foreground", is_flag=True, help="stay, and log to the terminal")
+@click.option("--set", "settings", multiple=True, metavar="PARAM=VALUE", help="set a parameter of this client")
+def mount(directory: str, texts: tuple[str, ...], foreground: bool, settings: tuple[str, ...]) -> None:
+    """Mount the file system on DIRECTORY: `lustrelite mount /mnt/lustre`."""
+    nids, fsname = where().mgs()
+    run_dir = _run_dir()
+    run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    log_dir = None if foreground else run_dir.parent / "log"
+    options = mount_helper.options_of(
+        f"{','.join(nids)}:/{fsname}", nids, fsname, os.path.abspath(directory), ",".join(texts), run_dir, log_dir, settings
+    )
+    raise click.exceptions.Exit(mount_helper.mount(options, foreground=foreground))
+
+
+@click.command()
+@click.argument("directory")
+@click.option("-f", "--force", is_flag=True, help="at once: whatever waits for it fails, what was not written back is lost")
+@click.option("-l", "--lazy", is_flag=True, help="take it out of the tree now; it ends when nobody uses it any more")
+def umount(directory: str, force: bool, lazy: bool) -> None:
+    """Unmount DIRECTORY, and return when everything is written back and the servers are told."""
+    found = where()
+    run_dirs = [mount_helper.default_run_dir()]
+    if not found.mgsnode and found.cluster().exists:
+        run_dirs.insert(0, found.cluster().run_dir)
+    mount_helper.unmount(os.path.abspath(directory), run_dirs, force=force, lazy=lazy)
