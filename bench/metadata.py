@@ -80,17 +80,24 @@ def _create(name: str, in_flight: int, count: int) -> dict[str, Any]:
     with cluster() as made:
         mds = int(made.record("mds1")["pid"])
 
-        async def main() -> tuple[float, float, float]:
+        def waits() -> int:
+            """Creates so far that found no OST with an object id."""
+            return sum(int(value) for value in made.call("mds1", "get_param", pattern="mdt.*.create_waits").values())
+
+        async def main() -> tuple[float, float, float, int]:
             async with mounted(made) as fs:
                 await creates(fs, "/warm", 32, 4000)  # the pools of object ids grow with demand
+                waited = await asyncio.to_thread(waits)
                 cpu, own = cpu_seconds(mds), time.process_time()
                 rate = await creates(fs, "/d", in_flight, count)
-                return rate, (cpu_seconds(mds) - cpu) / count, (time.process_time() - own) / count
+                seconds = (cpu_seconds(mds) - cpu) / count, (time.process_time() - own) / count
+                return rate, *seconds, await asyncio.to_thread(waits) - waited
 
-        rate, server, client = run(main)
+        rate, server, client, waited = run(main)
     return result(
         name, rate, "1/s", "open(O_CREAT) on the local disk", local_creates(count), in_flight=in_flight,
         mds_us=round(server * 1e6, 1), client_us=round(client * 1e6, 1),
+        waits_for_objects=waited,
     )  # fmt: skip
 
 

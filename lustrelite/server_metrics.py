@@ -44,8 +44,12 @@ def _targets(daemon: Daemon) -> Iterable[Metric]:
     rebuilt = CounterMetricFamily("lustrelite_reconstructed", "Replies rebuilt for resent requests", labels=label)
     commits = CounterMetricFamily("lustrelite_commits", "Commits since the start", labels=label)
     seconds = GaugeMetricFamily("lustrelite_commit_seconds", "Duration of the last commit", labels=label)
+    waits = CounterMetricFamily("lustrelite_create_waits", "Creates that found no OST with an object id", labels=label)
     for target in daemon.targets.values():
         name = [target.name]
+        allocator = getattr(target, "allocator", None)
+        if allocator is not None:
+            waits.add_metric(name, allocator.waits)
         last_transno.add_metric(name, target.last_transno)
         last_committed.add_metric(name, target.last_committed)
         uncommitted.add_metric(name, target.uncommitted())
@@ -64,7 +68,7 @@ def _targets(daemon: Daemon) -> Iterable[Metric]:
             replayed.add_metric(name, status["replayed"])
     yield from (
         last_transno, last_committed, uncommitted, exports, instance, recovery, left, missing, replayed, evictions,
-        rebuilt, garbled, commits, seconds,
+        rebuilt, garbled, commits, seconds, waits,
     )  # fmt: skip
 
 

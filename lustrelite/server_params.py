@@ -105,7 +105,10 @@ def parameters(daemon: Daemon) -> Iterable[Param]:
         yield from import_params(f"{kind}/{name}", name, imp)
     for target in daemon.targets.values():
         allocator: Any = getattr(target, "allocator", None)
-        for osp in allocator.osps.values() if allocator is not None else ():
+        if allocator is None:
+            continue
+        yield from _of_allocator(target, allocator)
+        for osp in allocator.osps.values():
             yield from _of_osp(f"osp/{osp.name}-osc-{target.name.rpartition('-')[2]}", osp)
 
 
@@ -204,6 +207,33 @@ def evict_client(target: Target, text: str) -> None:
         raise ValueError(f"{target.name} has no client {text!r}: see {_TREES[target.kind]}.{target.name}.exports.*.uuid")
 
 
+def _of_allocator(target: Target, allocator: Any) -> Iterable[Param]:
+    """How objects are placed: under `lod`, and under `lov`, its older name."""
+    tunables = target.node.tunables
+
+    def percent(name: str) -> tuple[Any, Any]:
+        def put(text: str) -> None:
+            value = int(parse_like(0, text.strip().removesuffix("%")))
+            if not 0 <= value <= 100:
+                raise ValueError(f"{text} is not between 0 and 100 percent")
+            setattr(tunables, name, value)
+            allocator.refresh()
+
+        return (lambda: f"{getattr(tunables, name)}%"), put
+
+    def set_maxage(text: str) -> None:
+        tunables.qos_maxage_s = float(parse_like(0.0, text))
+
+    for tree in ("lod", "lov"):
+        prefix = f"{tree}/{target.name}-mdtlov"
+        yield Param(f"{prefix}/qos_threshold_rr", *percent("qos_threshold_rr"))
+        yield Param(f"{prefix}/qos_prio_free", *percent("qos_prio_free"))
+        yield Param(f"{prefix}/qos_maxage", lambda: number_text(tunables.qos_maxage_s), set_maxage)
+        yield Param(f"{prefix}/numobd", lambda: str(len(allocator.osps)))
+        yield Param(f"{prefix}/activeobd", lambda: str(len(allocator.ready)))
+    yield Param(f"mdt/{target.name}/create_waits", lambda: str(allocator.waits))
+
+
 def _of_osp(prefix: str, osp: Any) -> Iterable[Param]:
     tunables = osp.node.tunables
 
@@ -213,9 +243,20 @@ def _of_osp(prefix: str, osp: Any) -> Iterable[Param]:
     yield Param(f"{prefix}/prealloc_last_id", lambda: str(osp.granted))
     yield Param(f"{prefix}/prealloc_next_id", lambda: str(osp.next))
     yield Param(f"{prefix}/prealloc_reserved", lambda: "0")
+    yield Param(f"{prefix}/prealloc_ran_dry", lambda: str(osp.ran_dry))
     yield Param(f"{prefix}/prealloc_status", lambda: "0" if osp.imp.state is State.FULL and not osp.refusing else "-5")
     yield Param(f"{prefix}/create_count", lambda: str(osp.batch), create_count)
-    yield Param(f"{prefix}/max_create_count", lambda: str(tunables.precreate_max))
+
+    def max_create_count(text: str) -> None:
+        count = int(parse_like(0, text))
+        if count < 0:
+            raise ValueError(f"{count} is negative")
+        osp.limit_batch(count)
+
+    yield Param(
+        f"{prefix}/max_create_count",
+        lambda: str(tunables.precreate_max if osp.batch_max is None else osp.batch_max), max_create_count,
+    )  # fmt: skip
     yield Param(f"{prefix}/destroyed", lambda: str(osp.log.destroyed))
     yield Param(f"{prefix}/sync_in_progress", lambda: str(len(osp.log.sent)))
     yield Param(f"{prefix}/sync_changes", lambda: str(osp.log.length()))

@@ -84,6 +84,9 @@ class Tunables:
     max_bytes_per_rpc: int = 1 << 20
     precreate_min: int = 64
     precreate_max: int = 8192
+    qos_threshold_rr: int = 17  # percent that the free space of OSTs may differ before it counts which has more
+    qos_prio_free: int = 91  # percent: how much free space counts then, the rest spreads
+    qos_maxage_s: float = 5.0  # between looks at the space of OSTs
     stripe_count: int = 1
     stripe_size: int = 1 << 20
     bulk_connections: int = 1

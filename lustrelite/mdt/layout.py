@@ -8,7 +8,11 @@ A replay brings its layout. Ids that it jumps over were given to a client that h
 that is still to come): they are condemned in the same transaction, and pardoned if their replay does come. Their OSTs
 hear nothing until recovery is over. Source: osp_declare_create() with an explicit fid; protocol-facts 7.2; replay-dual 14b.
 
-Not handled: free-space weighting (QoS), pools of OSTs, more than one component.
+A create takes what can serve now. Whether an OST is down, full, switched off, or slow to grant more ids: as long as another
+has some, nobody waits, and a file that should have more stripes gets fewer. Only when no OST has any does a create wait,
+and ENOSPC is the answer when none can be expected to. Among those that have, files go round, or by free space (qos.py).
+
+Not handled: pools of OSTs, more than one component.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lustrelite.errors import OpError
 from lustrelite.mdt.ost_log import condemn, pardon
+from lustrelite.mdt.qos import Qos, interleaved
 from lustrelite.recovery.import_fsm import State
 from lustrelite.store.schema import (
     POOLS,
@@ -39,6 +44,7 @@ if TYPE_CHECKING:
     from lustrelite.target.transaction import Transaction
 
 STRIPE_BYTES_MAX = (1 << 32) - limits.stripe_bytes_min
+OTHERS_S = 0.2  # after a wait the first OST that can serve gives the others so long
 GAP_MAX = 100_000  # ids condemned at most at once: more is not a gap but another OST
 
 
@@ -67,7 +73,6 @@ class Wish(NamedTuple):
     """What a new file shall be: the request's hint, else its directory's, else the default."""
 
     stripe_count: int  # -1 is every OST that can serve now
-    explicit: bool  # somebody asked for this count: fewer than 3/4 of it will not do
     size: int
     offset: int
 
@@ -80,18 +85,25 @@ def wish_of(node: Node, hint: StripeHint | None, inherited: StripeHint | None) -
         hint = inherited
     tunables = node.tunables
     if hint is None:
-        return Wish(tunables.stripe_count or 1, False, tunables.stripe_size, -1)
+        return Wish(tunables.stripe_count or 1, tunables.stripe_size, -1)
     count, size, offset = hint
-    return Wish(count or tunables.stripe_count or 1, count > 0, size or tunables.stripe_size, offset)
+    return Wish(count or tunables.stripe_count or 1, size or tunables.stripe_size, offset)
 
 
 class Allocator:
-    """The pools of all OSTs. `ready` are those that can give an id at once, in the order of their indices."""
+    """The pools of all OSTs.
+
+    `ready` are those that can give an id at once, in the order of their indices; `round` are the same from server to
+    server, or None: draw by free space.
+    """
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.osps: dict[int, Osp] = {}  # by OST index, ascending
         self.ready: list[Osp] = []
+        self.round: list[Osp] | None = []
+        self.qos = Qos(node.tunables, node.random)
+        self.waits = 0  # creates that found no OST with an id
         self.all_ready = False  # every known OST is: no prepare has to look closer
         self.last_used: dict[int, int] = {}  # by OST index, uncommitted allocations included
         self._turn = 0
@@ -112,6 +124,13 @@ class Allocator:
         """Look again which OSTs can serve, and wake who waits for one."""
         self.ready = [osp for osp in self.osps.values() if osp.ready]
         self.all_ready = bool(self.ready) and len(self.ready) == len(self.osps)
+        if self.qos.uneven([osp.index for osp in self.ready]):
+            self.round = None
+        else:
+            servers: dict[str, list[Osp]] = {}
+            for osp in self.ready:
+                servers.setdefault(str(osp.imp.current_nid), []).append(osp)
+            self.round = interleaved(list(servers.values()))
         if self._waiters:
             for waiter in self._waiters:
                 if not waiter.done():
@@ -122,21 +141,23 @@ class Allocator:
     def stripes_now(self, wish: Wish) -> int:
         """How many stripes a file can have at once; 0: wait, an OST may come back. ENOSPC: waiting will not help.
 
-        OSTs that are down or full are passed over as long as others can do it. Source: lod_get_stripe_count(),
-        lod_stripe_count_min(): 3/4 of what was asked for; protocol-facts 7.5
+        Source: lod_ost_alloc_rr(): at least one stripe
         """
-        known = len(self.osps)
-        want = known if wish.stripe_count == -1 else min(wish.stripe_count, known)
-        need = want - want // 4 if wish.explicit else 1
         ready = len(self.ready)
-        if ready and ready >= need:
-            return min(want, ready)
-        if not known or ready + sum(1 for osp in self.osps.values() if not osp.ready and osp.hopeful) >= need:
+        if ready:
+            return ready if wish.stripe_count == -1 else min(wish.stripe_count, ready)
+        if not self.osps or any(osp.hopeful for osp in self.osps.values()):
             return 0
         raise OpError(errno.ENOSPC)
 
     async def wait_for(self, wish: Wish) -> None:
-        """Return when `stripes_now` has an answer. ENOSPC if no OST came within the longest recovery of a server."""
+        """Return when `stripes_now` has an answer. ENOSPC if no OST came within the longest recovery of a server.
+
+        Who has to wait at all gives the other OSTs a moment too, if he wants more stripes: after a restart of the MDT
+        they come one after another, and a layout is for ever.
+        """
+        self.waits += 1
+        self.node.events.emit("mdt.waits_for_objects", wish=wish._asdict())
         deadline = self.node.now() + self.node.tunables.recovery_time_hard_s
         while not self.stripes_now(wish):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -149,37 +170,40 @@ class Allocator:
                 raise OpError(errno.ENOSPC, "no OST can serve") from None
             finally:
                 self._waiters.pop(waiter, None)
+        if wish.stripe_count != 1 and any(osp.hopeful and not osp.ready for osp in self.osps.values()):
+            await asyncio.sleep(OTHERS_S)
 
     def allocate(self, txn: Transaction, wish: Wish) -> Layout:
         """Take objects for a new file; nothing may fail in the handler after this. NotReady, ENOSPC."""
-        ready = self.ready
-        if wish.stripe_count == 1 and wish.offset < 0 and ready:  # the common file
+        order = self.round
+        if order and wish.stripe_count == 1 and wish.offset < 0:  # the common file
             self._turn = turn = self._turn + 1
-            osp = ready[turn % len(ready)]
+            osp = order[turn % len(order)]
             if osp.imp.state is State.FULL:
                 return Layout(wish.size, 0, "", ((osp.index, self._take(txn, osp)),))
-        if any(osp.imp.state is not State.FULL for osp in ready):
+        if any(osp.imp.state is not State.FULL for osp in self.ready):
             self.refresh()
-            ready = self.ready
         count = self.stripes_now(wish)
         if not count:
             raise NotReady
-        first = self._first(wish, count)
-        chosen = [ready[(first + i) % len(ready)] for i in range(count)]
+        if wish.offset >= 0:
+            chosen = self._beginning_at(wish.offset, count)
+        elif self.round is None:
+            chosen = [self.osps[index] for index in self.qos.draw([osp.index for osp in self.ready], count)]
+        else:
+            chosen = self._in_turn(self.round, count)
         return Layout(wish.size, 0, "", tuple([(osp.index, self._take(txn, osp)) for osp in chosen]))
 
-    def _first(self, wish: Wish, count: int) -> int:
-        ready = self.ready
-        if wish.offset >= 0:
-            if wish.offset not in self.osps:
-                raise OpError(errno.EINVAL, f"there is no OST {wish.offset}")
-            for place, osp in enumerate(ready):
-                if osp.index >= wish.offset:
-                    return place
-            return 0
+    def _beginning_at(self, offset: int, count: int) -> list[Osp]:
+        if offset not in self.osps:
+            raise OpError(errno.EINVAL, f"there is no OST {offset}")
+        later = [osp for osp in self.ready if osp.index >= offset]
+        return (later + self.ready)[:count]
+
+    def _in_turn(self, order: list[Osp], count: int) -> list[Osp]:
         # One further after a full round, else every file would begin on the same OST.
-        self._turn += count if count % len(ready) else count + 1
-        return self._turn
+        self._turn += count if count % len(order) else count + 1
+        return [order[(self._turn + i) % len(order)] for i in range(count)]
 
     def _take(self, txn: Transaction, osp: Osp) -> int:
         oid = osp.take()

@@ -8,12 +8,17 @@ waits, because replays still claim ids. One task does it all in turn, so an answ
 an answer from before a reconnect is thrown away.
 
 What becomes of objects that have a file, or had one, goes through the log (ost_log.py).
+
+The pool holds about a second of creates at the present rate: a batch doubles when half of the last went in less than
+COVER_S, and halves when it took more than LASTS_S. An OST that answers late, or not at all, has its pool used up, and then
+gets no new files until it grants again; nobody waits for it as long as others can serve (layout.py).
 Source: osp_precreate.c; protocol-facts 7.2.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -34,7 +39,7 @@ if TYPE_CHECKING:
 
 COVER_S = 0.5  # half a batch shall last so long: an OST may be slow to commit the next
 RETRY_S = 1.0  # after the OST refused
-STATFS_S = 5.0  # between looks at its space (Lustre: qos_maxage)
+LASTS_S = 30.0  # if half a batch lasts longer, the next is half as large
 CANNOT_CREATE = STATFS_NO_SPACE | STATFS_READ_ONLY  # StatfsReply.state
 
 
@@ -61,10 +66,13 @@ class Osp:
         self.synced = False  # orphans are cleaned up on this connection
         self.full = False  # says its statfs
         self.refusing = False  # it answered ENOSPC or EROFS to the last request for ids
+        self.batch_max: int | None = None  # None: that of the process; 0: it gets no new objects (max_create_count)
+        self.ran_dry = 0  # times that the last id was taken before more were granted
         self.log = OstLog(self)
         self.imp.on_committed.append(self.log.cross_off)
         self._connection = 0  # counts on_full: answers of an older one are void
         self._ids_wanted = asyncio.Event()
+        self._look_wanted = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     # ------------------------------------------------------------ life
@@ -125,12 +133,13 @@ class Osp:
             and not self.refusing
             and self.imp.state is State.FULL
             and not self.imp.inactive
+            and self.batch_max != 0
         )
 
     @property
     def hopeful(self) -> bool:
         """May be ready later without anybody's help."""
-        return not self.full and not self.refusing and not self.imp.inactive
+        return not self.full and not self.refusing and not self.imp.inactive and self.batch_max != 0
 
     @property
     def available(self) -> int:
@@ -146,6 +155,7 @@ class Osp:
         if left < self.batch // 2:
             self._ids_wanted.set()
             if not left:
+                self.ran_dry += 1
                 self.mdt.allocator.refresh()
         return oid
 
@@ -155,7 +165,14 @@ class Osp:
         self.next = oid
 
     def _low(self) -> bool:
-        return self.available < self.batch // 2
+        return self.available < self.batch // 2 and self.batch_max != 0
+
+    def limit_batch(self, batch_max: int) -> None:
+        """max_create_count; 0: no new objects from now on, what there is may still be used and destroyed."""
+        self.batch_max = batch_max
+        self.batch = max(min(self.batch, batch_max), 2)
+        self.mdt.allocator.refresh()
+        self.wake()
 
     async def _keep_ids(self) -> None:
         while True:
@@ -196,6 +213,7 @@ class Osp:
         self.synced = True
         self._filled_at = float("-inf")
         self.refusing = False
+        self._look_wanted.set()
         self.node.events.emit("osp.orphans_cleaned", ost=self.name, last_used=last_used, last_id=reply.last_id)
 
     async def _refill(self) -> None:
@@ -205,7 +223,10 @@ class Osp:
             return
         now = self.node.now()
         if now - self._filled_at < COVER_S:  # half a batch went in no time: ask for more at once
-            self.batch = min(self.batch * 2, self.node.tunables.precreate_max)
+            most = self.node.tunables.precreate_max if self.batch_max is None else self.batch_max
+            self.batch = min(self.batch * 2, most)
+        elif LASTS_S < now - self._filled_at < float("inf"):
+            self.batch = max(self.batch // 2, self.node.tunables.precreate_min)
         self._filled_at = now
         if reply.last_id <= self.granted:
             self.node.events.emit("osp.nothing_granted", level="warning", ost=self.name, last_id=reply.last_id)
@@ -219,13 +240,18 @@ class Osp:
 
     async def _keep_looking(self) -> None:
         while True:
-            await asyncio.sleep(STATFS_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.node.tunables.qos_maxage_s):
+                    await self._look_wanted.wait()
+            self._look_wanted.clear()
             if self.imp.state is not State.FULL or not self.synced:
                 continue
             try:
                 space = await self.imp.call(OstStatfs())
             except OpError:
                 continue
+            self.mdt.allocator.qos.look(self.index, space.bytes_available)
+            self.mdt.allocator.refresh()
             full = bool(space.state & CANNOT_CREATE) or space.bytes_available <= 0
             if full != self.full:
                 self.full = full

@@ -154,6 +154,7 @@ async def create(call: Call, body: OstCreate) -> OstCreateReply:
             await ost.regrow(body.upto)
         else:
             await ost.destroy_orphans(body.upto)
+        ost.ids_known |= bool(body.flags & CREATE_DELORPHAN)
         reply = OstCreateReply(ost.last_id)
         ost.created[call.export] = (call.xid, reply)
     await ost.committed()

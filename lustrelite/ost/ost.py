@@ -52,7 +52,7 @@ LAST_ID = schema.meta_key("last_id")
 
 GRANT_JUMP_MAX = 100_000  # ids in one OstCreate; more above last_id means that one side lost its memory
 ORPHANS_MAX = 20_000  # objects that one orphan pass destroys; with more the MDT's last_used is not to be trusted
-RECREATE_MAX = 20_000  # objects made again when the OST lost them: the newest
+RECREATE_MAX = 20_000  # with more than GRANT_JUMP_MAX missing, only the newest are made again
 GRANT_CHUNK = 4096  # records in one transaction
 SWEEP_CHUNK = 512
 SMALL_BATCH_BYTES = 64 << 10
@@ -72,6 +72,7 @@ class Ost(Target):
         self.files = files
         self.ranges = Ranges()
         self.granting = asyncio.Lock()  # creation and orphan passes, one at a time
+        self.ids_known = False  # the MDT has said since the start which ids it has used
         self.created: dict[Export, tuple[int, OstCreateReply]] = {}  # the last OstCreate of each MDT: xid and answer
         self.prepared: dict[Call, Prepared] = {}  # between the two halves of a write or punch, for one turn
         self._touched: dict[int, None] = {}  # data in the file, not yet durable, record staged
@@ -245,9 +246,15 @@ class Ost(Target):
         return int(schema.unpack_meta(value)) if value is not None else 0
 
     def record(self, oid: int) -> ObjectRecord:
-        """The record of object `oid`.  Errors: ENOENT, it was destroyed or never granted"""
+        """The record of object `oid`.
+
+        Errors: ENOENT, it was destroyed or never granted; EINPROGRESS, perhaps we have lost it, and the MDT, which would
+        know, has not been here yet (LU-11765)
+        """
         value = self.store.get(OBJECTS, schema.object_key(oid)) if oid > 0 else None
         if value is None:
+            if not self.ids_known and oid > self.last_id:
+                raise OpError(errno.EINPROGRESS, f"object {oid}")
             raise OpError(errno.ENOENT, f"object {oid}")
         return schema.unpack_object(value)
 
@@ -302,10 +309,14 @@ class Ost(Target):
         await self._make(self.last_id, upto)
 
     async def regrow(self, upto: int) -> None:
-        """The MDT has used ids up to `upto` and this OST does not know them: make them again, empty (the newest ones)."""
-        first = max(self.last_id, upto - RECREATE_MAX)
+        """The MDT has used ids up to `upto` and this OST does not know them: make them again, empty."""
+        first = self._first_missing(upto)
         self._say("ost.objects_recreated", "warning", last_id=self.last_id, upto=upto, made=upto - first)
         await self._make(first, upto)
+
+    def _first_missing(self, upto: int) -> int:
+        """Objects after it are made again: all, or the newest if so many are missing that this must be another disk."""
+        return self.last_id if upto - self.last_id <= GRANT_JUMP_MAX else upto - RECREATE_MAX
 
     async def _make(self, after: int, upto: int) -> None:
         while after < upto:
@@ -328,9 +339,8 @@ class Ost(Target):
         assert oid > self.last_id
         if oid - self.last_id > GRANT_JUMP_MAX:
             raise OpError(errno.ENOENT, f"object {oid}")
-        first = max(self.last_id, oid - RECREATE_MAX)
-        self._say("ost.objects_recreated", "warning", last_id=self.last_id, upto=oid, made=oid - first)
-        for made in range(first + 1, oid + 1):
+        self._say("ost.objects_recreated", "warning", last_id=self.last_id, upto=oid, made=oid - self.last_id)
+        for made in range(self.last_id + 1, oid + 1):
             txn.put(OBJECTS, schema.object_key(made), _BLANK)
         txn.put(schema.META, LAST_ID, schema.pack_meta(oid))
         return schema.unpack_object(_BLANK)

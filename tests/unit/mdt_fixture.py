@@ -37,6 +37,7 @@ class FakeImport:
     def __init__(self) -> None:
         self.state = State.FULL
         self.inactive = False
+        self.current_nid: object = None
 
     def stop(self) -> None:
         """Nothing to stop."""

@@ -7,6 +7,7 @@ import errno
 import stat
 from collections import Counter
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lustrelite.errors import Evicted, OpError
 from lustrelite.ids import make_fid
 from lustrelite.mdt import osp
 from lustrelite.mdt.layout import wish_of
-from lustrelite.mdt.osp import COVER_S, Osp
+from lustrelite.mdt.osp import COVER_S, LASTS_S, Osp
 from lustrelite.recovery.import_fsm import State
 from lustrelite.target.handlers import NotReady
 from lustrelite.wire import mdt as wire
@@ -82,19 +83,65 @@ async def test_osts_that_are_down_or_full_are_passed_over(mdt: World) -> None:
     assert sorted(on(mdt, -1, 0, -1)) == [0, 3]
 
 
-async def test_three_quarters_will_do(mdt: World) -> None:
-    ost(mdt, 1).full = True
-    mdt.mdt.allocator.refresh()
-    assert sorted(on(mdt, 4, 0, -1)) == [0, 2, 3]
-    ost(mdt, 2).full = True
-    mdt.mdt.allocator.refresh()
-    mdt.fails(errno.ENOSPC, mdt.new(ROOT, b"x")._replace(hint=wire.StripeHint(4, 0, -1)))
-    assert len(on(mdt, 2, 0, -1)) == 2
-    for osp_ in mdt.mdt.allocator.osps.values():
-        osp_.full = True
+async def test_as_many_stripes_as_there_are_osts_that_can_serve(mdt: World) -> None:
+    """And ENOSPC only if there is none.  Source: lod_ost_alloc_rr(): at least one stripe"""
+    for index, left in ((1, [0, 2, 3]), (2, [0, 3]), (0, [3])):
+        ost(mdt, index).full = True
+        mdt.mdt.allocator.refresh()
+        assert sorted(on(mdt, 4, 0, -1)) == left and sorted(on(mdt, -1, 0, -1)) == left
+    ost(mdt, 3).full = True
     mdt.mdt.allocator.refresh()
     mdt.fails(errno.ENOSPC, mdt.new(ROOT, b"x"))
     mdt.mkdir(ROOT, b"d")  # which needs no objects
+
+
+async def test_nobody_waits_for_an_ost_that_is_slow_to_grant(mdt: World) -> None:
+    slow = ost(mdt, 2)
+    slow.granted = slow.next + 1
+    seen = [on(mdt) for _ in range(20)] + [on(mdt, 4, 0, -1) for _ in range(3)]
+    assert sum(stripes.count(2) for stripes in seen) == 2 and slow.ran_dry == 1
+    assert [len(stripes) for stripes in seen[-3:]] == [3, 3, 3]
+    assert mdt.mdt.allocator.waits == 0
+
+
+@pytest.mark.parametrize("why", ["down", "inactive", "max_create_count"])
+async def test_an_ost_that_shall_not_or_cannot_get_objects_gets_none(mdt: World, why: str) -> None:
+    away = ost(mdt, 2)
+    if why == "down":
+        down(mdt, 2)
+    elif why == "inactive":
+        away.imp.inactive = True
+        away._switched()
+    else:
+        away.limit_batch(0)
+    assert {on(mdt)[0] for _ in range(20)} == {0, 1, 3}
+    assert away.hopeful == (why == "down")
+    if why == "max_create_count":
+        away.limit_batch(100)
+        assert 2 in {on(mdt)[0] for _ in range(20)}
+
+
+async def test_who_waits_for_many_stripes_gives_the_second_ost_a_moment(mdt: World) -> None:
+    down(mdt, 0, 1, 2, 3)
+    mdt.mdt.allocator.refresh()
+    body = mdt.new(ROOT, b"x")._replace(hint=wire.StripeHint(4, 0, -1))
+    waiting = asyncio.ensure_future(mdt.mdt.handlers[wire.Create].prepare(mdt.call(body), body))  # type: ignore
+    await asyncio.sleep(0.01)
+    for index in range(4):
+        ost(mdt, index).imp.state = State.FULL  # type: ignore[misc]
+        mdt.mdt.allocator.refresh()
+        await asyncio.sleep(0.01)
+    await waiting
+    mdt.do(body)
+    assert len(mdt.objects(body.fid)) == 4 and mdt.mdt.allocator.waits == 1
+
+
+async def test_files_go_round_from_server_to_server(mdt: World) -> None:
+    for index in range(4):
+        ost(mdt, index).imp.current_nid = "a" if index < 2 else "b"  # type: ignore[misc,assignment]
+    mdt.mdt.allocator.refresh()
+    places = [on(mdt)[0] for _ in range(8)]
+    assert all((one < 2) != (other < 2) for one, other in pairwise(places)) and set(places) == {0, 1, 2, 3}
 
 
 async def test_an_ost_that_just_died_is_noticed(mdt: World) -> None:
@@ -278,6 +325,15 @@ async def test_a_batch_that_lasts_long_does_not_grow(one: One) -> None:
     assert one.far.calls[2:] == [OstCreate(128, 0)] and one.osp.batch == 64
 
 
+async def test_a_pool_that_is_hardly_used_shrinks(one: One) -> None:
+    one.osp.batch = 1024
+    one.osp._filled_at -= LASTS_S + 1
+    for i in range(64):
+        one.world.make(ROOT, b"f%d" % i)
+    await settle()
+    assert one.osp.batch == 512
+
+
 async def test_a_reconnect_freezes_the_pool_until_orphans_are_cleaned(one: One) -> None:
     for name in (b"a", b"b"):
         one.world.make(ROOT, name)
@@ -379,8 +435,8 @@ async def test_a_refusing_ost_is_asked_again(one: One) -> None:
     assert one.osp.ready
 
 
-async def test_a_full_ost_is_left_alone_until_statfs_says_otherwise(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(osp, "STATFS_S", 0.01)
+async def test_a_full_ost_is_left_alone_until_statfs_says_otherwise(one: One) -> None:
+    one.world.node.tunables.qos_maxage_s = 0.01
     one.osp._tasks.append(one.world.node.spawn(one.osp._keep_looking(), "statfs"))
     one.osp.full = True
     one.world.mdt.allocator.refresh()

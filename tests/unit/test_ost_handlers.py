@@ -217,7 +217,7 @@ async def test_a_read_is_short_at_the_end(rig: Rig) -> None:
 
 @pytest.mark.parametrize("oid", [0, -5, 2, 1 << 62, (1 << 64) - 1])
 async def test_an_object_without_record_is_not_there(rig: Rig, oid: int) -> None:
-    await rig.grant(1)
+    await rig.mdt.call(OstCreate(1, CREATE_DELORPHAN))
     for body, bulk in (
         (write_of(oid), b"x"), (write_of(oid), pattern(BIG)), (Read(oid, 0, 10), None), (Read(oid, 0, BIG), None),
         (ObjectGetattr(oid), None), (Punch(oid, 0, OBJECT_EOF, FILE, 0, S), None),
@@ -641,7 +641,9 @@ async def test_a_replayed_write_makes_an_object_again_that_the_ost_lost(rig: Rig
     assert rig.ost.last_id == 6
     assert [rig.ost.exists(oid) for oid in range(1, 8)] == [True] * 6 + [False]
     assert (await rig.client.ask(Read(6, 0, BIG))).bulk == data
-    await fails(errno.ENOENT, rig.client.call(write_of(7), b"not a replay"))
+    await fails(errno.EINPROGRESS, rig.client.call(write_of(7), b"not a replay, and who knows whether we lost it"))
+    await rig.mdt.call(OstCreate(6, CREATE_DELORPHAN))
+    await fails(errno.ENOENT, rig.client.call(write_of(7), b"the MDT does"))
 
 
 # ---------------------------------------------------------------- statfs, sync, fsck's listing, faults
