@@ -194,7 +194,17 @@ def _of_tunable(name: str, tunables: Tunables, ours: str, unit: int = 1) -> Para
 def _data_params(prefix: str, data: DataCache) -> Iterable[Param]:
     """The dirty data of one OST under Lustre's names."""
     tunables = data.osc.node.tunables
-    yield Param(f"{prefix}/cur_grant_bytes", lambda: str(data.grant.available))
+
+    def shrink(text: str) -> None:
+        data.shrinker.shrink(max(int(parse_like(0, text)), 0))
+
+    def set_interval(text: str) -> None:
+        tunables.grant_shrink_interval_s = float(parse_like(0.0, text))
+        data.shrinker.arm()
+
+    yield Param(f"{prefix}/cur_grant_bytes", lambda: str(data.grant.available), shrink)
+    yield _of_tunable(f"{prefix}/grant_shrink", tunables, "grant_shrink")
+    yield Param(f"{prefix}/grant_shrink_interval", lambda: number_text(tunables.grant_shrink_interval_s), set_interval)
     yield Param(f"{prefix}/cur_dirty_bytes", lambda: str(data.grant.reserved))
     yield _of_tunable(f"{prefix}/max_dirty_mb", tunables, "max_dirty_bytes", 1 << 20)
     yield _of_tunable(f"{prefix}/max_rpcs_in_flight", tunables, "max_rpcs_in_flight")

@@ -193,6 +193,12 @@ def _exports(prefix: str, target: Target) -> Iterable[Param]:
             f"{prefix}/exports/{nid}/reply_data",
             lambda block=block: block(status_text.reply_data_text),  # type: ignore[misc]
         )
+        grants: Any = getattr(target, "grants", None)
+        if grants is not None:
+            yield Param(
+                f"{prefix}/exports/{nid}/grant",
+                lambda block=block, held=grants.held: block(lambda e: f"{e.uuid}: {held.get(e, 0)}"),  # type: ignore[misc]
+            )
         if target.kind == "MDT":
             yield Param(
                 f"{prefix}/exports/{nid}/open_files",

@@ -73,6 +73,8 @@ class Tunables:
     caching: int = 1  # of this client: names, attributes and data under locks; 0: every call goes to the servers
     max_cached_bytes: int = 256 << 20  # data pages of a mount
     max_dirty_bytes: int = 32 << 20  # per OST
+    grant_shrink: int = 1  # idle clients give back grants of space
+    grant_shrink_interval_s: float = 1200.0
     write_back_after_s: float = 3.0  # dirty data that has become so old
     max_read_ahead_bytes: int = 64 << 20  # of a mount
     read_past_cache_bytes: int = 8 << 20  # under way by one reader of a file: what is not cached goes to him directly

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from lustrelite.client.cached_object import CachedObject
 from lustrelite.client.grant import Grant
+from lustrelite.client.grant_shrink import Shrinker
 from lustrelite.client.intervals import Intervals
 from lustrelite.client.page_cache import PAGE_BYTES, Fetch
 from lustrelite.client.writeback import Shared, WriteBack, over
@@ -46,6 +47,7 @@ class DataCache:
         self.grant = Grant()
         self.writeback = WriteBack(osc, shared, self.grant)
         self.on_lost: Callable[[int, int], None] | None = None  # (OST index, object): a lock on it was lost
+        self.shrinker = Shrinker(osc, self.grant, shared.tasks)
         locks.flush = self._flush
         locks.drop = self._drop
         locks.glimpse_of = self._glimpse_of

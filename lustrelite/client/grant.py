@@ -18,6 +18,7 @@ class Grant:
     def __init__(self) -> None:
         self.available = 0
         self.reserved = 0
+        self.moves = 0  # grows with whatever uses it
 
     @property
     def total(self) -> int:
@@ -33,12 +34,14 @@ class Grant:
 
     def change(self, cost: int) -> None:
         """Dirty data takes `cost` more, less if negative."""
+        self.moves += 1
         self.available -= cost
         self.reserved += cost
         assert self.reserved >= 0
 
     def used(self, cost: int, given: int) -> None:
         """A write that had reserved `cost` is done; the OST gives `given` more."""
+        self.moves += 1
         self.reserved -= cost
         self.available += given
         assert self.reserved >= 0
@@ -46,6 +49,12 @@ class Grant:
     def connected(self, total: int) -> None:
         """A connection stands: the OST promises `total` in all."""
         self.available = total - self.reserved
+
+    def give_back(self, keep: int) -> int:
+        """Part with what is available beyond `keep`, and return how much that is: the OST must be told."""
+        amount = max(self.available - keep, 0)
+        self.available -= amount
+        return amount
 
     def wish(self, wanted: int) -> int:
         """What to ask for, so as to have `wanted` in all."""

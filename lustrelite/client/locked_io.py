@@ -511,6 +511,7 @@ class LockedIo:
         """The mount ends: nothing more is written back."""
         for data in self.caches.values():
             data.writeback.stop()
+            data.shrinker.stop()
         self.shared.tasks.stop()
 
 

@@ -70,6 +70,11 @@ class Osc:
         """Everything up to this transno is durable on the OST."""
         return getattr(self.imp, "last_committed", 0)
 
+    @property
+    def connection(self) -> int:
+        """Number of the present connection, 0 if there is none."""
+        return getattr(self.imp, "connection", 0)
+
     def slots(self) -> asyncio.Semaphore:
         """Who moves data takes one: so many RPCs may be in flight."""
         # A changed limit starts a new semaphore; who waits on the old one is served by it.

@@ -102,7 +102,7 @@ class Allocator:
         self.osps: dict[int, Osp] = {}  # by OST index, ascending
         self.ready: list[Osp] = []
         self.round: list[Osp] | None = []
-        self.qos = Qos(node.tunables, node.random)
+        self.qos = Qos(node)
         self.waits = 0  # creates that found no OST with an id
         self.all_ready = False  # every known OST is: no prepare has to look closer
         self.last_used: dict[int, int] = {}  # by OST index, uncommitted allocations included

@@ -252,7 +252,7 @@ class Osp:
                 continue
             self.mdt.allocator.qos.look(self.index, space.bytes_available)
             self.mdt.allocator.refresh()
-            full = bool(space.state & CANNOT_CREATE) or space.bytes_available <= 0
+            full = bool(space.state & CANNOT_CREATE)
             if full != self.full:
                 self.full = full
                 self.node.events.emit("osp.full" if full else "osp.has_space", ost=self.name)

@@ -13,10 +13,9 @@ Source: ltd_qos_is_usable(), ltd_qos_penalties_calc(), ltd_qos_update(), lod_qos
 from __future__ import annotations
 
 from collections.abc import Sequence
-from random import Random
 from typing import TypeVar
 
-from lustrelite.tunables import Tunables
+from lustrelite.rpc.node import Node
 
 T = TypeVar("T")
 
@@ -24,9 +23,9 @@ T = TypeVar("T")
 class Qos:
     """Free space and penalties by OST index."""
 
-    def __init__(self, tunables: Tunables, random: Random) -> None:
-        self.tunables = tunables
-        self.random = random
+    def __init__(self, node: Node) -> None:
+        self.tunables = node.tunables
+        self.random = node.random
         self.available: dict[int, int] = {}  # bytes, by the last statfs
         self.penalties: dict[int, float] = {}  # bytes
 

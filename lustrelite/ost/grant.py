@@ -6,15 +6,21 @@ without a grant may not eat into them: it gets ENOSPC at once, while the program
 
 A promise is used in blocks (wire/ost.grant_bytes, on both sides), ends with its client, and is not on disk: after a
 restart a client says what it had, and is believed, for its data is already accepted. What a client gets is a part of
-what is left, so that the last bytes go round. Not here yet: taking back grants of the idle.
-Source: tgt_grant.c: tgt_grant_alloc(), tgt_grant_prepare_write(); protocol-facts 11 (LU-2679)
+what is left, so that the last bytes go round; who is idle gives back (wire.ost.GrantShrink).
+
+Both sides count the same to the byte, or space would be lost with every broken connection. What a client says when it
+connects includes what it has sent and heard no answer of. If such a write was executed before, its repetition is when it
+is counted; if its answer got lost without a new connection, the repetition brings the same grant as the answer did.
+Source: tgt_grant.c: tgt_grant_alloc(), tgt_grant_prepare_write(), tgt_grant_shrink(); protocol-facts 11 (LU-2679)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from lustrelite.rpc.export import Export
+from lustrelite.store.schema import ReplyRecord
 from lustrelite.wire.ost import GRANT_BLOCK_BYTES, Write, grant_bytes
 from lustrelite.wire.session import FEATURE_GRANT, Connect
 
@@ -24,6 +30,13 @@ EXPORT_BYTES_MAX = 1 << 30  # one client holds no more
 BUDGET_BYTES_MAX = 1 << 30  # written or promised before the disk is asked again how full it is
 
 
+class _Claim(NamedTuple):
+    """What a client said when it connected is counted up to here."""
+
+    transno: int  # the target's last: changes up to it were executed before
+    counted: dict[int, None]  # XIDs of those among them that were answered again since
+
+
 class Grants:
     """The promises of one OST. `space` says how many bytes the disk has beyond the reserve, promised or not."""
 
@@ -31,6 +44,7 @@ class Grants:
         self.space = space
         self.promised = 0
         self.held: dict[Export, int] = {}
+        self._claims: dict[Export, _Claim] = {}
         self._budget = 0  # what may be written or promised before the disk is asked again
 
     @property
@@ -38,11 +52,12 @@ class Grants:
         """Bytes that are free and promised to nobody; negative if others have filled the disk."""
         return self.space() - self.promised
 
-    def connected(self, export: Export, body: Connect, *, known: bool) -> int:
+    def connected(self, export: Export, body: Connect, last_transno: int, *, known: bool) -> int:
         """A client connects, or a `known` one does again; returns what it is promised in all."""
         if not export.features & FEATURE_GRANT:
             return 0
         if known:
+            self._claims[export] = _Claim(last_transno, {})
             self._set(export, min(max(body.grant, 0), EXPORT_BYTES_MAX))
             self._budget = 0
         else:
@@ -53,6 +68,7 @@ class Grants:
     def gone(self, export: Export) -> None:
         """The client is gone, evicted, or begins anew: what it was promised is free."""
         self.promised -= self.held.pop(export, 0)
+        self._claims.pop(export, None)
         assert self.promised >= 0
 
     def covers(self, export: Export, body: Write, length: int) -> bool:
@@ -81,6 +97,31 @@ class Grants:
             held -= used
         wanted = min(body.undirty, EXPORT_BYTES_MAX - held)
         return self._give(export, wanted) if wanted > 0 else 0
+
+    def written_before(self, export: Export, body: Write, length: int, record: ReplyRecord) -> int:
+        """A write that was executed as `record` says is answered again: what the client shall add to its grant."""
+        claim = self._claims.get(export)
+        if claim is None or record.transno > claim.transno:
+            return record.data
+        if body.from_grant and record.xid not in claim.counted:
+            claim.counted[record.xid] = None
+            held = self.held.get(export, 0)
+            self._set(export, held - min(held, grant_bytes(body.offset, body.offset + length)))
+        return 0
+
+    def given_back(self, export: Export, amount: int) -> None:
+        """The client needs `amount` of its grant no more."""
+        held = self.held.get(export, 0)
+        self._set(export, held - min(max(amount, 0), held))
+
+    def restore(self, export: Export, held: int) -> None:
+        """A write failed after all: the client is promised what it was before."""
+        self._set(export, held)
+
+    def check(self) -> None:
+        """What must hold at any time."""
+        assert self.promised == sum(self.held.values()) >= 0, (self.promised, self.held)
+        assert all(0 < held <= EXPORT_BYTES_MAX for held in self.held.values()), self.held
 
     def _give(self, export: Export, wanted: int) -> int:
         given = wanted // GRANT_BLOCK_BYTES * GRANT_BLOCK_BYTES

@@ -45,6 +45,7 @@ from lustrelite.wire.ost import (
     SEEK_HOLE,
     Destroy,
     Fallocate,
+    GrantShrink,
     ObjectAttr,
     ObjectGetattr,
     ObjectSeek,
@@ -289,7 +290,12 @@ def write(txn: Transaction, body: Write) -> WriteReply:
     ost.prolong(call.export, body.lock)
     if body.release and not txn.replay:
         txn.then = lambda: ost.release(call.export, body.lock)
-    return WriteReply(attr, 0 if txn.replay else ost.grants.written(call.export, body, len(data)))
+    if not txn.replay:  # of a replay the client has counted the answer
+        export, grants = call.export, ost.grants
+        held = grants.held.get(export, 0)
+        txn.undo(lambda: grants.restore(export, held))
+        txn.data = grants.written(export, body, len(data))
+    return WriteReply(attr, txn.data)
 
 
 def _is_done(ost: Ost, txn: Transaction, call: Call, body: Change, start: int, end: int) -> bool:
@@ -423,9 +429,13 @@ def setattr_(txn: Transaction, body: ObjectSetattr) -> ObjectAttr:
 
 def rebuild_write(call: Call, body: Write, record: Any) -> WriteReply:
     """See rebuild_attr. The lock goes with it this time, too: a restart since may have brought it back."""
-    if body.release and not call.header.flags & REPLAY:
-        _ost(call).release(call.export, body.lock)
-    return WriteReply(rebuild_attr(call, body, record), 0)
+    length = len(call.bulk) if call.bulk is not None else 0
+    grant = 0
+    if not call.header.flags & REPLAY:
+        grant = _ost(call).grants.written_before(call.export, body, length, record)
+        if body.release:
+            _ost(call).release(call.export, body.lock)
+    return WriteReply(rebuild_attr(call, body, record), grant)
 
 
 def rebuild_attr(call: Call, body: Change | ObjectSetattr, record: Any) -> ObjectAttr:
@@ -520,6 +530,15 @@ def getattr_(call: Call, body: ObjectGetattr) -> Any:
     return LATER
 
 
+def shrink_grant(txn: Transaction, body: GrantShrink) -> Empty:
+    """A client gives back some of its grant, once: not in a replay, nor late over another connection."""
+    call = txn.call
+    assert call is not None
+    if not txn.replay and body.connection == call.export.conn_cnt:
+        _ost(txn).grants.given_back(call.export, body.amount)
+    return EMPTY
+
+
 async def statfs(call: Call, body: OstStatfs) -> StatfsReply:
     """Space of the OST."""
     ost = _ost(call)
@@ -557,6 +576,7 @@ HANDLERS: dict[type, Handler] = {
     ObjectGetattr: reading(getattr_),
     Destroy: mutating(destroy, prepare=prepare_destroy, essential=True),
     SetOwners: mutating(set_owners),
+    GrantShrink: mutating(shrink_grant, essential=True),
     OstStatfs: waiting(statfs),
     OstSync: waiting(sync),
     IndexRead: waiting(read_index),

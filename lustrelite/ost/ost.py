@@ -126,7 +126,7 @@ class Ost(Target):
 
     def grant_on_connect(self, export: Export, body: Connect, known: bool) -> int:
         """See Grants.connected."""
-        return self.grants.connected(export, body, known=known)
+        return self.grants.connected(export, body, self.last_transno, known=known)
 
     def make_room(self, export: Export, body: Write, length: int) -> None:
         """Before a write of `length` bytes.  Errors: ENOSPC, what is left of the disk is reserved, or promised to others
@@ -253,10 +253,18 @@ class Ost(Target):
         """
         value = self.store.get(OBJECTS, schema.object_key(oid)) if oid > 0 else None
         if value is None:
-            if not self.ids_known and oid > self.last_id:
+            if self._may_be_lost(oid):
                 raise OpError(errno.EINPROGRESS, f"object {oid}")
             raise OpError(errno.ENOENT, f"object {oid}")
         return schema.unpack_object(value)
+
+    def _may_be_lost(self, oid: int) -> bool:
+        return not self.ids_known and oid > self.last_id
+
+    def may_turn_up(self, resource_id: bytes) -> bool:
+        """See Target.may_turn_up: an object that we may have lost, and that the MDT will have us make again."""
+        oid = int.from_bytes(resource_id, "big")
+        return self._may_be_lost(oid) and len(resource_id) == 8 and not self.exists(oid)
 
     def exists(self, oid: int) -> bool:
         """Whether object `oid` has a record."""
@@ -287,12 +295,12 @@ class Ost(Target):
             self.committer.demand()
 
     def statfs(self) -> StatfsReply:
-        """Space of the disk below the reserve."""
+        """Space of the disk; available is what is beyond the reserve and promised to no client."""
         space = self.files.statfs()
-        available = max(0, self._beyond_reserve(space))
-        return StatfsReply(
-            space.total, space.free, available, space.files_total, space.files_free, 0 if available else STATFS_NO_SPACE
-        )
+        beyond = self._beyond_reserve(space)
+        available = max(0, beyond - self.grants.promised)
+        state = 0 if beyond > 0 else STATFS_NO_SPACE
+        return StatfsReply(space.total, space.free, available, space.files_total, space.files_free, state)
 
     # ------------------------------------------------------------ granting ids
 
@@ -301,7 +309,7 @@ class Ost(Target):
 
         Errors: EINVAL, more than GRANT_JUMP_MAX at once; ENOSPC, data could not be written to them anyway
         """
-        if upto > self.last_id and not self.statfs().bytes_available:
+        if upto > self.last_id and self._space() <= 0:
             raise OpError(errno.ENOSPC, f"{self.name} is full")
         if upto - self.last_id > GRANT_JUMP_MAX:
             self._say("ost.create_refused", "warning", last_id=self.last_id, upto=upto)

@@ -144,6 +144,11 @@ class ClientImport:
         return self.fsm.instance
 
     @property
+    def connection(self) -> int:
+        """The number of the present connection; 0 while there is none over which requests go at once."""
+        return self.fsm.conn_cnt if self.fsm.state is State.FULL and not self.inactive else 0
+
+    @property
     def last_committed(self) -> int:
         """Highest transno known to be durable."""
         return self.replays.last_committed

@@ -28,6 +28,7 @@ from lustrelite.recovery.import_fsm import State
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.sim import world
 from lustrelite.sim.disk import MAP_BYTES, SimDisks
+from lustrelite.sim.grants import grant_problems
 from lustrelite.sim.loop import NodeKilled, SimLoop
 from lustrelite.sim.model import Seen, Tree
 from lustrelite.sim.net import Latency, Rule, SimNetwork
@@ -212,6 +213,7 @@ class Cluster:
         """Heal everything, then hold the cluster to its promises. Raises Violation."""
         await self.recover()
         await self.settle()
+        self.check_grants()
         await self.bury()
         self.check_crashes()
         problems = self.oracle.check(await self.read_tree())
@@ -458,6 +460,13 @@ class Cluster:
             if reader.node is not None:
                 reader.node.kill()
         return tree
+
+    def check_grants(self) -> None:
+        """Violation unless clients and OSTs agree on what was promised, and nothing is dirty without a promise."""
+        osts = [target for server in self.oss for target in server.running if isinstance(target, Ost)]
+        problems = grant_problems(osts, [c.fs for c in self.clients.values() if c.alive and hasattr(c, "fs")])
+        if problems:
+            raise Violation(f"seed {self.seed}: grants do not add up:\n  " + "\n  ".join(problems))
 
     async def check_disks(self) -> None:
         """fsck of everything, as soon as destroys have gone through. Violation if it finds anything."""

@@ -143,7 +143,7 @@ class ReplyRecord(NamedTuple):
     xid: int
     transno: int
     status: int  # 0 or a negative errno
-    data: int  # the disposition of an open
+    data: int  # the disposition of an open; the grant that a write brought
     pre_versions: tuple[int, ...]
     generation: int  # of the client's record
 

@@ -38,6 +38,8 @@ def enqueue(call: Call, body: Enqueue) -> Any:
         raise OpError(errno.EAGAIN, "the target stops")
     if replays:
         return EnqueueReply(tuple([namespace.replay(export, want) for want in body.wants]))
+    if any(call.target.may_turn_up(want.resource) for want in body.wants):
+        raise OpError(errno.EINPROGRESS, "perhaps it is there")
     if not any(want.flags & GLIMPSE for want in body.wants):
         if export.callbacks is not None and body.wants and body.wants[0].type == FLOCK:
             export.callbacks.flush()  # what was granted before is told before: the client keeps an owner's map by our order

@@ -139,6 +139,10 @@ class Target:
         """The transno that must be durable before `export` is shown an LVB of a resource; 0: none."""
         return 0
 
+    def may_turn_up(self, resource_id: bytes) -> bool:
+        """Is it too early to say that there is no such thing?"""
+        return False
+
     def ride(self, call: Call, body: Any, want: Want) -> None:
         """Take the lock that rides with `call` on what it has found, if it is free (`Namespace.ride`).
 

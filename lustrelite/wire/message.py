@@ -9,8 +9,8 @@ VERSION log (a change of any message adds a line here and pins its bytes anew in
     2  2026-11-20  wire/ldlm.py: Enqueue, Convert, Cancel and the three callbacks (nothing older changed).
     3  2026-11-21  headers: ride (cancels, want, converts), granted, callback; Read, Write and Punch name a lock; grants; the lease
                    in ConnectReply; ConfigRead does not wait.
-    4  2026-11-21  SetOwners; projid in Attr and Setattr; access control lists and the presence of extended attributes in Attr;
-                   umask in Create and Open; Getxattrs, Fallocate, ObjectSeek; the default in DirStripeReply.
+    4  2026-11-21  SetOwners; GrantShrink; projid in Attr and Setattr; access control lists and the presence of extended
+                   attributes in Attr; umask in Create and Open; Getxattrs, Fallocate, ObjectSeek; the default in DirStripeReply.
 """
 
 from __future__ import annotations

@@ -202,6 +202,17 @@ class SetOwners(NamedTuple):
     owners: tuple[tuple[int, int, int, int], ...]  # (object, uid, gid, project id)
 
 
+@message(op=17, reply=Empty, mutates=True)
+class GrantShrink(NamedTuple):
+    """`amount` bytes of grant go back. Counts on connection `connection` only: a Connect says what the client has then.
+
+    Source: osc_shrink_grant_to_target(), osc/osc_request.c (there an OST_SET_INFO)
+    """
+
+    connection: int  # conn_cnt
+    amount: int
+
+
 @message(op=13, reply=StatfsReply)
 class OstStatfs(NamedTuple):
     """Space of the OST."""

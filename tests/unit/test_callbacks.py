@@ -36,7 +36,17 @@ from lustrelite.wire.ldlm import (
 )
 from lustrelite.wire.locks import BlockingCallback, Cancel, CompletionCallback, Enqueue, GlimpseCallback
 from lustrelite.wire.message import LOCK_REPLAY_DONE, REQ_REPLAY_DONE, RESENT
-from lustrelite.wire.ost import OBJECT_EOF, Destroy, ObjectGetattr, Punch, Read, Write, resource_of
+from lustrelite.wire.ost import (
+    CREATE_DELORPHAN,
+    OBJECT_EOF,
+    Destroy,
+    ObjectGetattr,
+    OstCreate,
+    Punch,
+    Read,
+    Write,
+    resource_of,
+)
 from lustrelite.wire.session import Disconnect, Ping
 
 
@@ -195,6 +205,9 @@ async def test_a_handover_with_what_was_written(rig: Rig) -> None:
 
 
 async def test_no_such_object(rig: Rig) -> None:
+    answer = await rig.client.ask(Enqueue((want(1, oid=99),), ()))
+    assert answer.status == -errno.EINPROGRESS, "the MDT has not said which ids it uses"
+    await rig.mdt.call(OstCreate(rig.ost.last_id, CREATE_DELORPHAN))
     refusals = await take(rig.client, want(1, oid=99), want(2, oid=99, flags=GLIMPSE), want(3)._replace(resource=b"?"))
     assert [granted.status for granted in refusals] == [-errno.ENOENT, -errno.ENOENT, -errno.EINVAL]
     assert not rig.ost.namespace.resource_count

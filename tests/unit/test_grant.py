@@ -11,6 +11,7 @@ from lustrelite.client.grant import Grant
 from lustrelite.ids import make_fid
 from lustrelite.ost import grant as ost_grant
 from lustrelite.ost.grant import Grants
+from lustrelite.store.schema import ReplyRecord
 from lustrelite.wire.ost import GRANT_BLOCK_BYTES as BLOCK
 from lustrelite.wire.ost import Write, grant_bytes
 from lustrelite.wire.session import FEATURE_GRANT, Connect
@@ -74,21 +75,29 @@ def test_a_reconnect_counts_what_is_dirty() -> None:
     assert grant.total == 0
 
 
+def test_a_client_keeps_what_it_is_told_to_and_gives_back_the_rest() -> None:
+    grant = Grant()
+    grant.connected(10 * BLOCK)
+    assert grant.reserve(3 * BLOCK)
+    assert grant.give_back(4 * BLOCK) == 3 * BLOCK and grant.give_back(4 * BLOCK) == 0
+    assert (grant.available, grant.reserved, grant.total) == (4 * BLOCK, 3 * BLOCK, 7 * BLOCK)
+
+
 # ---------------------------------------------------------------------------------------------------- the OST
 
 
 def test_a_new_client_gets_a_part_of_what_is_left_and_who_wants_none_gets_none() -> None:
     grants = Grants(lambda: 64 * GIB)
-    assert grants.connected(export(), connect(claim=GIB), known=False) == ost_grant.FIRST_BYTES
-    assert grants.connected(export(0), connect(), known=False) == 0
+    assert grants.connected(export(), connect(claim=GIB), 0, known=False) == ost_grant.FIRST_BYTES
+    assert grants.connected(export(0), connect(), 0, known=False) == 0
     full = Grants(lambda: 64 << 20)
-    assert full.connected(export(), connect(), known=False) == 1 << 20
-    assert Grants(lambda: -5).connected(export(), connect(), known=False) == 0
+    assert full.connected(export(), connect(), 0, known=False) == 1 << 20
+    assert Grants(lambda: -5).connected(export(), connect(), 0, known=False) == 0
 
 
 def test_a_write_uses_its_grant_up_and_brings_more() -> None:
     grants, client = Grants(lambda: 64 * GIB), export()
-    first = grants.connected(client, connect(), known=False)
+    first = grants.connected(client, connect(), 0, known=False)
     assert grants.covers(client, write(100), 5000)
     given = grants.written(client, write(100, undirty=1 << 20), 5000)
     assert given == 1 << 20
@@ -97,9 +106,43 @@ def test_a_write_uses_its_grant_up_and_brings_more() -> None:
     assert grants.held[client] == first - 2 * BLOCK + given, "a write through takes nothing of the grant"
 
 
+def record(xid: int, transno: int, grant: int = 0) -> ReplyRecord:
+    return ReplyRecord(xid, transno, 0, grant, (), 1)
+
+
+def test_a_write_is_counted_once_however_often_it_is_answered() -> None:
+    """Its cost and what it brought are the same on both sides, whether the answer or the connection was lost."""
+    grants, client = Grants(lambda: 64 * GIB), export()
+    grants.connected(client, connect(), 0, known=False)
+    grants.connected(client, connect(claim=10 * BLOCK), 50, known=True)
+    given = grants.written(client, write(0, undirty=3 * BLOCK), BLOCK)
+    assert given == 3 * BLOCK and grants.held[client] == 12 * BLOCK
+    assert grants.written_before(client, write(0), BLOCK, record(7, 51, given)) == given, "only the answer was lost"
+    assert grants.held[client] == 12 * BLOCK
+    # The connection is lost with the answer: the client still counts the block, and knows nothing of what it was given.
+    grants.connected(client, connect(claim=10 * BLOCK), 51, known=True)
+    for _ in range(3):
+        assert grants.written_before(client, write(0), BLOCK, record(7, 51, given)) == 0
+        assert grants.held[client] == 9 * BLOCK
+    assert grants.written_before(client, write(0, promised=False), BLOCK, record(8, 51)) == 0
+    assert grants.held[client] == 9 * BLOCK
+    grants.check()
+
+
+def test_what_is_given_back_is_promised_to_nobody() -> None:
+    grants, client = Grants(lambda: 64 * GIB), export()
+    grants.connected(client, connect(claim=10 * BLOCK), 0, known=True)
+    grants.given_back(client, 4 * BLOCK)
+    assert grants.promised == grants.held[client] == 6 * BLOCK
+    grants.given_back(client, 100 * BLOCK)
+    grants.given_back(client, -5)
+    assert not grants.promised and not grants.held
+    grants.check()
+
+
 def test_nobody_gets_more_than_a_share_nor_more_than_the_bound() -> None:
     grants, client = Grants(lambda: 100 << 20), export()
-    grants.connected(client, connect(), known=False)
+    grants.connected(client, connect(), 0, known=False)
     before = grants.left
     assert grants.written(client, write(0, promised=False, undirty=90 << 20), 1) == before // 8 // BLOCK * BLOCK
     rich, greedy = Grants(lambda: 1000 * GIB), export()
@@ -111,7 +154,7 @@ def test_nobody_gets_more_than_a_share_nor_more_than_the_bound() -> None:
 def test_others_may_not_write_into_what_is_promised() -> None:
     space = 10 << 20
     grants, client = Grants(lambda: space), export()
-    grants.connected(client, connect(claim=9 << 20), known=True)
+    grants.connected(client, connect(claim=9 << 20), 0, known=True)
     assert grants.left == 1 << 20
     assert grants.take(1 << 20) and not grants.take((1 << 20) + 1)
     assert grants.covers(client, write(0), 9 << 20)
@@ -124,12 +167,12 @@ def test_others_may_not_write_into_what_is_promised() -> None:
 
 def test_a_client_is_believed_after_a_restart() -> None:
     grants, client = Grants(lambda: 1 << 20), export()
-    assert grants.connected(client, connect(claim=50 << 20), known=True) == 50 << 20
+    assert grants.connected(client, connect(claim=50 << 20), 0, known=True) == 50 << 20
     assert grants.left < 0, "its data is accepted, whoever has filled the disk"
     assert not grants.take(1)
     assert grants.written(client, write(0, undirty=1 << 20), 1 << 20) == 0
     assert grants.covers(client, write(0), 1 << 20)
-    assert grants.connected(client, connect(claim=0), known=True) == 0 and not grants.promised
+    assert grants.connected(client, connect(claim=0), 0, known=True) == 0 and not grants.promised
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -141,7 +184,7 @@ def test_what_a_client_accepts_always_finds_room(seed: int) -> None:
     clients = [(export(), Grant()) for _ in range(3)]
     dirty: dict[int, list[tuple[int, int]]] = {0: [], 1: [], 2: []}
     for who, grant in clients:
-        grant.connected(grants.connected(who, connect(), known=False))
+        grant.connected(grants.connected(who, connect(), 0, known=False))
     place = 0
     for _ in range(300):
         number = rng.randrange(3)
@@ -170,11 +213,11 @@ def test_what_a_client_accepts_always_finds_room(seed: int) -> None:
                 place += length + 1
                 disk[0] = max(disk[0], grants.promised)  # blocks, not bytes: the reserve has them
         elif kind == "reconnect" and rng.random() < 0.3:
-            grant.connected(grants.connected(who, connect(grant.total), known=True))
+            grant.connected(grants.connected(who, connect(grant.total), 0, known=True))
         elif kind == "restart" and rng.random() < 0.1:
             grants = Grants(lambda: disk[0])
             for other, theirs in clients:
-                theirs.connected(grants.connected(other, connect(theirs.total), known=True))
+                theirs.connected(grants.connected(other, connect(theirs.total), 0, known=True))
         assert grants.promised == sum(grants.held.values())
         for other, theirs in clients:
             assert grants.held.get(other, 0) >= theirs.total, "the OST keeps at least what the client counts on"

@@ -8,14 +8,16 @@ from collections import Counter
 import pytest
 
 from lustrelite.mdt.qos import Qos, interleaved
-from lustrelite.tunables import Tunables
+from lustrelite.rpc.node import Node
 
 GIB = 1 << 30
 
 
 def qos(*spaces: int) -> Qos:
     """With OSTs 0, 1 ... that have so many GiB."""
-    made = Qos(Tunables(), random.Random(1))
+    node = Node("mds", None)  # type: ignore[arg-type]
+    node.random = random.Random(1)
+    made = Qos(node)
     for index, space in enumerate(spaces):
         made.look(index, space * GIB)
     return made
