@@ -498,7 +498,7 @@ async def test_punch_truncates_extends_and_frees(rig: Rig) -> None:
 
 
 async def test_fallocate_grows_zeroes_and_keeps(rig: Rig) -> None:
-    await rig.grant(3)
+    await rig.mdt.call(OstCreate(3, CREATE_DELORPHAN))
     await rig.client.call(write_of(1), b"0123456789")
     for mode, end, size, content in (
         (0, 20, 20, b"0123456789" + bytes(10)),
@@ -529,7 +529,7 @@ async def test_fallocate_grows_zeroes_and_keeps(rig: Rig) -> None:
 
 
 async def test_data_and_holes_are_found(rig: Rig) -> None:
-    await rig.grant(2)
+    await rig.mdt.call(OstCreate(2, CREATE_DELORPHAN))
     await rig.client.call(write_of(1, 1 << 20), b"x" * 5000)
     for offset, whence, found in (
         (0, wire.SEEK_DATA, 1 << 20),
