@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from lustrelite.ost.ost import Ost
 from lustrelite.sim import nemesis
 from lustrelite.sim.nemesis import Act, Nemesis
 from lustrelite.sim.processes import SimServer
@@ -91,9 +92,9 @@ async def _part_mds_and_oss(n: Nemesis) -> None:
 
 
 async def _slow_disk(n: Nemesis) -> None:
-    server = n.random.choice([n.cluster.mds, n.random.choice(n.cluster.oss)])
+    server = n.random.choice([n.cluster.mds, n.cluster.mds, n.random.choice(n.cluster.oss)])
     server.slow_disk(n.random.choice((0.05, 0.5, 3.0, 3.0)))
-    n.later(n.random.uniform(1.0, 15.0), lambda: server.slow_disk(0.0))
+    n.later(n.random.uniform(5.0, 60.0), lambda: server.slow_disk(0.0))
 
 
 async def _kill_who_is_told(n: Nemesis, told: Callable[[list[Any]], list[str]], kill: Callable[[], None]) -> None:
@@ -131,7 +132,9 @@ async def _kill_who_removed(n: Nemesis) -> None:
 
 
 async def _kill_who_synced(n: Nemesis) -> None:
-    """What fsync has promised must be there without its author."""
+    """What fsync has promised must be there without its author, however slow the disks are."""
+    for oss in n.cluster.oss:
+        oss.slow_disk(1.0)
 
     def synced(ops: list[Any]) -> list[str]:
         written = {(op.client, op.target) for op in ops if op.kind in ("write", "append")}
@@ -143,6 +146,37 @@ async def _kill_who_synced(n: Nemesis) -> None:
             n.later(n.pause_s(), lambda oss=oss: n.restart(oss))  # type: ignore[misc]
 
     await _kill_who_is_told(n, synced, kill)
+
+
+async def _kill_oss_that_destroys(n: Nemesis) -> None:
+    """Between the commit that takes an object's record and the removal of its file, or before, or after; or before the
+    commit together with the MDS, which is the other one that knows of it."""
+    mds, both = n.cluster.mds, n.random.random() < 0.5
+    for oss in n.cluster.oss:
+        if both:
+            oss.hold_commits()
+        else:
+            oss.slow_disk(1.0)
+
+    def destroying() -> list[SimServer]:
+        return [oss for oss in n.cluster.oss for t in oss.running if isinstance(t, Ost) and t._doomed]
+
+    async def kill() -> None:
+        for _ in range(4000):
+            if destroying():
+                break
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(n.random.uniform(0.0, 2.0))
+        for oss in destroying() or [n.random.choice(n.cluster.oss)]:
+            _kill_oss(n, oss)
+        if both:
+            mds.kill()
+            n.later(n.pause_s(), lambda: n.restart(mds))
+        for oss in n.cluster.oss:
+            oss.slow_disk(0.0)
+            oss.release_commits()
+
+    n.later(0.0, kill)
 
 
 async def _disturb_objects(n: Nemesis) -> None:
@@ -159,15 +193,16 @@ async def _disturb_objects(n: Nemesis) -> None:
 
 
 OST_ACTS = (
-    Act("kill OSS", 14, _kill_an_oss),
+    Act("kill OSS", 9, _kill_an_oss),
     Act("kill all OSS", 4, _kill_all_oss),
-    Act("kill OSS and MDS", 10, _kill_oss_and_mds),
+    Act("kill OSS and MDS", 8, _kill_oss_and_mds),
     Act("kill OSS twice", 4, _kill_oss_twice),
-    Act("part MDS and OSS", 12, _part_mds_and_oss),
-    Act("slow disk", 9, _slow_disk),
-    Act("kill client who removed", 6, _kill_who_removed),
-    Act("kill client who synced", 6, _kill_who_synced),
-    Act("disturb objects", 8, _disturb_objects),
+    Act("part MDS and OSS", 8, _part_mds_and_oss),
+    Act("slow disk", 12, _slow_disk),
+    Act("kill client who removed", 16, _kill_who_removed),
+    Act("kill client who synced", 12, _kill_who_synced),
+    Act("kill OSS that destroys", 16, _kill_oss_that_destroys),
+    Act("disturb objects", 6, _disturb_objects),
     Act("kill server", 3, nemesis.kill_server),
     Act("kill everything", 2, nemesis.kill_everything),
     Act("restart in order", 2, nemesis.restart_in_order),

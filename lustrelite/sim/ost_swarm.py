@@ -4,7 +4,8 @@
 
 A run: 1 MDS, 2 or 3 OSTs, 2 to 4 clients of which all, none or some cache, about 90 operations, 2 to 5 faults. Most
 operations are on the data of three striped files that everybody shares (written, cut, appended to, read, synced); the
-rest makes, fills, renames and removes files, so that objects come and go. The judge is the coherence checker's: no
+rest makes, fills, renames and removes files, so that objects come and go. In every other run each client has a file for
+itself, more or less. The judge is the coherence checker's: no
 acknowledged byte of a client that lives is lost, what fsync has promised outlives its client, nothing old comes back.
 
 At the end, within a bounded time after all is healed, there are exactly the objects that layouts name, besides those
@@ -75,6 +76,16 @@ class DataWorker(Worker):
         "open": 40, "chmod": 6,
     }  # fmt: skip
 
+    async def open_name(self, name: str) -> None:
+        """Open it, perhaps make it, and mostly write to it, so that its objects have files."""
+        before = dict(self.handles)
+        await super().open_name(name)
+        opened = [handle for key, handle in self.handles.items() if before.get(key) is not handle]
+        if opened and self.random.random() < 0.7:
+            handle = opened[-1]
+            if await self.pwrite(handle, *self.extent()) is None:
+                await self.drop(handle)
+
 
 async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1) -> None:
     """Run `record.seed` and fill `record` in. Raises what went wrong. `caching`: 0 nobody, 1 all, 2 some, -1 by chance."""
@@ -89,18 +100,21 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
     )  # fmt: skip
     draw_caching(cluster, record.seed, caching, (0, 1, 1, 2))
     for client in cluster.clients.values():
-        if client.tunables["caching"]:  # without locks, what takes several RPCs has no order that the judge could know
-            client.tunables["max_bytes_per_rpc"] = rng.choice((1 << 14, 1 << 16, 1 << 20))
+        if client.tunables["caching"]:
             cluster.history.caching[client.life] = None
     try:
         async with cluster as c:
             await c.prepare([rng.choice((1, 2, -1)) for _ in range(3)])
             faults = rng.randrange(2, 6)
-            budget = Budget(operations, [rng.randrange(1, operations) for _ in range(faults)], rng.choice((10, 25, 40)))
+            budget = Budget(operations, [rng.randrange(1, operations) for _ in range(faults)], rng.choice((10, 35, 60)))
             theme = DATA._replace(pace=rng.choice((1, 1, 4)))
+            apart = rng.random() < 0.5  # else what is lost with a client is mostly overwritten by others
             workers = [
-                DataWorker(c, client, number, random.Random(f"worker {record.seed} {client.name}{number}"), budget, theme)
-                for client in c.clients.values()
+                DataWorker(
+                    c, client, number, random.Random(f"worker {record.seed} {client.name}{number}"), budget,
+                    theme._replace(files=(DATA.files[place % len(DATA.files)],)) if apart else theme,
+                )
+                for place, client in enumerate(c.clients.values())
                 for number in range(rng.choice((1, 1, 2)))
             ]
             nemesis = Nemesis(c, random.Random(f"nemesis {record.seed}"), OST_ACTS)
