@@ -53,6 +53,7 @@ class FidOperations:
 
     async def stat_at(self, parent: Fid, name: bytes) -> Stat:
         """Attributes of `name` in `parent`."""
+        check_length(name)  # before a listing that is known says that it is not there
         cache = self.connections.names
         if cache is not None:
             known = cache.look(parent, name, self.cred, STAT)

@@ -5,6 +5,7 @@ Source: lustre/tests/sanity.sh and sanityn.sh, in so far as a test names one.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import stat
@@ -154,6 +155,23 @@ async def test_a_file_that_is_made_and_written_is_not_asked_for_its_capabilities
                 await c.a.unrecorded(c.a.fs.getxattr_fid(file.what.fid, b"security.capability"))
             await file.close()
         assert asked == {"Open": 1, "Close": 1}
+
+
+# names --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_name_that_is_too_long_is_so_in_a_directory_that_is_known_whole(cluster: Any) -> None:
+    """pjdfstest link/02 through a mount."""
+    async with two_mounts(cluster, "ab") as (c, a, _):
+        fs = c.a.fs
+        directory = (await a.stat("/u")).fid
+        await asyncio.sleep(2)  # at rest
+        for known in (False, True):
+            for name, number in ((b"n" * 255, errno.ENOENT), (b"n" * 256, errno.ENAMETOOLONG)):
+                with refused(number):
+                    await c.a.unrecorded(fs.stat_at(directory, name))
+            if not known:
+                assert await a.names("/u") == []
 
 
 # files without names --------------------------------------------------------------------------------------------
