@@ -107,6 +107,7 @@ class Known:
 
 
 NO_NAMES: dict[bytes, Known] = {}  # never written to
+TOO_MANY: dict[bytes, bytes] = {}  # stands for extended attributes that are more than are kept: they are asked for one by one
 
 
 class Question:
@@ -366,7 +367,7 @@ class AttrCache:
             known = self._hold(fid, lock)
             true |= lock.bits
         if known is not None and true & XATTR and known.bits & XATTR and known.xattrs is None:
-            known.xattrs = xattrs
+            known.xattrs = xattrs if xattrs is not None else TOO_MANY
 
     def _ridden(self, question: Question, fid: Fid) -> ClientLock | None:
         """The lock that came with the answer, if it did, and is on that file."""

@@ -17,7 +17,7 @@ import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from lustrelite import acl
-from lustrelite.client.attr_cache import STAT, AttrCache, Known, touch
+from lustrelite.client.attr_cache import STAT, TOO_MANY, AttrCache, Known, touch
 from lustrelite.client.attributes import DirEntry, ObjectsAttr, Stat, Statfs, merge
 from lustrelite.client.connections import Connections
 from lustrelite.client.file import File
@@ -435,10 +435,9 @@ class FidOperations:
             await self.connections.mdc.getattr(fid, cred=self.cred, need=PERM | XATTR)
             known = cache.find(fid, PERM | XATTR)
         if known is not None and known.attr.xattrs and known.xattrs is None:
-            if await self.connections.mdc.fetch_xattrs(fid, cred=self.cred) is None:
-                return None
+            await self.connections.mdc.fetch_xattrs(fid, cred=self.cred)
             known = cache.find(fid, PERM | XATTR)
-        if known is None or (known.attr.xattrs and known.xattrs is None):
+        if known is None or known.xattrs is TOO_MANY or (known.attr.xattrs and known.xattrs is None):
             return None
         touch(known)
         return known.attr, known.xattrs or {}

@@ -257,14 +257,12 @@ class Mdc:
         bits = UPDATE | XATTR | PERM if name == acl.ACCESS else UPDATE | XATTR
         await self._change(mdt.Setxattr(fid, name, value, flags, time), cred, (fid, bits))
 
-    async def fetch_xattrs(self, fid: Fid, *, cred: Cred) -> dict[bytes, bytes] | None:
-        """All extended attributes of `fid` but the access list, which are then known; None: they are too many."""
+    async def fetch_xattrs(self, fid: Fid, *, cred: Cred) -> None:
+        """Ask for all extended attributes of `fid` but the access list: the cache knows them then, if they are not too many."""
         assert self.cache is not None
         question = self.cache.question(fid, XATTR)
         reply: mdt.Xattrs = await self.imp.call(mdt.Getxattrs(fid), cred=cred, ride=question.ride)
-        found = dict(reply.rows) if reply.complete else None
-        self.cache.found_xattrs(question, fid, found)
-        return found
+        self.cache.found_xattrs(question, fid, dict(reply.rows) if reply.complete else None)
 
     async def listxattr(self, fid: Fid, *, cred: Cred) -> tuple[bytes, ...]:
         """Names of the extended attributes that the caller may see."""

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 OWNERSHIP = SET_UID | SET_GID | SET_PROJID
 VERSIONED = SET_MODE | OWNERSHIP | SET_FLAGS
 KNOWN = VERSIONED | SET_ATIME | SET_MTIME | SET_SIZE | SET_TIMES_EXPLICIT
-ALL_BYTES_MAX = limits.xattr_bytes_max  # of names and values in one answer to Getxattrs
+ALL_BYTES_MAX = 4096  # of names and values in one answer to Getxattrs: clients keep them for each of 100,000 files
 XATTRS_BYTES_MAX = limits.xattr_bytes_max  # names of one file, so that listxattr(2) can return them
 ID_MAX = (1 << 32) - 2  # -1 is nobody
 

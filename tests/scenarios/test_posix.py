@@ -143,7 +143,7 @@ async def test_extended_attributes_are_asked_for_once(cluster: Any) -> None:
         with Asked(c.a) as asked:
             assert await a.getxattr("/u/f", "user.x") == b"3"
             assert await a.getxattr("/u/f", "user.large") == bytes(65_536)
-        assert asked["Getxattr"] == 2
+        assert asked["Getxattr"] == 2 and asked["Getxattrs"] == 1
 
 
 async def test_a_file_that_is_made_and_written_is_not_asked_for_its_capabilities(cluster: Any) -> None:
