@@ -185,3 +185,62 @@ async def test_clients_leave_a_machine_that_is_gone_for_the_one_that_the_mgs_nam
         assert await c.b.read("/f") == data("f")
         assert c.loop.time() - began < 5
         c.never_saw("import.evicted", target=c.oss[0])
+
+
+@pytest.mark.parametrize("run", range(8))
+async def test_pairs_under_random_fire(cluster: Any, run: int) -> None:
+    """Any server of any pair is killed, silently or not, stopped, stood still or cut from the MGS while files are changed."""
+    chance = random.Random(run)
+    async with cluster(clients=2, oss=2, pairs=True, caching=run % 2) as c:
+        stop = False
+
+        async def work(client: Any) -> None:
+            number = 0
+            await client.mkdir(f"/{client.name}")
+            while not stop or number < 5:
+                path = f"/{client.name}/{number % 4}"
+                size = chance.choice((10, 70_000, 300_000))
+                await client.write(path, data(f"{number}", size))
+                await client.write_at(path, size // 2, b"again" * 3)
+                if chance.random() < 0.3:
+                    await client.rename(path, f"/{client.name}/moved{number % 3}")
+                elif chance.random() < 0.3:
+                    await client.unlink(path)
+                elif chance.random() < 0.5:
+                    await client.read(path)
+                number += 1
+                await asyncio.sleep(chance.uniform(0, 0.2))
+
+        working = [soon(work(client)) for client in (c.a, c.b)]
+        pairs = [(server, server.partner) for server in (c.mds, *c.oss)]
+        for _ in range(6):
+            await asyncio.sleep(chance.uniform(0, 2))
+            pair = chance.choice(pairs)
+            server = chance.choice(pair)
+            act = chance.choice(("kill", "kill", "power", "stop", "pause", "barrier"))
+            if not server.alive:
+                await server.start()
+            elif act == "kill" or (act == "power" and not server.running):
+                await server.kill(silent=chance.random() < 0.3)
+            elif act == "power":
+                await server.power_cut()
+            elif act == "stop":
+                await server.stop()
+            elif act == "barrier":
+                await server.hold_commits()
+                await asyncio.sleep(chance.uniform(0, 0.3))
+                await server.kill()
+            else:
+                await server.pause()
+                await asyncio.sleep(chance.uniform(0, 6))
+                await server.resume()
+            if not any(one.alive for one in pair):
+                await asyncio.sleep(chance.uniform(0, 3))
+                await chance.choice(pair).start()
+        stop = True
+        for pair in pairs:
+            if not any(one.alive for one in pair):
+                await pair[0].start()
+        await asyncio.gather(*working)
+        await c.settle()
+        c.never_saw("import.evicted")

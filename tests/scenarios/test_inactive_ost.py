@@ -211,6 +211,39 @@ async def test_a_caller_who_is_interrupted_gets_out_of_every_wait(cluster: Any, 
         assert await Mount(c.b).read_file(path) == b"after"
 
 
+CALLS: dict[str, tuple[Any, ...]] = {
+    "create": ("create", "/u/new"), "mkdir": ("mkdir", "/u/new"), "symlink": ("symlink", "x", "/u/new"),
+    "link": ("link", "/u/f", "/u/new"), "rename": ("rename", "/u/f", "/u/new"), "unlink": ("unlink", "/u/f"),
+    "chmod": ("chmod", "/u/f", 0o600), "setxattr": ("setxattr", "/u/f", "user.x", b"y"), "stat": ("stat", "/u/f"),
+    "list": ("readdir", "/u"), "open": ("open", "/u/f", os.O_RDWR), "open to create": ("open", "/u/new", os.O_RDWR | os.O_CREAT),
+    "statfs": ("statfs",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", CALLS)
+@caches
+async def test_a_caller_who_is_interrupted_gets_out_of_every_wait_for_the_mds(
+    cluster: Any, caching: int, what: str
+) -> None:
+    """What he had sent may still be done; a file that was opened for nobody is closed again (fsck looks)."""
+    async with place(cluster(caching=caching)) as c:
+        user = Mount(c.a)
+        await user.create("/u/f")
+        forget(c.a)
+        await c.settle()
+        await c.mds.kill()
+        waiting = soon(getattr(user, CALLS[what][0])(*CALLS[what][1:]))
+        await asyncio.sleep(3.0)
+        assert not waiting.done()
+        waiting.cancel()
+        await asyncio.sleep(0.5)
+        assert waiting.cancelled()
+        await c.mds.start()
+        await c.settle()
+        assert set(await Mount(c.b).names("/u")) in ({"f"}, {"f", "new"}, {"new"}, set())
+        await user.create("/u/after")
+
+
 # -------------------------------------------------------------------------------------------------------------- failout
 
 

@@ -105,6 +105,8 @@ SCENARIOS = [
     same(test_failover.test_nobody_takes_over_from_an_owner_that_is_only_silent),
     same(test_failover.test_an_owner_that_is_stopped_hands_over, "oss"),
     same(test_failover.test_an_mds_and_an_oss_are_taken_over_at_once),
+    same(test_failover.test_clients_find_the_standby_without_the_mgs),
+    same(test_failover.test_writers_bear_with_a_pair_that_fails_over_again_and_again),
     same(test_vbr.test_a_name_that_was_changed_by_a_lost_client_evicts, *row(test_vbr.CYCLES, "VBR 7a"), ids=("VBR 7a",)),
 ]  # fmt: skip
 
