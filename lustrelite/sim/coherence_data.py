@@ -84,9 +84,11 @@ class _Losses:
             end = history.end_of(op, target)
             caches = op.client in history.caching
             death = history.rolled_back(op, target)
-            # Locks keep others away until there is an answer; a write without is answered when it is durable.
+            # Locks keep others away until there is an answer; a write without is answered when it is durable. If the
+            # target dies first it is sent again: until its answer nothing says when it is done for the last time.
             if death is not None and (not caches if op.done > death.when else op.kind == "truncate"):
-                self.undone[target] = history.seen_until(death)
+                again = op.done if op.done != NEVER else 0
+                self.undone[target] = max(history.seen_until(death), again)
             if end is None:
                 continue
             self.ends[target] = end

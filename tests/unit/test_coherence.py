@@ -364,6 +364,21 @@ def test_an_evicted_client_reads_nothing_old_when_its_lease_is_over():
     assert "both seen" in history("by the administrator", 7.0).problems
 
 
+@pytest.mark.parametrize(("caching", "wrong"), [("bc", False), ("abc", True)])
+def test_a_write_without_a_lock_that_is_sent_again_is_done_when_it_is_answered(caching: str, wrong: bool):
+    """Its first execution was seen after the crash that forgot it; before the second one somebody else wrote.  OST seed 612"""
+    h = Planted(caching=caching)
+    tag = h.history.new_tag()
+    write = h.history.begin("a", "write", "f", 0, CELL, tag)
+    h.transno += 1
+    h.crash("OST0", 0)
+    h.read("b", 0, tag)
+    h.wrote("b", 0)
+    h.history.succeeded(write)
+    h.read("c", 0, tag)
+    assert bool(h.problems) == wrong
+
+
 def test_a_write_without_an_answer_happens_once_or_never():
     for tag in (1, 2):
         h = Planted()
