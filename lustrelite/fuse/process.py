@@ -77,6 +77,7 @@ class FuseProcess(MountProcess):
             "waited": session.waited, "notified": session.notified, "pending": len(session.pending),
             "inodes": len(self.mount.inodes.numbers), "open": len(self.mount.files.handles),
             "epoch": self.mount.inodes.epoch,
+            "seconds": {kernel.OP_NAMES[number]: round(took, 6) for number, took in session.seconds.items()},
         }  # fmt: skip
 
     def _fuse_params(self) -> list[Param]:
@@ -84,9 +85,10 @@ class FuseProcess(MountProcess):
 
         def lines() -> str:
             found = self.fuse_counts()
-            rows = [(key, value) for key, value in found.items() if key != "requests"]
-            rows += list(found["requests"].items())
-            return "\n".join(f"{key}: {value}" for key, value in rows)
+            rows = [f"{key}: {value}" for key, value in found.items() if key not in ("requests", "seconds")]
+            for name, count in found["requests"].items():
+                rows.append(f"{name}: {count} samples, {found['seconds'].get(name, 0.0):.6f} s waited")
+            return "\n".join(rows)
 
         return [Param(f"{prefix}/stats", lines)]
 
@@ -136,7 +138,7 @@ async def serve(process: Process, tell: Callable[[], None]) -> None:
 
 
 def _flat(counts: dict[str, Any]) -> dict[str, Any]:
-    return {**counts["requests"], **{key: value for key, value in counts.items() if key != "requests"}}
+    return {**counts["requests"], **{key: value for key, value in counts.items() if key not in ("requests", "seconds")}}
 
 
 def _attach(options: argparse.Namespace) -> int:

@@ -102,6 +102,7 @@ class Session:
         self.pending: dict[int, Request] = {}  # those that wait, by unique
         self.counts: dict[int, int] = {}  # requests by operation
         self.waited = 0  # requests that needed a task
+        self.seconds: dict[int, float] = {}  # that those have taken, by operation
         self.notified = 0
         self._loop = loop
         self._pool = BufferPool()
@@ -189,6 +190,7 @@ class Session:
         request.task = self.node.spawn(self._finish(request, rest), "fuse")
 
     async def _finish(self, request: Request, rest: Any) -> None:
+        began = self._loop.time()
         try:
             answer = await rest
         except OpError as error:
@@ -204,6 +206,8 @@ class Session:
             self.answer(request, answer)
         finally:
             self.pending.pop(request.unique, None)
+            took = self._loop.time() - began
+            self.seconds[request.opcode] = self.seconds.get(request.opcode, 0.0) + took
 
     def _interrupt(self, unique: int) -> None:
         """The caller of a request does not want to wait any more. If it is answered already, that is that."""
