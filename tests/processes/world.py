@@ -338,6 +338,9 @@ class ProcessWorld(simulated.Cluster):
             raise Violation(f"the tree cannot be read: {error}") from error
         return tree
 
+    def check_grants(self) -> None:
+        """Nothing: what OSTs have promised to whom is seen in the simulator only."""
+
     async def check_disks(self) -> None:
         """fsck of the running cluster, as soon as destroys have gone through. Violation if it finds anything."""
         async with self._visitor("fsck") as visitor:
