@@ -45,6 +45,10 @@ class ProtocolError(Exception):
     """The peer broke the rules. Close this connection; serve the others."""
 
 
+class OtherVersion(ProtocolError, LinkLost):
+    """The peer speaks another version of the wire protocol: trying again soon does not help."""
+
+
 class StoreFailed(Exception):
     """A commit or the disk failed: the process must end, its successor gets the replays."""
 

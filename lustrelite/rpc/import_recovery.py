@@ -10,7 +10,7 @@ import asyncio
 import errno
 from typing import TYPE_CHECKING
 
-from lustrelite.errors import Evicted, LinkLost, OpError, ProtocolError
+from lustrelite.errors import Evicted, LinkLost, OpError, OtherVersion, ProtocolError
 from lustrelite.ids import Nid
 from lustrelite.recovery.import_fsm import State
 from lustrelite.rpc.lock_replay import replay_locks
@@ -31,6 +31,7 @@ class ImportRecovery:
 
     def __init__(self, imp: ClientImport) -> None:
         self.imp = imp
+        self._misfits: dict[str, None] = {}  # what was said of servers of another version
 
     async def keep_connected(self) -> None:
         """Connect, recover and stay, over and over with growing pauses, until the import is CLOSED. Runs as a task."""
@@ -48,8 +49,13 @@ class ImportRecovery:
                 self.imp.lost.clear()
                 await self._connect(same_nid)
                 same_nid, pause = True, 0.0
+                self._misfits.clear()
                 await self._recover()
                 await self._stay()
+            except OtherVersion as error:
+                same_nid, pause = False, self.imp.node.tunables.reconnect_pause_max_s
+                self._complain(str(error))
+                self._attempt_failed(str(error))
             except LinkLost as lost:
                 same_nid = same_nid and pause == 0.0  # the server we last talked to is tried first, then the others
                 self._attempt_failed(str(lost))
@@ -62,6 +68,15 @@ class ImportRecovery:
                 self._attempt_failed(str(error))
             tunables = self.imp.node.tunables
             pause = min(max(pause * 2, tunables.reconnect_pause_s), tunables.reconnect_pause_max_s)
+
+    def _complain(self, why: str) -> None:
+        """Once: it stays so until somebody puts other programs there."""
+        if why not in self._misfits:
+            self._misfits[why] = None
+            self.imp.node.events.emit(
+                "import.other_version", level="error", target=self.imp.target, why=why,
+                message=f"{self.imp.target} cannot be used: {why}",
+            )  # fmt: skip
 
     def _attempt_failed(self, why: str) -> None:
         self.imp.connection_failed(0, why)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from lustrelite.errors import LinkLost, ProtocolError
+from lustrelite.errors import LinkLost, OtherVersion, ProtocolError
 from lustrelite.ids import Nid
 from lustrelite.rpc.node import Link, Node
 from lustrelite.wire import frame
@@ -97,7 +97,7 @@ class LinkPool:
         self._opening: dict[Nid, asyncio.Task[ClientLink]] = {}
 
     async def get(self, nid: Nid, bulk_connections: int = 0) -> ClientLink:
-        """The living link to `nid`, opened if need be; LinkLost if nobody answers.
+        """The living link to `nid`, opened if need be; LinkLost if nobody answers; OtherVersion.
 
         `bulk_connections` counts when the link is opened: whoever comes later shares what the first one asked for.
         """
@@ -112,16 +112,18 @@ class LinkPool:
         found = await asyncio.shield(task)
         if isinstance(found, ClientLink):
             return found
-        raise LinkLost(found)
+        raise OtherVersion(str(found)) if isinstance(found, OtherVersion) else LinkLost(found)
 
     async def _open(self, nid: Nid, bulk_connections: int) -> Any:
-        """A ClientLink, or the reason why there is none (an exception in a task of the node would be a crash)."""
+        """A ClientLink, or why there is none: text or OtherVersion. (An exception in a task of the node would be a crash.)"""
         link = ClientLink(self, nid)
         try:
             link.link = await asyncio.wait_for(
                 self.node.network.connect(nid, link, bulk_connections=bulk_connections),
                 self.node.tunables.connect_timeout_s,
             )
+        except OtherVersion as error:
+            return error
         except (LinkLost, OSError, TimeoutError, ProtocolError) as error:
             return f"{nid}: {error or type(error).__name__}"
         if link.closed:

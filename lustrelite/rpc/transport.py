@@ -43,12 +43,12 @@ import struct
 from collections.abc import Callable
 from typing import Any, cast
 
-from lustrelite.errors import LinkLost, ProtocolError
+from lustrelite.errors import LinkLost, OtherVersion, ProtocolError
 from lustrelite.events import EventLog
 from lustrelite.ids import Nid
 from lustrelite.rpc.node import CORRUPT, Link, Receiver
 from lustrelite.tunables import limits
-from lustrelite.wire.frame import HELLO, PREFIX_BYTES, crc32c, pack_prefix, unpack_prefix
+from lustrelite.wire.frame import HELLO, PREFIX_BYTES, REFUSAL, crc32c, pack_prefix, unpack_prefix
 from lustrelite.wire.message import checker, pack, unpack
 from lustrelite.wire.session import Hello
 
@@ -101,7 +101,7 @@ class SocketNetwork:
         self.scratch = memoryview(bytearray(CONTROL_BUFFER_BYTES))
 
     async def connect(self, nid: Nid, receiver: Receiver, *, bulk_connections: int = 1) -> Link:
-        """A link to whoever listens at `nid`; LinkLost if nobody does, or does not say HELLO in time.
+        """A link to whoever listens at `nid`; LinkLost if nobody does, or does not say HELLO in time; OtherVersion.
 
         A receiver whose connect failed hears no `link_lost`. A server that speaks first may be heard before `connect`
         returns.
@@ -398,8 +398,8 @@ class Connection(asyncio.BufferedProtocol):
         if self.link is not None:
             self.link.drop(f"connection lost: {exc}" if exc else "closed by the peer")
 
-    def abort(self) -> None:
-        """Cut this connection; nothing more is received or sent on it."""
+    def abort(self, last_word: bytes = b"") -> None:
+        """Cut this connection; nothing more is received or sent on it, but for `last_word`."""
         self._over = True
         self._bulk = None  # the memory is its owner's again
         self._frame = NO_FRAME
@@ -408,7 +408,12 @@ class Connection(asyncio.BufferedProtocol):
             self._timer.cancel()
         if self._listener is not None:
             self._listener.strangers.pop(self, None)
-        if self.transport is not None:
+        if self.transport is None:
+            return
+        if last_word:
+            self.transport.write(last_word)
+            self.transport.close()
+        else:
             self.transport.abort()
 
     def refuse(self, why: str) -> None:
@@ -421,6 +426,18 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self.network.refused(self.called_from(""), why)
             self.abort()
+
+    def _refuse_version(self, error: OtherVersion) -> None:
+        """The peer is another program: who called it is told, and a caller is told by us."""
+        if self.link is None:
+            self.network.refused(self.called_from(""), str(error))
+            self.abort(REFUSAL)
+            return
+        waiter = self.link.waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(OtherVersion(f"{self.link.nid}: {error}"))
+            waiter.exception()  # the waiter may have been cancelled
+        self.refuse(str(error))
 
     def called_from(self, path: str) -> Nid:
         """The caller's address; of a Unix socket, the path that it called and its process id."""
@@ -492,6 +509,8 @@ class Connection(asyncio.BufferedProtocol):
             else:
                 self._bulk = None
                 self._deliver_bulk()
+        except OtherVersion as error:
+            self._refuse_version(error)
         except ProtocolError as error:
             self.refuse(str(error))
 

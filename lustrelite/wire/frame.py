@@ -4,6 +4,9 @@
 
 Big-endian, 20 bytes, then the msgpack header, then the bulk bytes, which stay outside msgpack so that they can be
 received straight into their final buffer. Lengths are bounded here, before anything is allocated.
+
+The version is that of everything that follows the prefix (the log in message.py). A HELLO of another one is answered with
+a prefix alone, `REFUSAL`, so that both sides can say which versions do not fit. The prefix itself never changes.
 """
 
 from __future__ import annotations
@@ -13,13 +16,13 @@ from typing import NamedTuple
 
 import crc32c as _crc32c
 
-from lustrelite.errors import ProtocolError
+from lustrelite.errors import OtherVersion, ProtocolError
 from lustrelite.tunables import limits
 
 _PREFIX = struct.Struct(">HBBIIII")
 PREFIX_BYTES = _PREFIX.size
 MAGIC = 0x4C4C
-WIRE_VERSION = 1
+WIRE_VERSION = 4  # the last line of the log in message.py
 
 # kinds
 HELLO = 1  # first frame of a connection, both ways
@@ -53,12 +56,12 @@ def pack_prefix(kind: int, header: bytes, bulk_bytes: int = 0, bulk_crc: int = 0
 
 
 def unpack_prefix(data: bytes | bytearray | memoryview, offset: int = 0) -> Prefix:
-    """The prefix at `offset`; ProtocolError if it is none or asks for too much."""
+    """The prefix at `offset`; ProtocolError if it is none or asks for too much, OtherVersion if it is of another version."""
     magic, version, kind, header_bytes, bulk_bytes, header_crc, bulk_crc = _PREFIX.unpack_from(data, offset)
     if magic != MAGIC:
         raise ProtocolError(f"bad magic {magic:#06x}")
     if version != WIRE_VERSION:
-        raise ProtocolError(f"wire version {version}, this program speaks {WIRE_VERSION}")
+        raise OtherVersion(f"the other side speaks version {version} of the wire protocol, this program {WIRE_VERSION}")
     if kind not in KINDS:
         raise ProtocolError(f"unknown frame kind {kind}")
     if header_bytes > limits.header_bytes_max or header_bytes == 0:
@@ -66,3 +69,6 @@ def unpack_prefix(data: bytes | bytearray | memoryview, offset: int = 0) -> Pref
     if bulk_bytes > limits.brw_bytes_max:
         raise ProtocolError(f"bulk of {bulk_bytes} bytes")
     return Prefix(kind, header_bytes, bulk_bytes, header_crc, bulk_crc)
+
+
+REFUSAL = _PREFIX.pack(MAGIC, WIRE_VERSION, HELLO, 0, 0, 0, 0)  # no frame: a header is never empty

@@ -4,7 +4,8 @@ A message is a NamedTuple declared once with `@message`; field order is wire ord
 A body that arrives is checked field by field against the annotations (int, bool, bytes, str, Fid, tuples, nested
 NamedTuples, `X | None`) before anybody sees it: a bad one is a ProtocolError, which costs its sender the connection.
 
-VERSION log (a change of any message adds a line here and pins its bytes anew in tests/unit/test_wire_bytes.py):
+VERSION log (a change of any message adds a line here, raises frame.WIRE_VERSION and pins its bytes anew in
+tests/unit/test_wire_bytes.py; programs of different versions refuse each other at the HELLO):
     1  2026-11-20  first.
     2  2026-11-20  wire/ldlm.py: Enqueue, Convert, Cancel and the three callbacks (nothing older changed).
     3  2026-11-21  headers: ride (cancels, want, converts), granted, callback; Read, Write and Punch name a lock; grants; the lease

@@ -6,6 +6,8 @@ import asyncio
 import os
 import random
 import socket
+from itertools import pairwise
+from typing import Any
 
 import pytest
 from loopback import MIB, TCP, WAIT_S, Raw, Recorder, World, echo, nid, run
@@ -13,10 +15,13 @@ from loopback import MIB, TCP, WAIT_S, Raw, Recorder, World, echo, nid, run
 from lustrelite.errors import LinkLost, ProtocolError
 from lustrelite.ids import Nid
 from lustrelite.rpc import transport
-from lustrelite.rpc.node import CORRUPT
+from lustrelite.rpc.client_import import ClientImport
+from lustrelite.rpc.links import LinkPool
+from lustrelite.rpc.node import CORRUPT, Node
+from lustrelite.rpc.request import Xids
 from lustrelite.rpc.transport import SocketNetwork
-from lustrelite.tunables import limits
-from lustrelite.wire.frame import HELLO, PREFIX_BYTES, REPLY, REQUEST, crc32c, pack_prefix
+from lustrelite.tunables import Tunables, limits
+from lustrelite.wire.frame import HELLO, PREFIX_BYTES, REPLY, REQUEST, WIRE_VERSION, crc32c, pack_prefix
 from lustrelite.wire.message import pack
 from lustrelite.wire.session import Hello
 
@@ -362,6 +367,68 @@ def test_a_server_that_says_no_hello_is_link_lost(run, says, why):
             await network.connect(Nid(f"127.0.0.1:{server.sockets[0].getsockname()[1]}@tcp"), receiver)
         assert receiver.lost == []
         server.close()
+        await asyncio.sleep(0.01)
+
+    run(scenario())
+
+
+def older(kind: int, value: Any) -> bytes:
+    """A frame as a program of the version before ours sends it."""
+    header = pack(value)
+    frame = bytearray(pack_prefix(kind, header) + header)
+    frame[2] = WIRE_VERSION - 1
+    return bytes(frame)
+
+
+def test_a_program_of_another_version_is_refused_and_told_ours(run, nid):
+    async def scenario():
+        async with World(nid) as world, await Raw.dial(world.nid) as raw:
+            raw.send(older(HELLO, Hello(5, 0, "raw", 0)))
+            async with asyncio.timeout(WAIT_S):
+                assert (await raw.reader.readexactly(PREFIX_BYTES))[:3] == bytes((0x4C, 0x4C, WIRE_VERSION))
+            assert await raw.cut()
+            said = [event.fields["why"] for event in world.events.select("link.refused")]
+            assert said == [f"the other side speaks version {WIRE_VERSION - 1} of the wire protocol, this program {WIRE_VERSION}"]
+            assert not world.listener.strangers and not world.listener.links
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("answer", ["refusal", "hello"])
+def test_a_client_of_another_version_says_so_once_and_does_not_hurry(run, answer):
+    """One line that names both versions, however often it tries; and then it waits as long as it ever does."""
+
+    async def scenario():
+        calls = []
+
+        async def serve(reader, writer):
+            calls.append(asyncio.get_running_loop().time())
+            await reader.read(PREFIX_BYTES)
+            hello = older(HELLO, Hello(5, 0, "old", 0))
+            writer.write(hello if answer == "hello" else hello[:4] + bytes(PREFIX_BYTES - 4))
+            await writer.drain()
+            await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        where = Nid(f"127.0.0.1:{server.sockets[0].getsockname()[1]}@tcp")
+        tunables = Tunables(reconnect_pause_s=0.001, reconnect_pause_max_s=0.2)
+        node = Node("client", SocketNetwork(random.Random(1)), tunables=tunables, seed=1)
+        imp = ClientImport(
+            node, LinkPool(node), target_uuid="MGS_UUID", nids=[where], client_uuid="c", incarnation=1, xids=Xids(node)
+        )
+        imp.start()
+        async with asyncio.timeout(WAIT_S):
+            while len(calls) < 3:
+                await asyncio.sleep(0.01)
+        imp.stop()
+        server.close()
+        (said,) = node.events.select("import.other_version")
+        assert said.fields["message"] == (
+            f"MGS cannot be used: {where}: the other side speaks version {WIRE_VERSION - 1} of the wire protocol, "
+            f"this program {WIRE_VERSION}"
+        )
+        assert min(later - sooner for sooner, later in pairwise(calls)) > 0.75 * 0.2 - 0.01
         await asyncio.sleep(0.01)
 
     run(scenario())

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import re
 import sys
 import types
 import typing
@@ -25,6 +26,7 @@ import pytest
 import lustrelite.wire
 from lustrelite.ids import Fid, make_fid
 from lustrelite.wire import message
+from lustrelite.wire.frame import WIRE_VERSION
 from lustrelite.wire.session import Hello
 
 for _module in pkgutil.iter_modules(lustrelite.wire.__path__, "lustrelite.wire."):
@@ -80,6 +82,12 @@ def pinned() -> dict[str, dict[str, str]]:
         }
         for name, cls in declared().items()
     }
+
+
+def test_programs_say_the_newest_version_of_the_log():
+    """So that a program of another version is refused at the HELLO, and not at the first message that differs."""
+    numbers = [int(number) for number in re.findall(r"^    (\d+)  20\d\d-", message.__doc__ or "", re.MULTILINE)]
+    assert numbers == list(range(1, WIRE_VERSION + 1))
 
 
 def test_every_message_has_a_pinned_sample_and_no_sample_is_left_over():

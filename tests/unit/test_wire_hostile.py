@@ -18,7 +18,7 @@ from lustrelite.ids import make_fid
 from lustrelite.rpc.node import CORRUPT
 from lustrelite.tunables import limits
 from lustrelite.wire import mdt, ost, session
-from lustrelite.wire.frame import HELLO, KINDS, REPLY, REQUEST, crc32c, pack_prefix
+from lustrelite.wire.frame import HELLO, KINDS, REPLY, REQUEST, WIRE_VERSION, crc32c, pack_prefix
 from lustrelite.wire.message import RequestHeader, decode_request, encode_request, pack
 
 assert nid and run  # fixtures
@@ -37,7 +37,7 @@ def prefix(
     bulk_bytes: int = 0,
     crc: int = 0,
     magic: int = 0x4C4C,
-    version: int = 1,
+    version: int = WIRE_VERSION,
 ) -> bytes:
     return struct.pack(">HBBIIII", magic, version, kind, header_bytes, bulk_bytes, crc, 0)
 
