@@ -62,7 +62,7 @@ class Osp:
         self.next = 1  # the next id to take
         self.granted = 0  # the last one
         self._filled_at = float("-inf")  # since the last cleanup
-        self.batch = self.node.tunables.precreate_min
+        self.batch = self._least
         self.synced = False  # orphans are cleaned up on this connection
         self.full = False  # says its statfs
         self.refusing = False  # it answered ENOSPC or EROFS to the last request for ids
@@ -152,7 +152,7 @@ class Osp:
         assert self.synced and oid <= self.granted, self.name
         self.next = oid + 1
         left = self.granted - oid
-        if left < self.batch // 2:
+        if left < self._enough:
             self._ids_wanted.set()
             if not left:
                 self.ran_dry += 1
@@ -164,8 +164,18 @@ class Osp:
         assert oid == self.next - 1, (self.name, oid, self.next)
         self.next = oid
 
+    @property
+    def _least(self) -> int:
+        """The smallest batch."""
+        return max(self.node.tunables.precreate_min, 1)
+
+    @property
+    def _enough(self) -> int:
+        """With so many ids left no more are asked for."""
+        return max(self.batch // 2, 1)
+
     def _low(self) -> bool:
-        return self.available < self.batch // 2 and self.batch_max != 0
+        return self.available < self._enough and self.batch_max != 0
 
     def limit_batch(self, batch_max: int) -> None:
         """max_create_count; 0: no new objects from now on, what there is may still be used and destroyed."""
@@ -224,9 +234,9 @@ class Osp:
         now = self.node.now()
         if now - self._filled_at < COVER_S:  # half a batch went in no time: ask for more at once
             most = self.node.tunables.precreate_max if self.batch_max is None else self.batch_max
-            self.batch = min(self.batch * 2, most)
+            self.batch = max(min(self.batch * 2, most), 1)
         elif LASTS_S < now - self._filled_at < float("inf"):
-            self.batch = max(self.batch // 2, self.node.tunables.precreate_min)
+            self.batch = max(self.batch // 2, self._least)
         self._filled_at = now
         if reply.last_id <= self.granted:
             self.node.events.emit("osp.nothing_granted", level="warning", ost=self.name, last_id=reply.last_id)

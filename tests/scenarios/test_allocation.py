@@ -217,6 +217,18 @@ async def test_pools_follow_the_demand(cluster: Any) -> None:
         assert sum(osp.batch for osp in allocator.osps.values()) < sum(peak)
 
 
+@pytest.mark.parametrize(("least", "most"), [(1, 1), (1, 64), (2, 2), (3, 3), (0, 0)])
+async def test_pools_as_small_as_they_get_are_refilled(cluster: Any, least: int, most: int) -> None:
+    """Half a batch of one object is none: the last one taken asks for the next all the same."""
+    async with cluster(oss=2, clients=1, precreate_min=least, precreate_max=most) as c:
+        await wide(c.a, "/wide")
+        for i in range(10):
+            await c.a.create(f"/{i}")
+            await c.a.create(f"/wide/{i}")
+        c.never_saw("osp.nothing_granted")
+        assert all(osp.available <= max(most, 1) * 2 for osp in c.mds.target().allocator.osps.values())
+
+
 async def test_an_object_is_unknown_and_not_missing_until_the_mdt_has_said_what_it_uses(cluster: Any) -> None:
     """The OST lost its database since; who reads meanwhile is told to come again.  Source: LU-11765"""
     async with cluster(oss=1, clients=1) as c:
