@@ -3,8 +3,9 @@
 Each is a flight of its range, so that nothing overlaps it on its way, and it runs to its end whatever happens to its
 caller. Meanwhile readers here, and whoever is told a size by us, must not see half of it:
 
-    a write     what was cached in its range is forgotten, and who wants to read there waits. The size grows at once:
-                the OST may tell it to others from now on, and they may ask us.
+    a write     what was cached in its range is forgotten, and who wants to read there waits. The size grows at once,
+                to the end of it, however many RPCs it takes: the OST may tell it to others from now on, and they may
+                ask us.
     a hole      the same, and the size stays. So is room that is allocated, but that the size may grow.
     truncation  everything stays as it was, and nobody writes, until all objects of the file are cut; then all is cut
                 here in one turn. Others are told the larger size until then: the OST believes the larger of what it
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lustrelite.client.cached_object import CachedObject
 from lustrelite.client.page_cache import Flight
+from lustrelite.client.tasks import results
 from lustrelite.errors import Evicted, OpError
 from lustrelite.ids import Fid
 from lustrelite.ldlm.client_lock import ClientLock
@@ -62,51 +64,31 @@ class Through:
         size = self.osc.bytes_max
         data = pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
         end = start + len(data)
+        while cached.pages.busy(start, end):
+            await self.back.flush(cached, start, end)
         cuts = [start, *range((start // size + 1) * size, end, size), end]
-        await self.shared.tasks.gather(
-            [
-                self._write(cached, lock, low, data[low - start : high - start], time, keep)
-                for low, high in pairwise(cuts)
-            ],
-            "write through",
-        )
+        flights = []
+        for low, high in pairwise(cuts):  # all in this turn, however long they wait for their RPCs
+            flight = self._begin(cached, lock, low, high)
+            flight.data, flight.time = data[low - start : high - start], time
+            flights.append(flight)
+            self._launch(cached, lock, flight, self._write(cached, lock, flight, keep))
+        cached.grow(end)
+        cached.changed(time)
+        results([await asyncio.shield(flight.done) for flight in flights])
 
-    async def _write(
-        self, cached: CachedObject, lock: ClientLock, start: int, data: memoryview, time: int, keep: bool
-    ) -> None:
-        end = start + len(data)
-        slots = self.osc.slots()
-        await slots.acquire()
-        try:
-            while cached.pages.busy(start, end):
-                slots.release()
-                try:
-                    await self.back.flush(cached, start, end)
-                finally:
-                    slots = self.osc.slots()
-                    await slots.acquire()
-            flight = self._begin(cached, lock, start, end)
-            flight.data, flight.time = data, time
-            cached.grow(end)
-            cached.changed(time)
-        except BaseException:
-            slots.release()
-            raise
-
-        async def write() -> None:
-            try:
-                body = self.back.body(cached, flight, from_grant=False)
-                reply, _ = await self.osc.imp.call_bulk(body, bulk=data, cred=cached.cred)
-            finally:
-                slots.release()
-            self.back.grant.used(0, reply.grant)
-            cached.pages.end_flight(flight, lost=False)
-            if lock.data is cached:
-                cached.told(reply.attr)
-                if keep:
-                    cached.pages.keep(start, data)
-
-        await self._to_the_end(cached, lock, flight, write())
+    async def _write(self, cached: CachedObject, lock: ClientLock, flight: Flight, keep: bool) -> None:
+        async with self.osc.slots():
+            if lock.data is not cached:  # lost meanwhile
+                raise Evicted(self.osc.name)
+            body = self.back.body(cached, flight, from_grant=False)
+            reply, _ = await self.osc.imp.call_bulk(body, bulk=flight.data, cred=cached.cred)
+        self.back.grant.used(0, reply.grant)
+        cached.pages.end_flight(flight, lost=False)
+        if lock.data is cached:
+            cached.told(reply.attr)
+            if keep:
+                cached.pages.keep(flight.start, flight.data)
 
     async def change(self, cached: CachedObject, lock: ClientLock, body: ost.Punch | ost.Fallocate) -> None:
         """Make a hole (the size stays), or find room.  Errors: EIO, ENOENT, ENOSPC, EOPNOTSUPP"""
@@ -125,7 +107,8 @@ class Through:
                 cached.told(attr)
             self.back.remember(attr.version, cached.owner)
 
-        await self._to_the_end(cached, lock, flight, change())
+        self._launch(cached, lock, flight, change())
+        results([await asyncio.shield(flight.done)])
 
     def _begin(self, cached: CachedObject, lock: ClientLock, start: int, end: int) -> Flight:
         if lock.data is not cached:
@@ -134,9 +117,11 @@ class Through:
         flight.lock = lock.handle
         return flight
 
-    async def _to_the_end(
+    def _launch(
         self, cached: CachedObject, lock: ClientLock, flight: Flight, work: Coroutine[Any, Any, None]
     ) -> None:
+        """Begin `work`, which goes on to its end without us."""
+
         async def run() -> None:
             try:
                 await work
@@ -147,9 +132,6 @@ class Through:
                 self.shared.landed()
 
         flight.done = self.shared.tasks.spawn(run(), "write through")
-        outcome = await asyncio.shield(flight.done)
-        if isinstance(outcome, OpError):
-            raise outcome
 
     def _failed(self, cached: CachedObject, lock: ClientLock, flight: Flight) -> None:
         cached.pages.end_flight(flight, lost=True)

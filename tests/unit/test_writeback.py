@@ -1002,6 +1002,33 @@ async def test_nobody_reads_half_of_what_is_written_through() -> None:
         await through.close()
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_write_through_of_many_rpcs_has_its_whole_size_at_once(cancelled: bool) -> None:
+    """Also while most of it waits for its turn; and it is all written then, whatever becomes of who wrote it."""
+    async with CachingWorld(bytes_max=1 << 14) as world:
+        world.node.tunables.max_rpcs_in_flight = 2
+        server = world.osts[0]
+        file = await opened(world, os.O_RDWR | os.O_CREAT | os.O_DSYNC)
+        data = os.urandom(300_000)
+        server.replies = asyncio.Event()
+        writing = asyncio.create_task(file.pwrite(data, 1000))
+        sizes = set()
+        while len(world.writes()) < 2:
+            await asyncio.sleep(0)
+            sizes.add((await file.fstat()).size)
+        assert len(world.writes()) == 2, "nothing was answered"
+        if cancelled:
+            writing.cancel()
+        server.replies.set()
+        await asyncio.gather(writing, return_exceptions=True)
+        assert await file.pread(len(data), 1000) == data
+        sizes.add((await file.fstat()).size)
+        assert sizes == {301_000}
+        await file.fsync()
+        assert world.content(file)[1000:] == data
+        await file.close()
+
+
 async def test_sizes_of_many_files_are_one_request_to_each_ost() -> None:
     async with CachingWorld(2) as world:
         files = [await opened(world, path=f"/{n}", stripes=2) for n in range(5)]
