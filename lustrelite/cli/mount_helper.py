@@ -82,6 +82,8 @@ def options_of(source: str, mgsnode: list[Nid], fsname: str, point: str, text: s
             options.allow_other = False
         elif name == "nocache":
             options.set.append("tunables.caching=0")
+        elif option in ("failout", "failover"):
+            options.set.append(f"tunables.failover_mode={option}")
         elif name == "allow_remote":
             options.allow_remote = True
         elif name == "wait":
@@ -209,6 +211,7 @@ def mount_command(
     \b
     Options: ro, noatime, strictatime, nosuid, nodev, noexec, sync, remount; noallow_other (only for who mounts; for
     others than root allow_other needs user_allow_other in /etc/fuse.conf); nocache (every call goes to the servers);
+    failout (calls to an OST that is away for long fail with EIO) or failover (they wait for it), whatever the OSTs say;
     wait=SECONDS for the servers; param=NAME:VALUE; allow_remote (servers on other than loopback addresses).
     """
     mgsnode, fsname = parse_source(source)

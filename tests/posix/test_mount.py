@@ -516,6 +516,37 @@ async def test_without_caching_everything_comes_here(world: Any) -> None:
 
 
 @pytest.mark.processes
+async def test_a_mount_says_whether_it_waits_for_osts(world: Any) -> None:
+    """-o failout: a write to an OST that is away fails; another mount, without it, waits until the OST is back."""
+
+    def write(path: Path) -> int:
+        fd = os.open(path, os.O_WRONLY | os.O_DSYNC)
+        try:
+            return os.write(fd, b"x" * 100)
+        finally:
+            os.close(fd)
+
+    async with (
+        world(oss=1, clients=0) as w,
+        Mounted(w, "m1", "-o", "failout,param=tunables.failout_after_s:1") as fails,
+        Mounted(w, "m2", "-o", "failover,param=tunables.failout_after_s:1") as waits,
+    ):
+        for name in ("waits", "fails"):
+            await waits.call((waits.path / name).touch)
+        await w.oss[0].kill()
+        w.expect("import.failed_out")
+        waiting = asyncio.create_task(waits.call(write, waits.path / "waits"))
+        with pytest.raises(OSError) as caught:
+            await fails.call(write, fails.path / "fails")
+        assert caught.value.errno == errno.EIO
+        assert not waiting.done()
+        await w.oss[0].start()
+        assert await waiting == 100
+        for name in ("waits", "fails"):
+            await waits.call((waits.path / name).unlink)
+
+
+@pytest.mark.processes
 @pytest.mark.skipif(not shutil.which("fusermount3"), reason="fusermount3 is not installed (package fuse3)")
 async def test_a_user_mounts_through_fusermount(world: Any) -> None:
     """Only for himself: not even root may look (without allow_other)."""
