@@ -81,9 +81,16 @@ class DataCache:
             cached.adopt(lock)
         return cached
 
+    def resizing(self, obj: int) -> bool:
+        """Is the object being cut, or made longer, from here?"""
+        cached = self.objects.get(obj)
+        return cached is not None and cached.resizing
+
     def known(self, obj: int) -> Lvb | None:
         """All that can be known of the object: somebody who asks the OST would learn no more."""
         cached = self.objects.get(obj)
+        if cached is not None and cached.resizing:
+            return None
         lock = self.locks.match_extent(cached.resource if cached is not None else resource_of(obj), 0, OBJECT_EOF, PR)
         if lock is None:
             return None

@@ -95,7 +95,7 @@ class LockedIo:
         if data is None:
             return None
         cached = data.objects.get(obj)
-        if cached is None:
+        if cached is None or cached.resizing:
             return None
         lock = data.locks.match_extent(cached.resource, offset, offset + size - 1, PR)
         return cached.pages.get(offset, size) if lock is not None and lock.data is cached else None
@@ -104,7 +104,7 @@ class LockedIo:
         """Read what is cached, if all of it is and the file's end is known: how much of it is file, or None."""
         extents = _whole(layout, offset, len(buffer))
         held = self._match(layout, extents, PR)
-        if held is None:
+        if held is None or any(one.cached.resizing for one in held):
             return None
         for one in held:
             end = one.extent.offset + one.extent.length
@@ -129,6 +129,7 @@ class LockedIo:
         """
         extents = _whole(layout, offset, len(buffer))
         left, changed = TRIES, False
+        await self._cut(layout)
         while True:
             grip = self._grip(layout)
             try:
@@ -253,6 +254,8 @@ class LockedIo:
 
     async def getattr_many(self, layouts: Sequence[Layout]) -> list[ObjectsAttr | OpError]:
         """The same of many files, in one request to each OST."""
+        for layout in layouts:
+            await self._cut(layout)
         lvbs: dict[tuple[int, int], Lvb | OpError] = {}  # by OST index and object
         asked: dict[int, list[int]] = {}  # by OST index: objects
         for layout in layouts:
@@ -287,6 +290,7 @@ class LockedIo:
         known = self.known_attr(layout)
         if known is not None:
             return known.size
+        await self._cut(layout)
         grip = self._grip(layout)
         try:
             await grip.take(_everything(layout), PR)
@@ -484,6 +488,14 @@ class LockedIo:
         finally:
             del self._resizing[key]
             over.set_result(None)
+
+    async def _cut(self, layout: Layout) -> None:
+        """Return when no truncation is under way here: others may see what we do not know to be done."""
+        key = layout.stripes[0]
+        while key in self._resizing and any(
+            index in self.caches and self.caches[index].resizing(obj) for index, obj in layout.stripes
+        ):
+            await asyncio.wait([self._resizing[key]])
 
     # durability -------------------------------------------------------------------------------------------------
 

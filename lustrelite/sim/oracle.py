@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 from lustrelite.sim.model import READS, WRITES_DATA, Model, Refused, Tree, difference, short
 
 PENDING, OK, ERROR, UNKNOWN = "pending", "ok", "error", "unknown"
-STEPS_MAX = 200_000  # of the search in one area
+STEPS_MAX = 40_000  # of the search in one area
 
 
 # ---------------------------------------------------------------------------------------------------- the history
@@ -347,7 +347,8 @@ class _Search:
                 return False
             ops = ops[1:] if ops[0] is ways[0] else [op for op in ops if op is not ways[0]]
         state = (tuple(op.index for op in ops), model.key())
-        if state in self.failed:
+        self.steps += 1
+        if state in self.failed or self.steps > STEPS_MAX:
             return False
         for op in ways:
             rest = [other for other in ops if other is not op]
@@ -368,6 +369,11 @@ class _Search:
 
     def _finish(self, model: Model, unknown: list[Op], smeared: bool) -> bool:
         """Only operations of unknown outcome are left: each may take effect, in any order, or not."""
+        state = (tuple(op.index for op in unknown), model.key())
+        if state in self.failed or self.steps > STEPS_MAX:
+            return False
+        self.steps += 1
+        self.failed.add(state)  # if there is a way out of it, nobody asks again
         if smeared:
             model.smear_all()
         expected = model.tree()

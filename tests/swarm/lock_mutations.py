@@ -15,7 +15,6 @@ from lustrelite.client.attr_cache import AttrCache
 from lustrelite.client.cached_object import CachedObject
 from lustrelite.client.data_cache import DataCache
 from lustrelite.client.locked_io import LockedIo
-from lustrelite.client.part_read import PartRead
 from lustrelite.ldlm.held_locks import HeldLocks
 from lustrelite.ldlm.lock import LOCAL
 from lustrelite.ldlm.lock_cache import LockCache
@@ -228,8 +227,3 @@ def nothing_is_written_back_when_a_lock_is_asked_for(patch):
         pass
 
     patch.setattr(DataCache, "_flush", nothing)
-
-
-@mutation
-def what_changes_during_a_read_past_the_cache_does_not_matter(patch):
-    patch.setattr(PartRead, "changed", property(lambda self: False))

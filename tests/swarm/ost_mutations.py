@@ -10,7 +10,6 @@ from typing import Any
 import mutations
 from mutations import Mutation, Plant
 
-from lustrelite.mdt.mdt import Mdt
 from lustrelite.mdt.ost_log import OstLog
 from lustrelite.ost.handlers import HANDLERS
 from lustrelite.ost.ost import Ost
@@ -71,11 +70,6 @@ def replays_go_backwards_and_the_server_does_not_sort(patch):
 
 
 @mutation
-def a_destroy_is_sent_before_its_batch_is_durable(patch):
-    mutations.destroys_are_sent_before_they_are_durable(patch)
-
-
-@mutation
 def what_is_owed_to_objects_is_crossed_off_at_the_answer(patch):
     send = OstLog._send
 
@@ -122,15 +116,3 @@ def data_is_not_made_durable_before_its_record(patch):
 @mutation
 def files_of_destroyed_objects_are_forgotten_in_a_crash(patch):
     patch.setattr(Ost, "recovery_over", lambda self: None)
-
-
-@mutation
-def a_destroy_logged_during_a_commit_is_forgotten(patch):
-    after_commit = Mdt.after_commit
-
-    def early(self: Any) -> None:
-        after_commit(self)
-        for osp in self.allocator.osps.values():
-            osp.log.written = 0
-
-    patch.setattr(Mdt, "after_commit", early)
