@@ -36,6 +36,7 @@ class ServerRecovery:
         )
         self.known = dict.fromkeys(clients)
         self.denied: dict[str, None] = {}
+        self.replayed: dict[str, int] = {}  # by client: the transno of the last replay that came
         self.ended_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._soon: asyncio.Handle | None = None
@@ -69,6 +70,16 @@ class ServerRecovery:
                 f"{window.max_clients - len(window.missing) - len(window.evicted) - len(window.final)} in progress, "
                 f"and {len(window.evicted)} evicted)",
             )  # fmt: skip
+
+    def in_turn(self, call: Call) -> bool:
+        """Is this replay the client's next one, or the last one again? What was before that has had its answer, and a
+        copy that is late must not be executed: an open would stay open, although its close has been replayed.
+        """
+        transno, uuid = call.header.transno, call.export.uuid
+        if transno < self.replayed.get(uuid, 0):
+            return False
+        self.replayed[uuid] = transno
+        return True
 
     def queue(self, call: Call) -> None:
         """A replay: executed at once if it is below what is next (an open that is committed), else in its turn."""

@@ -303,6 +303,9 @@ class Target:
                 return
             record = None
             if call.spec.mutates:
+                if replay and self.recovering and self.recovery is not None and not self.recovery.in_turn(call):
+                    self._drop(call, "a later replay has come: this one was answered")
+                    return
                 record = export.replies.get(header.tag)
                 if record is not None and record.xid != xid:
                     if xid < record.xid and not replay:

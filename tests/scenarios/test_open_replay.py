@@ -255,3 +255,15 @@ async def test_a_nameless_file_is_gone_although_the_reply_to_its_close_was_lost(
         await closing
         assert not await c.a.exists("/f")
         assert not list(c.mds.target().open_handles())
+
+
+async def test_the_late_copy_of_an_open_that_is_replayed_leaves_nothing_open(cluster: Any) -> None:
+    """It comes when the close has been replayed, and the open's reply slot is another operation's by then.  Seed 70001"""
+    async with cluster(clients=1) as c:
+        await c.replay_barrier(c.mds)
+        for number in range(20):
+            await touch(c.a, f"/f{number}")
+        c.net.double(Open, times=100)
+        await c.fail(c.mds)
+        assert await c.a.exists("/f19")
+        c.saw("request.dropped", op="Open", why="a later replay has come: this one was answered")
