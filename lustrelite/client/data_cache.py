@@ -173,16 +173,17 @@ class DataCache:
             coming = pages.fetching(start, end)
             if not coming:
                 return
-            for fetch in coming:
-                await self._arrival(fetch)
-            for fetch in coming:
+            arrived = [fetch for fetch in coming if await self._arrival(fetch)]
+            for fetch in arrived:
                 for low, high in fetch.wanted.within(fetch.start + fetch.length, fetch.end):
                     absent.add(low, high)
 
-    async def _arrival(self, fetch: Fetch) -> None:
+    async def _arrival(self, fetch: Fetch) -> bool:
+        """Wait for it; False if it was begun under another lock, which has gone since: it must be read again.  EIO, ENOENT"""
         outcome = await asyncio.shield(fetch.done)
-        if isinstance(outcome, OpError):
+        if isinstance(outcome, OpError) and not isinstance(outcome, LockGone):
             raise outcome
+        return outcome is None
 
     def _fetch(
         self, cached: CachedObject, lock: ClientLock, start: int, end: int, cred: Cred, *, whole_pages: bool = False
@@ -227,8 +228,9 @@ class DataCache:
             done, size = await self.osc.read(cached.obj, start, pieces, cred=cred, lock=lock.handle)
         except OpError as error:
             if error.errno == errno.ESTALE:  # the OST does not know the lock: whatever we believe under it is wrong
-                if lock.data is cached:
-                    self.osc.forget(lock)
+                if lock.data is not cached:
+                    raise LockGone(errno.EIO, error.what) from None
+                self.osc.forget(lock)
                 raise OpError(errno.EIO, error.what) from None
             raise
         cached.seen(size, lock, resized)
@@ -256,6 +258,10 @@ class DataCache:
 
     def _arrived_ahead(self, length: int) -> None:
         self.shared.ahead -= length
+
+
+class LockGone(OpError):
+    """What was read ahead came too late: its lock had been given back, and the OST refuses it."""
 
 
 def copy_out(cached: CachedObject, start: int, pieces: Sequence[memoryview]) -> None:
