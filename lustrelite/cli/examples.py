@@ -20,6 +20,8 @@ EXAMPLES = {
         "rm": ("lustrelite rm /docs/a", "lustrelite rm -r /docs"),
         "mkdir": ("lustrelite mkdir -p -m 750 /a/b/c",),
         "stat": ("lustrelite stat /docs/a",),
+        "mount": ("lustrelite mount /mnt/lustre", "lustrelite mount /mnt/lustre -o ro"),
+        "umount": ("lustrelite umount /mnt/lustre", "lustrelite umount -l /mnt/lustre"),
         "fsck": ("lustrelite fsck", "lustrelite fsck --repair --dry-run"),
         "backup": ("lustrelite backup /backups/monday.tar.gz",),
         "restore": ("lustrelite restore /backups/monday.tar.gz",),

@@ -23,7 +23,7 @@ def _run_dir() -> Path:
 @click.option("-f", "--foreground", is_flag=True, help="stay, and log to the terminal")
 @click.option("--set", "settings", multiple=True, metavar="PARAM=VALUE", help="set a parameter of this client")
 def mount(directory: str, texts: tuple[str, ...], foreground: bool, settings: tuple[str, ...]) -> None:
-    """Mount the file system on DIRECTORY: `lustrelite mount /mnt/lustre`."""
+    """Mount the file system on DIRECTORY."""
     nids, fsname = where().mgs()
     run_dir = _run_dir()
     run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
