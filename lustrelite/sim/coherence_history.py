@@ -232,8 +232,11 @@ class History:
     # -- what happened to clients and targets
 
     def killed(self, client: str) -> None:
-        """All of it is gone at once."""
+        """All of it is gone at once. An eviction of which it had not heard is where its life ended there, all the same."""
         now = self._next()
+        for gone in self.gone:
+            if gone.client == client and gone.noticed == NEVER:
+                gone.noticed = now
         self.gone.append(Gone(client, "", now, now))
 
     def evicted(self, client: str, target: str, why: str, recovering: bool = False) -> None:

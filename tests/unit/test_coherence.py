@@ -346,6 +346,22 @@ def test_an_fsync_after_an_eviction_has_to_report_the_loss_first():
     assert not h.problems, "another open file, perhaps opened later"
 
 
+def test_a_client_that_is_killed_before_it_hears_of_its_eviction_had_ended_with_that():
+    """Seeds 603047, 603847: what others saw in between was held against its later end."""
+    h = Planted()
+    h.wrote("b", 0)
+    h.wrote("a", 0, 2 * CELL)
+    looks = h.history.begin("c", "size", "f")
+    reads = h.history.begin("c", "read", "f", 0, 4096)
+    h.history.evicted("a", "OST0", "lock callback timer expired")
+    h.history.succeeded(looks, CELL)
+    h.history.succeeded(reads, Data(CELL, parse(fill(1, CELL), 0)))
+    h.history.killed("a")
+    assert not h.problems
+    h.read("c", 0, 2)
+    assert h.problems, "it was seen to be lost"
+
+
 def test_an_evicted_client_reads_nothing_old_when_its_lease_is_over():
     def history(why: str, wait_s: float) -> Planted:
         h = Planted()
