@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
+from typing import Any
 
 from lustrelite.fsck.changes import DESTROY, ONE_STRIPE, Changes, Mend
 from lustrelite.fsck.report import Problem
@@ -236,16 +238,6 @@ def unreachable(changes: Changes, problems: list[Problem]) -> None:
         changes.did(subjects[first], "a directory below itself: its name removed")
 
 
-def parent_pointer(changes: Changes, problems: list[Problem]) -> None:
-    """A directory's parent is the one that names it."""
-    for problem in problems:
-        fid, home = problem.where
-        inode = changes.inode(fid)
-        assert inode is not None
-        changes.put_inode(fid, inode._replace(parent=home))
-        changes.did(problem, f"points to {fid_text(home)}")
-
-
 def entry_type(changes: Changes, problems: list[Problem]) -> None:
     """The type beside a name is the inode's."""
     for problem in problems:
@@ -258,24 +250,18 @@ def entry_type(changes: Changes, problems: list[Problem]) -> None:
         changes.did(problem, "the type beside its names corrected")
 
 
-def link_count(changes: Changes, problems: list[Problem]) -> None:
-    """nlink is what was counted."""
-    for problem in problems:
-        fid, expected = problem.where
-        inode = changes.inode(fid)
-        assert inode is not None
-        changes.put_inode(fid, inode._replace(nlink=expected))
-        changes.did(problem, f"nlink {inode.nlink} -> {expected}")
+def inode_says(field: str, show: Callable[[Any], object] = str) -> Mend:
+    """The inode's `field` becomes what was found; `show` makes text of its values."""
 
+    def mend(changes: Changes, problems: list[Problem]) -> None:
+        for problem in problems:
+            fid, found = problem.where
+            inode = changes.inode(fid)
+            assert inode is not None
+            changes.put_inode(fid, inode._replace(**{field: found}))
+            changes.did(problem, f"{field} {show(getattr(inode, field))} -> {show(found)}")
 
-def xattr_bytes(changes: Changes, problems: list[Problem]) -> None:
-    """The inode learns which extended attributes it has."""
-    for problem in problems:
-        fid, listed = problem.where
-        inode = changes.inode(fid)
-        assert inode is not None
-        changes.put_inode(fid, inode._replace(xattrs=listed))
-        changes.did(problem, f"{inode.xattrs} -> {listed}")
+    return mend
 
 
 NAME_MENDS: dict[str, Mend] = {
@@ -288,13 +274,13 @@ NAME_MENDS: dict[str, Mend] = {
     "directory-names": several_names,
     "name-without-link": no_link,
     "link-without-name": no_name,
-    "xattr-bytes": xattr_bytes,
+    "xattr-bytes": inode_says("xattrs"),
     "xattr-without-inode": no_inode(XATTRS),
     "orphan-without-inode": no_inode(ORPHANS),
     "orphan-linked": orphan_linked,
     "inode-without-name": nameless,
     "directory-unreachable": unreachable,
-    "directory-parent": parent_pointer,
+    "directory-parent": inode_says("parent", fid_text),
     "name-type": entry_type,
-    "link-count": link_count,
+    "link-count": inode_says("nlink"),
 }

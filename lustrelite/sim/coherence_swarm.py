@@ -20,7 +20,6 @@ import fcntl
 import os
 import random
 import stat
-import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -32,7 +31,7 @@ from lustrelite.sim.cluster import TUNABLES, Cluster, Violation
 from lustrelite.sim.coherence_history import Data, File, History, Op, fill, parse
 from lustrelite.sim.nemesis import CACHE_ACTS, SILENCE_ACTS, Nemesis
 from lustrelite.sim.processes import FSNAME, NodeDied, SimClient, SimServer
-from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, draw_caching
+from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, draw_caching, recorded
 from lustrelite.wire.mdt import StripeHint
 
 OPERATIONS = 120
@@ -69,6 +68,13 @@ class CoherenceCluster(Cluster):
         lease_s = self.tunables.lock_callback_s - self.tunables.lock_lease_margin_s
         self.names_fid: Fid = ROOT_FID  # of the directory /n
         self.history = History(self.loop.time, lease_s=lease_s, mark=self._mark)
+
+    def draw_caching(self, seed: int, caching: int, drawn: Sequence[int]) -> None:
+        """Which clients cache (runs.draw_caching); the history knows it too."""
+        draw_caching(self, seed, caching, drawn)
+        for client in self.clients.values():
+            if client.tunables["caching"]:
+                self.history.caching[client.life] = None
 
     async def prepare(self, stripe_counts: Sequence[int]) -> None:
         """Make the directories and files that are there from the start."""
@@ -499,11 +505,8 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
         keep_events=False, orderly=rng.random() < 0.25, commit_interval_s=rng.choice((0.005, 0.1, 1.0, 1.0)),
         stripe_count=1, stripe_size=STRIPE_SIZE, commit_on_sharing=rng.randrange(2),
     )  # fmt: skip
-    draw_caching(cluster, record.seed, caching, (0, 1, 1, 1, 1, 2))
-    for client in cluster.clients.values():
-        if client.tunables["caching"]:
-            cluster.history.caching[client.life] = None
-    try:
+    cluster.draw_caching(record.seed, caching, (0, 1, 1, 1, 1, 2))
+    with recorded(record, cluster, cluster.history.ops):
         async with cluster as c:
             await c.prepare([rng.choice((1, 1, 2)) for _ in range(3)])
             faults = rng.randrange(1, 5)
@@ -525,9 +528,3 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
             nemesis = Nemesis(c, random.Random(f"nemesis {record.seed}"), acts)
             record.faults = nemesis.performed
             await contend(c, workers, nemesis, budget)
-            record.operations = len(c.history.ops)
-    finally:
-        record.digest = cluster.digest()
-        record.callbacks = cluster.loop.callbacks
-        if sys.exc_info()[0] is not None:
-            record.history = "\n".join(map(str, cluster.history.ops))

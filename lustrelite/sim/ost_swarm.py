@@ -15,7 +15,6 @@ that the MDT has not used yet: no leak, no file without its objects. The same se
 from __future__ import annotations
 
 import random
-import sys
 from typing import ClassVar
 
 from lustrelite.ost.ost import Ost
@@ -33,7 +32,7 @@ from lustrelite.sim.coherence_swarm import (
 )
 from lustrelite.sim.nemesis import Nemesis
 from lustrelite.sim.ost_acts import OST_ACTS
-from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, draw_caching
+from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, recorded
 from lustrelite.store import schema
 
 OPERATIONS = 90
@@ -98,11 +97,8 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
         commit_interval_s=rng.choice((0.005, 0.1, 1.0, 1.0)), stripe_count=rng.choice((1, 2, -1)), stripe_size=STRIPE_SIZE,
         commit_on_sharing=1,
     )  # fmt: skip
-    draw_caching(cluster, record.seed, caching, (0, 1, 1, 2))
-    for client in cluster.clients.values():
-        if client.tunables["caching"]:
-            cluster.history.caching[client.life] = None
-    try:
+    cluster.draw_caching(record.seed, caching, (0, 1, 1, 2))
+    with recorded(record, cluster, cluster.history.ops):
         async with cluster as c:
             await c.prepare([rng.choice((1, 2, -1)) for _ in range(3)])
             faults = rng.randrange(2, 6)
@@ -120,9 +116,3 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
             nemesis = Nemesis(c, random.Random(f"nemesis {record.seed}"), OST_ACTS)
             record.faults = nemesis.performed
             await contend(c, workers, nemesis, budget)
-            record.operations = len(c.history.ops)
-    finally:
-        record.digest = cluster.digest()
-        record.callbacks = cluster.loop.callbacks
-        if sys.exc_info()[0] is not None:
-            record.history = "\n".join(map(str, cluster.history.ops))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from lustrelite.sim.cluster import Cluster, Violation
 from lustrelite.sim.nemesis import Nemesis
@@ -33,6 +34,20 @@ class Run:
     callbacks: int = 0
     events: Counter[str] = field(default_factory=Counter)
     history: str = ""
+
+
+@contextlib.contextmanager
+def recorded(record: Run, cluster: Cluster, operations: list[Any]) -> Iterator[None]:
+    """Keep of a run what is left of it, and the history of its `operations` if it fails."""
+    try:
+        yield
+    except BaseException:
+        record.history = "\n".join(map(str, operations))
+        raise
+    finally:
+        record.operations = len(operations)
+        record.digest = cluster.digest()
+        record.callbacks = cluster.loop.callbacks
 
 
 class Budget:

@@ -32,7 +32,7 @@ from lustrelite.sim.cluster import TUNABLES, Cluster, Violation
 from lustrelite.sim.loop import SimError, run
 from lustrelite.sim.nemesis import Nemesis
 from lustrelite.sim.processes import NodeDied, SimClient, SimFile
-from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, draw_caching
+from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, draw_caching, recorded
 from lustrelite.sim.world import lines
 from lustrelite.wire.ost import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
 
@@ -275,7 +275,7 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
         stripe_count=rng.choice((1, 1, 2)), stripe_size=65536, max_bytes_per_rpc=1 << 16,
     )  # fmt: skip
     draw_caching(cluster, record.seed, caching)
-    try:
+    with recorded(record, cluster, cluster.oracle.ops):
         async with cluster as c:
             first = c.clients["a"]
             for path in COMMON:
@@ -293,14 +293,8 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
             nemesis = Nemesis(c, random.Random(f"nemesis {record.seed}"))
             record.faults = nemesis.performed
             await contend(c, workers, nemesis, budget)
-            record.operations = len(c.oracle.ops)
         if cluster.unjust and not any(act in MAY_EVICT for act in nemesis.performed):
             raise Violation(f"the living were evicted without need:\n{lines(cluster.unjust, ())}")
-    finally:
-        record.digest = cluster.digest()
-        record.callbacks = cluster.loop.callbacks
-        if sys.exc_info()[0] is not None:
-            record.history = "\n".join(map(str, cluster.oracle.ops))
 
 
 def run_seed(seed: int, plan: Plan = RECOVERY) -> Run:

@@ -113,14 +113,14 @@ class Committer:
             await asyncio.sleep(0)  # the commit that served us may have to catch up
         self.close()
 
-    def commit_now(self) -> None:
-        """Commit on this thread: at the start, before anybody is served."""
+    def commit_now(self, *, small: bool = False) -> None:
+        """Commit on this thread. StoreFailed if the disk says no."""
         assert not self._busy, "a commit is under way"
         began = self.node.now()
         upto = self.target.last_transno
         self.target.store_commit(self.target.seal())
         self.target.store.reopen()
-        self._done(upto, began, self._counter)
+        self._done(upto, began, self._counter, small=small)
 
     def _interval_over(self) -> None:
         self._timer = None
@@ -148,24 +148,15 @@ class Committer:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._busy = True
         small = self.target.batch_is_small
         if small and len(self._waiters) == 1 and self._small_s < self.node.tunables.commit_here_s:
-            self._commit_here()
+            try:
+                self.commit_now(small=True)
+            except StoreFailed as error:
+                self._failed(error)
         else:
+            self._busy = True
             self.node.spawn(self._commit(small), f"commit {self.target.name}")
-
-    def _commit_here(self) -> None:
-        target = self.target
-        began = self.node.now()
-        try:
-            target.store_commit(target.seal())
-            target.store.reopen()
-        except StoreFailed as error:
-            self.node.crash(f"commit of {target.name}: {error}", error)
-            return
-        self._busy = False
-        self._done(target.last_transno, began, self._counter, small=True)
 
     async def _commit(self, small: bool) -> None:
         target = self.target
@@ -182,7 +173,7 @@ class Committer:
                     caught_up = target.store.reopen()
         except StoreFailed as error:
             if not self._closed:
-                self.node.crash(f"commit of {target.name}: {error}", error)
+                self._failed(error)
             return
         self._busy = False
         if self._closed:
@@ -192,6 +183,10 @@ class Committer:
             self._start_soon()
         elif target.store.dirty:
             self.changed()
+
+    def _failed(self, error: StoreFailed) -> None:
+        self.close()
+        self.node.crash(f"commit of {self.target.name}: {error}", error)
 
     def _done(self, upto: int, began: float, counter: int, *, small: bool = False) -> None:
         self.commits += 1

@@ -75,6 +75,16 @@ async def test_an_ost_fails_in_the_middle_of_a_long_read(world: Any) -> None:
         c.never_saw("import.evicted")
 
 
+async def restart_again_and_again(c: Any) -> None:
+    """What was answered meanwhile is not durable each time."""
+    for _ in range(4):
+        await c.replay_barrier(c.oss[0])
+        await asyncio.sleep(0.7)
+        await c.oss[0].kill()
+        await c.oss[0].start()
+        await asyncio.sleep(0.3)
+
+
 @pytest.mark.lustre("OST 5")
 async def test_an_ost_fails_again_and_again_under_writes_rewrites_and_reads(world: Any) -> None:
     """As under iozone.  Source: lustre/tests/replay-ost-single.sh test_5"""
@@ -96,12 +106,7 @@ async def test_an_ost_fails_again_and_again_under_writes_rewrites_and_reads(worl
                 await asyncio.sleep(0.2)
 
         working = [soon(work(name)) for name in "ab"]
-        for _ in range(4):
-            await c.replay_barrier(c.oss[0])
-            await asyncio.sleep(0.7)
-            await c.oss[0].kill()
-            await c.oss[0].start()
-            await asyncio.sleep(0.3)
+        await restart_again_and_again(c)
         stop = True
         await asyncio.gather(*working)
         c.never_saw("import.evicted")
@@ -129,12 +134,7 @@ async def test_clients_check_each_others_files_while_an_ost_restarts(world: Any,
                 await asyncio.sleep(0.05)
 
         working = [soon(work("a", "b")), soon(work("b", "a"))]
-        for _ in range(4):
-            await c.replay_barrier(c.oss[0])
-            await asyncio.sleep(0.6)
-            await c.oss[0].kill()
-            await c.oss[0].start()
-            await asyncio.sleep(0.2)
+        await restart_again_and_again(c)
         stop = True
         await asyncio.gather(*working)
         c.never_saw("import.evicted")

@@ -14,7 +14,6 @@ from lustrelite.mdt.ost_log import OstLog
 from lustrelite.ost.handlers import HANDLERS
 from lustrelite.ost.ost import Ost
 from lustrelite.recovery.replay_list import ReplayList
-from lustrelite.recovery.window import Window
 from lustrelite.target.handlers import EMPTY
 from lustrelite.wire.ost import OstSync, Punch, Write
 from lustrelite.wire.session import Empty
@@ -31,39 +30,29 @@ def mutation(plant: Plant) -> Plant:
 # ------------------------------------------------------------------------------------------------- the client's side
 
 
-@mutation
-def data_is_let_go_at_the_answer_and_not_at_the_commit(patch):
+def _replays_no(message: type, patch: Any) -> None:
     add = ReplayList.add
 
     def forgetful(self: Any, request: Any) -> None:
-        if not isinstance(request.body, Write):
+        if not isinstance(request.body, message):
             add(self, request)
 
     patch.setattr(ReplayList, "add", forgetful)
+
+
+@mutation
+def data_is_let_go_at_the_answer_and_not_at_the_commit(patch):
+    _replays_no(Write, patch)
 
 
 @mutation
 def truncations_are_not_replayed(patch):
-    add = ReplayList.add
-
-    def forgetful(self: Any, request: Any) -> None:
-        if not isinstance(request.body, Punch):
-            add(self, request)
-
-    patch.setattr(ReplayList, "add", forgetful)
+    _replays_no(Punch, patch)
 
 
 @mutation
 def replays_go_backwards_and_the_server_does_not_sort(patch):
-    order = ReplayList.in_replay_order
-    patch.setattr(ReplayList, "in_replay_order", lambda self: order(self)[::-1])
-    execute = Window._execute
-
-    def first_come(self: Any, gap: Any = None) -> Any:
-        self.next_transno = 0
-        return execute(self, gap)
-
-    patch.setattr(Window, "_execute", first_come)
+    mutations.replays_go_in_the_wrong_order_and_the_server_does_not_sort(patch)
 
 
 # ------------------------------------------------------------------------------------------------- the server's side

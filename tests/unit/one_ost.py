@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
+import pytest
 from mdt_fixture import FakeImport, World
 
 from lustrelite.errors import OpError
+from lustrelite.mdt import osp, ost_log
 from lustrelite.mdt.osp import Osp
 from lustrelite.wire import mdt as wire
 from lustrelite.wire.ost import Destroy, OstCreate, OstCreateReply, OstStatfs, SetOwners
@@ -89,6 +94,20 @@ class One:
         self.far.calls.clear()
         await self.world.crash(recovering=recovering)
         self.start()
+
+
+@contextlib.asynccontextmanager
+async def one_ost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[One]:
+    """It runs, and takes refusals for 10 ms."""
+    monkeypatch.setattr(osp, "RETRY_S", 0.01)
+    monkeypatch.setattr(ost_log, "RETRY_S", 0.01)
+    world = World(tmp_path, osts=0)
+    await world.start()
+    pair = One(world)
+    pair.start()
+    await settle()
+    yield pair
+    await world.stop()
 
 
 async def settle() -> None:

@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 from mdt_fixture import ROOT, World
-from one_ost import One, settle
+from one_ost import One, one_ost, settle
 
 from lustrelite.errors import Evicted, OpError
 from lustrelite.ids import make_fid
-from lustrelite.mdt import osp
 from lustrelite.mdt.layout import wish_of
 from lustrelite.mdt.osp import COVER_S, LASTS_S, Osp
 from lustrelite.recovery.import_fsm import State
@@ -280,14 +279,8 @@ async def test_a_layout_of_a_client_counts_only_in_a_replay(mdt: World) -> None:
 @pytest.fixture
 async def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[One]:
     """An MDT with one OST."""
-    monkeypatch.setattr(osp, "RETRY_S", 0.01)
-    world = World(tmp_path, osts=0)
-    await world.start()
-    pair = One(world)
-    pair.start()
-    await settle()
-    yield pair
-    await world.stop()
+    async with one_ost(tmp_path, monkeypatch) as pair:
+        yield pair
 
 
 async def test_a_connect_cleans_up_and_fills_the_pool(one: One) -> None:

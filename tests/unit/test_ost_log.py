@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from mdt_fixture import ALICE, ROOT, World
-from one_ost import One, settle
+from mdt_fixture import ALICE, ROOT
+from one_ost import One, one_ost, settle
 
 from lustrelite.errors import Evicted, OpError
 from lustrelite.mdt import access, ost_log
@@ -22,14 +22,8 @@ from lustrelite.wire.ost import Destroy, SetOwners
 @pytest.fixture
 async def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[One]:
     """An MDT with one OST."""
-    monkeypatch.setattr(ost_log, "RETRY_S", 0.01)
-    world = World(tmp_path, osts=0)
-    await world.start()
-    pair = One(world)
-    pair.start()
-    await settle()
-    yield pair
-    await world.stop()
+    async with one_ost(tmp_path, monkeypatch) as pair:
+        yield pair
 
 
 async def test_only_durable_unlinks_destroy(one: One) -> None:
