@@ -1,9 +1,10 @@
 """The connection to the kernel: requests come from /dev/fuse, answers and notifications go there.
 
 Requests are read in the loop, several in a turn. Each is begun at once, in that turn; if it waits for nothing it is
-answered in it, without a task. One that waits goes on in a task of the node, so nobody waits for anybody else; the
-kernel may interrupt it (the task is cancelled, the answer is EINTR). Data of a WRITE is received where it stays until
-the write is over.
+answered in it, without a task. One that waits goes on in a task of the node, so nobody waits for anybody else. When a
+signal comes for its caller the kernel says so. A wait for a record lock then ends (the task is cancelled, the answer is
+EINTR); everything else goes on, as on a disk, until the signal is one that the caller dies of: programs take EINTR of
+an fsync for a broken disk. Data of a WRITE is received where it stays until the write is over.
 
 An answer or a notification that finds nobody is no error. A connection that the kernel has ended (unmounted: ENODEV;
 aborted, `umount -f`: ECONNABORTED) ends the session: `ended` says which.
@@ -17,8 +18,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import signal
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from lustrelite.errors import OpError
@@ -29,6 +32,7 @@ from lustrelite.rpc.node import Node
 
 TURN_REQUESTS = 16  # read in one turn of the loop
 INVALIDATORS = 32  # threads that may wait for the kernel
+SIGNAL_LOOK_S = 0.1  # has the signalled caller of a request got one that it dies of?
 BACKGROUND = 64  # reads ahead and the like that the kernel may have on their way
 
 Buffer = bytes | bytearray | memoryview
@@ -210,11 +214,15 @@ class Session:
             self.seconds[request.opcode] = self.seconds.get(request.opcode, 0.0) + took
 
     def _interrupt(self, unique: int) -> None:
-        """The caller of a request does not want to wait any more. If it is answered already, that is that."""
+        """The caller of a request has got a signal. If it is answered already, that is that."""
         request = self.pending.get(unique)
-        if request is not None and request.task is not None and not request.interrupted:
+        if request is None or request.task is None or request.interrupted:
+            return
+        if request.opcode == op.SETLKW or _dies(request.pid):
             request.interrupted = True
-            request.task.cancel()
+            self._loop.call_soon(request.task.cancel)  # not before its first step: nobody would answer
+        else:
+            self._loop.call_later(SIGNAL_LOOK_S, self._interrupt, unique)  # the kernel does not tell of the next one
 
     def _init(self, request: Request, body: memoryview) -> None:
         (major, minor, readahead, flags), _, rest = kernel.decode(op.INIT, body)
@@ -298,6 +306,16 @@ class Session:
             os.close(self.fd)
             self.fd = -1
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _dies(pid: int) -> bool:
+    """Is the process (a thread) about to die of a signal, or gone?  Source: complete_signal(): every thread gets a SIGKILL"""
+    try:
+        status = Path(f"/proc/{pid}/status").read_bytes()
+    except OSError:
+        return True  # or in a namespace that we do not see: it can be killed, at the price of other signals' EINTR
+    pending = status[status.find(b"\nSigPnd:") + 8 :].split(None, 1)[0]
+    return bool(int(pending, 16) & 1 << signal.SIGKILL - 1)
 
 
 def _tell_all(fd: int, messages: Sequence[bytes]) -> None:

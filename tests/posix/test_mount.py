@@ -22,7 +22,7 @@ import pytest
 
 from lustrelite.cli.cluster import child_environment
 from lustrelite.fuse import attach
-from tests.posix.mounts import Mounted, missing
+from tests.posix.mounts import WAIT_S, Mounted, missing
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -282,6 +282,35 @@ async def test_who_waits_can_be_killed(world: Any) -> None:
         await w.mds.start()
         await w.settle()
         await m.call(shutil.rmtree, m.path / "d", True)
+        await m.call(os.unlink, m.path / "f")
+
+
+BEATEN = """
+import ctypes, os, signal, sys
+libc = ctypes.CDLL(None, use_errno=True)
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+for number in range(100):
+    assert libc.write(fd, b"x" * 1000, 1000) == 1000, os.strerror(ctypes.get_errno())
+    assert libc.fdatasync(fd) == 0, os.strerror(ctypes.get_errno())
+    assert libc.chmod(os.fsencode(sys.argv[1]), 0o600 + number % 8) == 0, os.strerror(ctypes.get_errno())
+signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+
+
+@pytest.mark.processes
+async def test_a_timers_signals_break_nothing(world: Any) -> None:
+    """A signal that a program survives is not told by EINTR of an fsync or a write: no disk does that."""
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+        beaten = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", BEATEN, str(m.path / "f"), stderr=subprocess.PIPE
+        )
+        _, said = await asyncio.wait_for(beaten.communicate(), WAIT_S)
+        assert not beaten.returncode, said.decode()
+        counts = m.tell("fuse")
+        assert counts["requests"]["INTERRUPT"] and not counts["pending"]
+        assert (m.path / "f").stat().st_size == 100_000
         await m.call(os.unlink, m.path / "f")
 
 

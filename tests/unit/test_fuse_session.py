@@ -15,9 +15,11 @@ import pytest
 from lustrelite.errors import OpError
 from lustrelite.fuse import kernel
 from lustrelite.fuse.kernel import HEADER, init, op
-from lustrelite.fuse.session import WANTED_FLAGS, Answer, Request, Session
+from lustrelite.fuse.session import SIGNAL_LOOK_S, WANTED_FLAGS, Answer, Request, Session
 from lustrelite.rpc.node import Node
 from lustrelite.rpc.transport import SocketNetwork
+
+NOBODY = 0  # no such process
 
 
 class FakeKernel:
@@ -35,9 +37,9 @@ class FakeKernel:
         theirs.close()
         self.session.wanted_flags = WANTED_FLAGS
 
-    def send(self, opcode: int, body: bytes = b"", *, unique: int = 1, node: int = 1, length: int | None = None) -> None:
+    def send(self, opcode: int, body: bytes = b"", *, unique: int = 1, node: int = 1, length: int | None = None, pid: int = 1) -> None:
         length = HEADER.size + len(body) if length is None else length
-        self.ours.send(HEADER.pack(length, opcode, unique, node, 0, 0, 1, 0, 0) + body)
+        self.ours.send(HEADER.pack(length, opcode, unique, node, 0, 0, pid, 0, 0) + body)
 
     async def answer(self) -> tuple[int, int, bytes]:
         """(unique, errno, body)"""
@@ -102,7 +104,7 @@ async def test_one_that_waits_holds_up_nobody_and_can_be_interrupted(fake: FakeK
         raise OpError(errno.ENOENT)
 
     fake.session.handlers = {op.READ: read, op.LOOKUP: lookup}
-    fake.send(op.READ, bytes(40), unique=2)
+    fake.send(op.READ, bytes(40), unique=2, pid=NOBODY)
     fake.send(op.READ, bytes(40), unique=4)
     fake.send(op.LOOKUP, b"x\0", unique=6)
     assert await fake.answer() == (6, errno.ENOENT, b"")
@@ -112,6 +114,30 @@ async def test_one_that_waits_holds_up_nobody_and_can_be_interrupted(fake: FakeK
     assert trail == ["over"]
     gate.set_result(None)
     assert await fake.answer() == (4, 0, b"late")
+    assert not fake.session.pending
+
+
+async def test_only_a_deadly_signal_interrupts_what_is_no_wait_for_a_lock(fake: FakeKernel) -> None:
+    """A program that gets a timer's signal in its fsync would believe EINTR to be a broken disk."""
+    gate = asyncio.get_running_loop().create_future()
+
+    async def wait(request: Request, body: memoryview) -> Answer:
+        await asyncio.shield(gate)
+        return b"done"
+
+    fake.session.handlers = {op.FSYNC: wait, op.SETLKW: wait}
+    process = await asyncio.create_subprocess_exec("sleep", "60")
+    for opcode, unique, pid in ((op.SETLKW, 2, 1), (op.FSYNC, 4, 1), (op.FSYNC, 6, process.pid)):
+        fake.send(opcode, bytes(48), unique=unique, pid=pid)
+        fake.send(op.INTERRUPT, struct.pack("<Q", unique), unique=unique + 1)  # in the same turn: it has only begun
+    assert await fake.answer() == (2, errno.EINTR, b"")
+    await asyncio.sleep(2 * SIGNAL_LOOK_S)
+    assert list(fake.session.pending) == [4, 6]
+    process.kill()
+    await process.wait()
+    assert await fake.answer() == (6, errno.EINTR, b"")
+    gate.set_result(None)
+    assert await fake.answer() == (4, 0, b"done")
     assert not fake.session.pending
 
 
