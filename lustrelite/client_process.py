@@ -14,6 +14,7 @@ The end of stdin unmounts and ends it. Without --stdin it stays until it is stop
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import sys
 from collections.abc import AsyncIterator, Iterable
@@ -47,6 +48,7 @@ class MountProcess:
         process.metrics.sources.append(self._metrics)
         process.commands["devices"] = lambda _: self._devices()
         process.commands["dump_locks"] = self._dump_locks
+        process.commands["rpcs"] = lambda _: self.rpcs()
         process.status = self._status
 
     def imports(self) -> list[tuple[str, str, ClientImport]]:
@@ -62,6 +64,7 @@ class MountProcess:
         yield Param("health_check", self._health)
         for kind, name, imp in self.imports():
             yield from import_params(f"{kind}/{name}", name, imp)
+            yield Param(f"{kind}/{name}/stats", functools.partial(_stats, imp))
             if imp.locks is not None:
                 yield from _lock_params(f"ldlm/namespaces/{name}", imp.locks)
         connections = self.fs.connections
@@ -151,6 +154,14 @@ class MountProcess:
         await transfer.in_parallel(items, one, parallel)
         _answer(id=number, end=True, counts={"done": done, "failed": failed})
 
+    def rpcs(self) -> dict[str, int]:
+        """Requests so far (a resend is none) by kind of server and message, of all servers of a kind together."""
+        total: dict[str, int] = {}
+        for kind, _, imp in self.imports():
+            for name, count in imp.calls.items():
+                total[f"{kind}.{name}"] = total.get(f"{kind}.{name}", 0) + count
+        return total
+
     def counts(self) -> dict[str, int]:
         """What the connections went through, summed."""
         total: dict[str, int] = {}
@@ -158,6 +169,11 @@ class MountProcess:
             for name, count in imp.counts.items():
                 total[name] = total.get(name, 0) + count
         return total
+
+
+def _stats(imp: ClientImport) -> str:
+    """Requests of one connection, a line for each message."""
+    return "\n".join(f"{name.lower()} {count} samples [reqs]" for name, count in sorted(imp.calls.items()))
 
 
 def _lock_params(prefix: str, locks: LockCache) -> Iterable[Param]:

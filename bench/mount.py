@@ -1,0 +1,170 @@
+"""What an operation costs through the mount, by count: mount_rpcs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.harness import bench, cluster, cpu_seconds, result, scratch
+from lustrelite import control
+from lustrelite.cli.cluster import Cluster, child_environment
+from lustrelite.fuse import attach
+
+FILES = 2000
+SMALL_BYTES = 4096
+
+
+class Mounted:
+    """A mount of a cluster, in a process of its own."""
+
+    def __init__(self, made: Cluster) -> None:
+        self.made = made
+        self.top = scratch()
+        self.point = self.top / "m"
+        self.point.mkdir()
+        self.run_dir = self.top / "run"
+        self.mount()
+
+    def _call(self, program: str, *arguments: str) -> None:
+        entry = f"from lustrelite.cli.mount_helper import {program}_main as main; main()"
+        command = [sys.executable, "-c", entry, *arguments, "--run-dir", str(self.run_dir)]
+        subprocess.run(command, env=child_environment(), check=True)
+
+    def mount(self) -> None:
+        """Mount it."""
+        self._call("mount", f"{','.join(self.made.mgs_nids)}:/{self.made.fsname}", str(self.point))
+
+    def umount(self) -> None:
+        """Unmount it."""
+        self._call("umount", str(self.point))
+
+    def again(self) -> None:
+        """What a cold cache is."""
+        self.umount()
+        self.mount()
+
+    def _record(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(next(self.run_dir.glob("mount*.json")).read_text())
+        return found
+
+    def counts(self) -> tuple[dict[str, int], dict[str, int]]:
+        """(requests of the kernel by operation, RPCs by server and message) so far."""
+        path = Path(self._record()["control"])
+        return control.call(path, "fuse")["requests"], control.call(path, "rpcs")
+
+    def pids(self) -> dict[str, int]:
+        """The processes at work."""
+        servers = {name: int(self.made.record(name)["pid"]) for name in self.made.members}
+        return {"mount": int(self._record()["pid"]), **servers}
+
+    def close(self) -> None:
+        """Gone."""
+        with contextlib.suppress(subprocess.CalledProcessError):
+            if attach.device_of(str(self.point)):
+                self.umount()
+        shutil.rmtree(self.top, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def kernel_mount(made: Cluster) -> Iterator[Mounted]:
+    """A mount of `made`."""
+    mounted = Mounted(made)
+    try:
+        yield mounted
+    finally:
+        mounted.close()
+
+
+def _create(path: Path, size: int = 0) -> None:
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    if size:
+        os.write(fd, bytes(size))
+    os.close(fd)
+
+
+def measured(mounted: Mounted, count: int, work: Callable[[], None]) -> dict[str, Any]:
+    """`work`, which is `count` operations: per operation what the kernel asked, what was asked of servers, CPU by process."""
+    pids = mounted.pids()
+    before, cpu, began = mounted.counts(), {name: cpu_seconds(pid) for name, pid in pids.items()}, time.perf_counter()
+    work()
+    seconds = time.perf_counter() - began
+    time.sleep(0.3)  # what nobody waits for is done by then
+    after = mounted.counts()
+
+    def each(new: dict[str, int], old: dict[str, int]) -> dict[str, float]:
+        found = {name: round((number - old.get(name, 0)) / count, 3) for name, number in new.items()}
+        return {name: number for name, number in sorted(found.items()) if number >= 0.005}
+
+    used = {name: round((cpu_seconds(pid) - cpu[name]) / count * 1e6) for name, pid in pids.items()}
+    fuse, rpcs = each(after[0], before[0]), each(after[1], before[1])
+    return {
+        "rate": round(count / seconds), "fuse": round(sum(fuse.values()), 2), "rpcs": round(sum(rpcs.values()), 2),
+        "cpu_us": {name: number for name, number in used.items() if number}, "by_request": fuse, "by_rpc": rpcs,
+    }  # fmt: skip
+
+
+def phases(mounted: Mounted, count: int) -> Iterator[tuple[str, int, Callable[[], None]]]:
+    """(name, operations, work) one after the other; each finds what those before it have left."""
+    top = mounted.point / "rpcs"
+    top.mkdir()
+    flat, small, tree = top / "flat", top / "small", top / "tree"
+    flat.mkdir()
+    small.mkdir()
+    tree.mkdir()
+    paths = [flat / f"f{number}" for number in range(count)]
+
+    def over(work: Callable[[Path], Any], of: list[Path]) -> Callable[[], None]:
+        def run() -> None:
+            for path in of:
+                work(path)
+
+        return run
+
+    def files_of_a_tree() -> None:
+        """As tar makes them: directories of twenty, each file with its content, mode and time."""
+        for number in range(count // 20):
+            directory = tree / f"d{number}"
+            directory.mkdir()
+            for each in range(20):
+                path = directory / f"f{each}"
+                fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+                os.write(fd, bytes(SMALL_BYTES))
+                os.utime(fd, ns=(10**18, 10**18))
+                os.fchmod(fd, 0o644)
+                os.close(fd)
+
+    yield "mkdir", count // 5, over(os.mkdir, [top / f"d{number}" for number in range(count // 5)])
+    yield "rmdir", count // 5, over(os.rmdir, [top / f"d{number}" for number in range(count // 5)])
+    yield "create", count, over(_create, paths)
+    yield "stat_warm", count, over(os.stat, paths)
+    yield "open_close", count, over(lambda path: os.close(os.open(path, os.O_RDONLY)), paths)
+    yield "chmod", count, over(lambda path: os.chmod(path, 0o600), paths)
+    yield "small_files", count, over(lambda path: _create(path, SMALL_BYTES), [small / path.name for path in paths])
+    yield "untarred_files", count // 20 * 20, files_of_a_tree
+    mounted.again()
+    shuffled = list(paths)
+    random.Random(1).shuffle(shuffled)
+    yield "stat_cold", count, over(os.stat, shuffled)
+    mounted.again()
+    yield "ls_l_cold", count, lambda: subprocess.run(["ls", "-lU", str(flat)], stdout=subprocess.DEVNULL, check=True) and None
+    yield "rename", count, over(lambda path: os.rename(path, f"{path}n"), paths)
+    yield "unlink", count, over(lambda path: os.unlink(f"{path}n"), paths)
+    yield "rm_rf", count * 21 // 20, lambda: shutil.rmtree(tree)
+
+
+@bench
+def mount_rpcs() -> dict[str, Any]:
+    """Requests of the kernel and RPCs for each operation through a mount, with CPU microseconds by process."""
+    with cluster() as made, kernel_mount(made) as mounted:
+        found = {name: measured(mounted, count, work) for name, count, work in phases(mounted, FILES)}
+    create = found["create"]
+    return result("mount_rpcs", create["rpcs"], "RPCs a create", "requests of the kernel", create["fuse"], operations=found)
