@@ -4,7 +4,8 @@
     mode, owner, list     PERM of the file
     extended attributes   XATTR of the file (its attributes say whether there are any)
     all else of it        UPDATE of the file
-    no such name          UPDATE of the directory
+    nobody else writes    OPEN of the file, if it was made from here
+    no such name          UPDATE of the directory (which this client's own changes leave: own_changes.py)
     listing               UPDATE of the directory; from its start on, as far as it was read
 
 Everything known goes with its lock, so the LRU of the lock cache bounds this cache as well; what one lock may hold any
@@ -24,18 +25,21 @@ from __future__ import annotations
 import errno
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
+from stat import S_ISDIR
 from typing import Any, Protocol
 
+from lustrelite.client.own_changes import OwnChanges
 from lustrelite.errors import OpError
 from lustrelite.ids import NO_FID, ROOT_FID, Fid
 from lustrelite.ldlm.client_lock import ClientLock
 from lustrelite.permission import EXECUTE, READ, permits
-from lustrelite.wire.ldlm import LAYOUT, LOOKUP, PERM, PR, REPLACE_EACH, UPDATE, XATTR, Ride
-from lustrelite.wire.mdt import Attr, Dirent, DirPage
+from lustrelite.wire.ldlm import LAYOUT, LOOKUP, OPEN, PERM, PR, REPLACE_EACH, UPDATE, XATTR, Ride
+from lustrelite.wire.mdt import Attr, Dirent, DirPage, Layout
 from lustrelite.wire.message import Cred
 
 STAT = LOOKUP | PERM | UPDATE  # all of what stat() shows
 _ALL = STAT | XATTR  # all of what attributes say
+_SETTABLE = UPDATE | PERM  # what own changes change of a file
 ABSENT_MAX = 4096  # names known to be missing in one directory
 SEQUENCE_MIN = 2  # files of a listing asked for one after the other, before those that follow are fetched, too
 SEQUENCE_REACH = 8  # entries that may be passed over between two of them
@@ -69,13 +73,15 @@ class Locks(Protocol):
 class Listing:
     """The first entries of a directory, or all of them."""
 
-    __slots__ = ("ahead_until", "complete", "cookies", "entries", "fetch", "hits", "index", "next")
+    __slots__ = ("added", "ahead_until", "changed", "complete", "cookies", "entries", "fetch", "hits", "index", "next")
 
     def __init__(self) -> None:
         self.entries: list[Dirent] = []  # without attributes
         self.cookies: list[int] = []
         self.complete = False
         self.index: dict[bytes, int] | None = None  # name -> place; made when it is complete and a name is asked for
+        self.added: dict[bytes, None] = {}  # names that were made from here since
+        self.changed = False  # from here, since it was complete: it says what is not there, but cannot be shown
         self.next = 0  # where a sequence of stats would go on
         self.hits = 0
         self.ahead_until = 0  # up to here they were fetched ahead
@@ -113,10 +119,11 @@ TOO_MANY: dict[bytes, bytes] = {}  # stands for extended attributes that are mor
 class Question:
     """What was held when something was asked, and which lock was asked for with it."""
 
-    __slots__ = ("bits", "drops", "known", "name", "parent", "parent_bits", "parent_drops", "parent_known", "ride")
+    __slots__ = ("bits", "clock", "drops", "known", "name", "parent", "parent_bits", "parent_drops", "parent_known", "ride")
 
-    def __init__(self, known: Known | None, ride: Ride | None) -> None:
+    def __init__(self, known: Known | None, ride: Ride | None, clock: int) -> None:
         self.known = known
+        self.clock = clock  # of own changes
         self.bits = known.bits if known is not None else 0
         self.drops = known.drops if known is not None else 0
         self.ride = ride
@@ -148,6 +155,9 @@ class AttrCache:
         self.files: dict[Fid, Known] = {root: self.root}
         self.entries = 0
         self.on_lost: Callable[[Fid, int], None] | None = None  # these bits of a file are not locked any more
+        # Nobody has written to these objects, and nobody but us can, until it is said (False) that this is over.
+        self.on_unwritten: Callable[[Layout, bool], None] | None = None
+        self.own = OwnChanges(self)
         self._listings: dict[Known, None] = {}  # the longest unread first
         locks.drop = self.dropped
 
@@ -179,6 +189,8 @@ class AttrCache:
         known = self.files.get(fid)
         if known is None or need & ~known.fresh or not self.locks.lease_valid:
             return None
+        if fid in self.own.going and need & UPDATE:
+            return None
         return known
 
     def look(self, parent: Fid, name: bytes, cred: Cred, need: int) -> Known | None:
@@ -199,7 +211,7 @@ class AttrCache:
                 known = self.files.get(directory.attr.parent) if directory.fresh & LOOKUP else None
             elif self._is_absent(directory, name):
                 raise OpError(errno.ENOENT)
-        if known is None or need & ~known.fresh:
+        if known is None or need & ~known.fresh or (known.fid in self.own.going and need & UPDATE):
             return None
         touch(known)
         return known
@@ -221,16 +233,14 @@ class AttrCache:
         return known.target if known is not None and known.locks and self.locks.lease_valid else None
 
     def _is_absent(self, directory: Known, name: bytes) -> bool:
-        if not directory.bits & UPDATE:
+        if not directory.bits & UPDATE or directory.fid in self.own.going:
             return False
         if directory.absent is not None and name in directory.absent:
             return True
         listing = directory.listing
         if listing is None or not listing.complete:
             return False
-        if listing.index is None:
-            listing.index = {entry.name: place for place, entry in enumerate(listing.entries)}
-        return name not in listing.index and name not in (b".", b"..")
+        return name not in _index(listing) and name not in listing.added and name not in (b".", b"..")
 
     def page(self, fid: Fid, cookie: int, count: int, cred: Cred) -> DirPage | None:
         """Entries of a directory without their attributes; None: ask."""
@@ -241,6 +251,8 @@ class AttrCache:
         if cred[0] and not (known.fresh & PERM and permits(known.attr, cred, READ)):
             return None
         listing = known.listing
+        if listing.changed or fid in self.own.going:
+            return None
         first = bisect_right(listing.cookies, cookie)
         size = len(listing.cookies)
         if first == size:
@@ -257,13 +269,13 @@ class AttrCache:
     def question(self, fid: Fid, need: int, gone: Ride | None = None) -> Question:
         """Attributes of `fid` are about to be asked for (or changed: `gone` of `give_up`), to know `need` of them."""
         known = self.files.get(fid)
-        return Question(known, self._wish(known, fid, need, gone))
+        return Question(known, self._wish(known, fid, need, gone), self.own.clock)
 
     def question_name(self, parent: Fid, name: bytes, need: int, gone: Ride | None = None) -> Question:
         """`name` in `parent` is about to be looked up, or opened."""
         directory = self.files.get(parent)
         known = directory.names.get(name) if directory is not None else None
-        return Question(known, self._wish(known, b"", need, gone)).by_name(parent, name, directory)
+        return Question(known, self._wish(known, b"", need, gone), self.own.clock).by_name(parent, name, directory)
 
     def question_page(self, fid: Fid, each: int) -> Question:
         """A page of a directory is about to be asked for; `each`: with attributes, and locks of up to so many entries."""
@@ -276,13 +288,13 @@ class AttrCache:
             ride = self.locks.ride(resource, UPDATE, try_bits=more, flags=REPLACE_EACH, count=each + 1)
         elif bits:
             ride = self.locks.ride(fid, bits, try_bits=more)
-        return Question(known, ride)
+        return Question(known, ride, self.own.clock)
 
     def _wish(self, known: Known | None, fid: bytes, need: int, gone: Ride | None) -> Ride | None:
         """The locks that are missing. What is not asked for is for others to change."""
         missing = ~known.bits if known is not None else -1
         bits = (LOOKUP | PERM | need & LAYOUT) & missing
-        more = (UPDATE | XATTR | LAYOUT if need & UPDATE else need & XATTR) & ~bits & missing
+        more = (UPDATE | XATTR | LAYOUT | need & OPEN if need & UPDATE else need & XATTR) & ~bits & missing
         if not bits:
             bits, more = more & UPDATE, more & ~UPDATE
         if not bits:
@@ -304,9 +316,36 @@ class AttrCache:
             true |= question.bits
         if not true:
             return
-        known = self._put(attr, lock, true)
+        overlaps, since = self.own.overlaps, question.clock
+        known = self._put(attr, lock, true & ~_SETTABLE if overlaps(attr.fid, since) else true)
         if question.name and true & LOOKUP and question.name not in (b".", b".."):
-            self._enter(self._file(question.parent), question.name, known)
+            if not overlaps(question.parent, since):
+                self.enter(self.file(question.parent), question.name, known)
+
+    def made(self, question: Question, attr: Attr) -> None:
+        """The answer to a create, or to an open that has made the file, in the turn in which it came."""
+        lock = self._ridden(question, attr.fid)
+        if lock is None:
+            return
+        known = self._put(attr, lock, lock.bits)
+        if attr.layout is not None and lock.bits & OPEN and self.on_unwritten is not None:
+            self.on_unwritten(attr.layout, True)
+        if S_ISDIR(attr.mode) and lock.bits & UPDATE and known.listing is None:
+            known.listing = Listing()
+            known.listing.complete = True
+            self._listings[known] = None
+        if lock.bits & LOOKUP:
+            self.enter(self.file(question.parent), question.name, known)
+
+    def changed(self, question: Question, attr: Attr) -> None:
+        """The answer to a change of attributes, in the turn in which it came: whatever of them is locked is this now."""
+        known = self.files.get(attr.fid)
+        if known is not None:
+            known.fresh &= ~_SETTABLE
+        lock = self._ridden(question, attr.fid)
+        if known is not None or lock is not None:
+            held = known.bits & _SETTABLE if known is not None else 0
+            self._put(attr, lock, held | lock.bits if lock is not None else held)
 
     def found_nothing(self, question: Question) -> None:
         """There is no such name (ENOENT)."""
@@ -318,11 +357,16 @@ class AttrCache:
             return
         if not directory.bits & UPDATE or (lock is None and not question.parent_bits & UPDATE):
             return
+        if not self.own.overlaps(question.parent, question.clock):
+            self.miss(directory, question.name)
+
+    def miss(self, directory: Known, name: bytes) -> None:
+        """There is no `name` in a directory whose content is locked."""
         if directory.absent is None:
             directory.absent = {}
         elif len(directory.absent) >= ABSENT_MAX:
             del directory.absent[next(iter(directory.absent))]
-        directory.absent[question.name] = None
+        directory.absent[name] = None
 
     def found_page(self, question: Question, fid: Fid, cookie: int, page: DirPage) -> None:
         """The answer to `question_page`."""
@@ -335,7 +379,9 @@ class AttrCache:
         if lock is not None:
             known = self._hold(fid, lock)
             true |= lock.bits
-        if known is not None and true & UPDATE:
+        overlaps, since = self.own.overlaps, question.clock
+        overlapped = overlaps(fid, since)
+        if known is not None and true & UPDATE and not overlapped:
             self._append(known, cookie, page)
         if ride is None or ride.want is None or not ride.want.flags & REPLACE_EACH:
             return
@@ -347,10 +393,10 @@ class AttrCache:
             attr = entries[place].attr if place >= 0 else None
             if attr is None or each.data is not None or each.resource != attr.fid:
                 continue
-            found = self._put(attr, each, each.bits)
-            if each.bits & LOOKUP:
-                directory = directory or self._file(fid)
-                self._enter(directory, entries[place].name, found)
+            found = self._put(attr, each, each.bits & ~_SETTABLE if overlaps(attr.fid, since) else each.bits)
+            if each.bits & LOOKUP and not overlapped:
+                directory = directory or self.file(fid)
+                self.enter(directory, entries[place].name, found)
 
     def found_target(self, fid: Fid, target: bytes) -> None:
         """Target of a symlink."""
@@ -374,7 +420,8 @@ class AttrCache:
         lock = self.locks.ridden(question.ride) if question.ride is not None else None
         return lock if lock is not None and lock.resource == fid else None
 
-    def _file(self, fid: Fid) -> Known:
+    def file(self, fid: Fid) -> Known:
+        """What is known of `fid`, from now on something."""
         known = self.files.get(fid)
         if known is None:
             known = self.files[fid] = Known(fid)
@@ -382,7 +429,7 @@ class AttrCache:
 
     def _hold(self, fid: Fid, lock: ClientLock) -> Known:
         """`lock` of `fid` is held."""
-        known = self._file(fid)
+        known = self.file(fid)
         if lock.data is None:
             lock.data = known
             known.locks.append(lock)
@@ -408,7 +455,8 @@ class AttrCache:
         known.merged = None
         return known
 
-    def _enter(self, directory: Known, name: bytes, known: Known) -> None:
+    def enter(self, directory: Known, name: bytes, known: Known) -> None:
+        """`name` in `directory` leads to `known`, as long as its LOOKUP is held."""
         old = directory.names.get(name)
         if old is known:
             return
@@ -419,9 +467,20 @@ class AttrCache:
         directory.names[name] = known
         known.places = (*known.places, (directory, name))
 
+    def leave(self, parent: Fid, name: bytes) -> None:
+        """It does so no more."""
+        directory = self.files.get(parent)
+        known = directory.names.get(name) if directory is not None else None
+        if directory is not None and known is not None:
+            del directory.names[name]
+            known.places = tuple([place for place in known.places if place != (directory, name)])
+            self._tidy(directory)
+
     # listings ---------------------------------------------------------------------------------------------------
 
     def _append(self, known: Known, cookie: int, page: DirPage) -> None:
+        if known.listing is not None and known.listing.changed and not cookie:
+            self.forget_listing(known)
         listing = known.listing
         if listing is None:
             if cookie:
@@ -435,12 +494,36 @@ class AttrCache:
         self.entries += len(page.entries)
         self._listings.pop(known, None)
         self._listings[known] = None
-        while self.entries > self.entries_max:
-            self._forget_listing(next(iter(self._listings)))
+        self._trim_listings()
 
-    def _forget_listing(self, known: Known) -> None:
+    def _trim_listings(self) -> None:
+        while self.entries > self.entries_max:
+            self.forget_listing(next(iter(self._listings)))
+
+    def listed(self, known: Known, name: bytes, *, there: bool) -> None:
+        """`name` was made in a directory from here, or removed: one of which all names are known stays so."""
+        listing = known.listing
+        if listing is None:
+            return
+        if not listing.complete:
+            self.forget_listing(known)
+            return
+        listing.changed = True
+        if there:
+            if name not in listing.added and name not in _index(listing):
+                listing.added[name] = None
+                self.entries += 1
+                self._trim_listings()
+        elif name in listing.added:
+            del listing.added[name]
+            self.entries -= 1
+        else:
+            _index(listing).pop(name, None)
+
+    def forget_listing(self, known: Known) -> None:
+        """Its names must be asked for again."""
         if known.listing is not None:
-            self.entries -= len(known.listing.entries)
+            self.entries -= len(known.listing.entries) + len(known.listing.added)
             known.listing = None
             del self._listings[known]
 
@@ -515,17 +598,26 @@ class AttrCache:
                 del directory.names[name]
                 self._tidy(directory)
             known.places = ()
+        if gone & OPEN and known.attr.layout is not None and self.on_unwritten is not None:
+            self.on_unwritten(known.attr.layout, False)
         if gone & XATTR:
             known.xattrs = None
         if gone & UPDATE:
             known.absent = None
-            self._forget_listing(known)
+            self.forget_listing(known)
         self._tidy(known)
 
     def _tidy(self, known: Known) -> None:
         """Is anything left of it?"""
         if not known.locks and not known.names and known is not self.root and self.files.get(known.fid) is known:
             del self.files[known.fid]
+
+
+def _index(listing: Listing) -> dict[bytes, int]:
+    """Its names; made once."""
+    if listing.index is None:
+        listing.index = {entry.name: place for place, entry in enumerate(listing.entries)}
+    return listing.index
 
 
 def touch(known: Known) -> None:

@@ -92,6 +92,8 @@ class Connections:
         assert self._mdc is None, "one MDT serves the whole tree so far"
         self._mdc = Mdc(self.tasks, imp)
         self.names = self._mdc.cache
+        if self.names is not None:
+            self.names.on_unwritten = self.lov.unwritten
         self._mdt_known.set()
 
     def add_ost(self, index: int, imp: DataImport) -> None:
@@ -99,6 +101,10 @@ class Connections:
         self.lov.add(Osc(self.node, imp, index))
         if self.lov.locked is not None:
             self.lov.locked.shared.on_lost = self.open_files.write_failed
+            self.lov.locked.shared.metadata_leased = self._metadata_leased
+
+    def _metadata_leased(self) -> bool:
+        return self.names is not None and self.names.locks.lease_valid
 
     def _target_changed(self, info: TargetInfo) -> None:
         if self.closed:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lustrelite.client.osc import Osc
     from lustrelite.ldlm.lock_cache import LockCache
 
+UNWRITTEN = Lvb(0, 0, 0, 0, 0)
 _ALIVE = (Holding.GRANTED, Holding.CANCELLING)
 
 
@@ -44,6 +45,7 @@ class DataCache:
         self.locks = locks
         self.shared = shared
         self.objects: dict[int, CachedObject] = {}
+        self.unwritten: dict[int, None] = {}  # new objects, which only we could have written to; no lock is needed to know them
         self.grant = Grant()
         self.writeback = WriteBack(osc, shared, self.grant)
         self.on_lost: Callable[[int, int], None] | None = None  # (OST index, object): a lock on it was lost
@@ -79,6 +81,8 @@ class DataCache:
             if cached is None:
                 cached = self.objects[obj] = CachedObject(obj, self.shared.pages)
             cached.adopt(lock)
+            if lock.mode != PR:
+                self.unwritten.pop(obj, None)
         return cached
 
     def resizing(self, obj: int) -> bool:
@@ -88,6 +92,8 @@ class DataCache:
 
     def known(self, obj: int) -> Lvb | None:
         """All that can be known of the object: somebody who asks the OST would learn no more."""
+        if obj in self.unwritten and self.shared.metadata_leased():
+            return UNWRITTEN
         cached = self.objects.get(obj)
         if cached is not None and cached.resizing:
             return None

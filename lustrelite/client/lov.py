@@ -82,6 +82,16 @@ class Lov:
         if self.on_lost is not None:
             self.on_lost(index, obj)
 
+    def unwritten(self, layout: Layout, so: bool) -> None:
+        """Has nobody written to these objects, and can nobody but us? If not, it is not known any more."""
+        for index, obj in layout.stripes:
+            osc = self.oscs.get(index)
+            if osc is not None and osc.data is not None:
+                if so:
+                    osc.data.unwritten[obj] = None
+                else:
+                    osc.data.unwritten.pop(obj, None)
+
     async def osc(self, index: int) -> Osc:
         """The OST with `index`. A new one may be in a layout before we have heard of it, so wait a little; then EIO."""
         found = self.oscs.get(index)

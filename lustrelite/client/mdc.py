@@ -13,18 +13,21 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from stat import S_ISDIR
 from typing import Any, Protocol
 
 from lustrelite import acl
 from lustrelite.client.attr_cache import STAT, AttrCache, Question
+from lustrelite.client.own_changes import Ended
 from lustrelite.client.tasks import Tasks
 from lustrelite.errors import OpError
 from lustrelite.ids import Fid, make_fid
 from lustrelite.wire import mdt
-from lustrelite.wire.ldlm import BITS_ALL, LAYOUT, LOOKUP, PERM, UPDATE, XATTR, Ride
-from lustrelite.wire.mdt import Attr, DirPage, OpenReply, StatfsReply, StripeHint, UnlinkReply
+from lustrelite.wire.ldlm import BITS_ALL, LAYOUT, LOOKUP, OPEN, PERM, UPDATE, XATTR, Ride
+from lustrelite.wire.mdt import Attr, DirPage, OpenReply, RenameReply, StatfsReply, StripeHint, UnlinkReply
 from lustrelite.wire.message import ROOT_CRED, Cred
 
+MADE = STAT | XATTR | LAYOUT | OPEN  # what is wanted of a file that is made: all, and to hear when others open it to write
 _PREFETCH_DIVISOR = 4  # the next sequence is asked for when this part of the current one is left
 
 
@@ -32,12 +35,13 @@ class MetadataImport(Protocol):
     """What is needed of rpc.client_import.ClientImport."""
 
     async def call(
-        self, body: Any, *, cred: Cred = ROOT_CRED, timeout_s: float | None = None, ride: Ride | None = None
-    ) -> Any:
-        """Send `body`, return the reply's body."""
+        self, body: Any, *, cred: Cred = ROOT_CRED, timeout_s: float | None = None, ride: Ride | None = None,
+        ended: Ended | None = None,
+    ) -> Any:  # fmt: skip
+        """Send `body`, return the reply's body. `ended` is called when it comes: see own_changes.Ended."""
 
     async def call_open(
-        self, body: mdt.Open, *, cred: Cred = ROOT_CRED, ride: Ride | None = None
+        self, body: mdt.Open, *, cred: Cred = ROOT_CRED, ride: Ride | None = None, ended: Ended | None = None
     ) -> tuple[int, Any]:
         """The same for an open: (its xid, which is the handle; the reply)."""
 
@@ -126,37 +130,55 @@ class Mdc:
         """Make `name` in `parent`: what, says S_IFMT of `mode`.  EEXIST, ENOENT, ENOTDIR, EACCES, ENOSPC"""
         fid = await self.new_fid()
         body = mdt.Create(parent, name, fid, mode, rdev, target, time, hint, None, umask)
-        return await self._change(body, cred, (parent, UPDATE))  # type: ignore[no-any-return]
+        cache = self.cache
+        if cache is None:
+            return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
+        question = cache.question_name(parent, name, MADE)
+        ended = cache.own.making(question, time, directory=S_ISDIR(mode))
+        return await self.imp.call(body, cred=cred, ride=question.ride, ended=ended)  # type: ignore[no-any-return]
 
     async def link(self, fid: Fid, parent: Fid, name: bytes, time: int, *, cred: Cred) -> None:
         """Make `name` in `parent` another name of `fid`.  EEXIST, EMLINK, EPERM"""
-        await self._change(mdt.Link(fid, parent, name, time), cred, (parent, UPDATE), (fid, UPDATE))
+        ended = self.cache.own.linking(parent, name, time) if self.cache is not None else None
+        await self._change(mdt.Link(fid, parent, name, time), cred, (fid, UPDATE), ended=ended)
 
     async def unlink(self, parent: Fid, name: bytes, time: int, *, cred: Cred, directory: bool = False) -> UnlinkReply:
         """Remove a name, a directory's only if `directory`.  ENOENT, EISDIR, ENOTDIR, ENOTEMPTY, EACCES, EPERM"""
         body = mdt.Unlink(parent, name, mdt.UNLINK_RMDIR if directory else 0, time)
-        return await self._change(body, cred, (parent, UPDATE), (self._child(parent, name), BITS_ALL))  # type: ignore[no-any-return]
+        ended = self.cache.own.removing(parent, name, time, directory=directory) if self.cache is not None else None
+        return await self._change(body, cred, self._victim(parent, name), ended=ended)  # type: ignore[no-any-return]
 
     async def rename(
         self, source: Fid, source_name: bytes, target: Fid, target_name: bytes, flags: int, time: int, *, cred: Cred
-    ) -> UnlinkReply:
+    ) -> RenameReply:
         """Move a name; the reply says what it replaced.  The errors of unlink, EINVAL, EEXIST"""
         body = mdt.Rename(source, source_name, target, target_name, flags, time)
-        moved, victim = self._child(source, source_name), self._child(target, target_name)
-        bits = LOOKUP | UPDATE if flags & mdt.RENAME_EXCHANGE else BITS_ALL
-        return await self._change(  # type: ignore[no-any-return]
-            body, cred, (source, UPDATE), (target, UPDATE), (moved, LOOKUP | UPDATE), (victim, bits)
-        )
+        cache = self.cache
+        if cache is None:
+            return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
+        exchange = bool(flags & mdt.RENAME_EXCHANGE)
+        moved, victim = cache.child(source, source_name), self._victim(target, target_name)
+        ended = cache.own.moving(source, source_name, target, target_name, time, exchange=exchange)
+        wants = [victim] if victim[0] != moved else []
+        if exchange:
+            wants = [(moved, LOOKUP | UPDATE), (victim[0], LOOKUP | UPDATE)]
+        return await self._change(body, cred, *wants, ended=ended)  # type: ignore[no-any-return]
 
-    def _child(self, parent: Fid, name: bytes) -> Fid | None:
-        return self.cache.child(parent, name) if self.cache is not None else None
+    def _victim(self, parent: Fid, name: bytes) -> tuple[Fid | None, int]:
+        """What a removal of `name` needs gone of the file: all, if it is its last name as far as is known."""
+        cache = self.cache
+        fid = cache.child(parent, name) if cache is not None else None
+        known = cache.find(fid, UPDATE) if cache is not None and fid is not None else None
+        more_names = known is not None and known.attr.nlink > 1 and not S_ISDIR(known.attr.mode)
+        return fid, LOOKUP | UPDATE if more_names else BITS_ALL
 
-    async def _change(self, body: Any, cred: Cred, *wants: tuple[Fid | None, int]) -> Any:
+    async def _change(
+        self, body: Any, cred: Cred, *wants: tuple[Fid | None, int], ended: Ended | None = None
+    ) -> Any:
         """An operation before which own locks on `wants` go."""
-        ride = self.cache.give_up(*wants) if self.cache is not None else None
-        if ride is None:
+        if self.cache is None:
             return await self.imp.call(body, cred=cred)
-        return await self.imp.call(body, cred=cred, ride=ride)
+        return await self.imp.call(body, cred=cred, ride=self.cache.give_up(*wants), ended=ended)
 
     async def readdir(self, fid: Fid, cookie: int, count: int, *, cred: Cred, plus: bool) -> DirPage:
         """About `count` names after `cookie`, with attributes if `plus`.  ENOTDIR, EACCES"""
@@ -195,6 +217,10 @@ class Mdc:
         if cache is None:
             return await self.imp.call_open(body, cred=cred)
         question = self._question_open(cache, body, by_fid)
+        if flags & mdt.OPEN_CREATE and not by_fid and not flags & mdt.OPEN_TMPFILE:
+            return await self.imp.call_open(
+                body, cred=cred, ride=question.ride, ended=cache.own.making(question, time)
+            )
         handle, reply = await self.imp.call_open(body, cred=cred, ride=question.ride)
         cache.found(question, reply.attr)
         return handle, reply
@@ -206,9 +232,9 @@ class Mdc:
         gone: Ride | None = None
         if flags & mdt.OPEN_TRUNC and found is not None:
             gone = cache.give_up((found, UPDATE))
-        elif flags & mdt.OPEN_CREATE and not flags & mdt.OPEN_TMPFILE and found is None:
-            gone = cache.give_up((body.parent, UPDATE))
         need = LOOKUP | PERM | LAYOUT | XATTR  # who writes is asked for capabilities that go
+        if flags & mdt.OPEN_CREATE and found is None:
+            need |= MADE  # the MDT gives no more than what is below if the file is there
         if not flags & (mdt.OPEN_WRITE | mdt.OPEN_TRUNC):
             need |= UPDATE  # who writes will change it, and would have to give it back
         if by_fid:
@@ -238,13 +264,11 @@ class Mdc:
         """Change the attributes that `valid` (SET_*) names; `time` is the new ctime.  EPERM, EACCES, ENOENT"""
         body = mdt.Setattr(fid, valid, mode, uid, gid, atime, mtime, time, flags, handle, projid)
         cache = self.cache
-        if cache is None or fid not in cache.files:
+        if cache is None:
             return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
-        bits = UPDATE | PERM if valid & (mdt.SET_MODE | mdt.SET_UID | mdt.SET_GID) else UPDATE
-        question = cache.question(fid, STAT, cache.give_up((fid, bits)))
-        attr: Attr = await self.imp.call(body, cred=cred, ride=question.ride)
-        cache.found(question, attr)
-        return attr
+        question = cache.question(fid, STAT) if fid in cache.files else Question(None, None, 0)
+        ended = cache.own.setting(question, fid)
+        return await self.imp.call(body, cred=cred, ride=question.ride, ended=ended)  # type: ignore[no-any-return]
 
     async def getxattr(self, fid: Fid, name: bytes, *, cred: Cred) -> bytes:
         """Value of an extended attribute.  ENODATA"""

@@ -57,6 +57,7 @@ class Shared:
         self.dirty = 0  # bytes of grant taken, on all OSTs
         self.ahead = 0  # bytes that are being read ahead
         self.on_lost: Callable[[Fid, int], None] = _nobody
+        self.metadata_leased: Callable[[], bool] = bool  # may locks of the MDT be believed in?
         self.writebacks: list[WriteBack] = []
         self._waiters: list[asyncio.Future[None]] = []
 

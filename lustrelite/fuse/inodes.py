@@ -36,7 +36,7 @@ from lustrelite.fuse.session import Session
 from lustrelite.ids import Fid
 from lustrelite.ldlm.client_lock import ClientLock
 from lustrelite.tunables import limits
-from lustrelite.wire.ldlm import LOOKUP, PERM, UPDATE
+from lustrelite.wire.ldlm import LOOKUP, OPEN, PERM, UPDATE
 from lustrelite.wire.mdt import Layout
 from lustrelite.wire.ost import OBJECT_EOF
 
@@ -191,7 +191,7 @@ class Inodes:
             return
         if bits & LOOKUP and node.epoch == self.epoch and node.name_until > self._now():
             self.forget_names()
-        if bits & STAT:
+        if bits & (STAT | OPEN):
             self.forget_attr(node)
 
     def forget_names(self) -> None:

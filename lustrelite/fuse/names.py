@@ -190,7 +190,13 @@ class Names:
         fields, (name, new_name), _ = kernel.decode(request.opcode, body)
         flags = fields[1] if request.opcode == op.RENAME2 else 0
         parent, target = self.node(request.node), self.node(fields[0])
-        await self.mount.callers.view(request).rename_at(parent.fid, name, target.fid, new_name, flags)
+        trusted = not flags and self._trust_removed(target, new_name)
+        try:
+            await self.mount.callers.view(request).rename_at(parent.fid, name, target.fid, new_name, flags)
+        except BaseException:
+            if trusted:
+                self.inodes.forget_names()
+            raise
         return None
 
     # directories --------------------------------------------------------------------------------------------------

@@ -125,14 +125,18 @@ class Namespace:
 
     # the target's own locks -------------------------------------------------------------------------------------
 
-    def busy(self, fid: bytes, bits: int, but: Export | None = None) -> bool:
-        """Would an EX lock of the target itself have to wait for a client (other than `but`) that caches `bits` of `fid`?"""
+    def busy(self, fid: bytes, bits: int, by: Export | None = None, own: int = 0) -> bool:
+        """Would an EX lock of the target itself have to wait for a client that caches `bits` of `fid`?
+
+        Not for the client `by`, as far as it is about the bits `own`.
+        """
         resource = self.table.resources.get(fid)
         if resource is None or resource.granted is None:
             return False
         for lock in resource.granted:
-            if lock.bits & bits and lock.mode & _NOT_NL and lock.owner is not but and lock.owner is not LOCAL:
-                return True
+            if lock.bits & bits and lock.mode & _NOT_NL and lock.owner is not LOCAL:
+                if lock.owner is not by or lock.bits & bits & ~own:
+                    return True
         return False
 
     def take_local(self, fid: bytes, bits: int) -> LocalLock | None:

@@ -20,7 +20,7 @@ HANDLERS: dict[type, Handler] = {
     ),
     wire.Link: mutating(link.link, prepare=prepared(locks.link_wants)),
     wire.Unlink: mutating(link.unlink, prepare=prepared(locks.unlink_wants), rebuild=link.rebuild_unlink),
-    wire.Rename: mutating(rename.rename, prepare=prepared(locks.rename_wants), rebuild=link.rebuild_unlink),
+    wire.Rename: mutating(rename.rename, prepare=prepared(locks.rename_wants), rebuild=rename.rebuild_rename),
     wire.Setattr: mutating(
         attributes.setattr_, prepare=prepared(locks.setattr_wants), rebuild=attributes.rebuild_attr
     ),

@@ -5,12 +5,15 @@ operation takes local EX locks of the same bits: the blocking callbacks make the
 request is found again when they have been granted, because names and links may change in the wait; then the handler
 runs in the same turn, and the locks go with its end.
 
-    create, link                    parent UPDATE; the file that is linked UPDATE
-    open                            parent UPDATE if it makes the file; O_TRUNC: the file UPDATE
-    unlink, rename                  parents UPDATE; moved and removed LOOKUP and UPDATE; all bits with the last name
-    setattr, chown                  UPDATE; with mode or owner also PERM; XATTR if a capability goes
+    create, link                    parent UPDATE*; the file that is linked UPDATE
+    open                            parent UPDATE* if it makes the file; to write: the file OPEN*; O_TRUNC: UPDATE as well
+    unlink, rename                  parents UPDATE*; moved LOOKUP* and UPDATE*; removed the same, all bits with the last name
+    setattr, chown                  UPDATE*; with mode or owner also PERM*; with a size OPEN*; XATTR if a capability goes
     setxattr, default striping      UPDATE and XATTR; an access list also PERM
     close                           UPDATE if it sets times; all bits if it destroys the file
+
+* What the caller holds of it he keeps: his request and its answer tell him what has changed (client/own_changes.py).
+OPEN is held by who has made a file, and says that nobody else has opened it to write.
 
 Almost always nobody is in the way: that must cost about a microsecond, so the more expensive questions (whose name is it,
 is it the last) come after the cheap one (does anybody hold anything). In recovery there are no local locks: replays
@@ -31,12 +34,27 @@ from lustrelite.mdt import namespace
 from lustrelite.mdt.layout import Wish
 from lustrelite.mdt.open import OpenFile, with_times
 from lustrelite.store.schema import ORPHANS
-from lustrelite.wire.ldlm import BITS_ALL, IBITS, LAYOUT, LOOKUP, PERM, PR, REPLACE_EACH, UPDATE, XATTR, Granted, Want
+from lustrelite.wire.ldlm import (
+    BITS_ALL,
+    IBITS,
+    LAYOUT,
+    LOOKUP,
+    OPEN,
+    PERM,
+    PR,
+    REPLACE_EACH,
+    UPDATE,
+    XATTR,
+    Granted,
+    Want,
+)
 from lustrelite.wire.mdt import (
+    DISP_OPEN_CREATE,
     OPEN_BY_FID,
     OPEN_CREATE,
     OPEN_TMPFILE,
     OPEN_TRUNC,
+    OPEN_WRITE,
     RENAME_EXCHANGE,
     SET_GID,
     SET_MODE,
@@ -64,8 +82,9 @@ from lustrelite.wire.message import REPLAY
 if TYPE_CHECKING:
     from lustrelite.mdt.mdt import Mdt
     from lustrelite.rpc.export import Call
+    from lustrelite.rpc.node import Node
 
-Wants = Iterable[tuple[Fid, int]]  # (inode, bits)
+Wants = Iterable[tuple[Fid, int, int]]  # (inode, bits, those of them that the caller himself may go on holding)
 WantsOf = Callable[["Call", Any], Wants]
 WishOf = Callable[["Call", Any], Wish | None]
 NOTHING: Wants = ()
@@ -81,8 +100,9 @@ def prepared(wants_of: WantsOf, wish_of: WishOf | None = None) -> Callable[[Call
         locks = mdt.namespace
         if not locks.lock_count or mdt.recovering or call.header.flags & REPLAY:
             return None
-        for fid, bits in wants_of(call, req):
-            if locks.busy(fid, bits):
+        export = call.export
+        for fid, bits, own in wants_of(call, req):
+            if locks.busy(fid, bits, export, own):
                 return _clear(call, req, wants_of, wish_of)
         return None
 
@@ -101,9 +121,15 @@ async def _clear(call: Call, req: Any, wants_of: WantsOf, wish_of: WishOf | None
         if mdt.recovering or call.header.flags & REPLAY:
             return
         taken: dict[Fid, int] = {}
-        for fid, bits in wants_of(call, req):
-            taken[fid] = taken.get(fid, 0) | bits
-        if not any(locks.busy(fid, bits) for fid, bits in taken.items()):
+        busy = False
+        for fid, bits, own in wants_of(call, req):
+            in_the_way = locks.busy(fid, bits, call.export, own)
+            if in_the_way:
+                busy = True
+                mdt.contention.met(fid)
+            if in_the_way or not locks.busy(fid, bits):  # else it is the caller's own, which may stay
+                taken[fid] = taken.get(fid, 0) | bits
+        if not busy:
             return
         held = await locks.wait_local(list(taken.items()))
         if (wish_of is None or wish_of(call, req) is None) and not _uncovered(call, req, wants_of, taken):
@@ -116,16 +142,42 @@ async def _clear(call: Call, req: Any, wants_of: WantsOf, wish_of: WishOf | None
 def _uncovered(call: Call, req: Any, wants_of: WantsOf, taken: dict[Fid, int]) -> bool:
     """Is something in the way that `taken` does not cover: did another file get the name meanwhile?"""
     locks = call.target.namespace
-    for fid, bits in wants_of(call, req):
+    for fid, bits, own in wants_of(call, req):
         rest = bits & ~taken.get(fid, 0)
-        if rest and locks.busy(fid, rest):
+        if rest and locks.busy(fid, rest, call.export, own):
             return True
     return False
 
 
 # with what is found ---------------------------------------------------------------------------------------------
 
-RESTLESS_NS = 1_000_000_000  # so long after a change nobody gets UPDATE of a directory for a name that is missing there
+RESTLESS_S = 1.0  # so long after one client was in another's way nobody gets UPDATE of a directory in passing
+RESTLESS_MAX = 1000  # directories
+
+
+class Contention:
+    """Where clients meet: directories in which one wanted to change what another had locked."""
+
+    def __init__(self, node: Node) -> None:
+        self._now = node.now
+        self._until: dict[Fid, float] = {}
+
+    def met(self, fid: Fid) -> None:
+        """It has just happened."""
+        self._until.pop(fid, None)
+        self._until[fid] = self._now() + RESTLESS_S
+        while len(self._until) > RESTLESS_MAX:
+            del self._until[next(iter(self._until))]
+
+    def recent(self, fid: Fid) -> bool:
+        """Has it happened of late?"""
+        until = self._until.get(fid)
+        if until is None:
+            return False
+        if self._now() < until:
+            return True
+        del self._until[fid]
+        return False
 
 
 def ride(call: Call, body: Any, want: Want) -> None:
@@ -140,18 +192,31 @@ def ride(call: Call, body: Any, want: Want) -> None:
         if type(request) is Lookup and _is_missing(mdt, request):
             mdt.namespace.ride(call, request.parent, want._replace(bits=UPDATE, try_bits=0))
     else:
-        attr = body.attr if type(body) is OpenReply else body
-        if type(attr) is Attr and attr.mode:  # 0: vanished_attr
+        opened = type(body) is OpenReply
+        attr = body.attr if opened else body
+        if type(attr) is not Attr or not attr.mode:  # 0: vanished_attr
+            return
+        not_now = 0
+        if opened and not body.disposition & DISP_OPEN_CREATE:
+            # Others may write it already; and who writes it himself would have to give UPDATE back.
+            not_now = OPEN | UPDATE if request.flags & (OPEN_WRITE | OPEN_TRUNC) else OPEN
+        elif not opened and type(request) is not Create:
+            not_now = OPEN
+        if mdt.contention.recent(attr.fid):
+            not_now |= UPDATE
+        if (want.bits | want.try_bits) & not_now:
+            want = want._replace(bits=want.bits & ~not_now, try_bits=want.try_bits & ~not_now)
+        if want.bits:
             mdt.namespace.ride(call, attr.fid, want)
 
 
 def _is_missing(mdt: Mdt, request: Lookup) -> bool:
     """Shall the client hold on to it that there is no such name?
 
-    Not while files are being made there: who looks before he creates would be in the way of all others.
+    Not where several make files: who looks before he creates would be in the way of all others.
     """
     directory = namespace.find_inode(mdt.store, request.parent)
-    if directory is None or not S_ISDIR(directory.mode) or mdt.node.wall_ns() < directory.mtime + RESTLESS_NS:
+    if directory is None or not S_ISDIR(directory.mode) or mdt.contention.recent(request.parent):
         return False
     return namespace.find_name(mdt.store, request.parent, request.name) is None
 
@@ -178,25 +243,27 @@ def _ride_page(call: Call, request: Readdir, page: DirPage, want: Want) -> None:
 def create_wants(call: Call, req: Create) -> Wants:
     """Of a create, the most frequent of all. One that will find the name taken disturbs nobody."""
     mdt: Mdt = call.target
-    if not mdt.namespace.busy(req.parent, UPDATE) or namespace.find_name(mdt.store, req.parent, req.name) is not None:
+    if not mdt.namespace.busy(req.parent, UPDATE, call.export, UPDATE):
         return NOTHING
-    return ((req.parent, UPDATE),)
+    if namespace.find_name(mdt.store, req.parent, req.name) is not None:
+        return NOTHING
+    return ((req.parent, UPDATE, UPDATE),)
 
 
 def open_wants(call: Call, req: Open) -> Wants:
     """Of an open."""
     mdt: Mdt = call.target
     flags = req.flags
-    if not flags & (OPEN_CREATE | OPEN_TRUNC) or flags & OPEN_TMPFILE:
+    if not flags & (OPEN_CREATE | OPEN_TRUNC | OPEN_WRITE) or flags & OPEN_TMPFILE:
         return NOTHING
     fid: Fid | None = req.fid
     if not flags & OPEN_BY_FID:
-        if not flags & OPEN_TRUNC and not mdt.namespace.busy(req.parent, UPDATE):
-            return NOTHING
         fid = namespace.find_name(mdt.store, req.parent, req.name)
     if fid is None:
-        return ((req.parent, UPDATE),) if flags & OPEN_CREATE else NOTHING
-    return ((fid, _truncation_bits(call, fid)),) if flags & OPEN_TRUNC else NOTHING
+        return ((req.parent, UPDATE, UPDATE),) if flags & OPEN_CREATE else NOTHING
+    if flags & OPEN_TRUNC:
+        return ((fid, _truncation_bits(call, fid) | OPEN, OPEN),)
+    return ((fid, OPEN, OPEN),) if flags & OPEN_WRITE else NOTHING
 
 
 def _truncation_bits(call: Call, fid: Fid) -> int:
@@ -215,7 +282,7 @@ def _truncation_bits(call: Call, fid: Fid) -> int:
 
 def link_wants(call: Call, req: Link) -> Wants:
     """Of a hard link."""
-    return ((req.parent, UPDATE), (req.fid, UPDATE))
+    return ((req.parent, UPDATE, UPDATE), (req.fid, UPDATE, 0))
 
 
 def unlink_wants(call: Call, req: Unlink) -> Wants:
@@ -224,7 +291,7 @@ def unlink_wants(call: Call, req: Unlink) -> Wants:
     fid = namespace.find_name(mdt.store, req.parent, req.name)
     if fid is None:
         return NOTHING
-    return ((req.parent, UPDATE), (fid, _removal_bits(mdt, fid)))
+    return ((req.parent, UPDATE, UPDATE), (fid, _removal_bits(mdt, fid), 0))
 
 
 def _removal_bits(mdt: Mdt, fid: Fid) -> int:
@@ -243,10 +310,13 @@ def rename_wants(call: Call, req: Rename) -> Wants:
     if moved is None:
         return NOTHING
     victim = namespace.find_name(mdt.store, req.target, req.target_name)
-    parents = ((req.source, UPDATE), (req.target, UPDATE), (moved, LOOKUP | UPDATE))
+    exchange = req.flags & RENAME_EXCHANGE
+    parents = ((req.source, UPDATE, UPDATE), (req.target, UPDATE, UPDATE))
     if victim is None or victim == moved:
-        return parents
-    return (*parents, (victim, LOOKUP | UPDATE if req.flags & RENAME_EXCHANGE else _removal_bits(mdt, victim)))
+        return (*parents, (moved, LOOKUP | UPDATE, LOOKUP | UPDATE))
+    if exchange:
+        return (*parents, (moved, LOOKUP | UPDATE, 0), (victim, LOOKUP | UPDATE, 0))
+    return (*parents, (moved, LOOKUP | UPDATE, LOOKUP | UPDATE), (victim, _removal_bits(mdt, victim), 0))
 
 
 def setattr_wants(call: Call, req: Setattr) -> Wants:
@@ -259,13 +329,15 @@ def setattr_wants(call: Call, req: Setattr) -> Wants:
         bits |= _truncation_bits(call, req.fid)
     if valid & (SET_MODE | SET_UID | SET_GID):
         bits |= PERM
-    return ((req.fid, bits),)
+    if valid & SET_SIZE:
+        bits |= OPEN
+    return ((req.fid, bits, UPDATE | PERM | OPEN),)
 
 
 def setxattr_wants(call: Call, req: Setxattr | SetDirStripe) -> Wants:
     """Of a change of extended attributes, or of a directory's default striping (which is one in Lustre)."""
     bits = UPDATE | XATTR | PERM if type(req) is Setxattr and req.name == acl.ACCESS else UPDATE | XATTR
-    return ((req.fid, bits),)
+    return ((req.fid, bits, 0),)
 
 
 def close_wants(call: Call, req: Close) -> Wants:
@@ -275,7 +347,7 @@ def close_wants(call: Call, req: Close) -> Wants:
     if file is None or not mdt.namespace.busy(file.fid, BITS_ALL):
         return NOTHING
     if mdt.open_files.counts[file.fid] == 1 and mdt.store.get(ORPHANS, file.fid) is not None:
-        return ((file.fid, BITS_ALL),)
+        return ((file.fid, BITS_ALL, 0),)
     if with_times(mdt, mdt.store, file, req.mtime, req.atime) is not None:
-        return ((file.fid, UPDATE),)
+        return ((file.fid, UPDATE, 0),)
     return NOTHING

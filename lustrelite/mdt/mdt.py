@@ -10,7 +10,7 @@ from lustrelite.ids import ROOT_FID, Fid, Nid, parse_target_name
 from lustrelite.mdt import namespace
 from lustrelite.mdt.handlers import HANDLERS
 from lustrelite.mdt.layout import Allocator
-from lustrelite.mdt.locks import ride
+from lustrelite.mdt.locks import Contention, ride
 from lustrelite.mdt.open import OpenFiles, close_all, destroy_orphans
 from lustrelite.mdt.osp import Osp
 from lustrelite.mdt.reading import Sequences
@@ -43,6 +43,7 @@ class Mdt(Target):
         self.xids = xids  # one counter for all imports that share links
         self.allocator = Allocator(node)
         self.open_files = OpenFiles()
+        self.contention = Contention(node)
         self.sequences = Sequences(self)
         self._infos: dict[int, TargetInfo] = {}
         self._started = False

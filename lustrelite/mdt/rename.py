@@ -16,14 +16,16 @@ from lustrelite.ids import NO_FID, Fid
 from lustrelite.mdt import access, namespace
 from lustrelite.mdt.access import EXECUTE, WRITE
 from lustrelite.mdt.link import remove_victim
-from lustrelite.store.schema import Inode
+from lustrelite.store.schema import Inode, ReplyRecord
 from lustrelite.tunables import limits
-from lustrelite.wire.mdt import RENAME_EXCHANGE, RENAME_NOREPLACE, Rename, UnlinkReply
+from lustrelite.wire.mdt import RENAME_EXCHANGE, RENAME_NOREPLACE, Rename, RenameReply
 
 if TYPE_CHECKING:
+    from lustrelite.rpc.export import Call
     from lustrelite.target.transaction import Transaction
 
-NOBODY = UnlinkReply(NO_FID, 0, False)
+NOTHING = RenameReply(NO_FID, 0, False, NO_FID)
+MOVED = 1 << 40  # in the reply record, beside what an unlink's has
 
 
 class _Place(NamedTuple):
@@ -41,7 +43,7 @@ class _File(NamedTuple):
     inode: Inode
 
 
-def rename(txn: Transaction, req: Rename) -> UnlinkReply:
+def rename(txn: Transaction, req: Rename) -> RenameReply:
     """Rename.  Errors: see wire.mdt.Rename."""
     namespace.check_name(req.source_name)
     namespace.check_name(req.target_name)
@@ -69,12 +71,24 @@ def rename(txn: Transaction, req: Rename) -> UnlinkReply:
     if not same_directory:
         _check_subtrees(txn, source, target, moved, victim, bool(req.flags & RENAME_EXCHANGE))
     if victim is not None and moved.fid == victim.fid:
-        return NOBODY  # two names of one file: nothing happens
+        return NOTHING  # two names of one file: nothing happens
     _check_access(txn, source, target, moved, victim, bool(req.flags & RENAME_EXCHANGE))
     if req.flags & RENAME_EXCHANGE:
         assert victim is not None
-        return _exchange(txn, source, target, moved, victim, req.time)
-    return _move(txn, source, target, moved, victim, req.time)
+        reply = _exchange(txn, source, target, moved, victim, req.time)
+    else:
+        reply = _move(txn, source, target, moved, victim, req.time)
+    txn.data |= MOVED
+    return reply
+
+
+def rebuild_rename(call: Call, req: Rename, record: ReplyRecord) -> RenameReply:
+    """What the record still knows. The file is the one that has the name: its maker's locks kept everybody else from it."""
+    if not record.data & MOVED:
+        return NOTHING
+    data = record.data & ~MOVED
+    moved = namespace.find_name(call.target.store, req.target, req.target_name)
+    return RenameReply(NO_FID, data >> 1, bool(data & 1), moved or NO_FID)
 
 
 def _find(txn: Transaction, place: _Place) -> _File | None:
@@ -119,7 +133,7 @@ def _check_access(
 
 def _move(
     txn: Transaction, source: _Place, target: _Place, moved: _File, victim: _File | None, time: int
-) -> UnlinkReply:
+) -> RenameReply:
     is_directory = S_ISDIR(moved.inode.mode)
     across = source.fid != target.fid
     if is_directory and victim is not None and not namespace.is_empty(txn, victim.fid):
@@ -128,10 +142,10 @@ def _move(
         raise OpError(errno.EMLINK)
 
     namespace.remove_name(txn, source.fid, source.name, moved.fid)
-    reply = NOBODY
+    reply = RenameReply(NO_FID, 0, False, moved.fid)
     if victim is not None:
         namespace.remove_name(txn, target.fid, target.name, victim.fid)
-        reply = remove_victim(txn, victim.fid, victim.inode, time)
+        reply = RenameReply(*remove_victim(txn, victim.fid, victim.inode, time), moved.fid)
     namespace.add_name(txn, target.fid, target.name, moved.fid, moved.inode.mode)
     _put_moved(txn, moved, target.fid, time)
     gone = 1 if is_directory else 0  # subdirectories that the source lost
@@ -142,7 +156,7 @@ def _move(
 
 def _exchange(
     txn: Transaction, source: _Place, target: _Place, moved: _File, victim: _File, time: int
-) -> UnlinkReply:
+) -> RenameReply:
     delta = int(S_ISDIR(moved.inode.mode)) - int(S_ISDIR(victim.inode.mode))
     if source.fid != target.fid:
         for place, more in ((target, delta), (source, -delta)):
@@ -155,7 +169,7 @@ def _exchange(
     _put_moved(txn, moved, target.fid, time)
     _put_moved(txn, victim, source.fid, time)
     _touch_both(txn, source, target, -delta, delta, time)
-    return NOBODY
+    return RenameReply(NO_FID, 0, False, moved.fid)
 
 
 def _put_moved(txn: Transaction, file: _File, parent: Fid, time: int) -> None:

@@ -31,7 +31,7 @@ from lustrelite.rpc.failout import Failout
 from lustrelite.rpc.import_recovery import ImportRecovery
 from lustrelite.rpc.links import ClientLink, LinkPool
 from lustrelite.rpc.node import CORRUPT, Node
-from lustrelite.rpc.request import Request, Xids, fail, withdraw
+from lustrelite.rpc.request import Request, Xids, end, fail, withdraw
 from lustrelite.rpc.slots import ModSlots
 from lustrelite.wire.ldlm import Granted, Ride
 from lustrelite.wire.mdt import DISP_OPEN_OPEN, Close, Open
@@ -302,21 +302,26 @@ class ClientImport:
     # calls ------------------------------------------------------------------------------------------------------
 
     async def call(
-        self, body: Any, *, cred: Cred = ROOT_CRED, timeout_s: float | None = None, ride: Ride | None = None
-    ) -> Any:
+        self, body: Any, *, cred: Cred = ROOT_CRED, timeout_s: float | None = None, ride: Ride | None = None,
+        ended: Callable[[Any, int], None] | None = None,
+    ) -> Any:  # fmt: skip
         """Send `body` and return the reply's body, through any recovery. `ride` is of `locks.ride`.
 
+        `ended` is called once, in the turn in which the answer comes and after its locks have, whether the caller still
+        waits or not: with the reply's body and its transno, or with None and 0 if nothing was changed.
         Raises OpError (the operation's own errno), Evicted, Deactivated.
         """
-        return (await self._call(body, cred, timeout_s, None, None, ride)).reply
+        return (await self._call(body, cred, timeout_s, None, None, ride, ended)).reply
 
     async def call_change(self, body: Any) -> int:
         """`call` for a change that matters only once it is durable: returns its transno (see `on_committed`)."""
         return (await self._call(body, ROOT_CRED, None, None, None, None)).transno
 
-    async def call_open(self, body: Open, *, cred: Cred = ROOT_CRED, ride: Ride | None = None) -> tuple[int, Any]:
+    async def call_open(
+        self, body: Open, *, cred: Cred = ROOT_CRED, ride: Ride | None = None, ended: Callable[[Any, int], None] | None = None
+    ) -> tuple[int, Any]:
         """`call` for an open: also returns the handle, which is the request's xid."""
-        request = await self._call(body, cred, None, None, None, ride)
+        request = await self._call(body, cred, None, None, None, ride, ended)
         return request.xid, request.reply
 
     async def call_bulk(
@@ -328,19 +333,22 @@ class ClientImport:
         return request.reply, request.reply_bulk
 
     async def _call(
-        self, body: Any, cred: Cred, timeout_s: float | None, bulk: Any, sink: memoryview | None, ride: Ride | None
-    ) -> Request:
+        self, body: Any, cred: Cred, timeout_s: float | None, bulk: Any, sink: memoryview | None, ride: Ride | None,
+        ended: Callable[[Any, int], None] | None = None,
+    ) -> Request:  # fmt: skip
         spec = BY_CLASS[type(body)]
         request = Request(self, spec, body, cred, timeout_s or timeout_for(self.node.tunables.rpc_timeout_s, self.estimate_ms))
         request.bulk = bulk
         request.sink = sink
         request.ride = ride
+        request.ended = ended
         try:
             self._check_open()
             if spec.mutates:
                 await self._take_slot(request)
         except (OpError, asyncio.CancelledError):
             self._ride_over(request, sent=False)
+            end(request)
             raise
         request.generation = self.fsm.generation
         if self.fsm.state is State.FULL:
@@ -379,6 +387,7 @@ class ClientImport:
             del self.delayed[request]
             self.slots.free(request.tag)
             self._ride_over(request, sent=False)
+            end(request)
         elif request.xid in self.sending and not request.spec.mutates:
             self.forget(request)
             self._ride_over(request, sent=True)
@@ -576,6 +585,8 @@ class ClientImport:
         withdraw(request)
         if request.ride is not None:
             self._ride_over(request, granted=granted)
+        if request.ended is not None:
+            end(request, request.reply, transno)
         if request.direct:
             request.reply_raw = raw
             if status:
@@ -715,6 +726,7 @@ class ClientImport:
         for request in requests:
             if request.tag:
                 self.slots.free(request.tag)
+            end(request)
             fail(request, error)
         self.slots.wake_all()
 

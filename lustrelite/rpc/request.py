@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lustrelite.ids import Xid
@@ -35,7 +36,7 @@ class Request:
     """One request from its call to the end of its replay."""
 
     __slots__ = (
-        "body", "bulk", "closes", "conn_cnt", "cred", "deadline", "direct", "flags", "future", "generation",
+        "body", "bulk", "closes", "conn_cnt", "cred", "deadline", "direct", "ended", "flags", "future", "generation",
         "keeps_open", "landing", "owner", "pauses", "pre_versions", "replayed_at", "reply", "reply_bulk", "reply_raw", "ride", "sent_at",
         "sink", "spec", "tag", "timeout_s", "transno", "working_at", "xid",
     )  # fmt: skip
@@ -54,6 +55,7 @@ class Request:
         self.bulk: Any = None
         self.sink: memoryview | None = None
         self.landing: tuple[Link, memoryview] | None = None  # who may put the data of a reply there
+        self.ended: Callable[[Any, int], None] | None = None  # what is called with the answer, whoever waits for it
         self.ride: Ride | None = None  # locks that go with it; a replay carries none
         self.reply: Any = None
         self.reply_bulk: memoryview | None = None
@@ -69,6 +71,13 @@ class Request:
         self.closes = 0
         self.pauses = 0
         self.replayed_at = 0  # instance of the target that has executed the replay
+
+
+def end(request: Request, reply: Any = None, transno: int = 0) -> None:
+    """It is answered; without `reply` refused, never sent, or there will be no answer."""
+    ended, request.ended = request.ended, None
+    if ended is not None:
+        ended(reply, transno)
 
 
 def withdraw(request: Request) -> None:

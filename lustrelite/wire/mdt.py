@@ -203,7 +203,16 @@ class Unlink(NamedTuple):
     time: int
 
 
-@message(op=39, reply=UnlinkReply, mutates=True)
+class RenameReply(NamedTuple):
+    """What became of the victim, as in UnlinkReply, and which file has moved: NO_FID, two names of one file did not."""
+
+    fid: Fid
+    nlink: int
+    orphan: bool
+    moved: Fid
+
+
+@message(op=39, reply=RenameReply, mutates=True)
 class Rename(NamedTuple):
     """Move `source_name` to `target_name`, replacing what is there as POSIX says; the reply names the victim or NO_FID.
 

@@ -252,7 +252,7 @@ async def test_a_cancel_that_was_lost_is_sent_again_in_time(cluster: Any, kind: 
     async with cluster(oss=1, caching=1) as c:
         server = await hold(c, kind)
         op = Convert if kind == "names" else Cancel
-        lost = c.drop_request(op)
+        lost = c.net.drop(op, source=c.a, to=server)
         changing = soon(change(c, kind))
         await lost.caught()
         if how == "reconnect":

@@ -57,7 +57,7 @@ async def test_a_lock_is_asked_for_while_it_is_given_back(cluster: Any, mix: str
         await file.pwrite(data, 0)
         if late is Cancel:
             await file.fsync()  # else it goes with the last write
-        held = c.net.hold(late, to=c.a) if late is BlockingCallback else c.net.hold(late, source=c.a)
+        held = c.net.hold(late, source=c.oss[0], to=c.a) if late is BlockingCallback else c.net.hold(late, source=c.a)
         if late is BlockingCallback:
             reading = soon(b.content("/u/f"))
             await held.caught()

@@ -310,7 +310,7 @@ class FakeMdt:
         victim = names.get(body.target_name, NO_FID)
         del self.names[body.source][body.source_name]
         names[body.target_name] = fid
-        return mdt.UnlinkReply(victim, 0, False)
+        return mdt.RenameReply(victim, 0, False, fid)
 
     def on_Readdir(self, body: mdt.Readdir) -> Any:
         names = sorted((_cookie(name), name, fid) for name, fid in self._names(body.fid).items())

@@ -226,7 +226,7 @@ class World:
     def link(self, fid: Fid, parent: Fid, name: bytes) -> None:
         self.do(wire.Link(fid, parent, name, self.tick()))
 
-    def rename(self, source: Fid, name: bytes, target: Fid, new: bytes, flags: int = 0) -> wire.UnlinkReply:
+    def rename(self, source: Fid, name: bytes, target: Fid, new: bytes, flags: int = 0) -> wire.RenameReply:
         return self.do(wire.Rename(source, name, target, new, flags, self.tick()))  # type: ignore[no-any-return]
 
     def setting(self, fid: Fid, *, handle: int = 0, explicit: bool = False, **values: int) -> wire.Setattr:

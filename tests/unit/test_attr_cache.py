@@ -14,9 +14,9 @@ from lustrelite.errors import OpError
 from lustrelite.ids import NO_FID, ROOT_FID, Fid, make_fid
 from lustrelite.ldlm.client_lock import ClientLock
 from lustrelite.ldlm.lru import Holding
-from lustrelite.wire.ldlm import BITS_ALL, IBITS, LAYOUT, LOOKUP, PERM, PR, REPLACE_EACH, UPDATE, Ride, Want
+from lustrelite.wire.ldlm import BITS_ALL, IBITS, LAYOUT, LOOKUP, OPEN, PERM, PR, REPLACE_EACH, UPDATE, Ride, Want
 from lustrelite.wire.locks import Ask
-from lustrelite.wire.mdt import Attr, Dirent, DirPage
+from lustrelite.wire.mdt import DISP_OPEN_CREATE, Attr, Dirent, DirPage, Layout, OpenReply, RenameReply
 from lustrelite.wire.message import ROOT_CRED
 
 ALICE = (1000, 1000)
@@ -152,7 +152,7 @@ def check(cache: AttrCache) -> None:
             assert directory.names[name] is known and cache.files[directory.fid] is directory
         for name, child in known.names.items():
             assert (known, name) in child.places and cache.files[child.fid] is child
-        entries += len(known.listing.entries) if known.listing is not None else 0
+        entries += len(known.listing.entries) + len(known.listing.added) if known.listing is not None else 0
     assert entries == cache.entries <= cache.entries_max
 
 
@@ -491,3 +491,156 @@ def test_nothing_is_left_of_files_whose_locks_went(bench: Bench) -> None:
     assert len(bench.cache.files) == 2 and not bench.cache.files[d].names
     bench.locks.take_back(d, BITS_ALL)
     assert list(bench.cache.files) == [ROOT_FID] and not bench.cache.root.names
+
+
+# own changes ----------------------------------------------------------------------------------------------------------
+
+
+def making(bench: Bench, parent: Fid, name: bytes, time: int, mode: int = stat.S_IFREG | 0o644) -> tuple[Any, Fid]:
+    """A create is sent; what is to be done when its answer comes, and the file that it makes."""
+    question = bench.cache.question_name(parent, name, STAT | OPEN)
+    ended = bench.cache.own.making(question, time, directory=stat.S_ISDIR(mode))
+    fid = bench.fid()
+
+    def answered(bits: int = STAT | OPEN) -> None:
+        assert question.ride is not None and question.ride.want is not None
+        if bits:
+            bench.locks.grant(question.ride.want.handle, fid, bits)
+        ended(bench.attr(fid, mode), 9)
+
+    return answered, fid
+
+
+def test_who_makes_a_directory_knows_what_is_in_it(bench: Bench) -> None:
+    answered, d = making(bench, ROOT_FID, b"d", 50, DIRECTORY)
+    answered()
+    assert bench.look(ROOT_FID, b"d") == d and refused(bench, d, b"f") == errno.ENOENT
+    root = bench.cache.find(ROOT_FID, STAT)
+    assert root is not None and (root.attr.mtime, root.attr.ctime, root.attr.nlink) == (50, 50, 2)
+    answered, f = making(bench, d, b"f", 60)
+    assert bench.look(d, b"f") is None, "nobody can say, it is being made"
+    assert bench.cache.find(d, STAT) is None and bench.cache.find(d, PERM) is not None
+    answered()
+    found = bench.cache.find(d, STAT)
+    assert bench.look(d, b"f") == f and found is not None and found.attr.mtime == 60 and found.attr.nlink == 1
+    assert refused(bench, d, b"g") == errno.ENOENT and bench.cache.page(d, 0, 9, ROOT_CRED) is None
+    bench.locks.take_back(f, LOOKUP)
+    assert bench.look(d, b"f") is None, "it is there, but what it leads to must be asked"
+    ended = bench.cache.own.removing(d, b"f", 70)
+    assert bench.look(d, b"f") is None
+    ended(object(), 9)
+    assert refused(bench, d, b"f") == errno.ENOENT
+    bench.locks.take_back(d, UPDATE)
+    assert bench.look(d, b"f") is None
+
+
+def test_a_change_that_is_refused_has_changed_nothing(bench: Bench) -> None:
+    bench.list(ROOT_FID, [b"a"])
+    ended = bench.cache.own.removing(ROOT_FID, b"a", 50)
+    ended(None, 0)
+    assert bench.look(ROOT_FID, b"a") is None and refused(bench, ROOT_FID, b"b") == errno.ENOENT
+    assert bench.cache.page(ROOT_FID, 0, 9, ROOT_CRED) is not None
+    root = bench.cache.find(ROOT_FID, STAT)
+    assert root is not None and root.attr.mtime == 1
+
+
+def test_a_listing_that_changed_from_here_is_read_again(bench: Bench) -> None:
+    bench.list(ROOT_FID, [b"a", b"b"])
+    bench.cache.own.removing(ROOT_FID, b"a", 50)(object(), 9)
+    making(bench, ROOT_FID, b"c", 60)[0](0)
+    assert bench.cache.page(ROOT_FID, 0, 9, ROOT_CRED) is None
+    assert refused(bench, ROOT_FID, b"a") == errno.ENOENT and bench.look(ROOT_FID, b"c") is None
+    bench.list(ROOT_FID, [b"b", b"c"], grant=False)
+    page = bench.cache.page(ROOT_FID, 0, 9, ROOT_CRED)
+    assert page is not None and [entry.name for entry in page.entries] == [b"b", b"c"] and page.end
+    bench.list(ROOT_FID, [b"x"], end=False)  # complete as it is: nothing is added
+    assert refused(bench, ROOT_FID, b"x") == errno.ENOENT
+    part = bench.fid()
+    bench.learn(part, mode=DIRECTORY)
+    bench.list(part, [b"a"], end=False)
+    making(bench, part, b"z", 60)[0](0)
+    assert bench.cache.page(part, 0, 9, ROOT_CRED) is None, "a part does not say where it belongs"
+
+
+def test_an_answer_that_overlaps_a_change_says_nothing(bench: Bench) -> None:
+    cache = bench.cache
+    before = cache.question(ROOT_FID, STAT)
+    missing = cache.question_name(ROOT_FID, b"f", LOOKUP)
+    pages = cache.question_page(ROOT_FID, 0)
+    answered, f = making(bench, ROOT_FID, b"f", 50)
+    during = cache.question_name(ROOT_FID, b"f", LOOKUP)
+    answered()
+    cache.found(before, bench.attr(ROOT_FID, DIRECTORY))
+    for question in (missing, during):
+        cache.found_nothing(question)
+    cache.found_page(pages, ROOT_FID, 0, DirPage((), True))
+    assert bench.look(ROOT_FID, b"f") == f
+    root = cache.find(ROOT_FID, STAT)
+    assert root is not None and root.attr.mtime == 50
+    after = cache.question_name(ROOT_FID, b"g", LOOKUP)
+    cache.found_nothing(after)
+    assert refused(bench, ROOT_FID, b"g") == errno.ENOENT
+
+
+def test_a_file_that_is_moved_keeps_its_lock(bench: Bench) -> None:
+    d, f, victim = bench.fid(), bench.fid(), bench.fid()
+    bench.enter(ROOT_FID, b"d", d, mode=DIRECTORY)
+    bench.list(d, [])
+    bench.enter(ROOT_FID, b"f", f)
+    old = bench.cache.question_name(ROOT_FID, b"f", STAT)
+    ended = bench.cache.own.moving(ROOT_FID, b"f", d, b"g", 50, exchange=False)
+    assert bench.look(ROOT_FID, b"f") is None and bench.look(d, b"g") is None and bench.cache.find(f, STAT) is None
+    ended(RenameReply(NO_FID, 0, False, f), 9)
+    bench.cache.found(old, bench.attr(f))
+    assert bench.look(d, b"g") == f and refused(bench, ROOT_FID, b"f") == errno.ENOENT
+    found = bench.cache.find(f, STAT)
+    assert found is not None and (found.attr.ctime, found.attr.mtime, found.attr.version) == (50, 1, 9)
+    bench.enter(ROOT_FID, b"v", victim)
+    ended = bench.cache.own.moving(d, b"g", ROOT_FID, b"v", 60, exchange=False)
+    bench.locks.take_back(victim, BITS_ALL)  # its last name: it goes with the request
+    ended(RenameReply(victim, 0, False, f), 9)
+    assert bench.look(ROOT_FID, b"v") == f and refused(bench, d, b"g") == errno.ENOENT
+    ended = bench.cache.own.moving(ROOT_FID, b"v", d, b"w", 70, exchange=True)
+    ended(RenameReply(NO_FID, 0, False, f), 9)
+    assert bench.look(d, b"g") is None and bench.cache.find(d, STAT) is None
+
+
+def test_a_directory_that_is_moved_counts_for_its_parents(bench: Bench) -> None:
+    a, b, moved = bench.fid(), bench.fid(), bench.fid()
+    for name, fid in ((b"a", a), (b"b", b)):
+        bench.enter(ROOT_FID, name, fid, mode=DIRECTORY, nlink=3)
+    bench.enter(a, b"m", moved, mode=DIRECTORY, parent=a)
+    bench.cache.own.moving(a, b"m", b, b"n", 50, exchange=False)(RenameReply(NO_FID, 0, False, moved), 9)
+    assert [known.attr.nlink for fid in (a, b) if (known := bench.cache.find(fid, STAT))] == [2, 4]
+    assert bench.look(moved, b"..") == b
+    unknown = bench.fid()
+    bench.cache.own.moving(b, b"x", a, b"y", 60, exchange=False)(RenameReply(NO_FID, 0, False, unknown), 9)
+    assert bench.cache.find(a, STAT) is None and bench.cache.find(a, PERM) is not None, "was it a directory?"
+
+
+def test_what_is_set_is_known_from_the_answer(bench: Bench) -> None:
+    f = bench.fid()
+    bench.learn(f)
+    question = bench.cache.question(f, STAT)
+    ended = bench.cache.own.setting(question, f)
+    asked = bench.cache.question(f, STAT)
+    assert bench.cache.find(f, PERM) is None and bench.cache.find(f, LOOKUP) is not None
+    ended(bench.attr(f, stat.S_IFREG | 0o600, ctime=50), 9)
+    bench.cache.found(asked, bench.attr(f))  # older
+    found = bench.cache.find(f, STAT)
+    assert found is not None and stat.S_IMODE(found.attr.mode) == 0o600 and found.attr.ctime == 50
+
+
+def test_objects_are_unwritten_as_long_as_open_is_held(bench: Bench) -> None:
+    said: list[Any] = []
+    bench.cache.on_unwritten = lambda layout, so: said.append((layout, so))
+    layout = Layout(1 << 20, 0, "", ((0, 7),))
+    question = bench.cache.question_name(ROOT_FID, b"f", STAT | OPEN)
+    ended, f = bench.cache.own.making(question, 50), bench.fid()
+    assert question.ride is not None and question.ride.want is not None and question.ride.want.try_bits & OPEN
+    bench.locks.grant(question.ride.want.handle, f, STAT | OPEN)
+    ended(OpenReply(DISP_OPEN_CREATE, bench.attr(f, layout=layout)), 9)
+    bench.locks.take_back(f, UPDATE)
+    assert said == [(layout, True)]
+    bench.locks.take_back(f, OPEN)
+    assert said == [(layout, True), (layout, False)]

@@ -156,12 +156,13 @@ TABLE: list[tuple[str, Operation, dict[str, int]]] = [
     ("create", lambda t: t.new(t.fids["d"], b"new"), {"d": UPDATE}),
     ("mkdir", lambda t: t.new(t.fids["d"], b"new", stat.S_IFDIR | 0o755), {"d": UPDATE}),
     ("create of what is there", lambda t: t.new(t.fids["d"], b"f"), NOBODY),
-    ("open", opening(b"f", wire.OPEN_READ | wire.OPEN_WRITE), NOBODY),
+    ("open", opening(b"f", wire.OPEN_READ), NOBODY),
+    ("open to write", opening(b"f", wire.OPEN_READ | wire.OPEN_WRITE), {"f": OPEN}),
     ("open of nothing", opening(b"nothing", wire.OPEN_READ), NOBODY),
-    ("open that finds", opening(b"f", wire.OPEN_WRITE | wire.OPEN_CREATE), NOBODY),
+    ("open that finds", opening(b"f", wire.OPEN_READ | wire.OPEN_CREATE), NOBODY),
     ("open that makes", opening(b"new", wire.OPEN_WRITE | wire.OPEN_CREATE), {"d": UPDATE}),
-    ("open that truncates", opening(b"f", wire.OPEN_WRITE | wire.OPEN_TRUNC), {"f": UPDATE}),
-    ("open that truncates or makes", opening(b"f", wire.OPEN_WRITE | wire.OPEN_CREATE | wire.OPEN_TRUNC), {"f": UPDATE}),
+    ("open that truncates", opening(b"f", wire.OPEN_WRITE | wire.OPEN_TRUNC), {"f": UPDATE | OPEN}),
+    ("open that truncates or makes", opening(b"f", wire.OPEN_WRITE | wire.OPEN_CREATE | wire.OPEN_TRUNC), {"f": UPDATE | OPEN}),
     ("link", lambda t: wire.Link(t.fids["f"], t.fids["other"], b"l", 9), {"f": UPDATE, "other": UPDATE}),
     ("unlink of the last name", unlink(b"f"), {"d": UPDATE, "f": BITS_ALL}),
     ("unlink of a name", unlink(b"twice"), {"d": UPDATE, "twice": LOOKUP | UPDATE}),
@@ -176,7 +177,7 @@ TABLE: list[tuple[str, Operation, dict[str, int]]] = [
     ("chmod", setting("f", mode=0o600), {"f": UPDATE | PERM}),
     ("chown", setting("f", uid=7), {"f": UPDATE | PERM}),
     ("utimes", setting("f", atime=7, mtime=7), {"f": UPDATE}),
-    ("truncate", setting("f", size=7), {"f": UPDATE}),
+    ("truncate", setting("f", size=7), {"f": UPDATE | OPEN}),
     ("setattr of nothing", setting("f"), NOBODY),
     ("setxattr", lambda t: wire.Setxattr(t.fids["f"], b"user.a", b"", 0, 9), {"f": UPDATE | XATTR}),
     ("setstripe", lambda t: wire.SetDirStripe(t.fids["d"], None, 9), {"d": UPDATE | XATTR}),
@@ -315,14 +316,46 @@ async def test_own_locks_that_go_with_the_request_are_not_in_the_way(mdt: Tree) 
     assert [(lock.handle, lock.bits) for lock in left] == [(part, BITS_ALL & ~(LOOKUP | UPDATE))]
 
 
-async def test_own_locks_that_do_not_are_asked_for_as_anybodys(mdt: Tree) -> None:
-    held = mdt.hold(mdt.fids["d"], UPDATE, "a")
-    call = mdt.begin(mdt.new(mdt.fids["d"], b"new"))
+KEPT: list[tuple[str, Operation, dict[str, int]]] = [
+    ("create", lambda t: t.new(t.fids["d"], b"new"), {"d": UPDATE}),
+    ("open that makes", opening(b"new", wire.OPEN_WRITE | wire.OPEN_CREATE), {"d": UPDATE}),
+    ("open to write", opening(b"f", wire.OPEN_WRITE), {"f": OPEN | UPDATE}),
+    ("link", lambda t: wire.Link(t.fids["f"], t.fids["other"], b"l", 9), {"other": UPDATE}),
+    ("unlink", unlink(b"f"), {"d": UPDATE}),
+    ("rename", rename(b"f", "other", b"g"), {"d": UPDATE, "other": UPDATE, "f": LOOKUP | UPDATE}),
+    ("exchange", rename(b"f", "d", b"e", wire.RENAME_EXCHANGE), {"d": UPDATE}),
+    ("chmod", setting("f", mode=0o600), {"f": UPDATE | PERM}),
+    ("truncate", setting("f", size=7), {"f": UPDATE | OPEN}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("operation", "kept"), [row[1:] for row in KEPT], ids=[row[0] for row in KEPT])
+async def test_what_the_author_learns_from_the_answer_he_keeps(
+    mdt: Tree, operation: Operation, kept: dict[str, int]
+) -> None:
+    for name, bits in kept.items():
+        mdt.hold(mdt.fids[name], bits, "a")
+    assert mdt.begin(operation(mdt)).answered and mdt.asked("a") == {}
+
+
+async def test_other_locks_of_the_author_are_asked_for_as_anybodys(mdt: Tree) -> None:
+    held = mdt.hold(mdt.fids["f"], LOOKUP, "a")
+    call = mdt.begin(unlink(b"f")(mdt))
     await mdt.settle()
-    assert not call.answered and mdt.asked("a") == {mdt.fids["d"]: UPDATE}
+    assert not call.answered and mdt.asked("a") == {mdt.fids["f"]: LOOKUP}
     mdt.give_back(held, "a")
     await mdt.settle()
     assert call.answered
+
+
+async def test_who_makes_a_file_hears_when_another_opens_it_to_write(mdt: Tree) -> None:
+    d = mdt.fids["d"]
+    made = mdt.riding(mdt.new(d, b"new"), try_bits=UPDATE | OPEN)
+    assert mdt.granted(made) == [(made.body.fid, LOOKUP | PERM | UPDATE | OPEN)]
+    found = mdt.riding(opening(b"new", wire.OPEN_WRITE | wire.OPEN_CREATE)(mdt), try_bits=UPDATE | OPEN, client="a")
+    assert mdt.granted(found) == [(made.body.fid, LOOKUP | PERM)], "a promise of this kind is made to the maker"
+    assert mdt.waits(opening(b"new", wire.OPEN_WRITE)(mdt), client="b")
+    assert not mdt.waits(opening(b"new", wire.OPEN_READ)(mdt), client="b")
 
 
 async def test_objects_and_locks_are_waited_for_both(mdt: Tree) -> None:
@@ -380,16 +413,23 @@ async def test_no_lock_comes_if_somebody_waits_for_what_it_is_on(mdt: Tree) -> N
     assert mdt.granted(mdt.riding(wire.Getattr(f), bits=UPDATE, client="c")) == []
 
 
-async def test_a_missing_name_brings_the_directory_if_that_is_at_rest(mdt: Tree) -> None:
+async def test_a_missing_name_brings_the_directory_unless_clients_meet_there(mdt: Tree) -> None:
     d = mdt.fids["d"]
     assert mdt.granted(mdt.riding(wire.Lookup(d, b"nothing"))) == [(d, UPDATE)]
     assert mdt.granted(mdt.riding(wire.Lookup(d, b"f"), cred=ALICE)) == [(mdt.fids["f"], LOOKUP | PERM)]
     assert mdt.granted(mdt.riding(wire.Lookup(mdt.fid(), b"nothing"))) == [], "no directory"
     assert mdt.granted(mdt.riding(wire.Lookup(mdt.fids["f"], b"nothing"))) == [], "no directory"
+    other = mdt.begin(mdt.new(d, b"new"), client="b")
+    await mdt.settle()
+    assert not other.answered and mdt.asked("a") == {d: UPDATE}
     mdt.mdt.namespace.owner_gone(mdt.export("a"))
-    mdt.now = mdt.node.wall_ns()
-    mdt.make(d, b"new")
-    assert mdt.granted(mdt.riding(wire.Lookup(d, b"nothing"))) == [], "somebody makes files there"
+    await mdt.settle()
+    assert other.answered
+    assert mdt.granted(mdt.riding(wire.Lookup(d, b"nothing"))) == [], "two make files there"
+    assert mdt.granted(mdt.riding(wire.Getattr(d), try_bits=UPDATE)) == [(d, LOOKUP | PERM)]
+    assert mdt.granted(mdt.riding(wire.Getattr(mdt.fids["other"]), try_bits=UPDATE)) == [
+        (mdt.fids["other"], LOOKUP | PERM | UPDATE)
+    ]
 
 
 async def test_a_page_brings_the_directory_and_each_entry_that_is_free(mdt: Tree) -> None:

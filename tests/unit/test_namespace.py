@@ -358,7 +358,8 @@ async def test_nobody_in_the_way(sim: Any) -> None:
     assert not bench.locks.busy(FID, UPDATE)
     bench.a.take_bits(1, LOOKUP)
     assert not bench.locks.busy(FID, UPDATE) and bench.locks.busy(FID, LOOKUP | UPDATE)
-    assert not bench.locks.busy(FID, LOOKUP, bench.a.export)
+    assert not bench.locks.busy(FID, LOOKUP, bench.a.export, LOOKUP)
+    assert bench.locks.busy(FID, LOOKUP, bench.a.export, UPDATE)
     bench.b.take_bits(2, LOOKUP)
     assert bench.locks.busy(FID, LOOKUP, bench.a.export)
 

@@ -1,0 +1,219 @@
+"""What this client changes in directories that it knows: it goes on knowing them, because it is told how that went.
+
+Before a name is made, removed or moved, the MDT takes back what others hold of the directory. The author keeps his own
+UPDATE lock: nobody else has changed anything under it, and what he has changed himself follows from his request and its
+answer. So a client that fills a directory asks for the directory's attributes once, and never whether a name is there.
+
+While a change is on its way nobody can say whether it has happened, so what it touches is not believed: `going`. An
+answer to a question that was on its way at the same time may be older or newer than the change: `overlaps`. Of such
+an answer nothing is kept that the change touches. A caller who gives up waiting changes nothing of this: `ended` is
+called when the answer comes, whoever waits for it.
+Source: mdt/locks.py for the other side.  Lustre's clients give the lock back and ask again (ll_prep_inode())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from stat import S_ISDIR
+from typing import TYPE_CHECKING, Any
+
+from lustrelite.ids import NO_FID, Fid
+from lustrelite.wire.ldlm import LOOKUP, PERM, UPDATE
+from lustrelite.wire.mdt import DISP_OPEN_CREATE, OpenReply
+
+if TYPE_CHECKING:
+    from lustrelite.client.attr_cache import AttrCache, Known, Question
+
+Ended = Callable[[Any, int], None]  # of a change: its reply's body and transno; None and 0 if it was refused
+ENDED_MAX = 1024  # inodes whose last change is remembered
+
+
+class OwnChanges:
+    """Of one client, in what one AttrCache knows."""
+
+    def __init__(self, cache: AttrCache) -> None:
+        self.cache = cache
+        self.clock = 0  # counts ends of changes
+        self.going: dict[Fid, int] = {}  # how many changes of an inode are on their way
+        self._ended: dict[Fid, int] = {}  # the clock at the last end
+        self._forgotten = 0  # of those that are not in `_ended` it was not later
+
+    def overlaps(self, fid: Fid, since: int) -> bool:
+        """Was `fid` changed from here since the clock showed `since`, or is being changed?"""
+        if since == self.clock and not self.going:
+            return False
+        return fid in self.going or self._ended.get(fid, self._forgotten) > since
+
+    def _begin(self, *fids: Fid) -> None:
+        on_lost = self.cache.on_lost
+        for fid in fids:
+            self.going[fid] = self.going.get(fid, 0) + 1
+            if on_lost is not None:
+                on_lost(fid, UPDATE)
+
+    def _end(self, *fids: Fid, changed: bool) -> None:
+        for fid in fids:
+            left = self.going[fid] - 1
+            if left:
+                self.going[fid] = left
+            else:
+                del self.going[fid]
+        if changed:
+            self.clock += 1
+            for fid in fids:
+                self._mark(fid)
+
+    def _mark(self, fid: Fid) -> None:
+        self._ended.pop(fid, None)
+        self._ended[fid] = self.clock
+        if len(self._ended) > ENDED_MAX:
+            self._forgotten = self._ended.pop(next(iter(self._ended)))
+
+    # the changes: each returns what is to be called with its answer ----------------------------------------------------
+
+    def making(self, question: Question, time: int, *, directory: bool = False) -> Ended:
+        """A name is about to be made, by a create or by an open that may find it; `question` asks for locks of the file."""
+        parent, name = question.parent, question.name
+        self._begin(parent)
+
+        def ended(reply: Any, transno: int) -> None:
+            opened = type(reply) is OpenReply
+            made = reply is not None and not (opened and not reply.disposition & DISP_OPEN_CREATE)
+            self._end(parent, changed=made)
+            if made:
+                self._made(parent, name, time, int(directory))
+                self.cache.made(question, reply.attr if opened else reply)
+            elif opened:
+                self.cache.found(question, reply.attr)
+
+        return ended
+
+    def linking(self, parent: Fid, name: bytes, time: int) -> Ended:
+        """A file that is there is about to get another name."""
+        self._begin(parent)
+
+        def ended(reply: Any, transno: int) -> None:
+            self._end(parent, changed=reply is not None)
+            if reply is not None:
+                self._made(parent, name, time, 0)
+
+        return ended
+
+    def removing(self, parent: Fid, name: bytes, time: int, *, directory: bool = False) -> Ended:
+        """`name` is about to be removed from `parent`."""
+        self._begin(parent)
+
+        def ended(reply: Any, transno: int) -> None:
+            self._end(parent, changed=reply is not None)
+            if reply is not None:
+                known = self._touch(parent, time, -int(directory))
+                if known is not None:
+                    self._went(known, name)
+
+        return ended
+
+    def moving(self, source: Fid, name: bytes, target: Fid, new_name: bytes, time: int, *, exchange: bool) -> Ended:
+        """`name` in `source` is about to become `new_name` in `target`, or to change places with it."""
+        child = self.cache.child(source, name)
+        fids = dict.fromkeys((source, target, child) if child is not None else (source, target))
+        self._begin(*fids)
+        self.cache.leave(source, name)
+
+        def ended(reply: Any, transno: int) -> None:
+            moved: Fid = reply.moved if reply is not None else NO_FID
+            self._end(*fids, changed=moved != NO_FID)
+            if moved == NO_FID:  # refused, or two names of one file
+                return
+            self._mark(moved)
+            if exchange:
+                for fid in (source, target):
+                    self._doubt(fid)
+            else:
+                self._moved(moved, source, name, target, new_name, time, transno, replaced=reply.fid != NO_FID)
+
+        return ended
+
+    def setting(self, question: Question, fid: Fid) -> Ended:
+        """Attributes of `fid` are about to be changed."""
+        self._begin(fid)
+        known = self.cache.files.get(fid)
+        if known is not None:
+            known.fresh &= ~(UPDATE | PERM)
+            known.merged = None
+
+        def ended(reply: Any, transno: int) -> None:
+            self._end(fid, changed=reply is not None)
+            if reply is not None:
+                self.cache.changed(question, reply)
+
+        return ended
+
+    def _moved(
+        self, fid: Fid, source: Fid, name: bytes, target: Fid, new_name: bytes, time: int, transno: int, *, replaced: bool
+    ) -> None:
+        cache = self.cache
+        moved = cache.files.get(fid)
+        directory = moved is not None and bool(moved.fresh) and S_ISDIR(moved.attr.mode)
+        links = int(directory and source != target)
+        if moved is None or not moved.fresh or (directory and replaced):
+            links = 0
+            if source != target or replaced:  # perhaps a directory: the link counts are not known
+                for each in (source, target):
+                    self._doubt_attr(each)
+        old, new = self._touch(source, time, -links), self._touch(target, time, links)
+        if moved is not None and moved.fresh & UPDATE:
+            moved.attr = moved.attr._replace(ctime=max(moved.attr.ctime, time), version=transno)
+            moved.merged = None
+        if directory and moved is not None and moved.fresh & LOOKUP:
+            moved.attr = moved.attr._replace(parent=target)
+            moved.merged = None
+        if old is not None:
+            self._went(old, name)
+        if new is not None:
+            self._came(new, new_name)
+        if moved is not None and moved.bits & LOOKUP:
+            cache.enter(cache.file(target), new_name, moved)
+
+    def _made(self, parent: Fid, name: bytes, time: int, links: int) -> None:
+        known = self._touch(parent, time, links)
+        if known is not None:
+            self._came(known, name)
+
+    # what follows from them -------------------------------------------------------------------------------------------
+
+    def _touch(self, fid: Fid, time: int, links: int) -> Known | None:
+        """The directory if its content is known, with its new times and link count."""
+        known = self.cache.files.get(fid)
+        if known is None or not known.bits & UPDATE:
+            return None
+        if known.fresh & UPDATE:
+            attr = known.attr
+            known.attr = attr._replace(
+                mtime=max(attr.mtime, time), ctime=max(attr.ctime, time), nlink=attr.nlink + links
+            )
+            known.merged = None
+        return known
+
+    def _came(self, directory: Known, name: bytes) -> None:
+        if directory.absent is not None:
+            directory.absent.pop(name, None)
+        self.cache.listed(directory, name, there=True)
+
+    def _went(self, directory: Known, name: bytes) -> None:
+        self.cache.listed(directory, name, there=False)
+        if directory.listing is None:
+            self.cache.miss(directory, name)
+
+    def _doubt_attr(self, fid: Fid) -> None:
+        known = self.cache.files.get(fid)
+        if known is not None:
+            known.fresh &= ~UPDATE
+            known.merged = None
+
+    def _doubt(self, fid: Fid) -> None:
+        """Whatever is known of a directory's content must be asked for again."""
+        known = self.cache.files.get(fid)
+        if known is not None:
+            self._doubt_attr(fid)
+            known.absent = None
+            self.cache.forget_listing(known)

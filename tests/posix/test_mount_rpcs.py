@@ -1,0 +1,80 @@
+"""What an operation through a mount may cost, counted: requests of the kernel and RPCs. `python -m bench mount_rpcs` has more."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.posix.mounts import Mounted, missing
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+FILES = 100
+SLACK = 0.2  # an operation: pings, sequences of FIDs, leases that were renewed
+
+
+def create(path: Path, size: int = 0) -> None:
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    if size:
+        os.write(fd, bytes(size))
+    os.close(fd)
+
+
+def write_and_set(path: Path) -> None:
+    """As tar does."""
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    os.write(fd, bytes(4096))
+    os.utime(fd, ns=(10**18, 10**18))
+    os.fchmod(fd, 0o644)
+    os.close(fd)
+
+
+# what, requests of the kernel (LOOKUP, GETATTR and all others), RPCs to the MDT by name, RPCs to OSTs
+Row = tuple[str, Callable[[Path], Any], float, dict[str, int], float]
+ROWS: list[Row] = [
+    ("mkdir", lambda top: os.mkdir(top / "d"), 3, {"Create": 1}, 0),
+    ("rmdir", lambda top: os.rmdir(top / "d"), 3, {"Unlink": 1}, 0),
+    ("create", lambda top: create(top / "f"), 5, {"Open": 1, "Close": 1}, 0),
+    ("stat", lambda top: os.stat(top / "f"), 1, {}, 0),  # the kernel has dropped what it knew of the directory
+    ("open", lambda top: os.close(os.open(top / "f", os.O_RDONLY)), 3, {"Open": 1, "Close": 1}, 0),
+    ("chmod", lambda top: os.chmod(top / "f", 0o600), 1, {"Setattr": 1}, 0),
+    ("link", lambda top: os.link(top / "f", top / "l"), 3, {"Link": 1, "Getattr": 1}, 0),
+    ("rename", lambda top: os.rename(top / "f", top / "g"), 3, {"Rename": 1}, 0),
+    ("rename over", lambda top: os.rename(top / "l", top / "g"), 4, {"Rename": 1, "Lookup": 1}, 0),
+    ("unlink", lambda top: os.unlink(top / "g"), 3, {"Unlink": 1}, 0),
+    ("a small file", lambda top: create(top / "s", 4096), 7, {"Open": 1, "Close": 1}, 2),
+    ("a file of a tar", lambda top: write_and_set(top / "t"), 9, {"Open": 1, "Close": 1, "Setattr": 2}, 2),
+]
+
+
+@pytest.mark.processes
+async def test_operations_cost_no_more_than_they_must(world: Any) -> None:
+    """One directory per operation, in which nothing was known before; a name that is not there costs no question."""
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+        tops = [m.path / str(number) for number in range(FILES)]
+        await m.call(lambda: [top.mkdir() for top in tops])
+        for name, work, requests, rpcs, to_osts in ROWS:
+            if name == "rename over":  # two names of one file would stay
+                await m.call(lambda: [(os.unlink(top / "l"), create(top / "l")) for top in tops])
+                await m.call(time.sleep, 0.3)
+            before = m.tell("fuse")["requests"], m.tell("rpcs")
+            await m.call(lambda work=work: [work(top) for top in tops])
+            await m.call(time.sleep, 0.3)  # what nobody waits for
+            after = m.tell("fuse")["requests"], m.tell("rpcs")
+            asked, sent = (
+                {key: more for key, count in new.items() if (more := count - old.get(key, 0)) and "FORGET" not in key}
+                for new, old in zip(after, before, strict=True)
+            )
+            assert sum(asked.values()) <= (requests + SLACK) * FILES, (name, asked)
+            for key, count in sent.items():
+                kind, _, message = key.partition(".")
+                if kind == "mdc":
+                    assert count <= (rpcs.get(message, 0) + SLACK) * FILES, (name, sent)
+            osts = sum(count for key, count in sent.items() if key.startswith("osc."))
+            assert osts <= (to_osts + SLACK) * FILES, (name, sent)
+        await m.call(lambda: [shutil.rmtree(top) for top in tops])
