@@ -20,7 +20,6 @@ import random
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from lustrelite.params import ParamTree, add_node_params
 from lustrelite.rpc.config import ConfigFollower
 from lustrelite.rpc.node import Node
 from lustrelite.rpc.transport import SocketNetwork
+from lustrelite.rpc.workers import Workers
 from lustrelite.wire.mgs import SetParam
 
 EXIT_REFUSED = 2  # the arguments or the directories are wrong: starting again does not help
@@ -100,8 +100,7 @@ class Process:
         self._stops = 0
         rng = random.Random()
         network = SocketNetwork(rng, name=self.name, allow_remote=options.allow_remote)
-        executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="io")
-        self.node = Node(self.name, network, executor=executor, seed=rng.getrandbits(64))
+        self.node = Node(self.name, network, workers=Workers(WORKERS), seed=rng.getrandbits(64))
         network.events = self.node.events
         self.node.on_crash = self._crashed
         self._open_logs()

@@ -93,9 +93,9 @@ IMPURE_ALLOWED = {("lustrelite.errors", "os")}
 SEAM_MODULES = {"_thread", "concurrent.futures", "multiprocessing", "random", "secrets", "select", "selectors",
                 "socket", "subprocess", "threading", "time", "uvloop"}
 SEAM_ALLOWED = {
-    ("lustrelite.rpc.node", "random"),  # the seam itself: node.random, node.wall_ns, run_blocking's executor
+    ("lustrelite.rpc.node", "random"),  # the seam itself: node.random, node.wall_ns, run_blocking
     ("lustrelite.rpc.node", "time"),
-    ("lustrelite.rpc.node", "concurrent.futures"),
+    ("lustrelite.rpc.workers", "threading"),  # run_blocking's threads
     ("lustrelite.rpc.transport", "socket"),  # the only socket code
     ("lustrelite.rpc.transport", "random"),  # the type of the generator that is handed in
     ("lustrelite.store.kv", "threading"),  # locks only: commits and file I/O run in the node's worker threads
@@ -110,6 +110,7 @@ SEAM_CALLS_ALLOWED = {("lustrelite.client.tree", "asyncio.ensure_future")}  # of
 SEAM_LAYER_MAX = 4
 
 CATCH_ALL_ALLOWED = {
+    "lustrelite.rpc.workers",  # what a call in a thread raises is for who waits for it
     "lustrelite.rpc.service",  # a handler's bug ends the process, in one place
     "lustrelite.sim.loop",  # an event loop catches what callbacks raise
     "lustrelite.sim.swarm",  # a run that broke is a finding, with its seed

@@ -7,7 +7,6 @@ import os
 import random
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from lustrelite.cli.context import where
@@ -21,15 +20,13 @@ from lustrelite.rpc.transport import SocketNetwork
 
 _T = TypeVar("_T")
 MOUNT_WAIT_S = 30.0
-WORKERS = 4
 
 
 def new_node(name: str) -> Node:
     """A node for a client in this process."""
     rng = random.Random()
     network = SocketNetwork(rng, name=name)
-    executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="io")
-    node = Node(name, network, executor=executor, seed=rng.getrandbits(64))
+    node = Node(name, network, seed=rng.getrandbits(64))
     network.events = node.events
     return node
 

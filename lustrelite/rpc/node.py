@@ -6,7 +6,7 @@ number, opens a socket or starts a thread:
 - time is the loop's (`now`, and `wall_ns` for timestamps),
 - randomness is `node.random`,
 - frames go through `node.network` (rpc/transport.py, or sim/net.py),
-- blocking calls go through `run_blocking`, which is the loop's executor,
+- blocking calls go through `run_blocking`, to the threads of rpc/workers.py,
 - tasks belong to the node (`spawn`), so that stopping it leaves none behind.
 """
 
@@ -16,15 +16,16 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import Executor
 from typing import Any, Protocol, TypeVar
 
 from lustrelite.events import EventLog
 from lustrelite.faults import Faults
 from lustrelite.ids import Nid
+from lustrelite.rpc.workers import Workers
 from lustrelite.tunables import Tunables
 
 _T = TypeVar("_T")
+WORKERS = 4
 
 # In place of a bulk that did not match its checksum: compare with `is`. What bulk_buffer() gave holds garbage.
 CORRUPT = memoryview(b"")
@@ -92,7 +93,7 @@ class Node:
         network: Network,
         *,
         tunables: Tunables | None = None,
-        executor: Executor | None = None,
+        workers: Workers | None = None,
         seed: int | None = None,
     ) -> None:
         self.name = name
@@ -101,7 +102,7 @@ class Node:
         self.random = random.Random(seed)
         self.events = EventLog(name, self.now)
         self.faults = Faults()
-        self.executor = executor
+        self.workers = workers or Workers(WORKERS)
         self.dead = False
         self._tasks: dict[asyncio.Task[Any], None] = {}  # a dict keeps order: cancellation must be repeatable
         self.on_crash: Callable[[str], None] | None = None  # a StoreFailed or a "crash" fault ends the process
@@ -128,7 +129,7 @@ class Node:
 
     def run_blocking(self, function: Callable[..., _T], *args: Any) -> Awaitable[_T]:
         """Run `function` in a worker thread (in the simulator: now, with a delay)."""
-        return asyncio.get_running_loop().run_in_executor(self.executor, function, *args)
+        return self.workers.run(function, *args)
 
     def crash(self, why: str, error: BaseException | None = None) -> None:
         """End this process as `kill -9` would: nothing is committed, nobody is told."""

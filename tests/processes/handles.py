@@ -11,7 +11,6 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -297,9 +296,7 @@ class ProcessClient(SimClient):
             return
         await node.stop_tasks()
         node.events.sinks.clear()
-        executor: Executor | None = node.executor
-        if executor is not None:
-            executor.shutdown(wait=False)
+        node.workers.stop()
 
     def pause(self) -> Any:
         """Not here."""
