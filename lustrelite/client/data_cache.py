@@ -282,7 +282,27 @@ def copy_out(cached: CachedObject, start: int, pieces: Sequence[memoryview]) -> 
         start = end
 
 
+def views_of(cached: CachedObject, start: int, end: int) -> list[memoryview]:
+    """Where the bytes of [start, end) of the object lie, in this turn of the loop; what is not there is zeros."""
+    pages = cached.pages
+    views: list[memoryview] = []
+    at = start
+    for low, high in pages.valid.within(start, end):
+        _zeros(views, low - at)
+        views += pages.views(low, high)
+        at = high
+    _zeros(views, end - at)
+    return views
+
+
+def _zeros(views: list[memoryview], count: int) -> None:
+    while count:
+        views.append(_ZEROS_VIEW[:count])
+        count -= len(views[-1])
+
+
 _ZEROS = bytes(1 << 16)
+_ZEROS_VIEW = memoryview(_ZEROS)
 
 
 def zero(view: memoryview) -> None:

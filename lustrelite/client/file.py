@@ -20,7 +20,7 @@ import asyncio
 import errno
 import fcntl
 import os
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from stat import S_ISDIR, S_ISGID, S_ISREG, S_ISUID, S_IXGRP
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Self
 from lustrelite.client.attributes import Stat
 from lustrelite.client.flocks import FileLock
 from lustrelite.client.read_ahead import ReadAhead
+from lustrelite.client.tasks import results
 from lustrelite.errors import Evicted, OpError
 from lustrelite.ids import Fid
 from lustrelite.ldlm.client_lock import ClientLock
@@ -172,6 +173,33 @@ class File:
         buffer = bytearray(size)
         done = await self.pread_into(buffer, offset)
         return bytes(memoryview(buffer)[:done])
+
+    async def pread_views(self, size: int, offset: int) -> Sequence[memoryview]:
+        """The same without a copy: where the bytes lie. That is good until the loop's next turn.
+
+        For callers whom the loop calls: what is cached is there without a suspension, however much it is.
+        """
+        self._check(self.readable, offset)
+        layout = await self._current_layout()
+        if self._cached is None or layout is None or size <= 0 or offset + size > limits.file_bytes_max:
+            return (memoryview(await self.pread(size, offset)),)
+        cached, cred = self._cached, self.fs.cred
+        may = cached.may_read(layout, offset, size)
+        views = cached.views_now(layout, offset, size) if may else None
+        if may:  # what comes next is on its way together with this
+            cached.read_ahead(layout, self._ahead, offset, size, cred)
+        if views is None:
+            views = await cached.read_views(layout, offset, size, cred)
+        if not may:
+            cached.read_ahead(layout, self._ahead, offset, size, cred)
+        if not self.flags & os.O_NOATIME:
+            self.atime = self.fs.connections.time()
+        return views
+
+    def pass_on(self, offset: int, size: int) -> None:
+        """Who has read this keeps it: it need not stay here."""
+        if self._cached is not None and self.layout is not None:
+            self._cached.pass_on(self.layout, offset, size)
 
     async def _size_to_read(self) -> int:
         if self._locked is None:
@@ -422,15 +450,18 @@ class File:
         EIO: something that was written to it through this or another open file is lost; each hears of it once.
         """
         self._check_open()
-        if self.layout is not None:
-            try:
-                await self.fs.connections.lov.sync(self.layout)
-            except OpError:
-                self._lost = 0  # this error says so, too
-                raise
+        connections = self.fs.connections
+        works = [connections.lov.sync(self.layout)] if self.layout is not None else []
+        if not data_only and not (self._durable_name and connections.mdc.settled):
+            works.append(connections.mdc.sync())
+        outcomes = await connections.tasks.outcomes(works, "fsync")
+        if self.layout is not None and isinstance(outcomes[0], OpError):
+            self._lost = 0  # this error says so, too
+            raise outcomes[0]
         self.say_lost()
+        results(outcomes)
         if not data_only:
-            await self.fs.connections.mdc.sync()
+            self._durable_name = True
 
     # record locks -----------------------------------------------------------------------------------------------
 

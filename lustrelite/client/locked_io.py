@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from lustrelite.client import striping
 from lustrelite.client.attributes import ObjectsAttr
 from lustrelite.client.cached_object import CachedObject
-from lustrelite.client.data_cache import DataCache, copy_out
+from lustrelite.client.data_cache import DataCache, copy_out, views_of
 from lustrelite.client.grip import GaveWay, Grip, Held
 from lustrelite.client.part_read import PartRead, pieces_of, read_past
 from lustrelite.client.read_ahead import ReadAhead
@@ -102,7 +102,25 @@ class LockedIo:
 
     def read_now(self, layout: Layout, buffer: memoryview, offset: int) -> int | None:
         """Read what is cached, if all of it is and the file's end is known: how much of it is file, or None."""
-        extents = _whole(layout, offset, len(buffer))
+        found = self._cached(layout, offset, len(buffer))
+        if found is None:
+            return None
+        held, length = found
+        _copy_all(held, buffer, length)
+        return length
+
+    def views_now(self, layout: Layout, offset: int, size: int) -> list[memoryview] | None:
+        """The same without a copy: where it lies, in this turn of the loop."""
+        found = self._cached(layout, offset, size)
+        return _views(*found) if found is not None else None
+
+    def may_read(self, layout: Layout, offset: int, size: int) -> bool:
+        """Are the locks there to read [offset, offset + size) under?"""
+        return self._match(layout, _whole(layout, offset, size), PR) is not None
+
+    def _cached(self, layout: Layout, offset: int, size: int) -> tuple[list[Held], int] | None:
+        """The objects of [offset, offset + size), and how much of it is file, if all of it is cached."""
+        extents = _whole(layout, offset, size)
         held = self._match(layout, extents, PR)
         if held is None or any(one.cached.resizing for one in held):
             return None
@@ -112,11 +130,8 @@ class LockedIo:
                 end = min(end, one.cached.size)
             if not one.cached.pages.valid.covers(one.extent.offset, end):
                 return None
-        length = self._length(layout, held, offset, len(buffer), None)
-        if length is None:
-            return None
-        _copy_all(held, buffer, length)
-        return length
+        length = self._length(layout, held, offset, size, None)
+        return (held, length) if length is not None else None
 
     async def read(
         self, layout: Layout, buffer: memoryview, offset: int, cred: Cred, *, direct: bool = False,
@@ -127,7 +142,20 @@ class LockedIo:
         `past`, asked when the locks are there: need what is not in the cache not come into it?
         Beyond the returned length the buffer is undefined.
         """
-        extents = _whole(layout, offset, len(buffer))
+        return await self._read_whole(layout, offset, len(buffer), buffer, None, cred, direct, past)
+
+    async def read_views(self, layout: Layout, offset: int, size: int, cred: Cred) -> list[memoryview]:
+        """The same through the cache and without a copy: where it lies, in the turn of the loop that it is answered in."""
+        views: list[memoryview] = []
+        await self._read_whole(layout, offset, size, None, views, cred, False, lambda: False)
+        return views
+
+    async def _read_whole(
+        self, layout: Layout, offset: int, size: int, buffer: memoryview | None, views: list[memoryview] | None, cred: Cred,
+        direct: bool, past: Callable[[], bool],
+    ) -> int:  # fmt: skip
+        """Into `buffer`, or, without one, to be seen by `views`."""
+        extents = _whole(layout, offset, size)
         left, changed = TRIES, False
         await self._cut(layout)
         while True:
@@ -135,9 +163,14 @@ class LockedIo:
             try:
                 await grip.take(extents, PR)
                 if direct or not left or not grip.believable:
-                    return await self._read_past(grip, buffer, offset, cred)
+                    if buffer is None:
+                        buffer = memoryview(bytearray(size))
+                    done = await self._read_past(grip, buffer, offset, cred)
+                    if views is not None:
+                        views.append(buffer[:done])
+                    return done
                 go_past = not changed and past()
-                length = await self._read(grip, buffer, offset, cred, past=go_past)
+                length = await self._read(grip, offset, size, buffer, views, cred, past=go_past)
                 if length is not None:
                     return length
                 left -= not go_past
@@ -147,19 +180,25 @@ class LockedIo:
             finally:
                 grip.release()
 
-    async def _read(self, grip: Grip, buffer: memoryview, offset: int, cred: Cred, *, past: bool) -> int | None:
+    async def _read(
+        self, grip: Grip, offset: int, size: int, buffer: memoryview | None, views: list[memoryview] | None, cred: Cred, *,
+        past: bool,
+    ) -> int | None:  # fmt: skip
         """Through the cache; None if what was read cannot be believed in."""
         held = list(grip.held)
         reads = [PartRead(one, buffer, cred, past=past) for one in held]
         try:
             results(await grip.each([(read.one, read.bring()) for read in reads], grip.give_way))
             reach: int | None = None
-            while (length := self._length(grip.layout, held, offset, len(buffer), reach)) is None:
+            while (length := self._length(grip.layout, held, offset, size, reach)) is None:
                 reach = await self._size_asked(grip)
             if not grip.believable or any(read.changed for read in reads):
                 return None
-            for read in reads:
-                read.copy(length)
+            if views is not None:
+                views += _views(held, length)
+            else:
+                for read in reads:
+                    read.copy(length)
             return length
         finally:
             for read in reads:
@@ -211,6 +250,15 @@ class LockedIo:
         if exact:
             return max(least - offset, 0)
         return None if reach is None else min(max(least, reach) - offset, size) if max(least, reach) > offset else 0
+
+    def pass_on(self, layout: Layout, offset: int, size: int) -> None:
+        """[offset, offset + size) was read by somebody who keeps it."""
+        for extent in _whole(layout, offset, size):
+            index, obj = layout.stripes[extent.stripe]
+            data = self.caches.get(index)
+            cached = data.objects.get(obj) if data is not None else None
+            if cached is not None:
+                cached.pages.pass_on(extent.offset, extent.offset + extent.length)
 
     def read_ahead(self, layout: Layout, ahead: ReadAhead, offset: int, size: int, cred: Cred) -> None:
         """[offset, offset + size) was read: begin to read what will be asked for next."""
@@ -499,15 +547,21 @@ class LockedIo:
 
     # durability -------------------------------------------------------------------------------------------------
 
-    async def flush(self, layout: Layout) -> None:
-        """Write back what is dirty of the file now; what cannot be written is reported as lost."""
+    async def flush(self, layout: Layout) -> set[int]:
+        """Write back what is dirty of the file now; what cannot be written is reported as lost.
+
+        Returns the stripes of which everything is durable already.
+        """
         works = []
-        for index, obj in layout.stripes:
+        stripes = []
+        for stripe, (index, obj) in enumerate(layout.stripes):
             data = self.caches.get(index)
             cached = data.objects.get(obj) if data is not None else None
             if data is not None and cached is not None and cached.pages.busy(0, OBJECT_EOF):
-                works.append(data.writeback.flush(cached))
-        await self.shared.tasks.gather(works, "flush")
+                stripes.append(stripe)
+                works.append(data.writeback.flush_durably(cached))
+        durable = await self.shared.tasks.gather(works, "flush")
+        return {stripe for stripe, done in zip(stripes, durable, strict=True) if done}
 
     async def flush_all(self) -> None:
         """Return when everything that is dirty now, or on its way, was written back."""
@@ -543,6 +597,21 @@ def _everything(layout: Layout) -> list[Extent]:
 def _copy_all(held: Sequence[Held], buffer: memoryview, length: int) -> None:
     for one in held:
         copy_out(one.cached, one.extent.offset, pieces_of(one.extent, buffer, length))
+
+
+def _views(held: Sequence[Held], length: int) -> list[memoryview]:
+    """Where the first `length` bytes of an operation lie in the cache."""
+    if len(held) == 1 and len(held[0].extent.pieces) == 1:
+        start = held[0].extent.offset
+        return views_of(held[0].cached, start, start + length)
+    pieces = []
+    for one in held:
+        at = one.extent.offset
+        for start, size in one.extent.pieces:
+            pieces.append((start, at, size, one.cached))
+            at += size
+    pieces.sort(key=lambda piece: piece[0])
+    return [view for start, at, size, cached in pieces for view in views_of(cached, at, at + max(min(size, length - start), 0))]
 
 
 def _accept(one: Held, buffer: memoryview, time: int, owner: Fid) -> bool:

@@ -317,9 +317,9 @@ class Lov:
 
     async def sync(self, layout: Layout) -> None:
         """Return when the file's data is durable: what is dirty is written back before."""
-        if self.locked is not None:
-            await self.locked.flush(layout)
-        oscs = [(self.oscs.get(index) or await self.osc(index), obj) for index, obj in layout.stripes]
+        durable = await self.locked.flush(layout) if self.locked is not None else ()
+        rest = [place for stripe, place in enumerate(layout.stripes) if stripe not in durable]
+        oscs = [(self.oscs.get(index) or await self.osc(index), obj) for index, obj in rest]
         await self._tasks.gather([osc.sync(obj) for osc, obj in oscs], "sync")
 
     async def sync_all(self) -> None:

@@ -304,6 +304,12 @@ class Mdc:
         """Space and inodes of the MDT."""
         return await self.imp.call(mdt.Statfs())  # type: ignore[no-any-return]
 
+    @property
+    def settled(self) -> bool:
+        """Is all that this client has changed on the MDT known to be durable?"""
+        replays = getattr(self.imp, "replays", None)
+        return replays is not None and not replays.uncommitted
+
     async def sync(self) -> None:
         """Return when everything executed so far is durable on the MDT."""
         await self.imp.call(mdt.Sync())

@@ -79,7 +79,7 @@ _ALONE = _alone()
 class Flight:
     """A range on its way to the OST, with a copy of its bytes."""
 
-    __slots__ = ("cost", "data", "done", "end", "failed", "lock", "release", "reported", "start", "time")
+    __slots__ = ("cost", "data", "done", "durable", "end", "failed", "lock", "release", "reported", "start", "time")
 
     def __init__(self, start: int, end: int, data: Buffer, cost: int) -> None:
         self.start = start
@@ -90,6 +90,7 @@ class Flight:
         self.time = 0
         self.done: Any = None  # of the layer above: who waits for it
         self.release = False  # the lock goes with it
+        self.durable = False  # over when it is that
         self.failed = False
         self.reported = False  # that it is lost
 
@@ -187,17 +188,18 @@ class ObjectPages:
         if high <= page.count << PAGE_SHIFT:
             self.cache.lru.move_to_end(page)
             return bytes(page.view[low:high])
-        return b"".join(self._views(start, start + size))
+        return b"".join(self.views(start, start + size))
 
     def read(self, start: int, view: memoryview) -> None:
         """Fill `view` from `start`; all of it must be there."""
         assert self.valid.covers(start, start + len(view))
         done = 0
-        for part in self._views(start, start + len(view)):
+        for part in self.views(start, start + len(view)):
             view[done : done + len(part)] = part
             done += len(part)
 
-    def _views(self, start: int, end: int) -> list[memoryview]:
+    def views(self, start: int, end: int) -> list[memoryview]:
+        """Where the bytes of [start, end) lie, all of which must be there. Good until the next change."""
         views = []
         touch = self.cache.lru.move_to_end
         while start < end:
@@ -395,7 +397,7 @@ class ObjectPages:
         page = self.pages[start >> PAGE_SHIFT]
         if page.count > 1 and end <= page.end:
             return memoryview(page.buffer)[start - page.start : end - page.start]
-        return b"".join(self._views(start, end))
+        return b"".join(self.views(start, end))
 
     def _outside_flights(self, start: int, end: int) -> list[tuple[int, int]]:
         """What of the range is in no flight."""
@@ -481,6 +483,15 @@ class ObjectPages:
             if page is not None and not self.valid.overlaps(page.start, page.end):
                 self._free_page(page)
         return dirty
+
+    def pass_on(self, start: int, end: int) -> None:
+        """Somebody else keeps [start, end) from now on: whole blocks of it need not be here, too."""
+        while start < end:
+            page = self.pages.get(start >> PAGE_SHIFT)
+            if page is not None and page.count > 1 and start <= page.start and page.end <= end:
+                if not self.busy(page.start, page.end, pinned=True):
+                    self.evict(page)
+            start = page.end if page is not None else (start // PAGE_BYTES + 1) * PAGE_BYTES
 
     def evict(self, page: Page) -> None:
         """Forget a page that is not busy."""

@@ -25,12 +25,16 @@ if TYPE_CHECKING:
     from lustrelite.client.page_cache import Watch
 
 
+_NO_BUFFER = memoryview(b"")
+
+
 class PartRead:
     """What lies in one object of what an operation reads. `end` it."""
 
-    def __init__(self, one: Held, buffer: memoryview, cred: Cred, *, past: bool) -> None:
+    def __init__(self, one: Held, buffer: memoryview | None, cred: Cred, *, past: bool) -> None:
+        assert buffer is not None or not past
         self.one = one
-        self.buffer = buffer
+        self.buffer = buffer if buffer is not None else _NO_BUFFER  # None: nothing is copied
         self.cred = cred
         self._cached: list[Extent] = []  # comes out of the cache
         self._watched: list[tuple[Extent, Watch]] = []  # lands in the buffer

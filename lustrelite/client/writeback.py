@@ -223,6 +223,23 @@ class WriteBack:
         for flight in cached.pages.flights_in(start, end):
             await over(flight)
 
+    async def flush_durably(self, cached: CachedObject) -> bool:
+        """`flush` all of it; True if it is durable, too, because one write was left to do, answered when that was so."""
+        pages, size, slots = cached.pages, self.osc.bytes_max, self.osc.slots()
+        dirty = pages.dirty.within(0, OBJECT_EOF)
+        one = len(dirty) == 1 and dirty[0][0] // size == (dirty[0][1] - 1) // size and not pages.flights
+        lock = cached.lock_at(dirty[0][0], WRITERS) if one else None
+        if lock is None or lock.end + 1 < dirty[0][1] or slots.locked():
+            await self.flush(cached)
+            return False
+        await slots.acquire()  # at once
+        flight = pages.collect(*dirty[0], size)
+        assert flight is not None
+        flight.durable = True
+        self._launch(cached, flight, lock, slots)
+        await over(flight)
+        return not flight.failed
+
     async def flush_last(
         self, cached: CachedObject, lock: ClientLock, leave: Callable[[CachedObject, ClientLock], None]
     ) -> bool:
@@ -310,7 +327,7 @@ class WriteBack:
         wanted = tunables.max_dirty_bytes + tunables.max_rpcs_in_flight * self.osc.bytes_max
         return ost.Write(
             cached.obj, flight.start, cached.owner, cached.stripe, flight.time, flight.lock, from_grant,
-            self.grant.wish(wanted), flight.release, not from_grant,
+            self.grant.wish(wanted), flight.release, flight.durable or not from_grant,
         )  # fmt: skip
 
     def _landed(self, cached: CachedObject, flight: Flight, reply: ost.WriteReply) -> None:

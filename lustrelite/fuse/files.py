@@ -7,6 +7,7 @@ what was lost is told at FLUSH, which is close(2). Reads change the access time 
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import os
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 TRIES = 3  # to read something that is not overtaken by the loss of its lock
 FMODE_EXEC = 0x20  # in the flags of OPEN: by execve(2), which needs no right to read
+BLOCK_BYTES = 1 << 20  # whole ones of this the cache gives up when the kernel has them
 COPY_BYTES_MAX = 16 << 20  # at once, so that it can be interrupted
 RELATIME_NS = 24 * 3600 * 1_000_000_000
 _OPERATIONS = {fcntl.F_RDLCK: fcntl.LOCK_SH, fcntl.F_WRLCK: fcntl.LOCK_EX, fcntl.F_UNLCK: fcntl.LOCK_UN}
@@ -135,10 +137,12 @@ class Files:
                 withdrawn = node.begin(request, offset, offset + size)
                 if node.mapped and file.writable:
                     await file.lock_to_write(offset, size)
-                data = await file.pread(size, offset)
+                data = await file.pread_views(size, offset)
                 if file.layout is not None:
                     self.inodes.watch(node, file.layout)
                 if not node.overtaken(withdrawn):
+                    if size >= BLOCK_BYTES:  # the kernel has it when this turn is over
+                        asyncio.get_running_loop().call_soon(file.pass_on, offset, size)
                     return data
                 tries -= 1
                 if not tries:

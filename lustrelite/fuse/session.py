@@ -33,10 +33,11 @@ from lustrelite.rpc.node import Node
 TURN_REQUESTS = 16  # read in one turn of the loop
 INVALIDATORS = 32  # threads that may wait for the kernel
 SIGNAL_LOOK_S = 0.1  # has the signalled caller of a request got one that it dies of?
+PIECES_MAX = 512  # of one answer: IOV_MAX is 1024
 BACKGROUND = 64  # reads ahead and the like that the kernel may have on their way
 
 Buffer = bytes | bytearray | memoryview
-Answer = bytes | memoryview | None  # None: an empty one
+Answer = bytes | memoryview | Sequence[memoryview] | None  # several pieces; None: an empty one
 Handler = Callable[["Request", memoryview], Coroutine[Any, Any, Answer]]
 
 
@@ -245,8 +246,12 @@ class Session:
         """It is done."""
         if answer is None:
             self._write((OUT_HEADER.pack(16, 0, request.unique),))
-        else:
+        elif isinstance(answer, bytes | memoryview):
             self._write((OUT_HEADER.pack(16 + len(answer), 0, request.unique), answer))
+        else:
+            if len(answer) >= PIECES_MAX:
+                answer = (memoryview(b"".join(answer)),)
+            self._write((OUT_HEADER.pack(16 + sum(map(len, answer)), 0, request.unique), *answer))
 
     def fail(self, request: Request, number: int) -> None:
         """It is refused: errno."""

@@ -55,7 +55,7 @@ async def test_a_client_that_is_evicted_in_recovery_leaves_no_grant_behind(clust
         ost = c.oss[0].target()
         await c.replay_barrier(c.oss[0])
         file = await c.a.open("/f", create=True)
-        await file.pwrite(b"x" * 300 * KIB)
+        await file.pwrite(b"x" * 1300 * KIB)  # more than one RPC: the first is answered, and must be replayed
         syncing = soon(file.fsync())
         await c.until(lambda: ost.last_transno > ost.last_committed and ost.grants.held)
         await c.oss[0].kill()

@@ -273,6 +273,56 @@ async def test_a_large_read_sees_holes_ends_and_what_is_dirty() -> None:
         await file.close()
 
 
+@pytest.mark.parametrize("seed", range(8))
+async def test_what_is_seen_without_a_copy_is_what_is_read(seed: int) -> None:
+    """Holes, ends of objects, dirty bytes, and what comes from the OSTs, over short stripe units."""
+    rng = random.Random(seed)
+    async with CachingWorld(2, stripe_size=1 << 16, bytes_max=1 << 15) as world:
+        file = await opened(world, stripes=2)
+        for step in range(60):
+            offset, size = rng.randrange(1 << 19), rng.choice((1, 5000, 1 << 17, 1 << 19))
+            if step % 3 == 0:
+                await file.pwrite(rng.randbytes(rng.choice((1, 1000, 1 << 17))), offset)
+            if step % 10 == 0:
+                await file.fsync()
+                for server in world.osts:
+                    await server.locks.revoke()
+            if rng.randrange(2):
+                seen = b"".join(await file.pread_views(size, offset))
+                assert seen == await file.pread(size, offset)
+            else:
+                read = await file.pread(size, offset)
+                assert read == b"".join(await file.pread_views(size, offset))
+        await file.close()
+
+
+async def test_what_is_seen_without_a_copy_is_believed_under_the_lease_only() -> None:
+    async with CachingWorld() as world:
+        file = await opened(world)
+        world.osts[0].objects[1] = bytearray(b"old")
+        assert b"".join(await file.pread_views(10, 0)) == b"old"
+        world.osts[0].locks.lease_valid = False
+        world.osts[0].objects[1][:] = b"new"
+        assert b"".join(await file.pread_views(10, 0)) == b"new", "past the cache"
+        world.osts[0].locks.lease_valid = True
+        await file.close()
+
+
+async def test_whole_blocks_that_the_reader_keeps_do_not_stay() -> None:
+    async with CachingWorld(bytes_max=MIB) as world:
+        world.node.tunables.max_cached_bytes = 64 * MIB
+        file = await opened(world)
+        data = random.Random(1).randbytes(4 * MIB)
+        world.osts[0].objects[1] = bytearray(data)
+        await file.pwrite(b"x", 3 * MIB)
+        assert b"".join(await file.pread_views(4 * MIB, 0)) == data[: 3 * MIB] + b"x" + data[3 * MIB + 1 :]
+        pages = world.data().objects[1].pages
+        file.pass_on(MIB // 2, 4 * MIB)
+        assert list(pages.valid) == [(0, MIB), (3 * MIB, 4 * MIB)], "whole ones, and none that is dirty"
+        assert await file.pread(4 * MIB, 0) == data[: 3 * MIB] + b"x" + data[3 * MIB + 1 :]
+        await file.close()
+
+
 @pytest.mark.parametrize("change", ["write", "through", "truncate", "punch", "revoke"])
 async def test_what_changes_during_a_large_read_is_seen_as_a_whole_or_not_at_all(change: str) -> None:
     """One object is read already, the other not yet, when both are changed."""
@@ -527,10 +577,21 @@ async def test_fsync_writes_back_and_makes_durable() -> None:
         await file.pwrite(b"abcdefghij", 0)
         await file.fsync()
         for index in range(2):
-            assert world.names(index) == ["Write", "OstSync"]
+            assert syncs(world, index) == [True], "what is left is one write, answered when it is durable"
+            assert world.names(index) == ["Write"]
         await file.fsync(data_only=True)
         assert world.names(0) == ["OstSync"]
+        await file.pwrite(b"A", 0)
+        await file.pwrite(b"C", 2)
+        await file.fsync(data_only=True)
+        assert syncs(world, 0) == [False, False]
+        assert world.names(0) == ["Write", "Write", "OstSync"]
         await file.close()
+
+
+def syncs(world: CachingWorld, index: int) -> list[bool]:
+    """Of every write that came: is it answered when it is durable?"""
+    return [call.sync for call in world.osts[index].calls if isinstance(call, ost.Write)]
 
 
 async def test_old_data_is_written_back_by_and_by() -> None:
