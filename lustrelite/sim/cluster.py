@@ -28,7 +28,7 @@ from lustrelite.recovery.import_fsm import State
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.sim import world
 from lustrelite.sim.disk import MAP_BYTES, SimDisks
-from lustrelite.sim.grants import grant_problems
+from lustrelite.sim.grants import counted_by, grant_problems, promised_by
 from lustrelite.sim.loop import NodeKilled, SimLoop
 from lustrelite.sim.model import Seen, Tree
 from lustrelite.sim.net import Latency, Rule, SimNetwork
@@ -213,7 +213,7 @@ class Cluster:
         """Heal everything, then hold the cluster to its promises. Raises Violation."""
         await self.recover()
         await self.settle()
-        self.check_grants()
+        await self.check_grants()
         await self.bury()
         self.check_crashes()
         problems = self.oracle.check(await self.read_tree())
@@ -461,10 +461,14 @@ class Cluster:
                 reader.node.kill()
         return tree
 
-    def check_grants(self) -> None:
-        """Violation unless clients and OSTs agree on what was promised, and nothing is dirty without a promise."""
-        osts = [target for server in self.oss for target in server.running if isinstance(target, Ost)]
-        problems = grant_problems(osts, [c.fs for c in self.clients.values() if c.alive and hasattr(c, "fs")])
+    async def check_grants(self, timeout_s: float = 0.0) -> None:
+        """Violation unless clients and OSTs agree on what was promised, and nothing is dirty without a promise.
+
+        Here they do so at once, or never.
+        """
+        osts = [promised_by(target) for server in self.oss for target in server.running if isinstance(target, Ost)]
+        mounts = [client.fs for client in self.clients.values() if client.alive and hasattr(client, "fs")]
+        problems = grant_problems(osts, [row for fs in mounts for row in counted_by(fs)])
         if problems:
             raise Violation(f"seed {self.seed}: grants do not add up:\n  " + "\n  ".join(problems))
 

@@ -1,40 +1,71 @@
-"""Do clients and OSTs agree on what space was promised? Asked of a world at rest, in one turn."""
+"""Do clients and OSTs agree on what space was promised? Asked of a world at rest: what each side counts, and the comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from lustrelite.client.fs import FileSystem
 from lustrelite.ost.ost import Ost
 from lustrelite.recovery.import_fsm import State
 
 
-def grant_problems(osts: Iterable[Ost], mounts: Iterable[FileSystem]) -> list[str]:
+class Promised(NamedTuple):
+    """What one OST counts."""
+
+    ost: str
+    total: int
+    by_client: dict[str, int]  # by UUID, of those that are connected; 0: nothing
+
+
+class Counted(NamedTuple):
+    """What one client counts of one OST, in bytes."""
+
+    client: str
+    ost: str
+    available: int
+    reserved: int
+    dirty: int  # what its dirty pages need
+
+
+def promised_by(ost: Ost) -> Promised:
+    """The OST's side."""
+    held = ost.grants.held
+    return Promised(ost.name, ost.grants.promised, {uuid: held.get(export, 0) for uuid, export in ost.exports.items()})
+
+
+def counted_by(fs: FileSystem) -> list[Counted]:
+    """A mount's side, of the connections that are at rest and have a cache."""
+    found = []
+    for osc in fs.connections.lov.oscs.values():
+        imp = fs.connections.imports[osc.name]
+        if osc.data is None or imp.state is not State.FULL or imp.sending or imp.delayed:
+            continue
+        grant = osc.data.grant
+        dirty = sum(cached.pages.cost for cached in osc.data.objects.values())
+        found.append(Counted(fs.connections.uuid, osc.name, grant.available, grant.reserved, dirty))
+    return found
+
+
+def grant_problems(osts: Iterable[Promised], clients: Iterable[Counted]) -> list[str]:
     """What is wrong, in words: the sum of an OST, what is dirty without a promise, and any difference between two sides.
 
-    Of connections that are not at rest only the OST's own sum is looked at.
+    A client that an OST does not know, or the other way round, is compared with nobody.
     """
     problems = []
-    mounted = list(mounts)
-    for ost in osts:
-        grants = ost.grants
-        if grants.promised != sum(grants.held.values()):
-            problems.append(f"{ost.name} has promised {grants.promised} bytes, to its clients {sum(grants.held.values())}")
-        for fs in mounted:
-            imp = fs.connections.imports.get(ost.name)
-            osc = fs.connections.lov.oscs.get(ost.index)
-            export = ost.exports.get(fs.connections.uuid)
-            if imp is None or osc is None or osc.data is None or export is None:
-                continue
-            if imp.state is not State.FULL or imp.sending or imp.delayed or imp.fsm.handle != export.handle:
-                continue
-            ours, held = osc.data.grant, grants.held.get(export, 0)
-            dirty = sum(cached.pages.cost for cached in osc.data.objects.values())
-            who = f"{fs.connections.uuid} on {ost.name}"
-            if ours.available + ours.reserved != held:
-                problems.append(f"{who} counts {ours.available} + {ours.reserved} bytes, the OST {held}")
-            if ours.reserved != dirty:
-                problems.append(f"{who} has {dirty} bytes dirty and counts {ours.reserved}")
-            if ours.available < 0:
-                problems.append(f"{who} has {ours.reserved} bytes dirty within a grant of {held}")
+    promises = {promised.ost: promised for promised in osts}
+    for ost, total, by_client in promises.values():
+        if total != sum(by_client.values()):
+            problems.append(f"{ost} has promised {total} bytes, to its clients {sum(by_client.values())}")
+    for client, ost, available, reserved, dirty in clients:
+        held = promises[ost].by_client.get(client) if ost in promises else None
+        who = f"{client} on {ost}"
+        if reserved != dirty:
+            problems.append(f"{who} has {dirty} bytes dirty and counts {reserved}")
+        if held is None:
+            continue
+        if available + reserved != held:
+            problems.append(f"{who} counts {available} + {reserved} bytes, the OST {held}")
+        if available < 0:
+            problems.append(f"{who} has {reserved} bytes dirty within a grant of {held}")
     return problems

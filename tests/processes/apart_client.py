@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 from lustrelite import control
 from lustrelite.cli.cluster import child_environment
 from lustrelite.faults import Fault
+from lustrelite.sim.grants import Counted
 from lustrelite.sim.loop import NodeKilled
 from tests.processes.client_main import FAILED, FILE, FS, PROCESS, Marks, error_of, packed, received
 from tests.processes.handles import CALL_S, MOUNT_S, ProcessClient, fault_text
@@ -148,6 +149,11 @@ class ApartClient(ProcessClient):
         """What of its connections is not at rest, given which life each target is in."""
         assert self.node is not None
         return list(await self.node.call(PROCESS, "unsettled", instances))
+
+    async def grants(self) -> list[Counted]:
+        """What it counts of its grants."""
+        assert self.node is not None
+        return list(await self.node.call(PROCESS, "grants"))
 
     async def start(self) -> None:
         """Start the process, and mount."""

@@ -26,6 +26,7 @@ from lustrelite.errors import Deactivated, Evicted, OpError
 from lustrelite.process import Process, arguments, nids, run
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.sim.cluster import import_busy
+from lustrelite.sim.grants import Counted, counted_by
 
 LENGTH = struct.Struct("<I")
 FS, PROCESS = "fs", "process"
@@ -102,6 +103,10 @@ class Servant:
     async def unsettled(self, instances: dict[str, int]) -> list[str]:
         """See above."""
         return unsettled(self.process.name, self.imports, instances)
+
+    async def grants(self) -> list[Counted]:
+        """What it counts of its grants."""
+        return counted_by(self.fs)
 
     async def obey(self, reader: asyncio.StreamReader) -> None:
         """Until the end of the input."""

@@ -20,6 +20,7 @@ from lustrelite.control import ControlFailed
 from lustrelite.faults import POINTS, Fault
 from lustrelite.ids import Nid
 from lustrelite.rpc.node import Node
+from lustrelite.sim.grants import Counted, counted_by
 from lustrelite.sim.net import message_name
 from lustrelite.sim.processes import DONE, SimClient
 from lustrelite.store import undo
@@ -314,6 +315,10 @@ class ProcessClient(SimClient):
     async def unsettled(self, instances: dict[str, int]) -> list[str]:
         """What of its connections is not at rest, given which life each target is in."""
         return unsettled(self.name, self.imports, instances)
+
+    async def grants(self) -> list[Counted]:
+        """What it counts of its grants."""
+        return counted_by(self.fs)
 
     def arm(self, point: str, fault: Fault) -> None:
         """Arm a fault point of its own."""

@@ -31,6 +31,7 @@ from lustrelite.ids import parse_target_name
 from lustrelite.params import number_text
 from lustrelite.sim import cluster as simulated
 from lustrelite.sim.cluster import CLIENT_NAMES, Violation
+from lustrelite.sim.grants import Promised, grant_problems
 from lustrelite.sim.loop import SimLoop
 from lustrelite.sim.model import Tree
 from lustrelite.sim.oracle import Marks, Oracle
@@ -338,8 +339,27 @@ class ProcessWorld(simulated.Cluster):
             raise Violation(f"the tree cannot be read: {error}") from error
         return tree
 
-    def check_grants(self) -> None:
-        """Nothing: what OSTs have promised to whom is seen in the simulator only."""
+    async def check_grants(self, timeout_s: float = WAIT_S) -> None:
+        """See sim/cluster.py. Each process is asked for itself: what has moved in between agrees the next time."""
+        deadline = self.loop.time() + timeout_s
+        while problems := await self._grant_problems():
+            if self.loop.time() > deadline:
+                raise Violation("grants do not add up:\n  " + "\n  ".join(problems))
+            await asyncio.sleep(POLL_S)
+
+    async def _grant_problems(self) -> list[str]:
+        osts = []
+        for server in (*self.oss, *self.standbys):
+            if server.alive:
+                totals = await server.params("obdfilter.*.tot_granted")
+                shares = await server.params("obdfilter.*.exports.*.grant")
+                for name, total in totals.items():
+                    ost = name.split(".")[1]
+                    of_ost = "\n".join(text for param, text in shares.items() if param.split(".")[1] == ost)
+                    found = re.findall(r"(\S+): (\d+)", of_ost)
+                    osts.append(Promised(ost, int(total), {uuid: int(held) for uuid, held in found}))
+        clients = [row for client in self.clients.values() if client.alive for row in await client.grants()]
+        return grant_problems(osts, clients)
 
     async def check_disks(self) -> None:
         """fsck of the running cluster, as soon as destroys have gone through. Violation if it finds anything."""

@@ -1,6 +1,6 @@
 """Space that OSTs promise to clients: both sides count the same through any trouble, and what was accepted finds room.
 
-On leaving each world, and wherever `c.check_grants()` stands, the clients' counts are compared with the OSTs'.
+On leaving each world, and wherever `await c.check_grants()` stands, the clients' counts are compared with the OSTs'.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import pytest
 from steps import EVICTION, soon
 
 from lustrelite.errors import OpError
+from lustrelite.sim.cluster import Violation
 from lustrelite.wire.ost import GrantShrink, Write
 
 KIB = 1 << 10
@@ -66,7 +67,7 @@ async def test_a_client_that_is_evicted_in_recovery_leaves_no_grant_behind(clust
         await asyncio.wait([syncing])
         assert syncing.exception() is not None, "what was not durable is lost, and said to be"
         await c.settle()
-        c.check_grants()
+        await c.check_grants()
         await c.b.write("/g", b"y" * MIB)
         await c.b.fs.sync()
 
@@ -82,7 +83,7 @@ async def test_an_idle_client_gives_back_what_it_does_not_need(cluster: Any) -> 
         assert grant.available == MIB == ost.grants.held[ost.exports[c.a.uuid]]
         c.saw("client.grant_shrunk")
         assert (await c.b.fs.statfs()).bytes_available >= free + before - MIB, "statfs counts what is promised as used"
-        c.check_grants()
+        await c.check_grants()
         await c.a.write("/g", b"y" * 3 * MIB)  # and comes by more when it needs it
         await c.a.fs.sync()
         assert grant.available > MIB
@@ -109,7 +110,7 @@ async def test_what_is_given_back_is_counted_once(cluster: Any, lost: str) -> No
         rule.release()
         await c.settle()
         assert grant_of(c.a).available == MIB
-        c.check_grants()
+        await c.check_grants()
 
 
 @pytest.mark.parametrize("reply", [False, True], ids=["request", "reply"])
@@ -136,7 +137,7 @@ async def test_a_write_takes_its_grant_once(cluster: Any, trouble: str, reply: b
                 rule.release()
         await syncing
         await c.settle()
-        c.check_grants()
+        await c.check_grants()
         assert not grant_of(c.a).reserved
         assert await c.b.read("/f") == b"x" * 600 * KIB
 
@@ -165,8 +166,25 @@ async def test_a_full_ost_loses_nothing_that_was_accepted(cluster: Any, trouble:
         written = await asyncio.gather(*filling)
         await asyncio.gather(c.a.fs.sync(), c.b.fs.sync())
         await c.settle()
-        c.check_grants()
+        await c.check_grants()
         assert sum(written) > 12 * MIB
         c.never_saw("client.data_lost")
         for server in c.oss:
             assert server.target().statfs().bytes_available >= 0
+
+
+async def test_a_difference_between_what_both_sides_count_is_found(world: Any) -> None:
+    """The check on leaving each world has eyes: a client that believes in a block more, or less, or has dirty data beyond."""
+    async with world(oss=2, clients=2) as c:
+        await c.a.write("/f", b"x" * 300 * KIB)
+        await c.b.write("/g", b"y" * 300 * KIB)
+        await c.settle()
+        await c.check_grants()
+        for index in (0, 1):
+            grant = grant_of(c.b, index)
+            for count, wrong in (("available", 4096), ("available", -4096), ("reserved", 4096)):
+                setattr(grant, count, getattr(grant, count) + wrong)
+                with pytest.raises(Violation, match="grants do not add up"):
+                    await c.check_grants(timeout_s=0.3)
+                setattr(grant, count, getattr(grant, count) - wrong)
+                await c.check_grants()
