@@ -7,7 +7,7 @@ import stat
 from lustrelite.fsck.changes import DESTROY, ONE_STRIPE, Changes, Mend
 from lustrelite.fsck.report import Problem
 from lustrelite.ids import NO_FID, Fid, fid_text
-from lustrelite.ost.ost import GRANT_JUMP_MAX, LAST_ID
+from lustrelite.ost.object_ids import GRANT_JUMP_MAX, ID_LIMIT, LAST_ID
 from lustrelite.recovery.versions import ABSENT
 from lustrelite.store import schema
 from lustrelite.store.schema import META, OBJECTS, OST_LOG, POOLS, Inode, ObjectRecord, Owner, PoolRecord
@@ -16,8 +16,8 @@ from lustrelite.wire.mdt import Layout
 # ---------------------------------------------------------------- numbers, records
 
 
-def _last_id(changes: Changes, index: int) -> int:
-    value = changes.osts[index].rows.get(META, LAST_ID)
+def _last_id(changes: Changes, index: int, key: bytes = LAST_ID) -> int:
+    value = changes.osts[index].rows.get(META, key)
     return int(schema.unpack_meta(value)) if value is not None else 0
 
 
@@ -58,8 +58,8 @@ def _has_data(changes: Changes, index: int, oid: int) -> bool:
 
 
 def _new_object(changes: Changes, index: int, fid: Fid) -> int:
-    """A fresh, empty object with an id that was never used."""
-    oid = max(_last_id(changes, index), _pool(changes, index).granted) + 1
+    """A fresh, empty object with an id that was never used, not even by a grant that a crash took."""
+    oid = max(_last_id(changes, index), _last_id(changes, index, ID_LIMIT), _pool(changes, index).granted) + 1
     while _has_data(changes, index, oid):
         oid += 1
     inode = changes.inode(fid)

@@ -1,9 +1,9 @@
 """Towards one OST the MDT is a client: it has object ids granted ahead of time, and cleans up after crashes.
 
-Ids. Those in (last_used, granted] may be taken. Granted ids are durable on the OST; `last_used` is durable with the
-layout that uses it. After every connect the two may disagree: the MDT crashed and lost allocations, or an answer of the
-OST was lost. So the pool is frozen, and OST_CREATE with DELORPHAN says: all above last_used is not in any layout, destroy
-it, and where shall I go on? New ids start above the answer and above last_used. While the MDT itself is in recovery this
+Ids. Those in (last_used, granted] may be taken, before the OST has made the grant durable: a crash of the OST may take it, and
+our import replays it like any change. `last_used` is durable with the layout that uses it. After every connect the two may
+disagree: the MDT crashed and lost allocations or its replays, or an answer of the OST was lost. So the pool is frozen, and OST_CREATE with DELORPHAN says: all above last_used is not in any layout, destroy
+it, make what you miss below, and where shall I go on? New ids start above the answer and above last_used. While the MDT itself is in recovery this
 waits, because replays still claim ids. One task does it all in turn, so an answer can never belong to another question;
 an answer from before a reconnect is thrown away.
 
@@ -224,6 +224,7 @@ class Osp:
         self._filled_at = float("-inf")
         self.refusing = False
         self._look_wanted.set()
+        self.log.wake()
         self.node.events.emit("osp.orphans_cleaned", ost=self.name, last_used=last_used, last_id=reply.last_id)
 
     async def _refill(self) -> None:

@@ -26,7 +26,7 @@ from lustrelite.ldlm.policy import WRITERS
 from lustrelite.ost import lockless
 from lustrelite.recovery.versions import ABSENT
 from lustrelite.store.schema import ObjectRecord
-from lustrelite.target.handlers import EMPTY, LATER, Dropped, Handler, NotReady, mutating, reading, waiting
+from lustrelite.target.handlers import EMPTY, LATER, Handler, NotReady, mutating, reading, waiting
 from lustrelite.target.target import INDEX_READ_MAX, index_read
 from lustrelite.tunables import limits
 from lustrelite.wire.ldlm import DISCARD_DATA, PR, PW, Granted
@@ -128,38 +128,30 @@ def _check_lock(ost: Ost, call: Call, body: Change | Read | ObjectSeek, start: i
 # ---------------------------------------------------------------- ids
 
 
-async def create(call: Call, body: OstCreate) -> OstCreateReply:
-    """Grant ids, or destroy those that were granted and never used. Answered when it is durable.
+def prepare_create(call: Call, body: OstCreate) -> Awaitable[None] | None:
+    """The fault point."""
+    return _ost(call).fault("ost.create", call) if call.target.node.faults.any else None
 
-    Asking for what is there already creates nothing (LU-5648). After an orphan pass ids are not used again. An MDT
-    that has used ids this OST does not know is believed: the OST lost them.
+
+def create(txn: Transaction, body: OstCreate) -> OstCreateReply:
+    """Grant ids; or hear which of them are in use, and go on above them (object_ids.py).
+
     Source: ofd_create_hdl(), ofd_dev.c; protocol-facts 7.2
     """
-    ost = _ost(call)
+    ost, call = _ost(txn), txn.call
+    assert call is not None
     _check_server(call)
     if not 0 <= body.upto <= OBJECT_ID_MAX:
         raise OpError(errno.EINVAL, f"object id {body.upto}")
-    await ost.fault("ost.create", call)
-    async with ost.granting:
-        _check_valid(call)
-        if call.conn_cnt < call.export.conn_cnt:
-            raise OpError(errno.ESTALE, "of an older connection")
-        xid, answer = ost.created.get(call.export, (0, OstCreateReply(0)))
-        if call.xid == xid:
-            return answer  # a second copy, late: what it would destroy may be in use by now
-        if call.xid < xid:
-            raise Dropped("an older create")
-        if not body.flags & CREATE_DELORPHAN:
-            await ost.grow(body.upto)
-        elif body.upto > ost.last_id:
-            await ost.regrow(body.upto)
-        else:
-            await ost.destroy_orphans(body.upto)
-        ost.ids_known |= bool(body.flags & CREATE_DELORPHAN)
-        reply = OstCreateReply(ost.last_id)
-        ost.created[call.export] = (call.xid, reply)
-    await ost.committed()
-    return reply
+    if call.conn_cnt < call.export.conn_cnt:
+        raise OpError(errno.ESTALE, "of an older connection")
+    txn.data = (ost.ids.settle if body.flags & CREATE_DELORPHAN else ost.ids.grow)(txn, body.upto)
+    return OstCreateReply(txn.data)
+
+
+def rebuild_create(call: Call, body: OstCreate, record: Any) -> OstCreateReply:
+    """What was granted then."""
+    return OstCreateReply(record.data)
 
 
 def destroy(txn: Transaction, body: Destroy) -> Empty:
@@ -277,10 +269,7 @@ def write(txn: Transaction, body: Write) -> WriteReply:
     ost, call = _ost(txn), txn.call
     assert call is not None
     data, end = _check_write(body, call.bulk)
-    if txn.replay and body.object > ost.last_id:
-        record = ost.recreate(txn, body.object)
-    else:
-        record = ost.record(body.object)
+    record = ost.record_for(txn, body.object)
     if not _is_done(ost, txn, call, body, body.offset, end):
         if not txn.replay:  # its space was found once
             ost.make_room(call.export, body, len(data))
@@ -407,7 +396,7 @@ def _checked(txn: Transaction, ost: Ost, oid: int) -> ObjectRecord:
     """The record, whose version the change depends on."""
     if txn.replay and not ost.exists(oid):
         txn.check(0, ABSENT)
-    record = ost.record(oid)
+    record = ost.record_for(txn, oid)
     txn.check(0, record.version)
     return record
 
@@ -566,7 +555,7 @@ async def read_index(call: Call, body: IndexRead) -> IndexPage:
 
 
 HANDLERS: dict[type, Handler] = {
-    OstCreate: waiting(create),
+    OstCreate: mutating(create, prepare=prepare_create, rebuild=rebuild_create, essential=True),
     Write: mutating(write, prepare=prepare_write, rebuild=rebuild_write, sync=lambda body: body.sync),
     Read: waiting(read),
     Punch: mutating(punch, prepare=prepare_punch, rebuild=rebuild_attr),

@@ -1,8 +1,7 @@
 """The object storage target: numbered objects, each a record in the database and, once written, a file.
 
-- An object exists as long as its record does. Ids are granted to the MDT by the thousand (`grow`): that puts records
-  and moves `last_id`, in one transaction that is committed before the answer, so no id is ever granted twice. The
-  file is made by the first write; until then the object is empty.
+- An object exists as long as its record does. Ids are granted to the MDT by the thousand (object_ids.py), which puts the
+  records. The file is made by the first write; until then the object is empty.
 - Data reaches the file at once, its record (times, version, back-pointer) the running batch. Before a batch is
   committed the files its writes named are made durable (`_commit`), so a record never promises bytes that a power
   cut could take. The other way round is harmless: bytes without their record come again with the replay.
@@ -26,12 +25,11 @@ from itertools import islice
 from typing import Any
 
 from lustrelite.errors import OpError, StoreFailed
-from lustrelite.ids import NO_FID
 from lustrelite.ldlm.lock import Lock
 from lustrelite.ost.grant import Grants
 from lustrelite.ost.handlers import HANDLERS, Prepared
+from lustrelite.ost.object_ids import ObjectIds
 from lustrelite.ost.ranges import Ranges
-from lustrelite.recovery.versions import ABSENT
 from lustrelite.rpc.export import Call, Export
 from lustrelite.rpc.node import Node
 from lustrelite.store import schema
@@ -45,19 +43,11 @@ from lustrelite.target.target import Target
 from lustrelite.target.transaction import Transaction
 from lustrelite.wire.ldlm import EXTENT, Lvb
 from lustrelite.wire.mdt import STATFS_NO_SPACE, StatfsReply
-from lustrelite.wire.ost import OBJECT_EOF, ObjectAttr, OstCreateReply, Write, resource_of
+from lustrelite.wire.ost import CREATE_DELORPHAN, OBJECT_EOF, ObjectAttr, OstCreate, Write, resource_of
 from lustrelite.wire.session import Connect
 
-LAST_ID = schema.meta_key("last_id")
-
-GRANT_JUMP_MAX = 100_000  # ids in one OstCreate; more above last_id means that one side lost its memory
-ORPHANS_MAX = 20_000  # objects that one orphan pass destroys; with more the MDT's last_used is not to be trusted
-RECREATE_MAX = 20_000  # with more than GRANT_JUMP_MAX missing, only the newest are made again
-GRANT_CHUNK = 4096  # records in one transaction
 SWEEP_CHUNK = 512
 SMALL_BATCH_BYTES = 64 << 10
-
-_BLANK = schema.pack_object(ObjectRecord(0, 0, 0, 0, 0, ABSENT, NO_FID, 0))
 
 
 class Ost(Target):
@@ -71,9 +61,7 @@ class Ost(Target):
         self.handlers.update({**LOCK_HANDLERS, **HANDLERS})
         self.files = files
         self.ranges = Ranges()
-        self.granting = asyncio.Lock()  # creation and orphan passes, one at a time
-        self.ids_known = False  # the MDT has said since the start which ids it has used
-        self.created: dict[Export, tuple[int, OstCreateReply]] = {}  # the last OstCreate of each MDT: xid and answer
+        self.ids = ObjectIds(self)
         self.prepared: dict[Call, Prepared] = {}  # between the two halves of a write or punch, for one turn
         self._touched: dict[int, None] = {}  # data in the file, not yet durable, record staged
         self._doomed: dict[int, None] = {}  # record deleted, file not yet unlinked
@@ -88,13 +76,16 @@ class Ost(Target):
 
     # ------------------------------------------------------------ life
 
+    def load(self) -> None:
+        """See Target."""
+        self.ids.load()
+
     def export_gone(self, txn: Transaction, export: Export) -> None:
         """A client is gone, or was restarted under its old name."""
-        self.created.pop(export, None)
         self.grants.gone(export)
 
-    def recovery_over(self) -> None:
-        """Recovery has ended: files of objects destroyed just before the crash may go."""
+    def sweep(self) -> None:
+        """The MDT has said which objects there should be: files of others, left by a crash, may go."""
         self._spawn(self._sweep(), "sweep")
 
     def close(self) -> None:
@@ -119,7 +110,8 @@ class Ost(Target):
         for task in list(self._tasks):
             task.cancel()
 
-    def _say(self, what: str, level: str = "info", **fields: Any) -> None:
+    def say(self, what: str, level: str = "info", **fields: Any) -> None:
+        """Emit an event of this target."""
         self.node.events.emit(what, level=level, target=self.name, **fields)
 
     # ------------------------------------------------------------ space
@@ -137,6 +129,11 @@ class Ost(Target):
             return
         if body.offset + length > self.files.size(body.object):
             raise OpError(errno.ENOSPC, f"{self.name} is full")
+
+    @property
+    def has_space(self) -> bool:
+        """Is there any beyond the reserve?"""
+        return self._space() > 0
 
     def _space(self) -> int:
         """Bytes that the disk has beyond the reserve."""
@@ -202,6 +199,8 @@ class Ost(Target):
 
     def answers_when_durable(self, handler: Handler, body: Any) -> bool:
         """See Target. With sync_journal nobody ever has to replay.  Source: sync_journal, lproc_ofd.c"""
+        if type(body) is OstCreate and (body.flags & CREATE_DELORPHAN or self.ids.beyond_limit(body.upto)):
+            return True
         return bool(self.node.tunables.sync_journal) or super().answers_when_durable(handler, body)
 
     @property
@@ -241,9 +240,8 @@ class Ost(Target):
 
     @property
     def last_id(self) -> int:
-        """The highest id that was ever granted."""
-        value = self.store.get(schema.META, LAST_ID)
-        return int(schema.unpack_meta(value)) if value is not None else 0
+        """See ObjectIds."""
+        return self.ids.last_id
 
     def record(self, oid: int) -> ObjectRecord:
         """The record of object `oid`.
@@ -253,18 +251,21 @@ class Ost(Target):
         """
         value = self.store.get(OBJECTS, schema.object_key(oid)) if oid > 0 else None
         if value is None:
-            if self._may_be_lost(oid):
+            if self.ids.may_be_lost(oid):
                 raise OpError(errno.EINPROGRESS, f"object {oid}")
             raise OpError(errno.ENOENT, f"object {oid}")
         return schema.unpack_object(value)
 
-    def _may_be_lost(self, oid: int) -> bool:
-        return not self.ids_known and oid > self.last_id
-
     def may_turn_up(self, resource_id: bytes) -> bool:
         """See Target.may_turn_up: an object that we may have lost, and that the MDT will have us make again."""
         oid = int.from_bytes(resource_id, "big")
-        return self._may_be_lost(oid) and len(resource_id) == 8 and not self.exists(oid)
+        return self.ids.may_be_lost(oid) and len(resource_id) == 8 and not self.exists(oid)
+
+    def record_for(self, txn: Transaction, oid: int) -> ObjectRecord:
+        """The record of object `oid` for a change; a replay makes it again if we have lost it.  Errors: as `record`"""
+        if txn.replay and oid > self.ids.last_id:
+            return self.ids.recreate(txn, oid)
+        return self.record(oid)
 
     def exists(self, oid: int) -> bool:
         """Whether object `oid` has a record."""
@@ -301,73 +302,6 @@ class Ost(Target):
         available = max(0, beyond - self.grants.promised)
         state = 0 if beyond > 0 else STATFS_NO_SPACE
         return StatfsReply(space.total, space.free, available, space.files_total, space.files_free, state)
-
-    # ------------------------------------------------------------ granting ids
-
-    async def grow(self, upto: int) -> None:
-        """Make the objects (last_id, upto]. Hold `granting`; the caller waits for the commit.
-
-        Errors: EINVAL, more than GRANT_JUMP_MAX at once; ENOSPC, data could not be written to them anyway
-        """
-        if upto > self.last_id and self._space() <= 0:
-            raise OpError(errno.ENOSPC, f"{self.name} is full")
-        if upto - self.last_id > GRANT_JUMP_MAX:
-            self._say("ost.create_refused", "warning", last_id=self.last_id, upto=upto)
-            raise OpError(errno.EINVAL, f"{self.name}: ids up to {upto} wanted, last is {self.last_id}")
-        await self._make(self.last_id, upto)
-
-    async def regrow(self, upto: int) -> None:
-        """The MDT has used ids up to `upto` and this OST does not know them: make them again, empty."""
-        first = self._first_missing(upto)
-        self._say("ost.objects_recreated", "warning", last_id=self.last_id, upto=upto, made=upto - first)
-        await self._make(first, upto)
-
-    def _first_missing(self, upto: int) -> int:
-        """Objects after it are made again: all, or the newest if so many are missing that this must be another disk."""
-        return self.last_id if upto - self.last_id <= GRANT_JUMP_MAX else upto - RECREATE_MAX
-
-    async def _make(self, after: int, upto: int) -> None:
-        while after < upto:
-            last = min(after + GRANT_CHUNK, upto)
-            self.run(self._make_some, after, last)
-            after = last
-            await asyncio.sleep(0)  # thousands of records: let others in between
-
-    def _make_some(self, txn: Transaction, after: int, upto: int) -> None:
-        assert upto > after >= self.last_id
-        for oid in range(after + 1, upto + 1):
-            txn.put(OBJECTS, schema.object_key(oid), _BLANK)
-        txn.put(schema.META, LAST_ID, schema.pack_meta(upto))
-
-    def recreate(self, txn: Transaction, oid: int) -> ObjectRecord:
-        """A replay names an object above last_id: the OST has lost it, and all between. Make them in this transaction.
-
-        Errors: ENOENT, too far above to be believed.  Source: ofd_preprw_write(), ofd_io.c; protocol-facts 7.2
-        """
-        assert oid > self.last_id
-        if oid - self.last_id > GRANT_JUMP_MAX:
-            raise OpError(errno.ENOENT, f"object {oid}")
-        self._say("ost.objects_recreated", "warning", last_id=self.last_id, upto=oid, made=oid - self.last_id)
-        for made in range(self.last_id + 1, oid + 1):
-            txn.put(OBJECTS, schema.object_key(made), _BLANK)
-        txn.put(schema.META, LAST_ID, schema.pack_meta(oid))
-        return schema.unpack_object(_BLANK)
-
-    async def destroy_orphans(self, used: int) -> None:
-        """Destroy every object in (used, last_id]. Hold `granting`; their ids stay used (SKIP_ORPHAN).
-
-        With more than ORPHANS_MAX the MDT has lost its memory rather than its clients: nothing is destroyed.
-        """
-        orphans: list[int] = []
-        for key, _ in self.store.scan(OBJECTS, schema.object_key(used)):
-            orphans.append(schema.split_object_key(key))
-            if len(orphans) > ORPHANS_MAX:
-                self._say("ost.orphans_kept", "warning", used=used, last_id=self.last_id)
-                return
-        for start in range(0, len(orphans), GRANT_CHUNK):
-            self.run(self.destroy, orphans[start : start + GRANT_CHUNK])
-            await asyncio.sleep(0)
-        self._say("ost.orphans_destroyed", used=used, last_id=self.last_id, count=len(orphans))
 
     # ------------------------------------------------------------ destroying
 
@@ -408,7 +342,7 @@ class Ost(Target):
         try:
             await self.node.run_blocking(self._unlink_all, oids)
         except OpError as error:
-            self._say("ost.unlink_failed", "warning", error=str(error))
+            self.say("ost.unlink_failed", "warning", error=str(error))
         for oid in oids:
             self._doomed.pop(oid, None)
 
@@ -417,16 +351,16 @@ class Ost(Target):
             self.files.remove(oid)
 
     async def _sweep(self) -> None:
-        """Unlink data files without a record: a crash came between a destroy's commit and the unlink.
+        """Unlink data files without a record: a crash came between a destroy's commit and the unlink, or has taken the
+        record of an object that nobody uses.
 
-        Only ids that were granted: files above last_id mean that the database is older than they are, and a replay
-        or the MDT's next orphan pass makes their records again.
+        Only ids that were granted: files above last_id mean that the database is older than they are.
         """
         ids = self.files.ids()
         while chunk := await self.node.run_blocking(_some, ids):
             stray = [oid for oid in chunk if self._is_stray(oid)]
             if stray:
-                self._say("ost.strays_unlinked", count=len(stray))
+                self.say("ost.strays_unlinked", count=len(stray))
                 await self._unlink(stray)
 
     def _is_stray(self, oid: int) -> bool:

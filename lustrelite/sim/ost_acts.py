@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from lustrelite.mdt.mdt import Mdt
 from lustrelite.ost.ost import Ost
 from lustrelite.sim import nemesis
 from lustrelite.sim.nemesis import Act, Nemesis
@@ -179,6 +180,41 @@ async def _kill_oss_that_destroys(n: Nemesis) -> None:
     n.later(0.0, kill)
 
 
+async def _kill_oss_that_granted(n: Nemesis) -> None:
+    """New files are on objects of which the OST loses all memory; perhaps the MDS, which could tell it, is away for a while,
+    or for so long that the OST has recovered alone."""
+    oss, mds = n.random.choice(n.cluster.oss), n.cluster.mds
+    granted = {t.index: t.last_id for t in oss.running if isinstance(t, Ost)}
+    oss.hold_commits()
+    written = n.random.random() < 0.7
+
+    def lost() -> bool:
+        """Is there something that was granted since, and used, or even written to?"""
+        if written:
+            changed = [(t.index, int.from_bytes(key, "big")) for t in oss.running if isinstance(t, Ost) for key in t.unsynced]
+        else:
+            changed = [at for t in mds.running if isinstance(t, Mdt) for at in t.allocator.last_used.items()]
+        return any(oid > granted.get(index, oid) for index, oid in changed)
+
+    async def kill() -> None:
+        for _ in range(4000):
+            if lost():
+                break
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(n.random.choice((0.0, 0.1, 2.0)) * n.random.random())
+        away_s = n.random.choice((0.0, n.pause_s(), 40.0))
+        if away_s and n.random.random() < 0.5:
+            mds.release_commits()
+            await asyncio.sleep(n.random.choice((0.0, 1.0)))
+        if away_s:
+            mds.kill()
+        _kill_oss(n, oss)
+        if away_s:
+            n.later(away_s, lambda: n.restart(mds))
+
+    n.later(0.0, kill)
+
+
 async def _disturb_objects(n: Nemesis) -> None:
     """Messages that change objects are lost, late, or come twice."""
     for _ in range(n.random.choice((1, 3))):
@@ -202,6 +238,7 @@ OST_ACTS = (
     Act("kill client who removed", 16, _kill_who_removed),
     Act("kill client who synced", 12, _kill_who_synced),
     Act("kill OSS that destroys", 16, _kill_oss_that_destroys),
+    Act("kill OSS that granted", 16, _kill_oss_that_granted),
     Act("disturb objects", 6, _disturb_objects),
     Act("kill server", 3, nemesis.kill_server),
     Act("kill everything", 2, nemesis.kill_everything),

@@ -15,6 +15,7 @@ that the MDT has not used yet: no leak, no file without its objects. The same se
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import ClassVar
 
 from lustrelite.ost.ost import Ost
@@ -93,7 +94,7 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
     cluster = OstCluster(
         seed=record.seed, oss=1 if one_oss else rng.choice((2, 2, 3)), osts=2 if one_oss else 1,
         clients=rng.choice((2, 2, 3, 4)),
-        tunables=TUNABLES, latency=rng.choice(LATENCIES), strict=False, keep_events=False, orderly=rng.random() < 0.25,
+        tunables=rng.choice((TUNABLES, replace(TUNABLES, precreate_min=2, precreate_max=2))), latency=rng.choice(LATENCIES), strict=False, keep_events=False, orderly=rng.random() < 0.25,
         commit_interval_s=rng.choice((0.005, 0.1, 1.0, 1.0)), stripe_count=rng.choice((1, 2, -1)), stripe_size=STRIPE_SIZE,
         commit_on_sharing=1,
     )  # fmt: skip

@@ -52,16 +52,16 @@ class ObjectAttr(NamedTuple):
 
 
 class OstCreateReply(NamedTuple):
-    """`last_id` is durable: ids up to it are never granted again."""
+    """Ids up to `last_id` are never granted again."""
 
     last_id: int
 
 
-@message(op=5, reply=OstCreateReply)
+@message(op=5, reply=OstCreateReply, mutates=True)
 class OstCreate(NamedTuple):
     """Grant object ids up to `upto` to the MDT; with CREATE_DELORPHAN destroy all above `upto` and say where to go on.
 
-    Answered after the commit. A lost answer only wastes numbers.
+    A grant is a change like any other: it may be lost and is replayed. With the flag the answer comes after the commit.
     Errors: ESTALE an older connection's request, EROFS, ENOSPC.  Source: ofd_create_hdl(); protocol-facts 7.2
     """
 

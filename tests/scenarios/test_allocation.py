@@ -235,7 +235,7 @@ async def test_an_object_is_unknown_and_not_missing_until_the_mdt_has_said_what_
         ost = c.oss[0].target()
         await c.a.write("/f", b"x")
         oid = (await c.a.fs.getstripe("/f")).stripes[0][1]
-        ost.ids_known = False
+        ost.ids.known = False
         with pytest.raises(OpError) as caught:
             ost.record(ost.last_id + 1)
         assert caught.value.errno == errno.EINPROGRESS

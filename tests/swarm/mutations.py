@@ -16,6 +16,7 @@ from lustrelite.mdt import open as mdt_open
 from lustrelite.mdt import ost_log
 from lustrelite.mdt.mdt import Mdt
 from lustrelite.mdt.ost_log import OstLog
+from lustrelite.ost.object_ids import ObjectIds
 from lustrelite.ost.ost import Ost
 from lustrelite.recovery.admit import Admit
 from lustrelite.recovery.import_fsm import ImportFsm
@@ -339,20 +340,13 @@ def last_used_ids_are_not_saved(patch):
 
 @mutation
 def orphan_cleanup_destroys_one_too_many(patch):
-    destroy = Ost.destroy_orphans
-
-    async def greedy(self: Any, used: int) -> None:
-        await destroy(self, max(0, used - 1))
-
-    patch.setattr(Ost, "destroy_orphans", greedy)
+    destroy = ObjectIds._destroy_orphans
+    patch.setattr(ObjectIds, "_destroy_orphans", lambda self, txn, used, last: destroy(self, txn, max(0, used - 1), last))
 
 
 @mutation
 def orphan_objects_are_never_destroyed(patch):
-    async def lazy(self: Any, used: int) -> None:
-        pass
-
-    patch.setattr(Ost, "destroy_orphans", lazy)
+    patch.setattr(ObjectIds, "_destroy_orphans", lambda self, txn, used, last: None)
 
 
 @mutation

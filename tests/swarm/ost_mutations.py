@@ -1,4 +1,4 @@
-"""Planted bugs in what object servers and their clients do about crashes: the OST swarm must find each within 200 runs.
+"""Planted bugs in what object servers and their clients do about crashes: the OST swarm must find each within 300 runs.
 
 The same kind of list as mutations.py: what it says is also what the swarm is known to guard.
 """
@@ -12,18 +12,28 @@ from mutations import Mutation, Plant
 
 from lustrelite.mdt.ost_log import OstLog
 from lustrelite.ost.handlers import HANDLERS
+from lustrelite.ost.object_ids import LAST_ID, ObjectIds
 from lustrelite.ost.ost import Ost
 from lustrelite.recovery.replay_list import ReplayList
+from lustrelite.store import schema
 from lustrelite.target.handlers import EMPTY
-from lustrelite.wire.ost import OstSync, Punch, Write
+from lustrelite.target.target import Target
+from lustrelite.wire.ost import OstCreate, OstSync, Punch, Write
 from lustrelite.wire.session import Empty
 
 OST_MUTATIONS: list[Mutation] = []
+RARE_MUTATIONS: list[Mutation] = []
 
 
 def mutation(plant: Plant) -> Plant:
     """Enter a mutation under its function's name."""
     OST_MUTATIONS.append(Mutation(plant.__name__.replace("_", " "), plant))
+    return plant
+
+
+def rare(plant: Plant) -> Plant:
+    """Enter one that needs more luck than the swarm has in 300 runs."""
+    RARE_MUTATIONS.append(Mutation(plant.__name__.replace("_", " "), plant))
     return plant
 
 
@@ -90,11 +100,32 @@ def orphan_objects_are_never_destroyed(patch):
 
 
 @mutation
-def ids_are_granted_before_they_are_durable(patch):
-    async def hasty(self: Any, *args: Any, **options: Any) -> None:
-        pass
+def grants_of_ids_are_not_replayed(patch):
+    add = ReplayList.add
 
-    patch.setattr(Ost, "committed", hasty)
+    def forgetful(self: Any, request: Any) -> None:
+        if not isinstance(request.body, OstCreate):
+            add(self, request)
+
+    patch.setattr(ReplayList, "add", forgetful)
+
+
+@mutation
+def what_may_be_lost_is_said_to_be_missing(patch):
+    patch.setattr(ObjectIds, "may_be_lost", lambda self, oid: False)
+
+
+@mutation
+def lost_objects_are_not_made_again(patch):
+    def only_counted(self: Any, txn: Any, after: int, upto: int, last: int) -> None:
+        txn.put(schema.META, LAST_ID, schema.pack_meta(upto))
+
+    patch.setattr(ObjectIds, "_make_again", only_counted)
+
+
+@mutation
+def an_orphan_pass_is_answered_before_it_is_durable(patch):
+    patch.setattr(Ost, "answers_when_durable", Target.answers_when_durable)
 
 
 @mutation
@@ -104,4 +135,48 @@ def data_is_not_made_durable_before_its_record(patch):
 
 @mutation
 def files_of_destroyed_objects_are_forgotten_in_a_crash(patch):
-    patch.setattr(Ost, "recovery_over", lambda self: None)
+    patch.setattr(Ost, "sweep", lambda self: None)
+
+
+# ------------------------------------------------------ rarer than 300 runs: each has its scenario (test_mutations.py)
+
+
+@rare
+def a_replay_makes_no_lost_object_again(patch):
+    patch.setattr(Ost, "record_for", lambda self, txn, oid: self.record(oid))
+
+
+@rare
+def an_id_that_a_crash_took_is_granted_again(patch):
+    settle = ObjectIds.settle
+
+    def forgetful(self: Any, txn: Any, used: int) -> int:
+        go_on = max(self.last_id, used)
+        settle(self, txn, used)
+        txn.put(schema.META, LAST_ID, schema.pack_meta(go_on))
+        return go_on
+
+    patch.setattr(ObjectIds, "settle", forgetful)
+
+
+@rare
+def destroys_are_sent_before_the_orphan_pass(patch):
+    sweep = OstLog._sweep
+
+    class Synced:
+        synced = True
+
+        def __init__(self, osp: Any) -> None:
+            self.osp = osp
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.osp, name)
+
+    async def hasty(self: Any) -> None:
+        osp, self.osp = self.osp, self.osp if isinstance(self.osp, Synced) else Synced(self.osp)
+        try:
+            await sweep(self)
+        finally:
+            self.osp = osp
+
+    patch.setattr(OstLog, "_sweep", hasty)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lustrelite.sim import loop as sim_loop
 from lustrelite.sim import swarm
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parent.parent / "scenarios")]
 
+import test_lost_grants
 from lock_mutations import LOCK_MUTATIONS
 from mutations import MUTATIONS, Mutation, planted
-from ost_mutations import OST_MUTATIONS
+from ost_mutations import OST_MUTATIONS, RARE_MUTATIONS
 
 RUNS_MAX = 300
 LOCK_RUNS_MAX = 300
@@ -50,6 +54,23 @@ def test_a_planted_bug_around_objects_is_found(mutation: Mutation):
         result = swarm.swarm(FIRST_SEED, RUNS_MAX, swarm.OST, stop_at=1)
     assert result["violations"], f"{mutation.name}: not found in {RUNS_MAX} runs"
     assert not BROKEN.search(result["reasons"][0]), "the planted bug itself is broken"
+
+
+FOUND_BY = {
+    "a replay makes no lost object again": (
+        test_lost_grants.test_without_the_mds_replays_make_lost_objects_again_and_everything_else_waits, {}),
+    "an id that a crash took is granted again": (
+        test_lost_grants.test_a_lost_id_is_not_granted_again_while_somebody_has_data_for_it, {}),
+    "destroys are sent before the orphan pass": (
+        test_lost_grants.test_an_object_is_destroyed_for_good_whose_grant_is_lost_later, {"mds_restarts": True}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutation", RARE_MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
+def test_a_rare_bug_is_found_by_its_scenario(mutation: Mutation, cluster: Any):
+    scenario, args = FOUND_BY[mutation.name]
+    with planted(mutation), pytest.raises(AssertionError):
+        sim_loop.run(lambda: inspect.unwrap(scenario)(cluster, power=False, **args), cluster.seed)
 
 
 @pytest.mark.parametrize("plan", [swarm.RECOVERY, swarm.COHERENCE, swarm.OST], ids=["recovery", "coherence", "ost"])

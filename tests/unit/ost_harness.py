@@ -191,11 +191,11 @@ class Rig:
         await self.mdt.connect(self.ost.uuid)
         await self.client.connect(self.ost.uuid)
 
-    async def reconnect(self, first_transno: int) -> None:
-        """After a restart: the client has something to replay from there on, the MDT has nothing."""
+    async def reconnect(self, first_transno: int, *, of_mdt: int = 0) -> None:
+        """After a restart: the client has something to replay from there on, the MDT nothing, or from `of_mdt` on."""
         for client in (self.mdt, self.client):
             client.link_to(self.service)
-        await self.mdt.connect(self.ost.uuid)
+        await self.mdt.connect(self.ost.uuid, first_transno=of_mdt)
         await self.client.connect(self.ost.uuid, first_transno=first_transno)
 
     async def grant(self, upto: int) -> None:
