@@ -3,7 +3,8 @@
 Bytes lie in pages of 16 KiB; what of a page is there is known byte by byte, so that a write of ten bytes needs no read.
 What comes a MiB at a time lies in blocks of 64 pages: then a read from the OST lands where it stays, and a write to it
 is sent from there. Who still looks at a block that was sent (the import, until the write is durable) is known by the
-count of references to it; before it is changed it is copied then. A caller's `bytes` never change: they are the block.
+count of references to it; before it is changed it is copied then. A caller's `bytes` never change: whole pages of them are
+kept as they are.
 A byte that is there is
 
     clean       as the OST has it
@@ -153,7 +154,7 @@ class PageCache:
 
     def give_block(self, buffer: bytearray | memoryview) -> None:
         """A block is not used by its page any more."""
-        if isinstance(buffer, memoryview):
+        if isinstance(buffer, memoryview) or len(buffer) != BLOCK_PAGES << PAGE_SHIFT:
             return
         if getrefcount(buffer) <= _ALONE and len(self._blocks) < BLOCKS_KEPT_MAX:  # the caller has it, and we
             self._blocks.append(buffer)
@@ -339,12 +340,14 @@ class ObjectPages:
             number = at >> PAGE_SHIFT
             page = pages.get(number)
             if page is None:
-                if length - done >= BLOCK_PAGES << PAGE_SHIFT and self._room_for_block(at):
-                    if type(data.obj) is bytes:  # it never changes: it is the block
-                        block = data[done : done + (BLOCK_PAGES << PAGE_SHIFT)]
-                        self._add(Page(self, number, block, BLOCK_PAGES))
+                if type(data.obj) is bytes and not at & _MASK:  # it never changes: it is the page, or many of them
+                    count = self._room(number, (length - done) >> PAGE_SHIFT)
+                    if count:
+                        block = data[done : done + (count << PAGE_SHIFT)]
+                        self._add(Page(self, number, block, count))
                         done += len(block)
                         continue
+                if length - done >= BLOCK_PAGES << PAGE_SHIFT and self._room_for_block(at):
                     page = Page(self, number, self.cache.take_block(), BLOCK_PAGES)
                 else:
                     page = Page(self, number, bytearray(PAGE_BYTES))
@@ -363,6 +366,11 @@ class ObjectPages:
         size = BLOCK_PAGES << PAGE_SHIFT
         return not start % size and not self.valid.overlaps(start, start + size)
 
+    def _room(self, number: int, most: int) -> int:
+        """How many pages are there not from `number` on, within one block?"""
+        end = min(number + most, (number // BLOCK_PAGES + 1) * BLOCK_PAGES)
+        return next((at for at in range(number, end) if at in self.pages), end) - number
+
     def _add(self, page: Page) -> None:
         for number in range(page.number, page.number + page.count):
             self.pages[number] = page
@@ -371,7 +379,7 @@ class ObjectPages:
 
     def _make_own(self, page: Page) -> None:
         """Somebody still looks at the block's memory, and we are about to change it."""
-        buffer = self.cache.take_block()
+        buffer = self.cache.take_block() if page.count == BLOCK_PAGES else bytearray(page.count << PAGE_SHIFT)
         buffer[:] = page.view
         page.buffer, page.view = buffer, memoryview(buffer)
 
@@ -393,9 +401,9 @@ class ObjectPages:
         return None
 
     def _copy(self, start: int, end: int) -> Buffer:
-        """The bytes of the range, which will not change: of a block they are only looked at."""
+        """The bytes of the range, which will not change: of a block, and of a caller's, they are only looked at."""
         page = self.pages[start >> PAGE_SHIFT]
-        if page.count > 1 and end <= page.end:
+        if (page.count > 1 or page.view.readonly) and end <= page.end:
             return memoryview(page.buffer)[start - page.start : end - page.start]
         return b"".join(self.views(start, end))
 

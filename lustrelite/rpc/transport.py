@@ -478,17 +478,22 @@ class Connection(asyncio.BufferedProtocol):
         if unsent > self.network.unsent_bytes_max and self.link is not None:
             self.refuse(f"does not read: {unsent} bytes unsent")
             return
+        joined: list[bytes | memoryview] = []
         small: list[bytes | memoryview] = []
         for part in parts:
             if len(part) <= JOIN_BYTES_MAX:
                 small.append(part)
                 continue
             if small:
-                self.transport.write(b"".join(small))
+                joined.append(b"".join(small))
                 small.clear()
-            self.transport.write(part)
+            joined.append(part)
         if small:
-            self.transport.write(b"".join(small))
+            joined.append(b"".join(small))
+        if len(joined) == 1:
+            self.transport.write(joined[0])
+        else:  # one system call: the peer is not woken for a header whose bulk is not there
+            self.transport.writelines(joined)
 
     # receiving
 

@@ -281,7 +281,7 @@ def test_the_longest_unused_page_goes_first_and_dirty_and_pinned_ones_stay() -> 
 
 def test_more_than_the_bound_is_kept_only_if_nothing_can_go() -> None:
     pages = pages_of(PAGE_BYTES)
-    pages.write(0, [bytes(3 * PAGE_BYTES)])
+    pages.write(0, [bytearray(3 * PAGE_BYTES)])
     assert pages.cache.bytes == 3 * PAGE_BYTES
     flight = pages.collect(0, 1 << 30, 1 << 20)
     assert flight is not None
@@ -356,6 +356,28 @@ def test_bytes_never_change_so_they_are_not_copied() -> None:
     pages.write(size + 10, [b"new"])
     assert data == b"w" * (2 * size) and pages.get(size + 9, 5) == b"wneww" and flight.data == data[:size]
     pages.cut(0, 2 * size)
+    assert not pages.pages and not pages.cache.count
+
+
+def test_whole_pages_of_bytes_are_kept_as_they_are() -> None:
+    pages = pages_of()
+    data = bytes(random.Random(1).randbytes(5 * PAGE_BYTES + 100))
+    pages.write(3 * PAGE_BYTES, [b"old"])
+    pages.write(2 * PAGE_BYTES - 50, [memoryview(data)])  # page 3 is there already, and none begins where the data does
+    model = bytearray(2 * PAGE_BYTES - 50) + data
+    flight = pages.collect(0, 1 << 30, 1 << 20)
+    assert flight is not None and bytes(flight.data) == data
+    pages.end_flight(flight, lost=False)
+    more = bytes(random.Random(2).randbytes(4 * PAGE_BYTES))
+    pages.write(16 * PAGE_BYTES, [memoryview(more)])
+    flight = pages.collect(16 * PAGE_BYTES, 20 * PAGE_BYTES, 1 << 20)
+    assert flight is not None and isinstance(flight.data, memoryview) and flight.data.obj is more, "it is sent from there"
+    pages.write(17 * PAGE_BYTES + 1, [b"new"])
+    assert flight.data == more, "what is on its way does not change"
+    assert pages.get(17 * PAGE_BYTES, 5) == more[PAGE_BYTES : PAGE_BYTES + 1] + b"new" + more[PAGE_BYTES + 4 : PAGE_BYTES + 5]
+    assert pages.get(2 * PAGE_BYTES - 50, len(data)) == bytes(model[2 * PAGE_BYTES - 50 :])
+    pages.end_flight(flight, lost=False)
+    pages.cut(0, 1 << 30)
     assert not pages.pages and not pages.cache.count
 
 
