@@ -62,7 +62,7 @@ class Tunables:
     commit_interval_s: float = 1.0
     commit_dirty_max: int = 2_000  # records in a batch before it is committed at once: what is large holds others up
     commit_bytes_max: int = 64 << 20  # data in a batch of an OST: what clients must keep until it is durable
-    commit_here_s: float = 0.004  # on a disk quicker than this, a small commit for one waiter runs on the loop's thread
+    commit_log_s: float = 0.004  # small batches go to the log while an append takes less than this; 0: never
     commit_wait_warn_s: float = 5.0  # commits held (hold_commits) this long while somebody waits: say so
     commit_on_sharing: int = 1
     lock_callback_s: float = 8.0  # to give back a lock that was asked for, then eviction; work under it gives more time

@@ -27,7 +27,7 @@ import xxhash
 
 from lustrelite import __version__
 from lustrelite import format as target_format
-from lustrelite.cli.check import check_stopped, summary
+from lustrelite.cli.check import check_stopped, settle, summary
 from lustrelite.cli.cluster import Cluster
 from lustrelite.cli.context import where
 from lustrelite.cli.errors import Refused
@@ -90,6 +90,7 @@ def _save_tree(cluster: Cluster, top: Path) -> dict[str, Any]:
         "made": int(time.time()),
         "plan": json.loads(cluster.plan_path.read_text()),
     }
+    settle(cluster)
     names = dict.fromkeys(target for member in cluster.members.values() for target in member.targets)
     for name in names:
         source, target = cluster.target_dir(name), top / "targets" / name

@@ -145,14 +145,29 @@ def open_targets(cluster: Cluster, *, readonly: bool) -> Iterator[tuple[Store, d
             if kind == "OST":
                 osts[index] = (store, ObjectFiles(directory))
                 stack.callback(osts[index][1].close)
+                if not readonly:
+                    store.put_back(osts[index][1])
             else:
                 mdts.append(store)
         (mdt,) = mdts
         yield mdt, osts
 
 
+def settle(cluster: Cluster) -> None:
+    """What targets that were killed have in their logs goes into their databases and files."""
+    for name in dict.fromkeys(target for member in cluster.members.values() for target in member.targets):
+        directory = cluster.target_dir(name)
+        with contextlib.ExitStack() as stack:
+            stack.callback(target_format.claim(directory).release)
+            kind = "MGS" if name == "MGS" else parse_target_name(name)[1]
+            store = stack.enter_context(contextlib.closing(Store.open(directory, kind)))
+            if kind == "OST":
+                store.put_back(stack.enter_context(contextlib.closing(ObjectFiles(directory))))
+
+
 def check_stopped(cluster: Cluster) -> Report:
     """Examine the stores of a cluster that is not running."""
+    settle(cluster)
     with open_targets(cluster, readonly=True) as (mdt, osts):
         return checker.check(mdt, osts)
 
@@ -166,6 +181,7 @@ def repair_stopped(here: Where, options: Options, *, dry_run: bool) -> Outcome:
         live = [name for name in cluster.members if cluster.record(name)]
         if live:
             raise Refused(f"the cluster is running ({', '.join(live)}): stop it first (`lustrelite down`)")
+        settle(cluster)
         with open_targets(cluster, readonly=dry_run) as (mdt, osts):
             repair = Repair(mdt, osts, now_ns=time.time_ns(), options=options)
             outcome = repair.plan()

@@ -274,8 +274,8 @@ def write(txn: Transaction, body: Write) -> WriteReply:
         if not txn.replay:  # its space was found once
             ost.make_room(call.export, body, len(data))
         ost.files.write(body.object, body.offset, data)
-    attr = ost.stage(txn, body.object, _written(txn, record, body), data=True)
-    ost.written(len(data))
+    attr = ost.stage(txn, body.object, _written(txn, record, body), data=False)
+    ost.written(body.object, body.offset, data)
     ost.prolong(call.export, body.lock)
     if body.release and not txn.replay:
         txn.then = lambda: ost.release(call.export, body.lock)

@@ -35,8 +35,9 @@ from lustrelite.rpc.node import Node
 from lustrelite.store import schema
 from lustrelite.store.disk import Space
 from lustrelite.store.kv import Batch, Store
-from lustrelite.store.objects import ObjectFiles
+from lustrelite.store.objects import Buffer, ObjectFiles
 from lustrelite.store.schema import OBJECTS, ObjectRecord
+from lustrelite.store.small_log import Data
 from lustrelite.target.handlers import Handler
 from lustrelite.target.lock_handlers import LOCK_HANDLERS
 from lustrelite.target.target import Target
@@ -47,7 +48,7 @@ from lustrelite.wire.ost import CREATE_DELORPHAN, OBJECT_EOF, ObjectAttr, OstCre
 from lustrelite.wire.session import Connect
 
 SWEEP_CHUNK = 512
-SMALL_BATCH_BYTES = 64 << 10
+LOGGED_BYTES_MAX = 64 << 10
 
 
 class Ost(Target):
@@ -67,6 +68,8 @@ class Ost(Target):
         self._doomed: dict[int, None] = {}  # record deleted, file not yet unlinked
         self.grants = Grants(self._space)
         self._uncommitted_bytes = 0
+        self._fresh: list[Data] | None = []  # written since the last commit or log; None: more than the log takes
+        self._fresh_bytes = 0
         # The last change of an object that is not durable: whose (None: of several clients), and its transno.
         self.unsynced: dict[bytes, tuple[Export | None, int]] = {}
         self.last_glimpse = 1 << 62  # handles that no client chooses
@@ -77,7 +80,8 @@ class Ost(Target):
     # ------------------------------------------------------------ life
 
     def load(self) -> None:
-        """See Target."""
+        """See Target. Data that a predecessor had in its log goes to the files."""
+        self.store.put_back(self.files)
         self.ids.load()
 
     def export_gone(self, txn: Transaction, export: Export) -> None:
@@ -203,10 +207,15 @@ class Ost(Target):
             return True
         return bool(self.node.tunables.sync_journal) or super().answers_when_durable(handler, body)
 
-    @property
-    def batch_is_small(self) -> bool:
-        """See Target: data counts, too."""
-        return super().batch_is_small and len(self._touched) <= 1 and self._uncommitted_bytes <= SMALL_BATCH_BYTES
+    def log(self) -> bool:
+        """See Target: with the data."""
+        if self._fresh is None:
+            return False
+        self.store.apply(self.meta_write("last_transno", self.last_transno), essential=True)
+        if not self.store.log(self._fresh):
+            return False
+        self._fresh, self._fresh_bytes = [], 0
+        return True
 
     def store_commit(self, batch: Batch) -> None:
         """Make the data that `batch` names durable, then the batch. StoreFailed: the process must end."""
@@ -222,7 +231,8 @@ class Ost(Target):
 
     def _take_touched(self) -> list[int]:
         touched, self._touched = self._touched, {}
-        self._uncommitted_bytes = 0
+        self._uncommitted_bytes = self._fresh_bytes = 0
+        self._fresh = []
         return list(touched)
 
     def _commit(self, batch: Batch, touched: list[int]) -> None:
@@ -277,7 +287,7 @@ class Ost(Target):
         return ObjectAttr(size, blocks, record.atime, record.mtime, record.ctime, record.version)
 
     def stage(self, txn: Transaction, oid: int, record: ObjectRecord, *, data: bool) -> ObjectAttr:
-        """Put the record into the batch, its version being this transaction; with `data` its file is made durable too."""
+        """Put the record into the batch, its version being this transaction; with `data` its file was changed (else `written`)."""
         assert record.version == txn.transno
         resource = resource_of(oid)
         author, transno = self.unsynced.get(resource, (txn.export, 0))
@@ -287,11 +297,19 @@ class Ost(Target):
         txn.put(OBJECTS, schema.object_key(oid), schema.pack_object(record))
         if data:
             self._touched[oid] = None
+            self._fresh = None
         return self.attr(oid, record)
 
-    def written(self, length: int) -> None:
-        """`length` bytes are in a file and not durable: clients keep them, so there is a bound to that."""
-        self._uncommitted_bytes += length
+    def written(self, oid: int, offset: int, data: Buffer) -> None:
+        """`data` is in a file and not durable: clients keep it, so there is a bound to that."""
+        self._touched[oid] = None
+        self._uncommitted_bytes += len(data)
+        if self._fresh is not None:
+            self._fresh_bytes += len(data)
+            if self._fresh_bytes <= LOGGED_BYTES_MAX:
+                self._fresh.append((oid, offset, bytes(data)))
+            else:
+                self._fresh = None
         if self._uncommitted_bytes >= self.node.tunables.commit_bytes_max:
             self.committer.demand()
 

@@ -46,7 +46,7 @@ SETTLE_STEP_S = 0.05
 SETTLE_S_MAX = 300.0
 CLIENT_NAMES = "abcdefghijklmnopqrstuvw"
 # Commit on share is off as in the suites whose scenarios we run; what tests it asks for it.
-TUNABLES = Tunables(precreate_min=8, precreate_max=64, commit_on_sharing=0, commit_here_s=0)
+TUNABLES = Tunables(precreate_min=8, precreate_max=64, commit_on_sharing=0, commit_log_s=1.0)
 
 
 class Violation(AssertionError):

@@ -31,7 +31,7 @@ from lustrelite.sim.cluster import TUNABLES, Cluster, Violation
 from lustrelite.sim.coherence_history import Data, File, History, Op, fill, parse
 from lustrelite.sim.nemesis import CACHE_ACTS, SILENCE_ACTS, Nemesis
 from lustrelite.sim.processes import FSNAME, NodeDied, SimClient, SimServer
-from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, draw_caching, recorded
+from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, draw_caching, draw_log, recorded
 from lustrelite.wire.mdt import StripeHint
 
 OPERATIONS = 120
@@ -503,7 +503,7 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
     cluster = CoherenceCluster(
         seed=record.seed, oss=2, clients=count, tunables=TUNABLES, latency=rng.choice(LATENCIES), strict=False,
         keep_events=False, orderly=rng.random() < 0.25, commit_interval_s=rng.choice((0.005, 0.1, 1.0, 1.0)),
-        stripe_count=1, stripe_size=STRIPE_SIZE, commit_on_sharing=rng.randrange(2),
+        commit_log_s=draw_log(record.seed), stripe_count=1, stripe_size=STRIPE_SIZE, commit_on_sharing=rng.randrange(2),
     )  # fmt: skip
     cluster.draw_caching(record.seed, caching, (0, 1, 1, 1, 1, 2))
     with recorded(record, cluster, cluster.history.ops):

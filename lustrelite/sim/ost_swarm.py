@@ -33,7 +33,7 @@ from lustrelite.sim.coherence_swarm import (
 )
 from lustrelite.sim.nemesis import Nemesis
 from lustrelite.sim.ost_acts import OST_ACTS
-from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, recorded
+from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, draw_log, recorded
 from lustrelite.store import schema
 
 OPERATIONS = 90
@@ -96,7 +96,7 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
         clients=rng.choice((2, 2, 3, 4)),
         tunables=rng.choice((TUNABLES, replace(TUNABLES, precreate_min=2, precreate_max=2))), latency=rng.choice(LATENCIES), strict=False, keep_events=False, orderly=rng.random() < 0.25,
         commit_interval_s=rng.choice((0.005, 0.1, 1.0, 1.0)), stripe_count=rng.choice((1, 2, -1)), stripe_size=STRIPE_SIZE,
-        commit_on_sharing=1,
+        commit_log_s=draw_log(record.seed), commit_on_sharing=1,
     )  # fmt: skip
     cluster.draw_caching(record.seed, caching, (0, 1, 1, 2))
     with recorded(record, cluster, cluster.history.ops):

@@ -84,6 +84,11 @@ def draw_caching(cluster: Cluster, seed: int, caching: int, drawn: Sequence[int]
         client.tunables["read_past_cache_bytes"] = rng.choice(READ_PAST_BYTES)
 
 
+def draw_log(seed: int) -> float:
+    """The tunable commit_log_s: do small batches that somebody waits for go to the log?"""
+    return random.Random(f"log {seed}").choice((0.0, 1.0))
+
+
 class Worker(Protocol):
     """Who works until the budget is used up."""
 

@@ -32,7 +32,7 @@ from lustrelite.sim.cluster import TUNABLES, Cluster, Violation
 from lustrelite.sim.loop import SimError, run
 from lustrelite.sim.nemesis import Nemesis
 from lustrelite.sim.processes import NodeDied, SimClient, SimFile
-from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, draw_caching, recorded
+from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, draw_caching, draw_log, recorded
 from lustrelite.sim.world import lines
 from lustrelite.wire.ost import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
 
@@ -272,7 +272,7 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
         seed=record.seed, oss=1 if one_oss else 2, osts=2 if one_oss else 1, clients=CLIENTS, tunables=TUNABLES,
         latency=rng.choice(LATENCIES), area_of=area_of, common=COMMON, strict=False, keep_events=False,
         orderly=rng.random() < 0.25, commit_interval_s=rng.choice((0.005, 0.1, 1.0, 1.0)),
-        stripe_count=rng.choice((1, 1, 2)), stripe_size=65536, max_bytes_per_rpc=1 << 16,
+        commit_log_s=draw_log(record.seed), stripe_count=rng.choice((1, 1, 2)), stripe_size=65536, max_bytes_per_rpc=1 << 16,
     )  # fmt: skip
     draw_caching(cluster, record.seed, caching)
     with recorded(record, cluster, cluster.oracle.ops):

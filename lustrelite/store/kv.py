@@ -13,6 +13,9 @@ The running batch *is* LMDB's open write transaction, and it is a dict besides. 
 - `reopen` (loop): the next transaction begins, the frozen dict goes, and what was applied meanwhile is put in a chunk
   at a time, for the loop has other things to do. The running dict says what is true of a key until its turn comes.
 
+A small batch that somebody waits for need not be committed to be durable: `log` (small_log.py) writes what was applied
+since, and the batch goes on.
+
     txn:      open ------- seal  . . . commit . . . reopen -- chunk -- chunk -- open
     readers:  running, txn | running, frozen, snapshot | running, new txn     | running, txn
 
@@ -30,10 +33,10 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Self, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, cast
 
 import lmdb
 
@@ -41,6 +44,10 @@ from lustrelite.errors import FormatRefused, OpError, StoreFailed
 from lustrelite.store import disk, schema
 from lustrelite.store.delta import MISSING, Delta, beyond, overlay
 from lustrelite.store.room import Room
+from lustrelite.store.small_log import Change, Data, SmallLog
+
+if TYPE_CHECKING:
+    from lustrelite.store.objects import ObjectFiles
 
 Writes = Mapping[tuple[str, bytes], bytes | None]
 Row = tuple[bytes, bytes]
@@ -49,6 +56,7 @@ MAP_BYTES = 1 << 40  # sparse: address space, not disk
 TABLES_MAX = 32
 SCAN_ROWS_MIN, SCAN_ROWS_MAX = 64, 1024
 REOPEN_RECORDS = 500  # put in one turn of the loop: half a millisecond
+LOGGED_APPLIES_MAX = 64  # requests that one append to the log may have
 WAITING_RECORDS_MAX = 250_000  # applied while a commit is under way; with more the disk is too slow for us
 
 
@@ -66,7 +74,11 @@ class Store:
     def __init__(self, directory: str, kind: str, env: lmdb.Environment, lock_fd: int, map_bytes: int) -> None:
         self.directory = directory
         self.kind = kind
-        self.dirty = 0  # records applied since the last seal
+        self.dirty = 0  # records that are not durable, nor sealed
+        self.running = 0  # records applied since the last seal
+        self.logged_data: list[Data] = []  # of objects, found in the log when the store was opened: see `put_back`
+        self._log = SmallLog(os.path.join(directory, "lmdb"))
+        self._fresh: list[Writes] | None = []  # applied and not durable; None: too much for the log
         self._env = env
         self._lock_fd = lock_fd
         self._dbs: dict[str, Any] = {}
@@ -105,7 +117,8 @@ class Store:
         """The store of a target of `kind` ("MDT", "OST", "MGS").
 
         `create` makes a new one. `durable=False` leaves out every fsync (simulator: a kill loses no more than before,
-        a power cut would). `readonly` is for an offline reader: nobody else may write meanwhile.
+        a power cut would). `readonly` is for an offline reader: nobody else may write meanwhile, and what a crash left in
+        the log must have been taken up by one who may (EROFS). Who writes an OST has to `put_back` first.
         Errors: FormatRefused (no target, another kind, another format), OpError(EBUSY) somebody has it open,
         OpError of the disk.
         """
@@ -146,8 +159,12 @@ class Store:
             else:
                 store._open_for_writing(tables, create, durable, path)
             store._running = Delta(store._dbs)
+            store._log.open(durable=durable, readonly=readonly)
             store._begin()
+            store._take_up()
             opened = True
+        except OSError as error:
+            raise OpError(error.errno or errno.EIO, f"{path}: {error.strerror}") from None
         finally:
             if not opened:
                 store._shut()
@@ -168,6 +185,13 @@ class Store:
                 disk.sync_directory(self.directory)
         if durable:
             self._room.allocate_for(os.path.join(path, "data.mdb"))
+
+    def _take_up(self) -> None:
+        """Take into the first batch what the log has beyond the last commit."""
+        for entry in self._log.entries(self._env.info()["last_txnid"]):
+            self.apply({(table, key): value for table, key, value in entry.changes}, essential=True)
+            self.logged_data += entry.data
+            self._fresh = None
 
     def _open_tables(self, tables: tuple[str, ...], *, create: bool) -> None:
         try:
@@ -213,7 +237,7 @@ class Store:
 
     def close(self) -> None:
         """Commit everything and close; no commit is under way, the data of an OST's objects is durable by now."""
-        if not self._readonly:
+        if not self._readonly and not self.logged_data:
             self.flush()
         self.abort()
 
@@ -223,6 +247,7 @@ class Store:
         self._closed = True
         self._refuse(self._failed or f"the store of {self.directory} is closed")
         self._env.close()  # aborts what is open
+        self._log.close()
         self._room.close()
         os.close(self._lock_fd)
 
@@ -265,7 +290,7 @@ class Store:
             raise OpError(errno.EROFS, f"{self.directory} is open for reading only")
         if records > WAITING_RECORDS_MAX and self._frozen is not None and not essential:
             raise OpError(errno.EAGAIN, f"the disk of {self.directory} is slow")
-        more = records - self.dirty, size - self._bytes
+        more = records - self.running, size - self._bytes
         try:
             checked = self._room.make(records, size, more=more, essential=essential)
         except OSError as error:
@@ -351,7 +376,7 @@ class Store:
                 essential = True
             else:
                 size += len(key) + len(value)
-        records = self.dirty + len(writes)
+        records = self.running + len(writes)
         if records > self._dirty_checked or size > self._bytes_checked:
             self._make_room(records, size, essential)
         behind = self._behind
@@ -368,8 +393,13 @@ class Store:
                 behind.update(writes)
         except (lmdb.Error, KeyError, TypeError) as error:  # half a request is in the batch
             self._fail(error)
-        self.dirty = records
+        self.running = records
+        self.dirty += len(writes)
         self._bytes = size
+        if self._fresh is not None:
+            self._fresh.append(writes)
+            if len(self._fresh) > LOGGED_APPLIES_MAX:
+                self._fresh = None
 
     def _put(self, writes: Writes) -> None:
         running, txn, dbs = self._running.tables, self._open, self._dbs
@@ -387,6 +417,7 @@ class Store:
         self._txn = self._env.begin(write=not self._readonly)
         if not self._readonly:
             self._open = self._txn
+            self._log.begin(self._env.info()["last_txnid"])
         self._room.measure(self._env, self._txn, self._dbs.values())
         self._dirty_checked = -1
 
@@ -394,15 +425,18 @@ class Store:
         """Freeze the running batch; a new one starts."""
         self._check_alive()
         assert self._frozen is None, "only one batch is sealed at a time"
+        if self.logged_data:
+            raise StoreFailed(f"data that was in the log of {self.directory} is not in its files")
         self._catch_up(len(self._behind))
         snapshot = self._env.begin()  # of the last commit
         self._sealed, self._open, self._txn = self._open, None, snapshot
         self._frozen, self._running = self._running, Delta(self._dbs)
         self._over = self._running, self._frozen
         self._batches += 1
-        batch = Batch(self._batches, self.dirty, self._bytes)
-        self._room.set_aside(self.dirty, self._bytes)
-        self.dirty = self._bytes = 0
+        batch = Batch(self._batches, self.running, self._bytes)
+        self._room.set_aside(self.running, self._bytes)
+        self.dirty = self.running = self._bytes = 0
+        self._fresh = []
         self._dirty_checked = -1
         return batch
 
@@ -444,6 +478,34 @@ class Store:
             self._put(dict(popitem() for _ in range(records)))
         except lmdb.Error as error:
             self._fail(error)
+
+    def log(self, data: Sequence[Data] = ()) -> bool:
+        """Make what was applied, and the object data that it counts on, durable in the log. False: that takes a commit.
+
+        StoreFailed, as from `commit`.
+        """
+        self._check_alive()
+        if self._fresh is None or self._frozen is not None:
+            return False
+        changes: list[Change] = [
+            (table, key, value) for writes in self._fresh for (table, key), value in writes.items()
+        ]  # fmt: skip
+        try:
+            if not self._log.append(changes, data):
+                return False
+        except OSError as error:
+            self._fail(error)
+        self._fresh = []
+        self.dirty = 0
+        return True
+
+    def put_back(self, files: ObjectFiles) -> None:
+        """Write into `files`, durably, the object data that was found in the log. Before the first commit."""
+        alive = [part for part in self.logged_data if self.get(schema.OBJECTS, schema.object_key(part[0])) is not None]
+        for oid, offset, content in alive:
+            files.write(oid, offset, content)
+        files.sync(dict.fromkeys(oid for oid, _, _ in alive))
+        self.logged_data = []
 
     def flush(self) -> None:
         """Make everything durable on the spot."""

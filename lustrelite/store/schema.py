@@ -13,6 +13,7 @@ FORMAT log:
     1  2026-11-20  first.
     2  2026-11-21  table ost_log in place of destroys; projid of inodes and objects; inodes have access control lists, and know
                    how many extended attributes they have.
+    3  2026-11-21  a log of small batches beside the database (small_log.py).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from lustrelite.ids import FID_BYTES, Fid
 from lustrelite.wire.mdt import Layout, StripeHint
 from lustrelite.wire.mgs import TargetInfo
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 COOKIE_BYTES = 8
 COOKIE_MAX = (1 << 63) - 1

@@ -1,12 +1,12 @@
 """When the running batch becomes durable: at an interval, above a bound, or because somebody waits.
 
 Only the commit itself runs in a worker thread (store/kv.py): the batch is sealed before it, requests go on meanwhile, and
-after it the store takes a few turns of the loop until it has caught up. When there is nothing else in the batch than what
-one client waits for, and the disk is quick, the way to the thread and back would cost more than the flush: then it runs
-here. One commit is under way at a time; demands that come meanwhile are served by the next one, demands of one turn of
-the loop by one commit. While commits are held (`hold`, Lustre's replay_barrier) the
-waiters stay and say so after a while. `last_committed` moves only after the disk said yes (LU-8348); a disk that says
-no ends the process: its successor gets the clients' replays.
+after it the store takes a few turns of the loop until it has caught up. Little that somebody waits for goes to the
+store's log instead (small_log.py), here and at once, if the disk is quick; the database follows at the interval. One
+commit is under way at a time; demands that come meanwhile are served by the next one, demands of one turn of the loop by
+one commit. While commits are held (`hold`, Lustre's replay_barrier) the waiters stay and say so after a while.
+`last_committed` moves only after the disk said yes (LU-8348); a disk that says no ends the process: its successor gets
+the clients' replays.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ class Committer:
         self._counter = 0
         self._timer: asyncio.TimerHandle | None = None
         self._soon: asyncio.Handle | None = None
+        self.logged = 0  # of the commits those that only went to the log
         self._busy = False
-        self._small_s = 0.0  # how long commits of small batches take
+        self._whole = False  # the next one is to be a commit of the database
+        self._log_s = 0.0  # how long the log takes
         self._again = False
         self._closed = False
         self._forced = False
@@ -47,7 +49,8 @@ class Committer:
         if self._timer is None and self._soon is None:
             interval = self.node.tunables.commit_interval_s
             self._timer = asyncio.get_running_loop().call_later(interval, self._interval_over)
-        if self.target.store.dirty >= self.node.tunables.commit_dirty_max or self.target.store.pressed:
+        if self.target.store.running >= self.node.tunables.commit_dirty_max or self.target.store.pressed:
+            self._whole = True
             self._start_soon()
 
     def after(self, transno: int, callback: Callable[[], None]) -> None:
@@ -113,17 +116,18 @@ class Committer:
             await asyncio.sleep(0)  # the commit that served us may have to catch up
         self.close()
 
-    def commit_now(self, *, small: bool = False) -> None:
-        """Commit on this thread. StoreFailed if the disk says no."""
+    def commit_now(self) -> None:
+        """Commit on this thread: at the start, before anybody is served."""
         assert not self._busy, "a commit is under way"
         began = self.node.now()
         upto = self.target.last_transno
         self.target.store_commit(self.target.seal())
         self.target.store.reopen()
-        self._done(upto, began, self._counter, small=small)
+        self._done(upto, began, self._counter)
 
     def _interval_over(self) -> None:
         self._timer = None
+        self._whole = True
         self._start_soon()
 
     def _start_soon(self) -> None:
@@ -142,23 +146,36 @@ class Committer:
         if self._busy:
             self._again = True
             return
-        if not self.target.store.dirty and not self._waiters:
+        if not self.target.store.running and not self._waiters:
+            self._whole = False
             return
         self._forced = False
+        if self._waiters and not self._whole and self._log_s < self.node.tunables.commit_log_s and self._log():
+            return
+        self._whole = False
+        self._log_s *= 7 / 8  # the disk may have become quicker
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        small = self.target.batch_is_small
-        if small and len(self._waiters) == 1 and self._small_s < self.node.tunables.commit_here_s:
-            try:
-                self.commit_now(small=True)
-            except StoreFailed as error:
-                self._failed(error)
-        else:
-            self._busy = True
-            self.node.spawn(self._commit(small), f"commit {self.target.name}")
+        self._busy = True
+        self.node.spawn(self._commit(), f"commit {self.target.name}")
 
-    async def _commit(self, small: bool) -> None:
+    def _log(self) -> bool:
+        """Serve the waiters from the log, on this thread. The database follows at the interval."""
+        began = self.node.now()
+        try:
+            if not self.target.log():
+                return False
+        except StoreFailed as error:
+            self._failed(error)
+            return True
+        self.logged += 1
+        self._log_s += (self.node.now() - began - self._log_s) / 8
+        self._done(self.target.last_transno, began, self._counter)
+        self.changed()
+        return True
+
+    async def _commit(self) -> None:
         target = self.target
         began = self.node.now()
         upto = target.last_transno
@@ -167,7 +184,7 @@ class Committer:
             await target.commit_batch(target.seal())
             if not self._closed:
                 caught_up = target.store.reopen()
-                self._done(upto, began, counter, small=small)
+                self._done(upto, began, counter)
                 while not caught_up and not self._closed:
                     await asyncio.sleep(0)
                     caught_up = target.store.reopen()
@@ -181,18 +198,16 @@ class Committer:
         again, self._again = self._again, False
         if again or self._waiters:
             self._start_soon()
-        elif target.store.dirty:
+        elif target.store.running:
             self.changed()
 
     def _failed(self, error: StoreFailed) -> None:
         self.close()
         self.node.crash(f"commit of {self.target.name}: {error}", error)
 
-    def _done(self, upto: int, began: float, counter: int, *, small: bool = False) -> None:
+    def _done(self, upto: int, began: float, counter: int) -> None:
         self.commits += 1
         self.last_seconds = self.node.now() - began
-        if small:
-            self._small_s += (self.last_seconds - self._small_s) / 8
         target = self.target
         assert upto >= target.last_committed
         target.last_committed = upto

@@ -48,7 +48,6 @@ from lustrelite.wire.session import (
 _T = TypeVar("_T")
 
 INDEX_READ_MAX = 4096  # rows
-SMALL_BATCH_RECORDS = 32
 STOP_GRACE_S = 0.5  # past the deadlines of the locks that were asked for
 NOT_EXECUTED = frozenset({errno.EBUSY, errno.EAGAIN, errno.EINPROGRESS})  # "send it again": no reply record
 
@@ -149,10 +148,10 @@ class Target:
         `body` is the answer, None if that is an error: a name that is not there is a fact about its directory.
         """
 
-    @property
-    def batch_is_small(self) -> bool:
-        """Will the next commit be over as soon as the disk says so?"""
-        return self.store.dirty <= SMALL_BATCH_RECORDS
+    def log(self) -> bool:
+        """Make what is not durable so in the store's log, if it is little.  StoreFailed"""
+        self.store.apply(self.meta_write("last_transno", self.last_transno), essential=True)
+        return self.store.log()
 
     def store_commit(self, batch: Batch) -> None:
         """Make a sealed batch durable on this thread, after the data that it counts on."""

@@ -27,6 +27,7 @@ from lustrelite.rpc.export import Call
 from lustrelite.rpc.import_recovery import ImportRecovery
 from lustrelite.store import schema
 from lustrelite.store.kv import Store
+from lustrelite.store.small_log import SmallLog
 from lustrelite.target import target as target_module
 from lustrelite.target.committer import Committer
 from lustrelite.target.target import Target
@@ -375,3 +376,13 @@ def the_ost_forgets_its_last_id(patch):
         once[key] = None
 
     patch.setattr(Store, "apply", lossy)
+
+
+@mutation
+def the_log_of_small_batches_is_not_read(patch):
+    patch.setattr(SmallLog, "entries", lambda self, commit: [])
+
+
+@mutation
+def a_commit_does_not_void_the_log(patch):
+    patch.setattr(SmallLog, "begin", lambda self, commit: setattr(self, "_after", commit))

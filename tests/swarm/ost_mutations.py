@@ -16,6 +16,7 @@ from lustrelite.ost.object_ids import LAST_ID, ObjectIds
 from lustrelite.ost.ost import Ost
 from lustrelite.recovery.replay_list import ReplayList
 from lustrelite.store import schema
+from lustrelite.store.kv import Store
 from lustrelite.target.handlers import EMPTY
 from lustrelite.target.target import Target
 from lustrelite.wire.ost import OstCreate, OstSync, Punch, Write
@@ -136,6 +137,24 @@ def data_is_not_made_durable_before_its_record(patch):
 @mutation
 def files_of_destroyed_objects_are_forgotten_in_a_crash(patch):
     patch.setattr(Ost, "sweep", lambda self: None)
+
+
+@mutation
+def data_in_the_log_is_not_put_back(patch):
+    patch.setattr(Store, "put_back", lambda self, files: setattr(self, "logged_data", []))
+
+
+@mutation
+def a_truncation_is_durable_by_its_record(patch):
+    stage = Ost.stage
+
+    def hasty(self: Any, *args: Any, **options: Any) -> Any:
+        fresh = self._fresh
+        attr = stage(self, *args, **options)
+        self._fresh = fresh
+        return attr
+
+    patch.setattr(Ost, "stage", hasty)
 
 
 # ------------------------------------------------------ rarer than 300 runs: each has its scenario (test_mutations.py)

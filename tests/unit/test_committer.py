@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from lustrelite.errors import StoreFailed
 from lustrelite.rpc.node import Node
 from lustrelite.store import kv, schema
 from lustrelite.store.kv import Batch, Store
+from lustrelite.store.small_log import SmallLog
 from lustrelite.target.target import Target
 from lustrelite.target.transaction import Transaction
 from lustrelite.tunables import Tunables
@@ -56,7 +58,7 @@ class SlowDisk(Target):
 
 
 def open_target(directory: Path, *, create: bool = False, **tunables: Any) -> SlowDisk:
-    node = Node("mds", None, tunables=Tunables(**{"commit_interval_s": 60.0, "commit_here_s": 0, **tunables}))  # type: ignore[arg-type]
+    node = Node("mds", None, tunables=Tunables(**{"commit_interval_s": 60.0, "commit_log_s": 0, **tunables}))  # type: ignore[arg-type]
     store = Store.open(directory, "MDT", create=create, durable=False)
     return SlowDisk(node, store, name="lustre-MDT0000")
 
@@ -266,40 +268,77 @@ async def test_a_large_batch_is_committed_before_its_time(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("changes", "waiters", "disk_s", "here"),
-    [(1, 1, 0.0, True), (100, 1, 0.0, False), (1, 2, 0.0, False), (1, 1, 0.1, False)],
+    ("changes", "disk_s", "logged"), [(1, 0.0, True), (30, 0.0, True), (100, 0.0, False), (1, 0.1, False)]
 )
-async def test_a_small_commit_that_one_waits_for_is_made_here(
-    tmp_path: Path, changes: int, waiters: int, disk_s: float, here: bool
+async def test_a_small_batch_that_somebody_waits_for_goes_to_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: int, disk_s: float, logged: bool
 ) -> None:
-    """Not a large one, not what several wait for, not on a slow disk: it would hold up the others."""
-    target = open_target(tmp_path, create=True, commit_here_s=0.01)
-    threads = []
-
-    class Disk(SlowDisk):
-        def store_commit(self, batch: Batch) -> None:
-            threads.append(threading.current_thread())
-            time.sleep(disk_s)
-            super().store_commit(batch)
-
-    target.__class__ = Disk
+    """Not a large one, and not on a slow disk: it would hold up the others."""
+    append = SmallLog.append
+    monkeypatch.setattr(SmallLog, "append", lambda *args: (time.sleep(disk_s), append(*args))[1])
+    target = open_target(tmp_path, create=True, commit_log_s=0.01)
     await target.start()
-    await target.committed()
     for _ in range(3):  # it learns how quick the disk is
         target.change()
         await target.committed()
-    target.change(changes)
-    await asyncio.gather(*(target.committed() for _ in range(waiters)))
-    assert (threads[-1] is threading.main_thread()) == here
+    commits, before = target.committer.commits, target.committer.logged
+    for _ in range(changes):
+        target.change()
+    await asyncio.gather(target.committed(), target.committed())
+    assert (target.committer.commits, target.committer.logged) == (commits + 1, before + logged)
+    assert target.store.running == 0 or logged
     target.kill()
     await target.node.stop_tasks()
-    assert durable(tmp_path)[1] == target.last_committed
+    assert durable(tmp_path)[1] == target.last_committed == target.last_transno
 
 
-async def test_a_commit_here_that_fails_ends_the_process(target: SlowDisk) -> None:
-    target.node.tunables.commit_here_s = 1.0
+async def test_the_database_follows_the_log_at_the_interval(tmp_path: Path) -> None:
+    target = open_target(tmp_path, create=True, commit_log_s=1.0, commit_interval_s=0.01)
+    await target.start()
+    await target.committed()
+    logged = target.committer.logged
     target.change()
-    target.error = StoreFailed("no disk")
+    await target.committed()
+    logged += 1
+    assert target.committer.logged == logged and target.store.running and not target.store.dirty
+    async with asyncio.timeout(5):
+        while target.store.running:
+            await asyncio.sleep(0.005)
+    assert target.committer.logged == logged
+    target.kill()
+    await target.node.stop_tasks()
+
+
+async def test_a_slow_disk_is_tried_again(tmp_path: Path) -> None:
+    target = open_target(tmp_path, create=True, commit_log_s=0.01)
+    await target.start()
+    target.committer._log_s = 0.1
+    before, logged = target.committer.commits, target.committer.logged
+    async with asyncio.timeout(20):
+        while target.committer.logged == logged:
+            target.change()
+            await target.committed()
+    assert target.committer.commits > before + 10
+    target.kill()
+    await target.node.stop_tasks()
+
+
+async def test_commits_that_are_held_are_not_logged_either(target: SlowDisk) -> None:
+    target.node.tunables.commit_log_s = 1.0
+    target.committer.hold()
+    target.change()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(target.committed(), 0.05)
+    assert not target.committer.logged and target.last_committed < target.last_transno
+
+
+async def test_a_log_that_fails_ends_the_process(target: SlowDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> bool:
+        raise OSError(errno.EIO, "no disk")
+
+    monkeypatch.setattr(SmallLog, "append", fail)
+    target.node.tunables.commit_log_s = 1.0
+    target.change()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(target.committed(), 0.2)
     assert target.crashes and target.last_committed < target.last_transno

@@ -304,6 +304,8 @@ async def test_what_makes_no_sense_is_refused(rig: Rig, body: Any, bulk: bytes |
 
 
 async def test_a_write_is_durable_before_its_answer(rig: Rig) -> None:
+    """Without the log; with it: test_ost_small_log.py"""
+    rig.node.tunables.commit_log_s = 0
     await rig.grant(2)
     synced: list[int] = []
     sync = rig.ost.files.sync
@@ -758,6 +760,7 @@ async def test_fault_points(rig: Rig, point: str, body: Any, bulk: bytes | None)
 
 
 async def test_nothing_is_kept_of_objects_at_rest(rig: Rig) -> None:
+    rig.node.tunables.commit_log_s = 0
     await rig.grant(3000)
     for oid in range(1, 50):
         await rig.client.call(write_of(oid), b"x")

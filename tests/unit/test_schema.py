@@ -80,7 +80,7 @@ def test_every_record_comes_back() -> None:
 def test_bytes_of_an_inode_are_pinned() -> None:
     """A change here is a change of the format: raise FORMAT_VERSION, say so in its log, then pin anew."""
     packed = schema.pack_inode(INODE._replace(layout=LAYOUT))
-    assert (schema.FORMAT_VERSION, packed.hex()) == (2, PINNED)
+    assert (schema.FORMAT_VERSION, packed.hex()) == (3, PINNED)
 
 
 def test_a_broken_record_stops_the_store_and_not_a_connection() -> None:

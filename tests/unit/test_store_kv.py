@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from lustrelite.errors import FormatRefused, OpError, StoreFailed
 from lustrelite.store import disk, kv, room, schema
 from lustrelite.store.kv import Store
+from lustrelite.store.small_log import SmallLog
 
 T = schema.REPLIES  # a table that every kind has
 U = schema.CLIENTS
@@ -581,6 +582,7 @@ steps = st.one_of(
     st.tuples(st.just("apply"), some_writes),
     st.tuples(st.just("step"), st.none()),
     st.tuples(st.just("seal"), st.none()),
+    st.tuples(st.just("log"), st.none()),
     st.tuples(st.just("kill"), st.none()),
 )
 some_ranges = st.lists(st.tuples(some_keys | st.just(b""), some_keys | st.just(b"")), max_size=4)
@@ -610,6 +612,9 @@ class Model:
             self.store.abort()
             self.store = Store.open(self.directory, "MDT", durable=False)
             self.now, self.batch, self.closed = dict(self.durable), None, False
+        elif what == "log":
+            if self.store.log():
+                self.durable = dict(self.now)
         elif self.batch is not None:
             self.store.commit(self.batch)
             self.durable, self.batch, self.closed = self.sealed, None, True
@@ -700,6 +705,27 @@ def keys_are_sorted_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(kv.Delta, "sorted_keys", once)
 
 
+def the_log_is_not_voided_by_a_commit(patch: pytest.MonkeyPatch) -> None:
+    begin = SmallLog.begin
+    patch.setattr(SmallLog, "begin", lambda self, commit: begin(self, commit) if not self._after else None)
+
+
+def what_was_logged_is_not_logged_on(patch: pytest.MonkeyPatch) -> None:
+    """The successor's first log says that everything is durable, and only has what came since."""
+    take_up = Store._take_up
+
+    def forgetful(self: Any) -> None:
+        take_up(self)
+        self._fresh = []
+
+    patch.setattr(Store, "_take_up", forgetful)
+
+
+def deletions_are_not_logged(patch: pytest.MonkeyPatch) -> None:
+    append = SmallLog.append
+    patch.setattr(SmallLog, "append", lambda self, changes, data: append(self, [c for c in changes if c[2]], data))
+
+
 @pytest.mark.parametrize(
     "plant",
     [
@@ -709,6 +735,9 @@ def keys_are_sorted_once(patch: pytest.MonkeyPatch) -> None:
         the_sealed_batch_takes_more,
         what_is_not_put_yet_is_not_read,
         keys_are_sorted_once,
+        the_log_is_not_voided_by_a_commit,
+        what_was_logged_is_not_logged_on,
+        deletions_are_not_logged,
     ],
 )
 def test_planted_bugs_are_found(
@@ -731,7 +760,7 @@ def fails(directory: Path, seed: int) -> bool:
     model = Model(directory)
     try:
         for _ in range(30):
-            what = chance.choices(["apply", "step", "seal", "kill"], [9, 9, 1, 1])[0]
+            what = chance.choices(["apply", "step", "seal", "log", "kill"], [9, 7, 1, 4, 2])[0]
             writes = {b"%c" % chance.choice(b"abcdefgh"): chance.choice([None, b"1", b"2"]) for _ in range(4)}
             model.act(what, writes)
             check(model.store, model.now, [])
