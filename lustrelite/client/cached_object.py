@@ -18,7 +18,7 @@ from lustrelite.ldlm.client_lock import ClientLock
 from lustrelite.ldlm.policy import size_known_after
 from lustrelite.wire.ldlm import Lvb
 from lustrelite.wire.message import ROOT_CRED, Cred
-from lustrelite.wire.ost import OBJECT_EOF, ObjectAttr, resource_of
+from lustrelite.wire.ost import OBJECT_EOF, ObjectAttr, Punch, resource_of
 
 _BLOCK_BYTES = 512
 _DISK_BLOCK_BYTES = 4096
@@ -34,6 +34,7 @@ class CachedObject:
         self.locks: dict[int, ClientLock] = {}  # by handle, in the order they were first used
         self.unsized: dict[int, None] = {}  # of them, those that came without a word about the object
         self.size = 0
+        self.cut: Punch | None = None  # a truncation that the OST was asked for and has not answered
         self.resized = 0  # counts beginnings and ends of truncations: a size that is older than the last one is none
         self.blocks = 0
         self.atime = self.mtime = self.ctime = 0

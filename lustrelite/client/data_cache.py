@@ -25,7 +25,7 @@ from lustrelite.errors import Evicted, OpError
 from lustrelite.ldlm.client_lock import ClientLock
 from lustrelite.ldlm.lru import Holding
 from lustrelite.wire.ldlm import DISCARD_DATA, PR, PW, Lvb
-from lustrelite.wire.locks import Ask
+from lustrelite.wire.locks import Ask, Known
 from lustrelite.wire.message import Cred
 from lustrelite.wire.ost import OBJECT_EOF, resource_of
 
@@ -141,13 +141,17 @@ class DataCache:
         if idle and self.objects.get(cached.obj) is cached:
             del self.objects[cached.obj]
 
-    def _glimpse_of(self, lock: ClientLock) -> Lvb | None:
+    def _glimpse_of(self, lock: ClientLock) -> Known | None:
         data: CachedObject | Lvb | None = lock.data
         if data is None:  # not used yet, but the OST asks under one lock only for what we know under all of them
             data = self.objects.get(int.from_bytes(lock.resource, "big"))
         if not lock.mode & PW or data is None:
             return None
-        return data.lvb() if isinstance(data, CachedObject) else data
+        if not isinstance(data, CachedObject):
+            return Known(data, 0)
+        if data.resizing and data.cut is None:  # the OST has answered, and it is not done here yet
+            return None
+        return Known(data.lvb(), self.osc.imp.xid_of(data.cut) if data.resizing else 0)
 
     def _stays(self, lock: ClientLock) -> bool:
         cached = lock.data

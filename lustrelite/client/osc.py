@@ -37,6 +37,9 @@ class DataImport(Protocol):
     ) -> tuple[Any, memoryview | None]:
         """The same with data out of `bulk` or into the beginning of `sink`."""
 
+    def xid_of(self, body: Any) -> int:
+        """The XID under which `body` was sent; 0: it was not sent yet, or is answered."""
+
 
 class Osc:
     """One OST."""

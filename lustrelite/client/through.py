@@ -151,12 +151,15 @@ class Through:
         flight = pages.hold(body.start, OBJECT_EOF)
         flight.done = asyncio.get_running_loop().create_future()
         cached.resized += 1
+        cached.cut = body._replace(lock=lock.handle)
         try:
-            attr: ObjectAttr = await self.osc.imp.call(body._replace(lock=lock.handle), cred=cached.cred)
+            attr: ObjectAttr = await self.osc.imp.call(cached.cut, cred=cached.cred)
         except OpError:
             self._failed(cached, lock, flight)
             self._over(cached, flight)
             raise
+        finally:
+            cached.cut = None
         self.back.remember(attr.version, body.owner)
         return Cut(cached, lock, flight, body, attr)
 

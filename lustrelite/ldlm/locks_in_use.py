@@ -19,8 +19,8 @@ from lustrelite.ldlm.client_lock import ClientLock
 from lustrelite.ldlm.held_locks import HeldLocks
 from lustrelite.ldlm.lru import Holding
 from lustrelite.ldlm.policy import WRITERS
-from lustrelite.wire.ldlm import EX, IBITS, Lvb
-from lustrelite.wire.locks import Ask
+from lustrelite.wire.ldlm import EX, IBITS
+from lustrelite.wire.locks import Ask, Known
 
 if TYPE_CHECKING:
     from lustrelite.rpc.client_import import ClientImport
@@ -38,7 +38,7 @@ class LocksInUse(HeldLocks):
         """Write back what is dirty under the lock (all of it: the lock goes whole). With DISCARD_DATA: forget it.
 
         True: with the last write went the cancel."""
-        self.glimpse_of: Callable[[ClientLock], Lvb | None] | None = None
+        self.glimpse_of: Callable[[ClientLock], Known | None] | None = None
         """What we know of the object."""
         self.withdraw: Callable[[ClientLock], Awaitable[None] | None] | None = None
         """The lock is about to go: tell whoever believes in what is under it. Awaited before it is flushed."""
@@ -224,7 +224,7 @@ class LocksInUse(HeldLocks):
                 self._refused(lock, error)
                 self._cancels.add((lock.handle,))
 
-    def glimpsed(self, handle: int) -> Lvb | None:
+    def glimpsed(self, handle: int) -> Known | None:
         """What do we know of the object under the lock? A write lock that is only lying about goes after the answer."""
         lock = self._locks.get(handle)
         if lock is None or self.glimpse_of is None:

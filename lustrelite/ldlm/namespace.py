@@ -580,10 +580,11 @@ class Namespace:
             self._start_clock(about)
 
     def callback_answered(self, export: Export, kind: type, about: Any, answer: Any) -> None:
-        """What the client said of one of the things it was told; a glimpse: an Lvb or None."""
+        """What the client said of one of the things it was told; a glimpse: a Known or None."""
         if kind is GlimpseCallback:
             lock, glimpse = about
-            glimpse.answered(lock, answer)
+            cut = export.find_reply(answer.cut) if answer is not None and answer.cut else None
+            glimpse.answered(lock, answer.lvb if answer is not None and (cut is None or cut.status) else None)
         elif answer == 0:
             self.callback_repeated(kind, about)  # it has it now
         elif answer != -errno.EINVAL:

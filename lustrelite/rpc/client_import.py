@@ -709,6 +709,10 @@ class ClientImport:
                 fail(request, LinkLost(why))
         self.lost.set()
 
+    def xid_of(self, body: Any) -> int:
+        """The XID under which `body` was sent; 0: it was not sent yet, or is answered."""
+        return next((xid for xid, request in self.sending.items() if request.body is body), 0)
+
     def _drop_link(self) -> None:
         link, self.link = self.link, None
         if link is not None:

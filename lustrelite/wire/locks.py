@@ -86,10 +86,17 @@ class CompletionCallback(NamedTuple):
     granted: tuple[Granted, ...]
 
 
+class Known(NamedTuple):
+    """What the holder of a lock knows of the object."""
+
+    lvb: Lvb
+    cut: int  # XID of a truncation that it has sent and not heard of, or 0: once that is executed, `lvb` is old
+
+
 class GlimpseReply(NamedTuple):
     """Per lock what its holder knows; None if there is no such lock, or nothing newer than the server has."""
 
-    lvbs: tuple[Lvb | None, ...]
+    known: tuple[Known | None, ...]
 
 
 @message(op=106, reply=GlimpseReply, klass=CLASS_CALLBACK)

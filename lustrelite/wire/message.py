@@ -12,7 +12,7 @@ tests/unit/test_wire_bytes.py; programs of different versions refuse each other 
                    in ConnectReply; ConfigRead does not wait.
     4  2026-11-21  SetOwners; GrantShrink; projid in Attr and Setattr; access control lists and the presence of extended
                    attributes in Attr; umask in Create and Open; Getxattrs, Fallocate, ObjectSeek; the default in DirStripeReply.
-    5  2026-11-21  the answer to Rename says which file has moved.
+    5  2026-11-21  the answer to Rename says which file has moved; that to GlimpseCallback which truncation it may not know of.
 """
 
 from __future__ import annotations

@@ -119,3 +119,26 @@ async def test_what_a_lock_has_shown_survives_its_author_and_the_server(cluster)
             await ost.kill()
             await ost.start()
             assert await c.b.unrecorded(read_at(c.b.fs, "/f", 0, 200)) == b"x" * 50
+
+
+async def test_what_a_truncation_has_shown_stays_while_its_author_waits_for_the_answer(cluster):
+    """The OST has cut the file off, the author has not heard of it, and is asked for the size: he says the old one.
+
+    Source: seed 803500
+    """
+    async with cluster(clients=2, caching=1, stripe_count=1) as c:
+        file = await c.a.unrecorded(c.a.fs.open("/f", os.O_CREAT | os.O_RDWR, 0o644))
+        await c.a.unrecorded(file.pwrite(b"x" * 9000, 0))
+        for reply in (False, True):
+            held = c.net.hold("Punch", reply=reply, times=1)
+            cut = asyncio.get_running_loop().create_task(c.a.unrecorded(file.truncate(50)))
+            await held.caught()
+            for _ in range(3):
+                assert (await c.b.unrecorded(c.b.fs.stat("/f"))).size == (50 if reply else 9000)
+                await asyncio.sleep(0.1)
+            held.release()
+            await cut
+            assert (await c.b.unrecorded(c.b.fs.stat("/f"))).size == 50
+            await c.a.unrecorded(file.pwrite(b"x" * 9000, 0))
+        await c.a.unrecorded(file.close())
+        await c.a.unrecorded(c.a.fs.unlink("/f"))

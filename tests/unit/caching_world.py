@@ -21,6 +21,8 @@ from lustrelite.wire.ldlm import Lvb
 from lustrelite.wire.message import ROOT_CRED, Cred
 from lustrelite.wire.ost import grant_bytes, resource_of
 
+CUT_XID = 77  # of every truncation that is under way
+
 
 class CachingOst(FakeOst):
     """A FakeOst with locks, grants and a disk of a size."""
@@ -37,6 +39,9 @@ class CachingOst(FakeOst):
         self.replies: asyncio.Event | None = None  # changes are executed, their answers wait for this
         self.read_replies: asyncio.Event | None = None  # the same for reads
         self.reads: asyncio.Event | None = None  # reads are executed after this
+
+    def xid_of(self, body: Any) -> int:
+        return CUT_XID
 
     def lvb(self, obj: int) -> Lvb | OpError:
         if obj in self.destroyed:

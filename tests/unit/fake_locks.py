@@ -13,7 +13,7 @@ from lustrelite.ldlm.client_lock import SERVED_BY, ClientLock
 from lustrelite.ldlm.lru import Holding
 from lustrelite.ldlm.policy import EOF, WRITERS
 from lustrelite.wire.ldlm import EXTENT, PR, Lvb
-from lustrelite.wire.locks import Ask
+from lustrelite.wire.locks import Ask, Known
 
 
 class FakeLocks:
@@ -24,7 +24,7 @@ class FakeLocks:
         self.flush: Callable[[ClientLock, Ask | None], Awaitable[bool]] | None = None
         self.released: list[int] = []  # handles that went with a write
         self.drop: Callable[[ClientLock, bool], None] | None = None
-        self.glimpse_of: Callable[[ClientLock], Lvb | None] | None = None
+        self.glimpse_of: Callable[[ClientLock], Known | None] | None = None
         self.stays: Callable[[ClientLock], bool] | None = None
         self.grow = True  # locks are granted on all of the object
         self.tell = True  # what the object is like

@@ -87,7 +87,7 @@ class LockServer:
                 for effect in effects[1:]:
                     assert isinstance(effect, Glimpse)
                     told = cast(FakeImport, effect.lock.owner).locks.glimpsed(effect.lock.handle)
-                    known += [told] if told is not None else []
+                    known += [told.lvb] if told is not None else []
                 lvb = Lvb(*map(max, zip(*known, strict=True)))
                 return Granted(want.handle, -errno.EWOULDBLOCK, want.resource, 0, 0, 0, 0, 0, 0, lvb)
         else:

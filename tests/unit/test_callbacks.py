@@ -34,7 +34,7 @@ from lustrelite.wire.ldlm import (
     Ride,
     Want,
 )
-from lustrelite.wire.locks import BlockingCallback, Cancel, CompletionCallback, Enqueue, GlimpseCallback
+from lustrelite.wire.locks import BlockingCallback, Cancel, CompletionCallback, Enqueue, GlimpseCallback, Known
 from lustrelite.wire.message import LOCK_REPLAY_DONE, REQ_REPLAY_DONE, RESENT
 from lustrelite.wire.ost import (
     CREATE_DELORPHAN,
@@ -275,7 +275,7 @@ async def test_sync_lock_cancel(rig: Rig, when: str, asked: bool, waits: bool) -
 
 async def test_a_glimpse_asks_the_writer(rig: Rig) -> None:
     other = await second(rig)
-    rig.client.says = lambda item, number: Lvb(777, 0, 0, 9, 0)
+    rig.client.says = lambda item, number: Known(Lvb(777, 0, 0, 9, 0), 0)
     await take(rig.client, want(1), want(2, oid=2))
     answer = await take(other, want(1, PR, flags=GLIMPSE), want(2, PR, oid=2, flags=GLIMPSE), want(3, PR, oid=3, flags=GLIMPSE))
     assert [(g.status, g.lvb.size) for g in answer if g.lvb] == [(-errno.EWOULDBLOCK, 777)] * 2 + [(0, 0)]
@@ -529,7 +529,7 @@ async def test_a_read_without_a_lock_sees_what_a_writer_had_cached(rig: Rig) -> 
 
 async def test_attributes_without_a_lock_come_from_the_writer(rig: Rig) -> None:
     other = await second(rig)
-    rig.client.says = lambda item, number: Lvb(777, 0, 0, 9, 0)
+    rig.client.says = lambda item, number: Known(Lvb(777, 0, 0, 9, 0), 0)
     await take(rig.client, want(1))
     assert (await other.call(ObjectGetattr(1))).size == 777
     assert rig.ost.namespace.lock_count == 1

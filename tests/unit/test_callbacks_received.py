@@ -22,6 +22,7 @@ from lustrelite.wire.locks import (
     CompletionCallback,
     EnqueueReply,
     GlimpseCallback,
+    Known,
     check_callback_reply,
     decode_callback,
 )
@@ -58,8 +59,8 @@ class Locks:
         self.log.append(("completed", granted.handle))
         return 0 if granted.handle == 8 else -errno.EINVAL
 
-    def glimpsed(self, handle: int) -> Lvb | None:
-        return LVB if handle == 7 else None
+    def glimpsed(self, handle: int) -> Known | None:
+        return Known(LVB, 0) if handle == 7 else None
 
 
 class World:
@@ -91,7 +92,7 @@ async def test_each_kind_is_answered_at_once() -> None:
     world = World()
     assert world.tell(1, BlockingCallback((ASK, ASK._replace(handle=9)))) == (0, -errno.EINVAL)
     assert world.tell(2, CompletionCallback((GRANTED, GRANTED._replace(handle=9)))) == (0, -errno.EINVAL)
-    assert world.tell(3, GlimpseCallback((7, 9))) == (LVB, None)
+    assert world.tell(3, GlimpseCallback((7, 9))) == (Known(LVB, 0), None)
     assert world.callbacks.seen == 3
 
 

@@ -33,7 +33,7 @@ from lustrelite.wire.ldlm import (
     XATTR,
     Granted,
 )
-from lustrelite.wire.locks import Ask, Cancel, Convert, Enqueue
+from lustrelite.wire.locks import Ask, Cancel, Convert, Enqueue, Known
 from lustrelite.wire.session import Ping
 
 F = b"f" * 16
@@ -217,7 +217,7 @@ class Above:
         self.imp = imp
         imp.locks.flush = self.flush
         imp.locks.drop = self.drop
-        imp.locks.glimpse_of = lambda lock: LVB._replace(size=7777)
+        imp.locks.glimpse_of = lambda lock: Known(LVB._replace(size=7777), 0)
 
     async def flush(self, lock: ClientLock, ask: Ask | None) -> None:
         assert not lock.ready and not lock.users

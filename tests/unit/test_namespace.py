@@ -11,6 +11,7 @@ from lock_harness import FID, RES, Bench, extent, inode, turn
 
 from lustrelite.ldlm.lock import LockState
 from lustrelite.status_text import lock_lines
+from lustrelite.store import schema
 from lustrelite.wire.ldlm import (
     AST_SENT,
     BLOCK_GRANTED,
@@ -34,7 +35,7 @@ from lustrelite.wire.ldlm import (
     Lvb,
     Want,
 )
-from lustrelite.wire.locks import BlockingCallback, CompletionCallback, GlimpseCallback
+from lustrelite.wire.locks import BlockingCallback, CompletionCallback, GlimpseCallback, Known
 from lustrelite.wire.ost import OBJECT_EOF
 
 # enqueue, cancel
@@ -277,7 +278,7 @@ async def test_a_glimpse_of_what_nobody_writes_is_a_lock(sim: Any) -> None:
 
 async def test_a_glimpse_asks_the_writer_and_leaves_him_his_lock(sim: Any) -> None:
     bench = Bench()
-    bench.a.says = lambda item: Lvb(5000, 0, 0, 77, 0)
+    bench.a.says = lambda item: Known(Lvb(5000, 0, 0, 77, 0), 0)
     bench.a.take(1)
     answers = glimpse(bench, bench.b)
     assert not answers
@@ -288,6 +289,19 @@ async def test_a_glimpse_asks_the_writer_and_leaves_him_his_lock(sim: Any) -> No
     # What he told is not kept: he may die without having written it.
     bench.target.evict(bench.a.export, "test")
     assert glimpse(bench, bench.b)[0].lvb == Lvb(100, 8, 1, 2, 3)
+
+
+@pytest.mark.parametrize(("executed", "size"), [(False, 5000), (True, 100)])
+async def test_what_a_holder_knew_before_its_truncation_counts_until_that_is_done(sim: Any, executed: bool, size: int) -> None:
+    """The answer to the truncation is on its way.  Source: coherence seed 803500"""
+    bench = Bench()
+    bench.a.says = lambda item: Known(Lvb(5000, 8, 1, 2, 3), 17)
+    bench.a.take(1)
+    if executed:
+        bench.a.export.keep_reply(1, schema.ReplyRecord(17, 5, 0, 0, (), 1))
+    answers = glimpse(bench, bench.b)
+    await turn()
+    assert answers[0].lvb is not None and answers[0].lvb.size == size
 
 
 async def test_a_glimpse_does_not_ask_the_target_itself(sim: Any) -> None:

@@ -9,7 +9,7 @@ import random
 from typing import Any
 
 import pytest
-from caching_world import CachingWorld
+from caching_world import CUT_XID, CachingWorld
 from file_model import FileModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -554,8 +554,8 @@ async def test_what_left_with_its_lock_is_not_believed_when_the_answer_is_late()
         while not server.locks.released:
             await asyncio.sleep(0)
         assert server.locks.glimpse_of is not None
-        lvb = server.locks.glimpse_of(lock)
-        assert lvb is not None and lvb.size == 8000, "asked for, until it is gone"
+        known = server.locks.glimpse_of(lock)
+        assert known is not None and known.lvb.size == 8000, "asked for, until it is gone"
         server.objects[1][:] = b"somebody else's"
         assert await file.pread(8000, 0) == b"somebody else's" and (await file.fstat()).size == 15
         syncing = asyncio.create_task(file.fsync())
@@ -993,8 +993,8 @@ async def test_a_write_during_a_truncation_comes_after_it() -> None:
         for _ in range(20):
             await asyncio.sleep(0)
         assert not writing.done() and server.objects[1] == b""
-        lvb = server.locks.glimpse_of(next(iter(server.locks.held.values())))  # type: ignore[misc]
-        assert lvb is not None and lvb.size == 100, "it has the old size for everybody until it has the new one here"
+        known = server.locks.glimpse_of(next(iter(server.locks.held.values())))  # type: ignore[misc]
+        assert known is not None and known.lvb.size == 100 and known.cut == CUT_XID, "the OST knows whether that is done"
         looking = asyncio.create_task(file.pread(200, 0)), asyncio.create_task(file.fstat())
         for _ in range(20):
             await asyncio.sleep(0)
@@ -1119,8 +1119,10 @@ async def test_a_glimpse_from_others_tells_what_is_dirty_here() -> None:
         locks = world.osts[0].locks
         (lock,) = locks.held.values()
         assert locks.glimpse_of is not None
-        lvb = locks.glimpse_of(lock)
-        assert lvb is not None and (lvb.size, lvb.blocks, lvb.mtime, lvb.ctime) == (5000, 16, file.mtime, file.mtime)
+        known = locks.glimpse_of(lock)
+        assert known is not None and not known.cut
+        lvb = known.lvb
+        assert (lvb.size, lvb.blocks, lvb.mtime, lvb.ctime) == (5000, 16, file.mtime, file.mtime)
         assert locks.stays is not None and locks.stays(lock)
         await file.fsync()
         assert not locks.stays(lock)
