@@ -1,7 +1,7 @@
 """What the kernel asks about open files, on client/file.py. The handle of the protocol is that of the MDT.
 
-The kernel keeps pages of files (inodes.py says for how long), so it opens them with KEEP_CACHE; without locks, or
-O_DIRECT, everything comes here. RELEASE is answered before the close has gone to the MDT: nobody waits for that, and
+The kernel keeps pages of files (inodes.py says for how long), so it opens them with KEEP_CACHE; without locks, or with
+O_DIRECT or O_APPEND, everything comes here: an append of up to 1 MiB is atomic for all nodes. RELEASE is answered before the close has gone to the MDT: nobody waits for that, and
 what was lost is told at FLUSH, which is close(2). Reads change the access time as `relatime` has it.
 """
 
@@ -94,7 +94,9 @@ class Files:
             self.inodes.watch(node, file.layout)
         if not file.flags & os.O_NOATIME and not self._wants_atime(file):
             file.flags |= os.O_NOATIME
-        flags = fopen.KEEP_CACHE if self.mount.caches else fopen.DIRECT_IO
+        # What is appended has its place from us, and comes in one piece; through its pages the kernel would cut it at them.
+        cached = self.mount.caches and not file.flags & os.O_APPEND
+        flags = fopen.KEEP_CACHE if cached else fopen.DIRECT_IO
         return kernel.open_out(file.handle, flags)
 
     def _wants_atime(self, file: File) -> bool:

@@ -9,7 +9,7 @@ from lustrelite.fuse import kernel
 from lustrelite.fuse.caller import Callers
 from lustrelite.fuse.files import Files
 from lustrelite.fuse.inodes import Inodes
-from lustrelite.fuse.kernel import op
+from lustrelite.fuse.kernel import init, op
 from lustrelite.fuse.names import Names
 from lustrelite.fuse.session import WANTED_FLAGS, Request, Session
 
@@ -36,7 +36,8 @@ class Mount:
         session.handlers = {**self.names.handlers, **self.files.handlers}
         session.silent = {op.FORGET: self._forget, op.BATCH_FORGET: self._forget_many}
         session.in_task = {op.STATFS: None}
-        session.wanted_flags = WANTED_FLAGS
+        # A shared mapping of what is opened DIRECT_IO is pages of the kernel all the same: not without locks.
+        session.wanted_flags = WANTED_FLAGS if self.caches else WANTED_FLAGS & ~init.DIRECT_IO_ALLOW_MMAP
         self._follow()
 
     def _follow(self) -> None:

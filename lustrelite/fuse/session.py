@@ -335,5 +335,5 @@ WANTED_FLAGS = (
     init.ASYNC_READ | init.POSIX_LOCKS | init.ATOMIC_O_TRUNC | init.BIG_WRITES | init.FLOCK_LOCKS | init.AUTO_INVAL_DATA
     | init.DO_READDIRPLUS | init.READDIRPLUS_AUTO | init.ASYNC_DIO | init.PARALLEL_DIROPS | init.ABORT_ERROR
     | init.MAX_PAGES | init.CACHE_SYMLINKS | init.NO_OPENDIR_SUPPORT | init.HANDLE_KILLPRIV_V2 | init.SETXATTR_EXT
-    | init.INIT_EXT | init.POSIX_ACL | init.DONT_MASK
+    | init.INIT_EXT | init.POSIX_ACL | init.DONT_MASK | init.DIRECT_IO_ALLOW_MMAP
 )  # fmt: skip

@@ -127,7 +127,7 @@ class Mounted:
         device = attach.device_of(str(self.path))
         if device:
             attach.abort(device)
-            attach.detach(str(self.path), attach.MNT_DETACH)
+            attach.detach(str(self.path), attach.MNT_FORCE | attach.MNT_DETACH)  # abort needs fusectl
         if self.alive:
             self.signal(signal.SIGKILL)
 

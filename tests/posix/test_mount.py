@@ -285,6 +285,50 @@ async def test_who_waits_can_be_killed(world: Any) -> None:
         await m.call(os.unlink, m.path / "f")
 
 
+@pytest.mark.processes
+async def test_what_two_mounts_append_is_whole_and_whole_in_its_place(world: Any) -> None:
+    """Records of odd sizes, which the kernel would cut at its pages; those who read through other descriptors see them."""
+    async with world(oss=2, clients=0) as w, Mounted(w) as m1, Mounted(w, "m2") as m2:
+        names = (b"a", b"b", b"c")
+
+        def append(top: Path, name: bytes) -> None:
+            fd = os.open(top / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            for number in range(40):
+                record = name * (1000 + 97 * number) + b"\n"
+                assert os.write(fd, record) == len(record)
+            os.close(fd)
+
+        def watch() -> None:
+            with open(m2.path / "log", "rb") as file:
+                for _ in range(30):
+                    file.seek(0)
+                    check(file.read())
+
+        def check(data: bytes) -> list[bytes]:
+            records = data[: data.rfind(b"\n") + 1].splitlines()  # who looks while somebody writes may see half of it
+            assert all(len(set(record)) == 1 for record in records)
+            return records
+
+        await m1.call((m1.path / "log").touch)
+        await asyncio.gather(*[
+            m.call(append, m.path, name) for m, name in zip((m1, m2, m1), names, strict=True)
+        ], m2.call(watch))
+        for m in (m1, m2):
+            records = check(await m.call((m.path / "log").read_bytes))
+            for name in names:
+                assert [len(record) for record in records if record[:1] == name] == [1000 + 97 * n for n in range(40)]
+
+        def mapped() -> None:
+            with open(m1.path / "log", "ab+") as file, mmap.mmap(file.fileno(), 0) as view:
+                view[:4] = b"zzzz"
+                view.flush()
+            with open(m2.path / "log", "rb") as file:
+                assert file.read(4) == b"zzzz"
+            os.unlink(m1.path / "log")
+
+        await m1.call(mapped)
+
+
 BEATEN = """
 import ctypes, os, signal, sys
 libc = ctypes.CDLL(None, use_errno=True)

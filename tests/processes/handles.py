@@ -97,7 +97,7 @@ class ProcessServer:
         await asyncio.to_thread(self.world.cluster.wait_ready, self.name, child)
         if abort_recovery:
             await self.abort_recovery()
-            await self.world.eventually(self._recovered, f"{self.name} aborts its recovery")
+            await self.world.eventually(self.recovered, f"{self.name} aborts its recovery")
             self.rearm()
         self._lives = {row["name"]: int(row["instance"]) for row in await self.rows()}
 
@@ -113,7 +113,8 @@ class ProcessServer:
         finally:
             self.world.cluster.params = params
 
-    async def _recovered(self) -> bool:
+    async def recovered(self) -> bool:
+        """Does it serve, and recovers no more?"""
         rows = await self.rows()
         return bool(rows) and not any(row["state"] == "RECOVERING" for row in rows)
 

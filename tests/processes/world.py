@@ -187,7 +187,8 @@ class ProcessWorld(simulated.Cluster):
         for server in (*waits, *reversed(self.servers)):
             await server.stop()
         for name, record in records.items():
-            status = self.cluster._children[record["pid"]].poll() if record else "before it was stopped"
+            child = self.cluster._children[record["pid"]] if record else None
+            status = await asyncio.to_thread(child.wait, WAIT_S) if child is not None else "before it was stopped"
             if status != 0:
                 raise Violation(f"{name} ended badly ({status}): {self.cluster.last_words(name)}")
         report = await asyncio.to_thread(check_stopped, self.cluster)

@@ -58,7 +58,16 @@ class Fire:
             victim = servers[self.deaths % len(servers)]
             await victim.kill()
             self.deaths += 1
+            self.died(victim.targets)
             await victim.start()
+            await self.world.eventually(victim.recovered, f"{victim.name} recovers")
+            self.is_back(victim.targets)
+
+    def died(self, targets: Sequence[str]) -> None:
+        """These have been killed."""
+
+    def is_back(self, targets: Sequence[str]) -> None:
+        """These have recovered."""
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.ensure_future(self._burn())
