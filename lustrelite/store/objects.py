@@ -84,9 +84,8 @@ class ObjectFiles:
 
     # ------------------------------------------------------------ open files
 
-    @contextmanager
-    def _opened(self, oid: int, create: bool) -> Iterator[_File | None]:
-        """A descriptor of the file of `oid`, None if there is no file."""
+    def _take(self, oid: int, create: bool) -> _File | None:
+        """A descriptor of the file of `oid`, None if there is no file; `_give` it back."""
         with self._lock:
             file = self._files.pop(oid, None) or self._open(oid, create)
             if file is not None:
@@ -94,16 +93,23 @@ class ObjectFiles:
                 file.users += 1
                 if len(self._files) > self._open_files_max:
                     self._drop(next(iter(self._files)))
-        if file is None:
-            yield None
-            return
+        return file
+
+    def _give(self, file: _File) -> None:
+        with self._lock:
+            file.users -= 1
+            if file.dropped and not file.users:
+                file.close()
+
+    @contextmanager
+    def _opened(self, oid: int, create: bool) -> Iterator[_File | None]:
+        """The same as a context."""
+        file = self._take(oid, create)
         try:
             yield file
         finally:
-            with self._lock:
-                file.users -= 1
-                if file.dropped and not file.users:
-                    file.close()
+            if file is not None:
+                self._give(file)
 
     def _open(self, oid: int, create: bool) -> _File | None:
         path = self._path(oid)
@@ -127,14 +133,28 @@ class ObjectFiles:
 
     def write(self, oid: int, offset: int, data: Buffer) -> None:
         """Write all of `data` at `offset`.  Errors: ENOSPC, EFBIG, EIO; part of it may be written then"""
-        with _errors("write", oid), self._opened(oid, create=True) as file:
+        try:
+            file = self._take(oid, create=True)
             assert file is not None
-            self._move(os.pwritev, file, oid, offset, memoryview(data).cast("B"))
+            try:
+                self._move(os.pwritev, file, oid, offset, memoryview(data).cast("B"))
+            finally:
+                self._give(file)
+        except OSError as error:
+            raise _failed("write", oid, error) from error
 
     def read_into(self, oid: int, offset: int, buffer: Buffer) -> int:
         """Fill `buffer` from `offset` and return how many bytes there were: fewer only at the end of the object."""
-        with _errors("read", oid), self._opened(oid, create=False) as file:
-            return 0 if file is None else self._move(os.preadv, file, oid, offset, memoryview(buffer).cast("B"))
+        try:
+            file = self._take(oid, create=False)
+            if file is None:
+                return 0
+            try:
+                return self._move(os.preadv, file, oid, offset, memoryview(buffer).cast("B"))
+            finally:
+                self._give(file)
+        except OSError as error:
+            raise _failed("read", oid, error) from error
 
     def _move(self, call: Any, file: _File, oid: int, offset: int, view: memoryview) -> int:
         """preadv or pwritev as far as it goes, and how far that is.
@@ -244,14 +264,15 @@ class ObjectFiles:
 
     def stat(self, oid: int) -> tuple[int, int]:
         """(size in bytes, blocks of 512 bytes); (0, 0) if nothing was ever written."""
-        with _errors("stat", oid):
+        try:
             with self._lock:
                 file = self._files.get(oid)
-                try:
-                    found = os.stat(self._path(oid)) if file is None else os.fstat(file.fd)
-                except FileNotFoundError:
-                    return 0, 0
-            return found.st_size, found.st_blocks
+                found = os.stat(self._path(oid)) if file is None else os.fstat(file.fd)
+        except FileNotFoundError:
+            return 0, 0
+        except OSError as error:
+            raise _failed("stat", oid, error) from error
+        return found.st_size, found.st_blocks
 
     def size(self, oid: int) -> int:
         """Size in bytes."""
@@ -323,5 +344,9 @@ def _errors(act: str, oid: int | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = "objects" if oid is None else f"object {oid}"
-        raise OpError(error.errno or errno.EIO, f"cannot {act} {what}") from error
+        raise _failed(act, oid, error) from error
+
+
+def _failed(act: str, oid: int | None, error: OSError) -> OpError:
+    what = "objects" if oid is None else f"object {oid}"
+    return OpError(error.errno or errno.EIO, f"cannot {act} {what}")
