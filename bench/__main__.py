@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bench import cached_data, data, locks, memory, metadata, mount, names, object_files, recovery  # noqa: F401  they register themselves
+from bench import cached_data, data, locks, memory, metadata, mount, mount_data, names, object_files, recovery  # noqa: F401  they register themselves
 from bench.harness import BENCHES, show
 
 

@@ -40,6 +40,7 @@ EXIT_REFUSED = 2  # the arguments or the directories are wrong: starting again d
 EXIT_CRASHED = 70  # a commit failed or a bug: starting again recovers
 STOP_WAIT_S = 20.0
 WORKERS = 8
+THREADS_END_S = 5.0
 
 
 def nids(text: str) -> list[Nid]:
@@ -182,6 +183,7 @@ class Process:
             if self.control is not None:
                 await self.control.close()
             await self.node.stop_tasks()
+            self.node.workers.stop(THREADS_END_S)  # else the process is not quite gone when it seems to be
             if self.run_dir is not None:
                 for suffix in (".pid", ".json"):
                     self._path(suffix).unlink(missing_ok=True)

@@ -89,6 +89,7 @@ class File:
         self._ahead = ReadAhead()
         self._reading = 0  # bytes
         self._turn = 0  # bytes moved since the loop last had a turn
+        self.gives_turns = True  # False: the loop calls us for each of a few requests, and has its turns
         self._wrote = False
         self._lost = 0  # errno: what was written here could not be written back, and nobody was told yet
         self._durable_name = False
@@ -151,7 +152,7 @@ class File:
     def _moved(self, size: int) -> bool:
         """So much was moved without a suspension: does the loop need a turn?"""
         self._turn += size + _CALL_BYTES
-        if self._turn < _TURN_BYTES:
+        if self._turn < _TURN_BYTES or not self.gives_turns:
             return False
         self._turn = 0
         return True

@@ -89,6 +89,7 @@ class Files:
 
     def _opened(self, node: Node, file: File) -> bytes:
         self.handles[file.handle] = file
+        file.gives_turns = False
         node.opens += 1
         if file.layout is not None:
             self.inodes.watch(node, file.layout)

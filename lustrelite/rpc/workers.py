@@ -25,7 +25,7 @@ class Workers:
         self.count = count
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._results: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
-        self._threads = 0
+        self._threads: list[threading.Thread] = []
         self._under_way = 0
         self._woken = False  # the loop will look at the results
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -35,19 +35,22 @@ class Workers:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         future: asyncio.Future[_T] = self._loop.create_future()
-        if self._under_way >= self._threads and self._threads < self.count:
-            self._threads += 1
+        if self._under_way >= len(self._threads) < self.count:
             # A daemon: who wants to wait for a call awaits it; a process that ends for another reason does not wait.
-            threading.Thread(target=self._work, args=(self._loop,), name=f"io-{self._threads}", daemon=True).start()
+            thread = threading.Thread(target=self._work, args=(self._loop,), name=f"io-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
         self._under_way += 1
         self._jobs.put((future, function, args))
         return future
 
-    def stop(self) -> None:
-        """Let the threads end when they have done what was asked of them; nothing more may be asked."""
+    def stop(self, wait_s: float = 0.0) -> None:
+        """Let the threads end when they have done what was asked of them, and wait for that; nothing more may be asked."""
         self.count = 0
-        for _ in range(self._threads):
+        for _ in self._threads:
             self._jobs.put(None)
+        for thread in self._threads:
+            thread.join(wait_s)
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         """A thread's life."""

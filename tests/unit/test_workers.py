@@ -68,7 +68,8 @@ async def test_a_call_that_was_cancelled_late_runs_and_nobody_hears():
     call.cancel()
     gate.set()
     assert await workers.run(int, "7") == 7
-    workers.stop()
+    workers.stop(10)
+    assert not any(thread.is_alive() for thread in workers._threads)
 
 
 async def test_an_idle_thread_keeps_nothing_alive():
