@@ -17,7 +17,8 @@ have one client, whose operations have one order.
 `common` directories are there from the start and belong to every area.
 
 A client that caches loses with its life what it had not written back: then the data of its area is not judged. What it
-reads between its eviction and its hearing of it may be old: coherence.py judges that.
+reads between its eviction and its hearing of it may be old: coherence.py judges that. What it says from its cache of
+something that is then lost (its own change, say) it may say until the server has recovered and it has heard of its end.
 
 Not judged: times, except those set explicitly; sizes and blocks of directories; the data of files for which a write is
 of unknown outcome (such a file is fuzzy until it is truncated to nothing and rewritten).
@@ -34,6 +35,7 @@ from typing import Any, NamedTuple
 from lustrelite.sim.model import READS, WRITES_DATA, Model, Refused, Tree, difference, short
 
 PENDING, OK, ERROR, UNKNOWN = "pending", "ok", "error", "unknown"
+NEVER = 1 << 62
 STEPS_MAX = 40_000  # of the search in one area
 
 
@@ -95,6 +97,8 @@ class Oracle:
         self.caching: dict[str, None] = {}  # clients that write data later than they say
         self.doubted: dict[str, int] = {}  # clients that cache -> since when they are evicted from somewhere
         self.deaths: list[Death] = []
+        self.noticed: dict[str, int] = {}  # clients that were told of an eviction -> when first
+        self._backs: list[int] = []  # when an MDT served again
         # Data operations that are answered before they are durable (a write to new bytes is not, so far).
         self.unsynced = frozenset({"write", "truncate", "fallocate"})
         self._risks: dict[str, dict[int, None]] = {}  # by client: the deaths that may have cost it something
@@ -151,6 +155,24 @@ class Oracle:
         if client in self.caching:
             self._count += 1
             self.doubted.setdefault(client, self._count)
+
+    def client_noticed(self, client: str) -> None:
+        """`client` has heard that it was evicted."""
+        self._count += 1
+        self.noticed.setdefault(client, self._count)
+
+    def target_back(self, target: str) -> None:
+        """`target` serves again, or for the first time."""
+        if "-MDT" in target:
+            self._count += 1
+            self._backs.append(self._count)
+
+    def _believed_until(self, client: str, death: int) -> int:
+        """Until when `client` may speak of what was lost in the death at `death`."""
+        if client not in self.caching:
+            return death
+        until = min((back for back in self._backs if back > death), default=NEVER)
+        return max(until, self.noticed.get(client, NEVER)) if client in self.gone else until
 
     def target_died(self, target: str, life: int, last: int, committed: int) -> None:
         """Life number `life` of `target` ended: of its transnos up to `last` those up to `committed` were durable."""
@@ -254,7 +276,7 @@ class Oracle:
 
     def _check_area(self, key: str, area: _Area, observed: Tree) -> str:
         torn = any(op.data_at_risk and op.client in self.gone_data for op in area.ops)
-        search = _Search(area.ops, observed, self.common, torn)
+        search = _Search(area.ops, observed, self.common, torn, self._believed_until)
         for lost in self._losses(area.ops):
             if search.explains(lost):
                 return ""
@@ -300,8 +322,11 @@ def first_component(path: str) -> str:
 class _Search:
     """Looks for an order of operations that explains their answers and the tree at the end."""
 
-    def __init__(self, ops: list[Op], observed: Tree, common: tuple[str, ...], torn: bool) -> None:
+    def __init__(
+        self, ops: list[Op], observed: Tree, common: tuple[str, ...], torn: bool, believed_until: Callable[[str, int], int]
+    ) -> None:
         self.ops = ops
+        self.believed_until = believed_until
         self.torn = torn  # data may be lost
         self.optional: frozenset[int] = frozenset()  # operations that may or may not be lost
         self.failed: set[tuple[Any, ...]] = set()  # what was left to do, and in which state: no way out
@@ -322,7 +347,8 @@ class _Search:
                 continue
             if self.torn and op.name in ("read", "pread"):
                 continue
-            if lost_until and (op.name in READS or op.outcome == ERROR) and op.invoked < lost_until:
+            looks = op.name in READS or op.outcome == ERROR
+            if lost_until and looks and op.invoked < self.believed_until(op.client, lost_until):
                 continue  # what was seen then is gone now; the answer may have come later
             kept.append(op)
         self.optional = optional

@@ -212,3 +212,31 @@ def test_a_renamed_directory_takes_its_contents_along():
         ("mkdir", "/a"), ("mkdir", "/a/b"), ("write", "/a/b/c", b"x"), ("mkdir", "/e"), ("rename", "/a", "/e/f")
     )
     assert sorted(tree) == ["/e", "/e/f", "/e/f/b", "/e/f/b/c"] and tree["/e"].nlink == 3
+
+
+def test_who_caches_speaks_of_what_was_lost_until_he_has_heard_of_it():
+    """Its own rmdir is lost with the MDT; it goes on saying what follows from it.  Source: seed 951"""
+
+    def history(caching: bool, when: str) -> History:
+        h = History()
+        if caching:
+            h.oracle.caching["a"] = None
+        h.did("a", "mkdir", "/d")
+        h.did("a", "rmdir", "/d")
+        h.crash(committed=1)
+        if when == "before":
+            h.refused("a", "create", "/d/f", 0o644, number=errno.ENOENT)
+        h.oracle.client_gone("a", "evicted", "x-MDT0000")
+        h.oracle.target_back("x-MDT0000")
+        h.oracle.client_noticed("a")
+        if when == "after":
+            h.refused("a", "create", "/d/f", 0o644, number=errno.ENOENT)
+        return h
+
+    there = tree_of(("mkdir", "/d"))
+    assert history(True, "before").problems(there) == []
+    assert history(True, "after").problems(there) != []
+    assert history(False, "before").problems(there) != [], "it has no cache: the new MDT has said so"
+    h = history(True, "before")
+    h.oracle.gone.clear()
+    assert h.problems(there) != [], "it lives: its rmdir is replayed"
