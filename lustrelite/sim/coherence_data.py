@@ -238,7 +238,7 @@ def _check_size(
         gone = loss.ends.get(target)
         if op.kind in WRITES:
             life = lives[id(gone)] if gone is not None and loss.cached.get(target) else -1
-            calls += _growth(op, file, stripe, life, found, counted, gone)
+            calls += _growth(history, op, file, stripe, life, found, counted, gone)
         elif op.kind == "truncate":
             optional = _may_be_undone(op, target, loss)
             calls.append(Call(op.invoked, op.done, ("set", file.reach(stripe, op.args[0])), optional=optional, op=op))
@@ -251,9 +251,13 @@ def _check_size(
 
 
 def _growth(
-    op: Op, file: File, stripe: int, life: int, found: _Placed, reads: list[tuple[Op, Run]], gone: Gone | None
-) -> Iterator[Call]:
-    """What a write or an append does to the reach of a stripe. An append begins where the file ends."""
+    history: History, op: Op, file: File, stripe: int, life: int, found: _Placed, reads: list[tuple[Op, Run]],
+    gone: Gone | None,
+) -> Iterator[Call]:  # fmt: skip
+    """What a write or an append does to the reach of a stripe. An append begins where the file ends.
+
+    Without a lock each of its RPCs is executed for itself: the size grows in steps, in any order.
+    """
     tag, length = op.args[-1], op.args[-2]
     offset = found.offset.get(tag)
     kept = end = 0
@@ -270,10 +274,14 @@ def _growth(
         effect = ("cached", least, most, life, kept)
     elif not op.ok:
         effect = ("perhaps", FAR if offset is None else end)
-    elif op.kind == "write":
-        effect = ("grow", end)
     elif offset is not None:
-        effect = ("append", offset, not offset or file.stripe(offset - 1) == stripe, end)
+        *steps, end = history.steps(op, file, stripe, offset, length) if end else [0]
+        at_end = ("append", offset, not offset or file.stripe(offset - 1) == stripe)
+        if steps and op.kind == "append":
+            yield Call(op.invoked, op.done, (*at_end, 0), op=op)
+        for step in steps:
+            yield Call(op.invoked, op.done, ("grow", step), op=op)
+        effect = ("grow", end) if op.kind == "write" or steps else (*at_end, end)
     else:  # nobody ever saw it: it was cut off or written over
         effect = ("more", length) if len(file.targets) == 1 else ("perhaps", FAR)
     yield Call(op.invoked, op.done, effect, optional=not op.ok, op=op)

@@ -18,7 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from lustrelite.client import striping
 from lustrelite.sim.coherence_search import NEVER
+from lustrelite.tunables import limits
 
 CELL = 64
 _PATTERN = struct.Struct("<QQ")  # tag, number of the cell in its write
@@ -172,6 +174,7 @@ class History:
         self.files: dict[str, File] = {}
         self.directories: dict[str, None] = {}  # FIDs
         self.caching: dict[str, None] = {}  # clients that do
+        self.rpc_bytes = limits.brw_bytes_max  # what the others write is cut into RPCs of so many bytes
         self.lease_s = lease_s
         self._now = now
         self._mark = mark
@@ -290,6 +293,20 @@ class History:
             and gone.lost < op.done and op.invoked <= gone.noticed and op.at <= gone.stale_until
             for gone in self.gone
         )  # fmt: skip
+
+    def steps(self, op: Op, file: File, stripe: int, offset: int, length: int) -> list[int]:
+        """How far the file reaches in `stripe` after each part of a write that is executed for itself; ascending, not empty.
+
+        Under the lock of a client that caches nobody sees the parts.
+        """
+        whole = file.reach(stripe, offset + length)
+        if op.client in self.caching:
+            return [whole]
+        unit, count = file.stripe_size, len(file.targets)
+        extents = striping.split(offset, length, unit, count, self.rpc_bytes)
+        ends = [striping.reach(stripe, part.offset + part.length, unit, count) for part in extents if part.stripe == stripe]
+        assert ends and max(ends) == whole
+        return sorted(ends)
 
     def rolled_back(self, op: Op, target: str) -> Death | None:
         """The last death of `target` in which `op` may have been undone, because it was not durable yet.

@@ -68,6 +68,7 @@ class CoherenceCluster(Cluster):
         lease_s = self.tunables.lock_callback_s - self.tunables.lock_lease_margin_s
         self.names_fid: Fid = ROOT_FID  # of the directory /n
         self.history = History(self.loop.time, lease_s=lease_s, mark=self._mark)
+        self.history.rpc_bytes = self.tunables.max_bytes_per_rpc
 
     def draw_caching(self, seed: int, caching: int, drawn: Sequence[int]) -> None:
         """Which clients cache (runs.draw_caching); the history knows it too."""

@@ -37,6 +37,9 @@ from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, draw_log, recor
 from lustrelite.store import schema
 
 OPERATIONS = 90
+SMALL_POOLS = replace(TUNABLES, precreate_min=2, precreate_max=2)  # so that new files are on grants that are not durable
+SMALL_RPCS = replace(TUNABLES, max_bytes_per_rpc=16384)  # so that one operation is several
+SETTINGS = (TUNABLES, SMALL_POOLS, SMALL_POOLS, SMALL_RPCS)
 DATA = Theme((*FILES, LOG), NAMES[:4], OFFSETS, (*LENGTHS, STRIPE_SIZE + 4096), 1)
 
 
@@ -94,7 +97,7 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
     cluster = OstCluster(
         seed=record.seed, oss=1 if one_oss else rng.choice((2, 2, 3)), osts=2 if one_oss else 1,
         clients=rng.choice((2, 2, 3, 4)),
-        tunables=rng.choice((TUNABLES, replace(TUNABLES, precreate_min=2, precreate_max=2))), latency=rng.choice(LATENCIES), strict=False, keep_events=False, orderly=rng.random() < 0.25,
+        tunables=rng.choice(SETTINGS), latency=rng.choice(LATENCIES), strict=False, keep_events=False, orderly=rng.random() < 0.25,
         commit_interval_s=rng.choice((0.005, 0.1, 1.0, 1.0)), stripe_count=rng.choice((1, 2, -1)), stripe_size=STRIPE_SIZE,
         commit_log_s=draw_log(record.seed), commit_on_sharing=1,
     )  # fmt: skip

@@ -684,3 +684,28 @@ def test_what_incoherent_caches_show_is_found(monkeypatch: pytest.MonkeyPatch):
     """The same without writing back before somebody else comes."""
     monkeypatch.setattr(Ideal, "others_flush", lambda self, client, cells=None: None)
     assert sum(bool(ideal_history(seed).problems) for seed in range(100)) > 20
+
+
+def test_a_write_without_a_lock_grows_the_file_rpc_by_rpc():
+    """Seeds 10477, 10530, 10696 of the OST swarm with max_bytes_per_rpc=16384."""
+    for caching, seen, fine in (
+        ("", (128, 256), True), ("", (256, 128), False), ("", (192,), False), ("", (320,), True), ("a", (128,), False),
+    ):  # fmt: skip
+        for kind in ("write", "append"):
+            h = Planted(caching=caching)
+            h.history.rpc_bytes = 128
+            tag = h.history.new_tag()
+            write = h.history.begin("a", kind, "f", *((0,) if kind == "write" else ()), 320, tag)
+            for size in seen:
+                h.did("b", "size", result=size)
+            h.history.succeeded(write, None)
+            h.did("b", "read", "f", 0, 320, result=Data(320, parse(fill(tag, 320), 0)))
+            assert bool(h.problems) is not fine, (caching, kind, seen)
+
+
+def test_the_steps_of_a_striped_write_are_those_of_its_objects():
+    h = Planted(TWO, caching="")
+    h.history.rpc_bytes = 192
+    write = h.history.begin("a", "write", "f", 64, 640, h.history.new_tag())
+    assert h.history.steps(write, TWO, 0, 64, 640) == [320, 640]  # [64,128) and [256,320), then [320,384) and [512,640)
+    assert h.history.steps(write, TWO, 1, 64, 640) == [448, 704]
