@@ -28,7 +28,8 @@ from lustrelite.rpc.config import ConfigFollower
 from lustrelite.rpc.failout import Failout
 from lustrelite.rpc.links import LinkPool
 from lustrelite.rpc.node import Node
-from lustrelite.rpc.request import Xids
+from lustrelite.rpc.request import Request, Xids
+from lustrelite.wire.mdt import Create, Open
 from lustrelite.wire.message import ROOT_CRED
 from lustrelite.wire.mgs import TargetInfo
 from lustrelite.wire.session import FEATURE_GRANT
@@ -135,9 +136,22 @@ class Connections:
                 imp.grant = data.grant
                 imp.on_evicted.append(data.writeback.evicted)
         else:
+            imp.gives_up = self._no_ost
             self.add_mdt(imp)
         if self.config is not None:
             imp.configure(self.config.params)
+
+    def _no_ost(self, request: Request) -> OpError | None:
+        """A file cannot be made now: no OST can serve. In failout mode who asked for it is not kept waiting.
+
+        The MDT has no such mode: it holds a request for a moment and says "come again".
+        """
+        if type(request.body) not in (Open, Create):
+            return None
+        away = [imp for imp in self.imports.values() if imp.failout is not None and not imp.inactive]
+        if not away or not all(imp.failout.refuses for imp in away if imp.failout):
+            return None
+        return OpError(errno.EIO, f"no file can be made: {', '.join(imp.target for imp in away)} away (failover.mode=failout)")
 
     def _params_changed(self, params: dict[str, str]) -> None:
         for imp in self.imports.values():

@@ -45,7 +45,11 @@ async def connect(node: Node, options: argparse.Namespace) -> FileSystem:
             await connections.connect(options.mgsnode)
     except TimeoutError:
         imports = connections.imports
+        mgs = [connections.config.mgs] if connections.config is not None else []
+        misfits = [f"{imp.target} cannot be used: {imp.misfit}" for imp in (*mgs, *imports.values()) if imp.misfit]
         connections.stop()
+        if misfits:
+            raise Refused(misfits[0]) from None
         silent = [name for name, imp in imports.items() if "-MDT" in name]
         if silent:
             raise Refused(f"{silent[0]} does not answer in {options.wait_s:g} s: is its server up?") from None

@@ -9,8 +9,9 @@ that is still to come): they are condemned in the same transaction, and pardoned
 hear nothing until recovery is over. Source: osp_declare_create() with an explicit fid; protocol-facts 7.2; replay-dual 14b.
 
 A create takes what can serve now. Whether an OST is down, full, switched off, or slow to grant more ids: as long as another
-has some, nobody waits, and a file that should have more stripes gets fewer. Only when no OST has any does a create wait,
-and ENOSPC is the answer when none can be expected to. Among those that have, files go round, or by free space (qos.py).
+has some, nobody waits, and a file that should have more stripes gets fewer. Only when no OST has any does a create wait, for as
+long as it takes, like any I/O to an OST that is away: it is held here for a moment, then its client is told to come again, who
+knows whether he wants to (failout). ENOSPC is the answer when none can be expected to have any. Among those that have, files go round, or by free space (qos.py).
 
 Not handled: pools of OSTs, more than one component.
 """
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from lustrelite.target.transaction import Transaction
 
 STRIPE_BYTES_MAX = (1 << 32) - limits.stripe_bytes_min
+HOLD_S = 5.0  # a create that finds no OST waits here so long, then comes again
 OTHERS_S = 0.2  # after a wait the first OST that can serve gives the others so long
 GAP_MAX = 100_000  # ids condemned at most at once: more is not a gap but another OST
 
@@ -151,14 +153,14 @@ class Allocator:
         raise OpError(errno.ENOSPC)
 
     async def wait_for(self, wish: Wish) -> None:
-        """Return when `stripes_now` has an answer. ENOSPC if no OST came within the longest recovery of a server.
+        """Return when `stripes_now` has an answer.  Errors: EINPROGRESS, not after HOLD_S; ENOSPC
 
         Who has to wait at all gives the other OSTs a moment too, if he wants more stripes: after a restart of the MDT
         they come one after another, and a layout is for ever.
         """
         self.waits += 1
         self.node.events.emit("mdt.waits_for_objects", wish=wish._asdict())
-        deadline = self.node.now() + self.node.tunables.recovery_time_hard_s
+        deadline = self.node.now() + HOLD_S
         while not self.stripes_now(wish):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters[waiter] = None
@@ -166,8 +168,7 @@ class Allocator:
                 async with asyncio.timeout(max(0.0, deadline - self.node.now())):
                     await waiter
             except TimeoutError:
-                self.node.events.emit("mdt.no_objects", level="warning", wish=wish._asdict())
-                raise OpError(errno.ENOSPC, "no OST can serve") from None
+                raise OpError(errno.EINPROGRESS, "no OST can serve now") from None
             finally:
                 self._waiters.pop(waiter, None)
         if wish.stripe_count != 1 and any(osp.hopeful and not osp.ready for osp in self.osps.values()):

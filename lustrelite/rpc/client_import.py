@@ -56,6 +56,11 @@ _NOT_EXECUTED = frozenset({-errno.EBUSY, -errno.EAGAIN})
 _NOT_CONNECTED = frozenset({-errno.ENOTCONN, -errno.ENODEV})
 
 
+def _patient(request: Request) -> OpError | None:
+    """As long as it takes."""
+    return None
+
+
 class Promised(Protocol):
     """What is told of grants with a connect (client/grant.py)."""
 
@@ -99,8 +104,10 @@ class ClientImport:
         self.link: ClientLink | None = None
         self.current_nid: Nid | None = None
         self.announced: Nid | None = None  # where the configuration says that a newer incarnation runs
+        self.misfit = ""  # why the server cannot be used, if it was of another version at the last try
         self.inactive = False
         self.failout: Failout | None = None  # if its requests may fail because the target is away for too long
+        self.gives_up: Callable[[Request], OpError | None] = _patient  # asked when the server says "come again"
         self._configured = ""  # what the configuration says of `inactive`
         self.leaving = False
         # Data comes from OSTs only: on other servers a connection per client would be memory for nothing.
@@ -563,13 +570,16 @@ class ClientImport:
             return
         self.last_reply_at = self.node.now()
         self.estimate_ms = estimate_ms
+        gave_up = None
         if status:
             if status in _NOT_EXECUTED and not request.direct:
                 self._pause_and_resend(request, new_xid=False)
                 return
             if status == -errno.EINPROGRESS and not request.direct:
-                self._pause_and_resend(request, new_xid=True)
-                return
+                gave_up = self.gives_up(request)
+                if gave_up is None:
+                    self._pause_and_resend(request, new_xid=True)
+                    return
             if status in _NOT_CONNECTED and not request.direct:
                 self.connection_failed(conn_cnt, f"{request.spec.name}: {errno.errorcode[-status]}")
                 return
@@ -610,7 +620,7 @@ class ClientImport:
         if request.tag:
             self.slots.free(request.tag)
         if status:
-            fail(request, OpError(-status, f"{request.spec.name} on {self.target}"))
+            fail(request, gave_up or OpError(-status, f"{request.spec.name} on {self.target}"))
         elif not request.future.done():
             request.future.set_result(None)
 

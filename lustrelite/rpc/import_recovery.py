@@ -50,6 +50,7 @@ class ImportRecovery:
                 await self._connect(same_nid)
                 same_nid, pause = True, 0.0
                 self._misfits.clear()
+                self.imp.misfit = ""
                 await self._recover()
                 await self._stay()
             except OtherVersion as error:
@@ -71,6 +72,7 @@ class ImportRecovery:
 
     def _complain(self, why: str) -> None:
         """Once: it stays so until somebody puts other programs there."""
+        self.imp.misfit = why
         if why not in self._misfits:
             self._misfits[why] = None
             self.imp.node.events.emit(

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from itertools import permutations
 from typing import Any
 
 import pytest
-from steps import refused, soon
+from steps import EVICTION, refused, soon
 
 from lustrelite.errors import OpError
+from lustrelite.mdt.layout import HOLD_S
 from lustrelite.recovery.import_fsm import State
 from lustrelite.wire.ost import OstCreate
 
@@ -31,6 +33,11 @@ async def wide(client: Any, path: str) -> None:
     """A directory whose files are on every OST there is."""
     await client.mkdir(path)
     await client.fs.setstripe(path, -1, 1 << 16)
+
+
+async def noticed(c: Any) -> None:
+    """The MDS knows that its only OST is away."""
+    await c.until(lambda: c.mds.target().allocator.osps[0].imp.state is not State.FULL)
 
 
 # ---------------------------------------------------------------- any order
@@ -120,6 +127,53 @@ async def test_files_go_to_the_others_while_an_ost_is_away(cluster: Any) -> None
         for i in range(30):
             assert await make(c.a, f"/wide/{i}") == [0]
         assert c.loop.time() - began < 5.0
+
+
+@pytest.mark.parametrize("caching", [0, 1])
+async def test_a_create_waits_for_the_only_ost_for_as_long_as_it_is_away(cluster: Any, caching: int) -> None:
+    """As I/O to it does. It took ENOSPC for an answer after 90 s, more than which two restarts and a recovery may take.
+
+    Source: seed 10475 of the OST swarm
+    """
+    async with cluster(oss=1, clients=2, caching=caching) as c:
+        c.expect(*EVICTION)
+        await c.a.create("/before")
+        await c.oss[0].kill()
+        await noticed(c)
+        made = soon(c.a.create("/f"))
+        await asyncio.sleep(400.0)
+        assert not made.done()
+        await c.b.mkdir("/meanwhile")
+        assert await c.b.listdir("/") == ["before", "meanwhile"]
+        await c.oss[0].start()
+        await made
+        await c.a.write("/f", b"x" * 1000)
+
+
+async def test_in_failout_mode_a_create_without_an_ost_fails_soon_and_says_why(cluster: Any) -> None:
+    """The other mount waits. What exists can be opened all the same."""
+    world = cluster(oss=1, clients=2)
+    world.clients["a"].tunables["failover_mode"] = "failout"
+    async with world as c:
+        c.expect("import.failed_out")
+        await c.a.write("/there", b"x" * 10)
+        await c.a.fs.sync()
+        await c.oss[0].kill()
+        await noticed(c)
+        began = c.loop.time()
+        patient = soon(c.b.create("/g"))
+        for wait_s in (c.tunables.failout_after_s + HOLD_S + 2, HOLD_S + 2):
+            with pytest.raises(OpError, match=r"no file can be made: lustre-OST0000 away \(failover.mode=failout\)") as caught:
+                await c.a.unrecorded(c.a.fs.write_file("/f", b"x"))
+            assert caught.value.errno == errno.EIO
+            assert c.loop.time() - began < wait_s
+            began = c.loop.time()
+        await (await c.a.unrecorded(c.a.fs.open("/there", os.O_RDWR | os.O_CREAT))).close()
+        assert not patient.done()
+        await c.oss[0].start()
+        await patient
+        await c.settle()
+        await c.a.write("/f", b"x")
 
 
 async def test_a_full_ost_gets_no_files_and_is_found_to_have_room_again(cluster: Any) -> None:

@@ -17,6 +17,7 @@ from one_ost import One, one_ost, settle
 
 from lustrelite.errors import Evicted, OpError
 from lustrelite.ids import make_fid
+from lustrelite.mdt import layout
 from lustrelite.mdt.layout import wish_of
 from lustrelite.mdt.osp import COVER_S, LASTS_S, Osp
 from lustrelite.recovery.import_fsm import State
@@ -177,13 +178,13 @@ async def test_a_create_waits_for_objects_only_if_it_needs_some(mdt: World) -> N
     mdt.fails(errno.ENOENT, mdt.opening(ROOT, b"f", wire.OPEN_READ))
 
 
-async def test_the_wait_for_objects_ends(mdt: World) -> None:
+async def test_the_wait_for_objects_ends_and_the_client_comes_again(mdt: World, monkeypatch: pytest.MonkeyPatch) -> None:
     down(mdt, 0, 1, 2, 3)
     mdt.mdt.allocator.refresh()
-    mdt.node.tunables.recovery_time_hard_s = 0.01
+    monkeypatch.setattr(layout, "HOLD_S", 0.01)
     with pytest.raises(OpError) as error:
         await mdt.mdt.allocator.wait_for(wish_of(mdt.node, None, None))
-    assert error.value.errno == errno.ENOSPC
+    assert error.value.errno == errno.EINPROGRESS
 
 
 async def test_an_empty_pool_is_not_ready(mdt: World) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import random
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 from loopback import MIB, TCP, WAIT_S, Raw, Recorder, World, echo, nid, run
 
 from lustrelite.errors import LinkLost, ProtocolError
+from lustrelite.fuse import process as fuse_process
 from lustrelite.ids import Nid
 from lustrelite.rpc import transport
 from lustrelite.rpc.client_import import ClientImport
@@ -398,42 +402,66 @@ def test_a_program_of_another_version_is_refused_and_told_ours(run, nid):
     run(scenario())
 
 
+@asynccontextmanager
+async def server_of_before(answer: str) -> AsyncIterator[tuple[Nid, list[float]]]:
+    """A server of the version before ours: where it is, and when it was called."""
+    calls: list[float] = []
+
+    async def serve(reader, writer):
+        calls.append(asyncio.get_running_loop().time())
+        await reader.read(PREFIX_BYTES)
+        hello = older(HELLO, Hello(5, 0, "old", 0))
+        writer.write(hello if answer == "hello" else hello[:4] + bytes(PREFIX_BYTES - 4))
+        await writer.drain()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    yield Nid(f"127.0.0.1:{server.sockets[0].getsockname()[1]}@tcp"), calls
+    server.close()
+
+
+def test_a_mount_says_that_the_server_is_of_another_version(run):
+    """And not that it does not answer."""
+
+    async def scenario():
+        async with server_of_before("hello") as (where, _):
+            node = Node("client", SocketNetwork(random.Random(1)), tunables=Tunables(reconnect_pause_s=0.001), seed=1)
+            options = argparse.Namespace(fsname="lustre", mgsnode=[where], wait_s=0.3)
+            with pytest.raises(fuse_process.Refused) as caught:
+                await fuse_process.connect(node, options)
+            assert str(caught.value) == (
+                f"MGS cannot be used: {where}: the other side speaks version {WIRE_VERSION - 1} of the wire protocol, "
+                f"this program {WIRE_VERSION}"
+            )
+            await node.stop_tasks()
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("answer", ["refusal", "hello"])
 def test_a_client_of_another_version_says_so_once_and_does_not_hurry(run, answer):
     """One line that names both versions, however often it tries; and then it waits as long as it ever does."""
 
     async def scenario():
-        calls = []
-
-        async def serve(reader, writer):
-            calls.append(asyncio.get_running_loop().time())
-            await reader.read(PREFIX_BYTES)
-            hello = older(HELLO, Hello(5, 0, "old", 0))
-            writer.write(hello if answer == "hello" else hello[:4] + bytes(PREFIX_BYTES - 4))
-            await writer.drain()
-            await reader.read()
-            writer.close()
-
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        where = Nid(f"127.0.0.1:{server.sockets[0].getsockname()[1]}@tcp")
-        tunables = Tunables(reconnect_pause_s=0.001, reconnect_pause_max_s=0.2)
-        node = Node("client", SocketNetwork(random.Random(1)), tunables=tunables, seed=1)
-        imp = ClientImport(
-            node, LinkPool(node), target_uuid="MGS_UUID", nids=[where], client_uuid="c", incarnation=1, xids=Xids(node)
-        )
-        imp.start()
-        async with asyncio.timeout(WAIT_S):
-            while len(calls) < 3:
-                await asyncio.sleep(0.01)
-        imp.stop()
-        server.close()
-        (said,) = node.events.select("import.other_version")
-        assert said.fields["message"] == (
-            f"MGS cannot be used: {where}: the other side speaks version {WIRE_VERSION - 1} of the wire protocol, "
-            f"this program {WIRE_VERSION}"
-        )
-        assert min(later - sooner for sooner, later in pairwise(calls)) > 0.75 * 0.2 - 0.01
-        await asyncio.sleep(0.01)
+        async with server_of_before(answer) as (where, calls):
+            tunables = Tunables(reconnect_pause_s=0.001, reconnect_pause_max_s=0.2)
+            node = Node("client", SocketNetwork(random.Random(1)), tunables=tunables, seed=1)
+            imp = ClientImport(
+                node, LinkPool(node), target_uuid="MGS_UUID", nids=[where], client_uuid="c", incarnation=1, xids=Xids(node)
+            )
+            imp.start()
+            async with asyncio.timeout(WAIT_S):
+                while len(calls) < 3:
+                    await asyncio.sleep(0.01)
+            imp.stop()
+            (said,) = node.events.select("import.other_version")
+            assert said.fields["message"] == (
+                f"MGS cannot be used: {where}: the other side speaks version {WIRE_VERSION - 1} of the wire protocol, "
+                f"this program {WIRE_VERSION}"
+            )
+            assert min(later - sooner for sooner, later in pairwise(calls)) > 0.75 * 0.2 - 0.01
+            await asyncio.sleep(0.01)
 
     run(scenario())
 
