@@ -9,6 +9,7 @@ SOURCE is MGSNID[,MGSNID...]:/FSNAME; a bare HOST is HOST:988@tcp.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ from typing import NoReturn
 
 import click
 
+from lustrelite import control
 from lustrelite.cli.errors import Refused, run
 from lustrelite.errors import OpError
 from lustrelite.fuse import attach
@@ -30,7 +32,8 @@ WAIT_S = 60.0  # for the servers, at the mount
 LEAVE_S = 100.0  # for the process, at the unmount: longer than it waits for a recovery
 POLL_S = 0.01
 # options of fstab(5) that are other programs' business
-IGNORED = ("auto", "noauto", "_netdev", "nofail", "group", "owner", "dev", "suid", "default_permissions", "allow_root")
+IGNORED = ("auto", "noauto", "_netdev", "nofail", "group", "owner", "dev", "suid", "default_permissions", "allow_root",
+           "user_id", "group_id", "rootmode", "fd", "max_read", "blksize", "lazytime", "nolazytime", "diratime", "silent", "loud")  # fmt: skip
 
 
 def parse_source(source: str) -> tuple[list[Nid], str]:
@@ -101,8 +104,7 @@ def mount(options: argparse.Namespace, *, foreground: bool = False) -> int:
     if not os.path.isdir(point):
         raise Refused(f"{point} is no directory: make it first (mkdir)")
     if options.flags & attach.MS_REMOUNT:
-        attach.remount(point, options.flags)
-        return 0
+        return _remount(options)
     if foreground:
         return fuse_process.run(options, lambda: None, _complain)
     ours, theirs = os.pipe()
@@ -114,6 +116,22 @@ def mount(options: argparse.Namespace, *, foreground: bool = False) -> int:
         said = pipe.read().decode(errors="replace")
     if said != "ready":
         raise Refused(said or f"the process of the mount died; see {options.log_dir or 'its log'}")
+    return 0
+
+
+def _remount(options: argparse.Namespace) -> int:
+    """Change the flags of a mount; access times are ours, not the kernel's.  Refused"""
+    point = options.mountpoint
+    if not attach.device_of(point):
+        raise Refused(f"{point}: nothing of ours is mounted there")
+    try:
+        attach.remount(point, options.flags)
+    except OpError as error:
+        what = "files on it are open for writing" if error.errno == errno.EBUSY else os.strerror(error.errno)
+        raise Refused(f"{point}: {what}") from None
+    record = record_of(point, [options.run_dir])
+    if record:
+        control.call(Path(str(record["control"])), "atime", noatime=options.noatime, strictatime=options.strictatime)
     return 0
 
 

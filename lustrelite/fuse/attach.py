@@ -24,14 +24,15 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS, MS_REMOUNT = 1, 2, 4,
 MS_DIRSYNC, MS_NOATIME, MS_NODIRATIME, MS_RELATIME, MS_STRICTATIME = 128, 1024, 2048, 1 << 21, 1 << 24
 MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
 FUSERMOUNT = ("fusermount3", "fusermount")
+_ATIMES = MS_NOATIME | MS_RELATIME | MS_STRICTATIME
 
 # option of mount(8) -> (flags that it sets, flags that it clears)
 FLAGS: dict[str, tuple[int, int]] = {
     "ro": (MS_RDONLY, 0), "rw": (0, MS_RDONLY), "nosuid": (MS_NOSUID, 0), "suid": (0, MS_NOSUID),
     "nodev": (MS_NODEV, 0), "dev": (0, MS_NODEV), "noexec": (MS_NOEXEC, 0), "exec": (0, MS_NOEXEC),
     "sync": (MS_SYNCHRONOUS, 0), "async": (0, MS_SYNCHRONOUS), "dirsync": (MS_DIRSYNC, 0),
-    "noatime": (MS_NOATIME, 0), "atime": (0, MS_NOATIME), "nodiratime": (MS_NODIRATIME, 0),
-    "relatime": (MS_RELATIME, 0), "strictatime": (MS_STRICTATIME, 0), "remount": (MS_REMOUNT, 0),
+    "noatime": (MS_NOATIME, _ATIMES), "atime": (0, MS_NOATIME), "nodiratime": (MS_NODIRATIME, 0),
+    "relatime": (MS_RELATIME, _ATIMES), "strictatime": (MS_STRICTATIME, _ATIMES), "remount": (MS_REMOUNT, 0),
     "user": (MS_NOSUID | MS_NODEV, 0), "users": (MS_NOSUID | MS_NODEV, 0), "nouser": (0, 0), "defaults": (0, 0),
 }  # fmt: skip
 

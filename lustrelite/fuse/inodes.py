@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 STAT = LOOKUP | PERM | UPDATE
 BLOCKED_S = 0.01  # an invalidation that lasts longer while something is being read is taken to wait for that
+ASKED_S, ASKED_TURNS = 0.005, 20  # so often it is looked whether attributes that the kernel has asked for are answered
 BELIEVED_S_MAX = 3600.0
 
 
@@ -52,8 +53,8 @@ class Node:
     """An inode that the kernel knows."""
 
     __slots__ = (
-        "arrived", "attr_until", "busy", "epoch", "fid", "leaving", "lookups", "mapped", "name_until", "number", "objects",
-        "opens", "pages", "started", "withdrawn",
+        "arrived", "asked", "attr_until", "busy", "epoch", "fid", "leaving", "lookups", "mapped", "name_until", "number",
+        "objects", "opens", "pages", "started", "withdrawn",
     )  # fmt: skip
 
     def __init__(self, number: int, fid: Fid) -> None:
@@ -69,6 +70,7 @@ class Node:
         self.leaving: dict[ClientLock, None] = {}  # locks on its data that go as soon as the kernel has dropped its pages
         self.objects: tuple[tuple[int, int], ...] = ()  # (OST, object): under which it is found
         self.busy: dict[object, tuple[int, int]] = {}  # ranges of requests that are not answered
+        self.asked = 0  # GETATTRs that are not answered
         self.arrived: asyncio.Future[None] | None = None  # for who waits for one more of them
         self.withdrawn = 0  # how often a lock on its data went, or began to go
         self.started = 0  # how many of these have begun to drop pages
@@ -221,9 +223,9 @@ class Inodes:
         node = self.objects.get((index, int.from_bytes(lock.resource, "big")))
         if node is None:
             return None
-        self.forget_attr(node)
         node.withdrawn += 1
         if not node.pages or not self.session.alive:
+            self.forget_attr(node)
             node.started = node.withdrawn
             return None
         start, end = lock.start, lock.end + 1
@@ -257,6 +259,11 @@ class Inodes:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         node.started = max(node.started, number)
+        for _ in range(ASKED_TURNS):  # Linux throws away what it asked before pages go, and reads by the size it knew
+            if not node.asked:
+                break
+            await asyncio.sleep(ASKED_S)
+        self.forget_attr(node)
         self.dropping += 1
         try:
             while self.session.alive:

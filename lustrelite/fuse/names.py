@@ -92,7 +92,11 @@ class Names:
     async def getattr(self, request: Request, body: memoryview) -> Answer:
         """GETATTR"""
         node = self.node(request.node)
-        return self._attr_out(node, await self._stat(node))
+        node.asked += 1
+        try:
+            return self._attr_out(node, await self._stat(node))
+        finally:
+            node.asked -= 1
 
     async def statx(self, request: Request, body: memoryview) -> Answer:
         """STATX: with the time of birth"""

@@ -72,6 +72,11 @@ class FuseProcess(MountProcess):
         self.mount = mount
         process.tree.add_source(self._fuse_params)
         process.commands["fuse"] = lambda _: self.fuse_counts()
+        process.commands["atime"] = self._set_atime
+
+    def _set_atime(self, request: dict[str, Any]) -> None:
+        """A remount says when access times are told; it counts for files that are opened from now on."""
+        self.mount.options = Options(noatime=bool(request["noatime"]), strictatime=bool(request["strictatime"]))
 
     def fuse_counts(self) -> dict[str, Any]:
         """What went over the connection to the kernel."""

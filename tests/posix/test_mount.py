@@ -480,6 +480,43 @@ async def test_a_read_only_mount_changes_nothing(world: Any) -> None:
 
 
 @pytest.mark.processes
+async def test_a_remount_changes_what_may_be_done(world: Any) -> None:
+    """With all the options that mount(8) repeats: read-only and back, and whether access times are told."""
+    repeated = "relatime,user_id=0,group_id=0,default_permissions,allow_other"
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+        path = m.path / "f"
+
+        async def remount(*options: str) -> subprocess.CompletedProcess[str]:
+            return await m.run("mount", m.source, str(m.path), "-o", ",".join((*options, repeated, "remount", *options)))
+
+        def seen(days: int) -> bool:
+            os.utime(path, ns=(old := path.stat().st_mtime_ns - days * 86_400 * 10**9, old))
+            assert path.read_bytes() == b"x"
+            return path.stat().st_atime_ns != old
+
+        await m.call(path.write_bytes, b"x")
+        with await m.call(open, path, "ab"):
+            refused = await remount("ro")
+            assert refused.returncode and "files on it are open for writing" in refused.stderr
+        await w.settle()
+        assert not (await remount("ro")).returncode
+        with pytest.raises(OSError) as failed:
+            await m.call((m.path / "g").touch)
+        assert failed.value.errno == errno.EROFS and await m.call(path.read_bytes) == b"x"
+        assert not (await remount("rw", "noatime")).returncode
+        assert not await m.call(seen, 3)
+        assert not (await remount("rw", "strictatime")).returncode
+
+        async def told() -> bool:
+            return await m.call(seen, 0)
+
+        await w.eventually(told, "access times are told")
+        await m.call(path.unlink)
+        await m.umount()
+        assert "nothing of ours is mounted" in (await remount("ro")).stderr
+
+
+@pytest.mark.processes
 async def test_a_signal_unmounts(world: Any) -> None:
     async with world(oss=1, clients=0) as w, Mounted(w) as m:
         m.signal(signal.SIGTERM)

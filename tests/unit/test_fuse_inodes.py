@@ -1,0 +1,60 @@
+"""What the kernel is told to forget, and when, with a kernel that only writes down what it hears."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from lustrelite.fuse.inodes import Inodes
+from lustrelite.ids import ROOT_FID
+from lustrelite.wire.ost import OBJECT_EOF
+
+
+class Heard:
+    """A session."""
+
+    alive = True
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def notify(self, message: bytes) -> bool:
+        self.told.append("attributes")
+        return True
+
+    def invalidate(self, messages: Sequence[bytes]) -> asyncio.Future[None]:
+        self.told.append("pages")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+
+class Lock:
+    """On a whole object."""
+
+    resource = (7).to_bytes(8, "big")
+    start, end = 0, OBJECT_EOF
+
+
+async def test_attributes_that_the_kernel_has_asked_for_come_before_pages_go() -> None:
+    """Linux throws the answer to a GETATTR away if pages were invalidated meanwhile: a read would end at the old size."""
+    session: Any = Heard()
+    view: Any = SimpleNamespace(root=ROOT_FID)
+    lock: Any = Lock()
+    inodes = Inodes(view, session)
+    node = inodes.root
+    inodes.watch(node, SimpleNamespace(stripes=((0, 7),)))  # type: ignore[arg-type]
+    node.pages, node.asked, node.attr_until = True, 1, asyncio.get_running_loop().time() + 100
+    going = inodes.withdraw(0, lock)
+    assert going is not None
+    task = asyncio.ensure_future(going)
+    await asyncio.sleep(0.03)
+    assert session.told == []
+    node.asked = 0
+    await task
+    assert session.told == ["attributes", "pages"] and not node.leaving
+    node.pages, node.asked = True, 1  # one that is not answered, perhaps because its server is away, holds up nobody for long
+    await asyncio.wait_for(asyncio.ensure_future(inodes.withdraw(0, lock)), 5)  # type: ignore[arg-type]
+    assert session.told[-1] == "pages"
