@@ -144,7 +144,7 @@ class Files:
                 if file.layout is not None:
                     self.inodes.watch(node, file.layout)
                 if not node.overtaken(withdrawn):
-                    if size >= BLOCK_BYTES:  # the kernel has it when this turn is over
+                    if size >= BLOCK_BYTES and not file.flags & os.O_APPEND:  # the kernel has it when this turn is over
                         asyncio.get_running_loop().call_soon(file.pass_on, offset, size)
                     return data
                 tries -= 1
