@@ -101,17 +101,6 @@ def orphan_objects_are_never_destroyed(patch):
 
 
 @mutation
-def grants_of_ids_are_not_replayed(patch):
-    add = ReplayList.add
-
-    def forgetful(self: Any, request: Any) -> None:
-        if not isinstance(request.body, OstCreate):
-            add(self, request)
-
-    patch.setattr(ReplayList, "add", forgetful)
-
-
-@mutation
 def what_may_be_lost_is_said_to_be_missing(patch):
     patch.setattr(ObjectIds, "may_be_lost", lambda self, oid: False)
 
@@ -199,3 +188,14 @@ def destroys_are_sent_before_the_orphan_pass(patch):
             self.osp = osp
 
     patch.setattr(OstLog, "_sweep", hasty)
+
+
+@rare
+def grants_of_ids_are_not_replayed(patch):
+    add = ReplayList.add
+
+    def forgetful(self: Any, request: Any) -> None:
+        if not isinstance(request.body, OstCreate):
+            add(self, request)
+
+    patch.setattr(ReplayList, "add", forgetful)

@@ -61,6 +61,8 @@ FOUND_BY = {
         test_lost_grants.test_without_the_mds_replays_make_lost_objects_again_and_everything_else_waits, {}),
     "an id that a crash took is granted again": (
         test_lost_grants.test_a_lost_id_is_not_granted_again_while_somebody_has_data_for_it, {}),
+    "grants of ids are not replayed": (
+        test_lost_grants.test_an_object_is_destroyed_for_good_whose_grant_is_lost_later, {"mds_restarts": False}),
     "destroys are sent before the orphan pass": (
         test_lost_grants.test_an_object_is_destroyed_for_good_whose_grant_is_lost_later, {"mds_restarts": True}),
 }  # fmt: skip
