@@ -98,6 +98,25 @@ async def test_files_on_lost_grants_come_back_with_their_data(
         assert len({await stripe(c.a, path) for path in (*paths, "/late")}) == COUNT + 1
 
 
+@pytest.mark.parametrize("up", ORDERS, ids="-".join)
+async def test_mds_and_oss_both_die_with_grants_that_are_not_durable(world: Any, up: tuple[str, ...]) -> None:
+    """Nobody can replay the grants: the clients' writes make the objects again, or the orphan pass does."""
+    async with world(oss=1, clients=2, precreate_min=4, precreate_max=4) as c:
+        await c.replay_barrier(c.oss[0])
+        paths = [f"/f{i}" for i in range(10)]
+        for path in paths:
+            await c.a.write(path, content(path))
+        await flush(c.a)
+        await c.mds.kill()
+        await c.oss[0].kill()
+        for name in up:
+            await (c.mds if name == "mds" else c.oss[0]).start()
+        await c.settle()
+        c.saw("ost.objects_recreated", on=c.oss[0])
+        c.never_saw("import.evicted")
+        assert await contents(c.b, paths) == [content(path) for path in paths]
+
+
 @KILL_OR_POWER
 async def test_without_the_mds_replays_make_lost_objects_again_and_everything_else_waits(cluster: Any, power: bool) -> None:
     """The OST recovers alone. Who replays is believed; who has written nothing yet to an object that the OST does not know

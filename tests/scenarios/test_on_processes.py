@@ -14,6 +14,7 @@ import test_failover
 import test_grants
 import test_insanity
 import test_lock_callbacks
+import test_lost_grants
 import test_open_replay
 import test_orphans
 import test_ost_recovery
@@ -108,6 +109,8 @@ SCENARIOS = [
     same(test_failover.test_an_mds_and_an_oss_are_taken_over_at_once),
     same(test_failover.test_clients_find_the_standby_without_the_mgs),
     same(test_failover.test_writers_bear_with_a_pair_that_fails_over_again_and_again),
+    same(test_lost_grants.test_mds_and_oss_both_die_with_grants_that_are_not_durable, ("mds", "oss")),
+    same(test_lost_grants.test_mds_and_oss_both_die_with_grants_that_are_not_durable, ("oss", "mds")),
     same(test_grants.test_a_difference_between_what_both_sides_count_is_found),
     same(test_vbr.test_a_name_that_was_changed_by_a_lost_client_evicts, *row(test_vbr.CYCLES, "VBR 7a"), ids=("VBR 7a",)),
 ]  # fmt: skip
