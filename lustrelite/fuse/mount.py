@@ -8,6 +8,7 @@ from lustrelite.client.fs import FileSystem
 from lustrelite.fuse import kernel
 from lustrelite.fuse.caller import Callers
 from lustrelite.fuse.files import Files
+from lustrelite.fuse.flags import Flags
 from lustrelite.fuse.inodes import Inodes
 from lustrelite.fuse.kernel import init, op
 from lustrelite.fuse.names import Names
@@ -33,7 +34,7 @@ class Mount:
         self.callers = Callers(fs)
         self.names = Names(self)
         self.files = Files(self)
-        session.handlers = {**self.names.handlers, **self.files.handlers}
+        session.handlers = {**self.names.handlers, **self.files.handlers, **Flags(self).handlers}
         session.silent = {op.FORGET: self._forget, op.BATCH_FORGET: self._forget_many}
         session.in_task = {op.STATFS: None}
         # A shared mapping of what is opened DIRECT_IO is pages of the kernel all the same: not without locks.

@@ -33,11 +33,14 @@ __all__ = ["EXECUTE", "READ", "WRITE", "in_group", "owns", "permits"]
 
 PERMISSION_BITS = 0o7777
 PROJECT_INHERITED = 0x20000000  # FS_PROJINHERIT_FL of a directory: what is made in it belongs to its project
-PRIVILEGED_FLAGS = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL: only root changes these
+IMMUTABLE, APPEND_ONLY = 0x10, 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
+PRIVILEGED_FLAGS = IMMUTABLE | APPEND_ONLY  # only root changes these
 
 
 def require(inode: Inode, cred: Cred, want: int) -> None:
-    """OpError(EACCES) unless `permits`."""
+    """OpError(EACCES) unless `permits`; EPERM, also for root, if it is to be written and is immutable."""
+    if want & WRITE and inode.flags & IMMUTABLE:
+        raise OpError(errno.EPERM)
     if cred[0] != 0 or want & EXECUTE:
         if not permits(inode, cred, want):
             raise OpError(errno.EACCES)
@@ -48,11 +51,19 @@ def require_removable(directory: Inode, victim: Inode, cred: Cred) -> None:
 
     Source: may_delete(), fs/namei.c
     """
+    if (directory.flags | victim.flags) & PRIVILEGED_FLAGS:
+        raise OpError(errno.EPERM)
     if cred[0] == 0:
         return
     if not permits(directory, cred, WRITE | EXECUTE):
         raise OpError(errno.EACCES)
     if directory.mode & S_ISVTX and cred[0] != victim.uid and cred[0] != directory.uid:
+        raise OpError(errno.EPERM)
+
+
+def require_changeable(inode: Inode) -> None:
+    """OpError(EPERM) if it is immutable or may only be appended to: links, extended attributes, opens that truncate."""
+    if inode.flags & PRIVILEGED_FLAGS:
         raise OpError(errno.EPERM)
 
 
@@ -86,8 +97,14 @@ def without_set_id(inode: Inode, cred: Cred) -> int:
 def require_setattr(inode: Inode, valid: int, uid: int, gid: int, flags: int, cred: Cred, writable: bool) -> None:
     """May the caller change these attributes?  EPERM or EACCES. `writable`: a handle open for writing vouches for it.
 
-    Source: setattr_prepare(), fs/attr.c; mdd_fix_attr(), mdd/mdd_object.c
+    Source: notify_change(), setattr_prepare(), fs/attr.c; mdd_fix_attr(), mdd/mdd_object.c
     """
+    if valid & (SET_MODE | SET_UID | SET_GID | SET_PROJID | SET_TIMES_EXPLICIT):
+        require_changeable(inode)
+    if inode.flags & APPEND_ONLY and valid & SET_SIZE:
+        raise OpError(errno.EPERM)
+    if inode.flags & IMMUTABLE and valid & (SET_ATIME | SET_MTIME | SET_SIZE) and not writable:
+        raise OpError(errno.EPERM)
     if cred[0] == 0:
         return
     owner = cred[0] == inode.uid

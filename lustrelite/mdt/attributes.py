@@ -137,6 +137,7 @@ def setxattr(txn: Transaction, req: Setxattr) -> Empty:
     txn.check(0, namespace.version_of(inode))
     if inode is None:
         raise OpError(errno.ENOENT)
+    access.require_changeable(inode)
     require_xattr(inode, req.name, txn.cred, write=True)
     if req.flags & ~(XATTR_CREATE | XATTR_REPLACE):
         raise OpError(errno.EINVAL)

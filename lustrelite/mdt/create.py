@@ -84,10 +84,9 @@ def create(txn: Transaction, req: Create) -> Attr:
     kind = mode & 0o170000
     if kind not in KINDS or mode > 0o177777:
         raise OpError(errno.EINVAL)
-    if txn.cred[0]:
-        access.require(parent, txn.cred, WRITE | EXECUTE)
-        if kind in (S_IFCHR, S_IFBLK):
-            raise OpError(errno.EPERM)
+    access.require(parent, txn.cred, WRITE | EXECUTE)
+    if txn.cred[0] and kind in (S_IFCHR, S_IFBLK):
+        raise OpError(errno.EPERM)
     if kind == S_IFLNK:
         if not req.target:
             raise OpError(errno.ENOENT)

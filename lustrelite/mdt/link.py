@@ -46,6 +46,7 @@ def link(txn: Transaction, req: Link) -> Empty:
     access.require(parent, txn.cred, WRITE | EXECUTE)
     if S_ISDIR(source.mode):
         raise OpError(errno.EPERM)
+    access.require_changeable(source)
     namespace.check_project(parent, source)
     if source.nlink >= limits.links_max:
         raise OpError(errno.EMLINK)

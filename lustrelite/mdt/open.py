@@ -202,6 +202,8 @@ def _check_open(inode: Inode, flags: int, cred: Cred) -> None:
         want |= EXECUTE
     if want:
         access.require(inode, cred, want)
+    if inode.flags & access.APPEND_ONLY and want & WRITE and (flags & OPEN_TRUNC or not flags & OPEN_APPEND):
+        raise OpError(errno.EPERM)
 
 
 def _truncated(txn: Transaction, fid: Fid, inode: Inode, time: int) -> Inode:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import shutil
 import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from tests.posix.mounts import Mounted, missing
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 PJDFSTEST = os.environ.get("PJDFSTEST", "")
 BOB = 1001
+GETFLAGS, SETFLAGS = 0x80086601, 0x40086602  # FS_IOC_*
+IMMUTABLE, APPEND = 0x10, 0x20  # FS_*_FL
 libc = ctypes.CDLL(None, use_errno=True)
 libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
@@ -125,6 +129,63 @@ async def test_files_without_names_and_ranges_of_files(world: Any) -> None:
                 os.unlink(top / name)
 
         await m.call(work)
+
+
+def inode_flags(path: Path, new: int | None = None) -> int:
+    """FS_IOC_GETFLAGS, or FS_IOC_SETFLAGS if `new` is given; unknown ones are ENOTTY."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        with pytest.raises(OSError) as failed:
+            fcntl.ioctl(fd, 0x80087777, bytearray(8))
+        assert failed.value.errno == errno.ENOTTY
+        if new is not None:
+            fcntl.ioctl(fd, SETFLAGS, new.to_bytes(8, "little"))
+        return int.from_bytes(fcntl.ioctl(fd, GETFLAGS, bytes(8))[:4], "little")
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.processes
+async def test_immutable_and_append_only_hold_for_root_on_every_mount(world: Any) -> None:
+    async with world(oss=1, clients=0) as w, Mounted(w) as m1, Mounted(w, "m2") as m2:
+
+        def denied(*calls: Callable[[], object]) -> None:
+            for number, call in enumerate(calls):
+                with pytest.raises(OSError) as failed:
+                    call()
+                assert failed.value.errno == errno.EPERM, number
+
+        def work() -> None:
+            file, other = m1.path / "f", m2.path / "f"
+            file.write_bytes(b"one")
+            assert inode_flags(file) == 0 and inode_flags(file, IMMUTABLE) == inode_flags(other) == IMMUTABLE
+            denied(
+                lambda: other.write_bytes(b"x"), lambda: open(other, "ab").close(), other.unlink, lambda: other.chmod(0o600),
+                lambda: other.rename(m2.path / "g"), lambda: os.link(other, m2.path / "g"), lambda: os.utime(other),
+                lambda: os.truncate(other, 0), lambda: os.setxattr(other, "user.k", b"v"), lambda: os.chown(other, 1, 1),
+                lambda: (m2.path / "h").write_bytes(b"x") and (m2.path / "h").rename(other),
+            )  # fmt: skip
+            assert other.read_bytes() == b"one"
+            inode_flags(other, APPEND)
+            with open(other, "ab") as out:
+                out.write(b" two")
+                denied(lambda: os.ftruncate(out.fileno(), 1))
+            denied(lambda: file.write_bytes(b"x"), lambda: os.close(os.open(file, os.O_RDWR)), file.unlink)
+            denied(lambda: os.close(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_TRUNC)))
+            assert file.read_bytes() == b"one two"
+            with pytest.raises(OSError) as failed:
+                inode_flags(file, 0x4)  # compressed
+            assert failed.value.errno == errno.EOPNOTSUPP
+            inode_flags(file, 0)
+            (m1.path / "d").mkdir()
+            inode_flags(m1.path / "d", IMMUTABLE)
+            denied((m2.path / "d/x").touch, (m2.path / "d/x").mkdir, (m2.path / "d").rmdir, lambda: other.rename(m2.path / "d/f"))
+            inode_flags(m2.path / "d", 0)
+            (m1.path / "d").rmdir()
+            for name in ("f", "h"):
+                (m1.path / name).unlink()
+
+        await m1.call(work)
 
 
 @pytest.mark.processes
