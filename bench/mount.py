@@ -41,7 +41,9 @@ class Mounted:
 
     def mount(self) -> None:
         """Mount it."""
-        self._call("mount", f"{','.join(self.made.mgs_nids)}:/{self.made.fsname}", str(self.point))
+        source = f"{','.join(self.made.mgs_nids)}:/{self.made.fsname}"
+        settings = [part for setting in os.environ.get("BENCH_SET", "").split() for part in ("--set", setting)]
+        self._call("mount", source, str(self.point), *settings)
 
     def umount(self) -> None:
         """Unmount it."""

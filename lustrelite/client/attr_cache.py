@@ -29,6 +29,7 @@ from stat import S_ISDIR
 from typing import Any, Protocol
 
 from lustrelite.client.own_changes import OwnChanges
+from lustrelite.client.scattered import Scattered
 from lustrelite.errors import OpError
 from lustrelite.ids import NO_FID, ROOT_FID, Fid
 from lustrelite.ldlm.client_lock import ClientLock
@@ -40,6 +41,7 @@ from lustrelite.wire.message import Cred
 STAT = LOOKUP | PERM | UPDATE  # all of what stat() shows
 _ALL = STAT | XATTR  # all of what attributes say
 _SETTABLE = UPDATE | PERM  # what own changes change of a file
+PART_MAX = 1000  # entries that are fetched at once with one of them
 ABSENT_MAX = 4096  # names known to be missing in one directory
 SEQUENCE_MIN = 2  # files of a listing asked for one after the other, before those that follow are fetched, too
 SEQUENCE_REACH = 8  # entries that may be passed over between two of them
@@ -158,6 +160,7 @@ class AttrCache:
         # Nobody has written to these objects, and nobody but us can, until it is said (False) that this is over.
         self.on_unwritten: Callable[[Layout, bool], None] | None = None
         self.own = OwnChanges(self)
+        self.scattered = Scattered(PART_MAX if ahead_max else 0)
         self._listings: dict[Known, None] = {}  # the longest unread first
         locks.drop = self.dropped
 

@@ -22,6 +22,7 @@ from lustrelite.client.attributes import DirEntry, ObjectsAttr, Stat, Statfs, me
 from lustrelite.client.connections import Connections
 from lustrelite.client.file import File
 from lustrelite.client.paths import check_length, check_name
+from lustrelite.client.scattered import EARNED
 from lustrelite.errors import OpError
 from lustrelite.ids import NO_FID, Fid
 from lustrelite.permission import require_xattr, sees_xattr
@@ -53,13 +54,17 @@ class FidOperations:
 
     async def stat_at(self, parent: Fid, name: bytes) -> Stat:
         """Attributes of `name` in `parent`."""
+        found = self.stat_at_now(parent, name)
+        return found if found is not None else await self._stat_of(lambda: self._lookup(parent, name, STAT))
+
+    def stat_at_now(self, parent: Fid, name: bytes) -> Stat | None:
+        """`stat_at` if locks that are held say all of it.  ENOENT, EACCES, ENAMETOOLONG"""
         check_length(name)  # before a listing that is known says that it is not there
         cache = self.connections.names
-        if cache is not None:
-            known = cache.look(parent, name, self.cred, STAT)
-            if known is not None and (found := self._whole(known)) is not None:
-                return found
-        return await self._stat_of(lambda: self._lookup(parent, name, STAT))
+        known = cache.look(parent, name, self.cred, STAT) if cache is not None else None
+        if known is None or cache is None:
+            return None
+        return self._whole(known)
 
     async def _stat_of(self, find: Callable[[], Awaitable[Attr]]) -> Stat:
         """`_full` of what a name leads to. If that has just lost its last name, another file may have been renamed over it."""
@@ -105,6 +110,8 @@ class FidOperations:
         mtime, atime = connections.open_files.pending_times(attr.fid)
         touch(known)
         merged = known.merged
+        if merged is None and known.places and (cache := connections.names) is not None and cache.scattered.walks:
+            cache.scattered.used(known.places[0][0].fid)
         if merged is not None and merged[0] == objects and merged[1] == mtime and merged[2] == atime:
             return merged[3]  # type: ignore[no-any-return]
         result = merge(attr, objects, mtime=mtime, atime=atime)
@@ -277,10 +284,10 @@ class FidOperations:
             cookie = entries[-1].cookie
 
     async def readdir_page(
-        self, fid: Fid, cookie: int, count: int = READDIR_COUNT, *, plus: bool = True, sizes: bool = True
+        self, fid: Fid, cookie: int, count: int = READDIR_COUNT, *, plus: bool = True, sizes: bool = True, ask: bool = False
     ) -> tuple[list[DirEntry], bool]:
-        """About `count` entries after `cookie`, and whether they are the last."""
-        page = await self._known_page(fid, cookie, count, plus)
+        """About `count` entries after `cookie`, and whether they are the last. `ask`: whatever is known of them."""
+        page = await self._known_page(fid, cookie, count, plus) if not ask else None
         if page is None:
             page = await self.connections.mdc.readdir(fid, cookie, count, cred=self.cred, plus=plus)
         attrs = [entry.attr for entry in page.entries]
@@ -388,11 +395,11 @@ class FidOperations:
     ) -> File:
         connections = self.connections
         time = connections.time()
-        request = connections.mdc.open(
-            parent, name, fid, wire, stat.S_IFREG | mode & 0o7777, time, cred=self.cred, hint=hint, umask=umask
-        )
         # If our caller goes away while the MDT opens the file, nobody would know the handle: it is closed again.
-        handle, reply = await connections.tasks.claim(request, "open", self._give_back)
+        handle, reply = await connections.mdc.open(
+            parent, name, fid, wire, stat.S_IFREG | mode & 0o7777, time, cred=self.cred, hint=hint, umask=umask,
+            unclaimed=self._give_back,
+        )  # fmt: skip
         created = bool(reply.disposition & mdt.DISP_OPEN_CREATE)
         file = File(self, handle, reply.attr, flags, created)
         if flags & os.O_TRUNC and reply.attr.layout is not None and not created:
@@ -403,8 +410,7 @@ class FidOperations:
                 raise
         return file
 
-    def _give_back(self, opened: tuple[int, OpenReply]) -> None:
-        handle, reply = opened
+    def _give_back(self, handle: int, reply: OpenReply) -> None:
         self.connections.close_later(handle, reply.attr.fid)
 
     # extended attributes ----------------------------------------------------------------------------------------
@@ -424,6 +430,16 @@ class FidOperations:
         if value is None:
             raise OpError(errno.ENODATA)
         return value
+
+    def has_no_xattr(self, fid: Fid, name: bytes) -> bool:
+        """Do locks that are held say that `getxattr` would find none?"""
+        cache = self.connections.names
+        known = cache.find(fid, PERM | XATTR) if cache is not None else None
+        if known is None or known.attr.xattrs:
+            return False
+        touch(known)
+        require_xattr(known.attr, name, self.cred, write=False)
+        return not (name == acl.ACCESS and known.attr.acl)
 
     async def _xattrs(self, fid: Fid) -> tuple[Attr, dict[bytes, bytes]] | None:
         """Attributes of `fid` and its extended attributes, if both are known now; None: the MDT must answer."""
@@ -504,11 +520,15 @@ class FidOperations:
         cache = connections.names
         if cache is not None:
             known = cache.look(parent, name, self.cred, need)
-            if known is None and need == STAT and await self._fetch_ahead(cache, parent, name):
-                known = cache.look(parent, name, self.cred, need)
+            if known is None and need == STAT:
+                if await self._fetch_ahead(cache, parent, name) or await self._fetch_around(cache, parent, name):
+                    known = cache.look(parent, name, self.cred, need)
             if known is not None:
                 return known.attr
-        return await connections.mdc.lookup(parent, name, cred=self.cred, need=need)
+        attr = await connections.mdc.lookup(parent, name, cred=self.cred, need=need)
+        if cache is not None and need == STAT and cache.scattered.part_max:
+            cache.scattered.found(parent)
+        return attr
 
     async def _fetch_ahead(self, cache: AttrCache, parent: Fid, name: bytes) -> bool:
         """If somebody goes through a listing, asking for each file: fetch what comes next, `name` first."""
@@ -522,6 +542,29 @@ class FidOperations:
             return False
         await asyncio.wait([listing.fetch])
         return True
+
+    async def _fetch_around(self, cache: AttrCache, parent: Fid, name: bytes) -> bool:
+        """If files of a directory are asked for in any order: fetch a part of it that begins with `name`."""
+        cookie = mdt.name_cookie(name)
+        part = cache.scattered.part(parent, cookie)
+        if part is None:
+            return False
+        walk, count = part
+        walk.busy = True
+        try:
+            entries, end = await self.readdir_page(parent, cookie - 1, count, ask=True)
+        except OpError:
+            return False  # and `busy` for good: he may not list it, or it is gone
+        except asyncio.CancelledError:
+            walk.busy = False
+            raise
+        walk.busy = False
+        walk.fetched(cookie, mdt.COOKIE_MAX if end else entries[-1].cookie, len(entries))
+        if entries and entries[0].name == name:
+            walk.earned += EARNED
+            return True
+        walk.earned -= EARNED  # who asks for what is not there gains nothing
+        return False
 
 
 def open_flags(flags: int) -> int:

@@ -520,6 +520,14 @@ class File:
         await connections.tasks.finish(self._close(), "close")
         self.say_lost()
 
+    def close_later(self) -> None:
+        """`close` in the background. What was lost nobody hears of any more."""
+        if not self.closed:
+            self.closed = True
+            connections = self.fs.connections
+            connections.open_files.remove(self)
+            connections.tasks.spawn(self._close(), "close")
+
     def abandon(self) -> None:
         """Close in the background: nobody will have this file."""
         if not self.closed:

@@ -152,6 +152,10 @@ class Flocks:
             raise OpError(-granted.status)
         return None if granted.mode == NL else FileLock(granted.mode, granted.start, granted.end, granted.pid)
 
+    def holds(self, fid: Fid, owner: int, *, bsd: bool) -> bool:
+        """Has the owner anything to release?"""
+        return (fid, bsd, owner) in self._holders
+
     async def release(self, fid: Fid, owner: int, *, bsd: bool) -> None:
         """The owner has closed the file: all he holds on it goes, and he waits for nothing."""
         holder = self._holders.get((fid, bsd, owner))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections.abc import Callable
 from stat import S_ISDIR
 from typing import Any, Protocol
 
@@ -41,9 +42,10 @@ class MetadataImport(Protocol):
         """Send `body`, return the reply's body. `ended` is called when it comes: see own_changes.Ended."""
 
     async def call_open(
-        self, body: mdt.Open, *, cred: Cred = ROOT_CRED, ride: Ride | None = None, ended: Ended | None = None
-    ) -> tuple[int, Any]:
-        """The same for an open: (its xid, which is the handle; the reply)."""
+        self, body: mdt.Open, *, cred: Cred = ROOT_CRED, ride: Ride | None = None, ended: Ended | None = None,
+        unclaimed: Callable[[int, Any], None] | None = None,
+    ) -> tuple[int, Any]:  # fmt: skip
+        """The same for an open: (its xid, which is the handle; the reply). `unclaimed` gets them if the caller is gone."""
 
 
 class Mdc:
@@ -146,7 +148,7 @@ class Mdc:
         """Remove a name, a directory's only if `directory`.  ENOENT, EISDIR, ENOTDIR, ENOTEMPTY, EACCES, EPERM"""
         body = mdt.Unlink(parent, name, mdt.UNLINK_RMDIR if directory else 0, time)
         ended = self.cache.own.removing(parent, name, time, directory=directory) if self.cache is not None else None
-        return await self._change(body, cred, self._victim(parent, name), ended=ended)  # type: ignore[no-any-return]
+        return await self._change(body, cred, (self._child(parent, name), BITS_ALL), ended=ended)  # type: ignore[no-any-return]
 
     async def rename(
         self, source: Fid, source_name: bytes, target: Fid, target_name: bytes, flags: int, time: int, *, cred: Cred
@@ -157,20 +159,15 @@ class Mdc:
         if cache is None:
             return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
         exchange = bool(flags & mdt.RENAME_EXCHANGE)
-        moved, victim = cache.child(source, source_name), self._victim(target, target_name)
+        moved, victim = cache.child(source, source_name), cache.child(target, target_name)
         ended = cache.own.moving(source, source_name, target, target_name, time, exchange=exchange)
-        wants = [victim] if victim[0] != moved else []
+        wants = [(victim, BITS_ALL)] if victim != moved else []
         if exchange:
-            wants = [(moved, LOOKUP | UPDATE), (victim[0], LOOKUP | UPDATE)]
+            wants = [(moved, LOOKUP | UPDATE), (victim, LOOKUP | UPDATE)]
         return await self._change(body, cred, *wants, ended=ended)  # type: ignore[no-any-return]
 
-    def _victim(self, parent: Fid, name: bytes) -> tuple[Fid | None, int]:
-        """What a removal of `name` needs gone of the file: all, if it is its last name as far as is known."""
-        cache = self.cache
-        fid = cache.child(parent, name) if cache is not None else None
-        known = cache.find(fid, UPDATE) if cache is not None and fid is not None else None
-        more_names = known is not None and known.attr.nlink > 1 and not S_ISDIR(known.attr.mode)
-        return fid, LOOKUP | UPDATE if more_names else BITS_ALL
+    def _child(self, parent: Fid, name: bytes) -> Fid | None:
+        return self.cache.child(parent, name) if self.cache is not None else None
 
     async def _change(
         self, body: Any, cred: Cred, *wants: tuple[Fid | None, int], ended: Ended | None = None
@@ -206,22 +203,22 @@ class Mdc:
 
     async def open(
         self, parent: Fid, name: bytes, fid: Fid, flags: int, mode: int, time: int, *, cred: Cred,
-        hint: StripeHint | None = None, umask: int = 0,
+        hint: StripeHint | None = None, umask: int = 0, unclaimed: Callable[[int, OpenReply], None] | None = None,
     ) -> tuple[int, OpenReply]:  # fmt: skip
-        """(handle, reply). `flags` are OPEN_*; `fid` is the file with OPEN_BY_FID, else it is chosen here if needed."""
+        """(handle, reply), which go to `unclaimed` if the caller is cancelled before they come. `flags` are OPEN_*; `fid` is the file with OPEN_BY_FID, else it is chosen here if needed."""
         by_fid = bool(flags & mdt.OPEN_BY_FID)
         if flags & mdt.OPEN_CREATE and not by_fid:
             fid = await self.new_fid()
         body = mdt.Open(parent, name, fid, flags, mode, time, hint, None, umask)
         cache = self.cache
         if cache is None:
-            return await self.imp.call_open(body, cred=cred)
+            return await self.imp.call_open(body, cred=cred, unclaimed=unclaimed)
         question = self._question_open(cache, body, by_fid)
         if flags & mdt.OPEN_CREATE and not by_fid and not flags & mdt.OPEN_TMPFILE:
             return await self.imp.call_open(
-                body, cred=cred, ride=question.ride, ended=cache.own.making(question, time)
+                body, cred=cred, ride=question.ride, ended=cache.own.making(question, time), unclaimed=unclaimed
             )
-        handle, reply = await self.imp.call_open(body, cred=cred, ride=question.ride)
+        handle, reply = await self.imp.call_open(body, cred=cred, ride=question.ride, unclaimed=unclaimed)
         cache.found(question, reply.attr)
         return handle, reply
 

@@ -21,7 +21,7 @@ from lustrelite.errors import OpError
 from lustrelite.fuse import kernel
 from lustrelite.fuse.inodes import Node
 from lustrelite.fuse.kernel import fopen, op
-from lustrelite.fuse.session import Answer, Handler, Request
+from lustrelite.fuse.session import Answer, Handler, Later, Request
 from lustrelite.wire.ldlm import PR
 
 if TYPE_CHECKING:
@@ -107,20 +107,26 @@ class Files:
         old = attr.atime <= max(attr.mtime, attr.ctime)
         return old or self.mount.options.strictatime or attr.atime + RELATIME_NS < self.mount.fs.connections.time()
 
-    async def flush(self, request: Request, body: memoryview) -> Answer:
+    def flush(self, request: Request, body: memoryview) -> Answer | Later:
         """FLUSH: a descriptor is closed"""
         (handle, _, _, owner), _, _ = kernel.decode(op.FLUSH, body)
         file = self.file(handle)
+        if self.mount.fs.connections.flocks.holds(file.fid, owner, bsd=False):
+            return self._flush(file, owner)
+        file.say_lost()
+        return None
+
+    async def _flush(self, file: File, owner: int) -> Answer:
         await self.mount.fs.connections.flocks.release(file.fid, owner, bsd=False)
         file.say_lost()
         return None
 
-    async def release(self, request: Request, body: memoryview) -> Answer:
+    def release(self, request: Request, body: memoryview) -> Answer:
         """RELEASE: the last descriptor of an open file was closed"""
         (handle, _, _, _), _, _ = kernel.decode(op.RELEASE, body)
         file = self.handles.pop(handle, None)
         if file is not None:
-            self.mount.fs.connections.tasks.spawn(file.close(), "release")
+            file.close_later()
             node = self.inodes.fids.get(file.fid)
             if node is not None:
                 node.opens -= 1

@@ -138,25 +138,29 @@ class Inodes:
         until: float = self.view.connections.mdc.imp.lease_until  # type: ignore[attr-defined]
         return until
 
-    def newest(self, node: Node, stat: Stat) -> tuple[float, Stat]:
-        """How long the kernel may believe what: what locks vouch for now, or else `stat`, for no time at all."""
-        known = self.view.known_stat(node.fid)
-        if known is None:
+    def newest(self, node: Node, stat: Stat, *, known: bool = False) -> tuple[float, Stat]:
+        """How long the kernel may believe what: what locks vouch for now, or else `stat`, for no time at all.
+
+        `known`: `stat` is what they vouch for.
+        """
+        newest = stat if known else self.view.known_stat(node.fid)
+        if newest is None:
             if stat.layout is not None:
                 self.watch(node, stat.layout)
             return 0.0, stat
         until = self._metadata_until()
-        if known.layout is not None:
-            self.watch(node, known.layout)
+        layout = newest.layout
+        if layout is not None:
+            self.watch(node, layout)
             oscs = self.view.connections.lov.oscs
-            for index, _ in known.layout.stripes:
+            for index, _ in layout.stripes:
                 until = min(until, oscs[index].imp.lease_until)  # type: ignore[attr-defined]
         now = self._now()
         left = min(until - now, BELIEVED_S_MAX)
         if left <= 0:
             return 0.0, stat
         node.attr_until = max(node.attr_until, now + left)
-        return left, known
+        return left, newest
 
     def name_s(self, node: Node, parent: Fid, name: bytes) -> float:
         """How long the kernel may believe that `name` in `parent` leads to `node`."""

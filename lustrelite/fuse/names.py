@@ -14,13 +14,13 @@ import stat as modes
 from typing import TYPE_CHECKING
 
 from lustrelite.client.attributes import DirEntry, Stat
-from lustrelite.client.by_fid import NOW
+from lustrelite.client.by_fid import NOW, FidOperations
 from lustrelite.errors import OpError
 from lustrelite.fuse import kernel
 from lustrelite.fuse.inodes import Node, attributes
 from lustrelite.fuse.kernel import Attributes, fattr, op
-from lustrelite.fuse.session import Answer, Handler, Request
-from lustrelite.ids import fid_inode
+from lustrelite.fuse.session import Answer, Handler, Later, Request
+from lustrelite.ids import Fid, fid_inode
 from lustrelite.tunables import limits
 
 if TYPE_CHECKING:
@@ -58,21 +58,23 @@ class Names:
 
     # looking ------------------------------------------------------------------------------------------------------
 
-    def entry(self, parent: Node, name: bytes, stat: Stat) -> bytes:
-        """`name` was found, or made: the kernel knows the inode once more."""
+    def entry(self, parent: Node, name: bytes, stat: Stat, *, known: bool = False) -> bytes:
+        """`name` was found, or made: the kernel knows the inode once more. `known`: locks say so in this turn."""
         inodes = self.inodes
         node = inodes.of(stat.fid)
         node.lookups += 1
-        attr_s, stat = inodes.newest(node, stat)
+        attr_s, stat = inodes.newest(node, stat, known=known)
         return kernel.entry_out(node.number, inodes.name_s(node, parent.fid, name), attr_s, attributes(stat))
 
-    def _attr_out(self, node: Node, stat: Stat) -> bytes:
-        attr_s, stat = self.inodes.newest(node, stat)
-        return kernel.attr_out(attr_s, attributes(stat))
-
-    async def lookup(self, request: Request, body: memoryview) -> Answer:
+    def lookup(self, request: Request, body: memoryview) -> Answer | Later:
         """LOOKUP"""
         name, parent = kernel.name_of(body), self.node(request.node)
+        stat = self.fs.stat_at_now(parent.fid, name)
+        if stat is not None:
+            return self.entry(parent, name, stat, known=True)
+        return self._lookup(parent, name)
+
+    async def _lookup(self, parent: Node, name: bytes) -> Answer:
         try:
             stat = await self.fs.stat_at(parent.fid, name)
         except OpError as error:
@@ -89,12 +91,20 @@ class Names:
                 raise OpError(errno.ESTALE) from None
             raise
 
-    async def getattr(self, request: Request, body: memoryview) -> Answer:
+    def getattr(self, request: Request, body: memoryview) -> Answer | Later:
         """GETATTR"""
         node = self.node(request.node)
+        stat = self.fs.known_stat(node.fid)
+        if stat is None:
+            return self._getattr(node)
+        attr_s, stat = self.inodes.newest(node, stat, known=True)
+        return kernel.attr_out(attr_s, attributes(stat))
+
+    async def _getattr(self, node: Node) -> Answer:
         node.asked += 1
         try:
-            return self._attr_out(node, await self._stat(node))
+            attr_s, stat = self.inodes.newest(node, await self._stat(node))
+            return kernel.attr_out(attr_s, attributes(stat))
         finally:
             node.asked -= 1
 
@@ -131,7 +141,8 @@ class Names:
             mtime=_time(valid, fattr.MTIME, fattr.MTIME_NOW, mtime, mtime_ns),
             handle=opened.handle if opened is not None else 0,
         )
-        return self._attr_out(node, stat)
+        attr_s, stat = self.inodes.newest(node, stat)
+        return kernel.attr_out(attr_s, attributes(stat))
 
     async def mknod(self, request: Request, body: memoryview) -> Answer:
         """MKNOD"""
@@ -268,12 +279,17 @@ class Names:
 
     # extended attributes ------------------------------------------------------------------------------------------
 
-    async def getxattr(self, request: Request, body: memoryview) -> Answer:
+    def getxattr(self, request: Request, body: memoryview) -> Answer | Later:
         """GETXATTR"""
         (size, _), (name,), _ = kernel.decode(op.GETXATTR, body)
         _check_xattr(name)
-        value = await self.mount.callers.view(request).getxattr_fid(self.node(request.node).fid, name)
-        return _sized(value, size)
+        view, fid = self.mount.callers.view(request), self.node(request.node).fid
+        if view.has_no_xattr(fid, name):
+            raise OpError(errno.ENODATA)
+        return self._getxattr(view, fid, name, size)
+
+    async def _getxattr(self, view: FidOperations, fid: Fid, name: bytes, size: int) -> Answer:
+        return _sized(await view.getxattr_fid(fid, name), size)
 
     async def listxattr(self, request: Request, body: memoryview) -> Answer:
         """LISTXATTR"""

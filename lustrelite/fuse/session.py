@@ -22,6 +22,7 @@ import signal
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import CoroutineType
 from typing import Any
 
 from lustrelite.errors import OpError
@@ -31,6 +32,9 @@ from lustrelite.rpc.buffers import BufferPool
 from lustrelite.rpc.node import Node
 
 TURN_REQUESTS = 16  # read in one turn of the loop
+UNDECIDED = -1
+LUCK_MAX = 16
+UNLUCKY_MAX = 64  # requests after which it is tried once more
 INVALIDATORS = 32  # threads that may wait for the kernel
 SIGNAL_LOOK_S = 0.1  # has the signalled caller of a request got one that it dies of?
 PIECES_MAX = 512  # of one answer: IOV_MAX is 1024
@@ -38,7 +42,8 @@ BACKGROUND = 64  # reads ahead and the like that the kernel may have on their wa
 
 Buffer = bytes | bytearray | memoryview
 Answer = bytes | memoryview | Sequence[memoryview] | None  # several pieces; None: an empty one
-Handler = Callable[["Request", memoryview], Coroutine[Any, Any, Answer]]
+Later = Coroutine[Any, Any, Answer]
+Handler = Callable[["Request", memoryview], Answer | Later]  # one that need not wait may answer without a coroutine
 
 
 class Request:
@@ -109,6 +114,8 @@ class Session:
         self.waited = 0  # requests that needed a task
         self.seconds: dict[int, float] = {}  # that those have taken, by operation
         self.notified = 0
+        self._luck = LUCK_MAX  # how often it was worth it of late to look once more, instead of sleeping
+        self._unlucky = 0
         self._loop = loop
         self._pool = BufferPool()
         self._head = bytearray(WRITE_HEAD_BYTES)
@@ -123,26 +130,55 @@ class Session:
     # requests -----------------------------------------------------------------------------------------------------
 
     def _readable(self) -> None:
-        for _ in range(TURN_REQUESTS):
+        left = TURN_REQUESTS
+        spins = UNDECIDED
+        while left:
             try:
                 length = os.readv(self.fd, (self._head, self._data))
             except (BlockingIOError, InterruptedError):
-                return
+                if spins == UNDECIDED:
+                    spins = self._spins() if left < TURN_REQUESTS else 0
+                elif spins == 0:
+                    self._luck -= 1
+                if spins <= 0:
+                    return
+                spins -= 1
+                continue
             except OSError as error:
                 if error.errno == errno.ENOENT:  # taken back before we saw it
+                    left -= 1
                     continue
                 self._end(error.errno or errno.EIO)
                 return
+            if spins != UNDECIDED:
+                spins = UNDECIDED
+                self._luck = min(self._luck + 2, LUCK_MAX)
+            left -= 1
             self._received(length)
             if self.ended.done():
                 return
 
+    def _spins(self) -> int:
+        """How often to look for another request before we sleep: somebody was answered, and often asks again at once.
+
+        To be woken costs more than to look for as long, if it is not in vain; whoever is answered then runs on the other
+        processor. Nobody may be waiting for anything else that this loop would hear of.
+        """
+        if self.pending:
+            return 0
+        if self._luck <= 0:
+            self._unlucky += 1
+            if self._unlucky < UNLUCKY_MAX:
+                return 0
+            self._unlucky, self._luck = 0, 1  # perhaps it is worth it by now
+        return self.node.tunables.fuse_spins
+
     def _received(self, length: int) -> None:
         head = bytes(self._head)
-        if length < HEADER_BYTES or HEADER.unpack_from(head)[0] != length:
+        told, opcode, unique, node, uid, gid, pid, _, _ = HEADER.unpack_from(head)
+        if length < HEADER_BYTES or told != length:
             self.node.events.emit("fuse.malformed", level="warning", why=f"{length} bytes: {head[:length].hex()}")
             return
-        _, opcode, unique, node, uid, gid, pid, _, _ = HEADER.unpack_from(head)
         self.counts[opcode] = self.counts.get(opcode, 0) + 1
         request = Request(opcode, unique, node, uid, gid, pid)
         if opcode == op.WRITE:
@@ -176,18 +212,21 @@ class Session:
             else:
                 self.fail(request, errno.ENOSYS)
             return
-        coro = handler(request, body)
-        if opcode in self.in_task:
-            self._wait(request, coro)
-            return
         try:
-            waiting = coro.send(None)
+            answer = handler(request, body)
+            if type(answer) is not CoroutineType:
+                self.answer(request, answer)  # type: ignore[arg-type]
+                return
+            if opcode in self.in_task:
+                self._wait(request, answer)
+                return
+            waiting = answer.send(None)
         except StopIteration as done:
             self.answer(request, done.value)
         except OpError as error:
             self.fail(request, error.errno)
         else:
-            self._wait(request, _Rest(coro, waiting))
+            self._wait(request, _Rest(answer, waiting))
 
     def _wait(self, request: Request, rest: Any) -> None:
         self.waited += 1

@@ -325,10 +325,11 @@ class ClientImport:
         return (await self._call(body, ROOT_CRED, None, None, None, None)).transno
 
     async def call_open(
-        self, body: Open, *, cred: Cred = ROOT_CRED, ride: Ride | None = None, ended: Callable[[Any, int], None] | None = None
-    ) -> tuple[int, Any]:
-        """`call` for an open: also returns the handle, which is the request's xid."""
-        request = await self._call(body, cred, None, None, None, ride, ended)
+        self, body: Open, *, cred: Cred = ROOT_CRED, ride: Ride | None = None,
+        ended: Callable[[Any, int], None] | None = None, unclaimed: Callable[[int, Any], None] | None = None,
+    ) -> tuple[int, Any]:  # fmt: skip
+        """`call` for an open: also returns the handle, which is the request's xid. `unclaimed` gets both if the caller is gone."""
+        request = await self._call(body, cred, None, None, None, ride, ended, unclaimed)
         return request.xid, request.reply
 
     async def call_bulk(
@@ -341,7 +342,7 @@ class ClientImport:
 
     async def _call(
         self, body: Any, cred: Cred, timeout_s: float | None, bulk: Any, sink: memoryview | None, ride: Ride | None,
-        ended: Callable[[Any, int], None] | None = None,
+        ended: Callable[[Any, int], None] | None = None, unclaimed: Callable[[int, Any], None] | None = None,
     ) -> Request:  # fmt: skip
         spec = BY_CLASS[type(body)]
         request = Request(self, spec, body, cred, timeout_s or timeout_for(self.node.tunables.rpc_timeout_s, self.estimate_ms))
@@ -349,6 +350,7 @@ class ClientImport:
         request.sink = sink
         request.ride = ride
         request.ended = ended
+        request.unclaimed = unclaimed
         try:
             self._check_open()
             if spec.mutates:
@@ -387,6 +389,8 @@ class ClientImport:
 
     def _abandon(self, request: Request) -> None:
         """The caller is gone. What was not sent never will be; a sent change runs on; a sent read is forgotten."""
+        if request.unclaimed is not None and request.reply is not None:  # it has come, but he was gone before he could have it
+            request.unclaimed(request.xid, request.reply)
         if request.bulk is not None:
             request.bulk = bytes(request.bulk)  # another copy may have to be sent, and the caller's memory is his again
         withdraw(request)
@@ -623,6 +627,8 @@ class ClientImport:
             fail(request, gave_up or OpError(-status, f"{request.spec.name} on {self.target}"))
         elif not request.future.done():
             request.future.set_result(None)
+        elif request.unclaimed is not None:
+            request.unclaimed(request.xid, request.reply)
 
     def _keep_for_replay(self, request: Request) -> None:
         form = request.spec.replay_form

@@ -38,7 +38,7 @@ class Request:
     __slots__ = (
         "body", "bulk", "closes", "conn_cnt", "cred", "deadline", "direct", "ended", "flags", "future", "generation",
         "keeps_open", "landing", "owner", "pauses", "pre_versions", "replayed_at", "reply", "reply_bulk", "reply_raw", "ride", "sent_at",
-        "sink", "spec", "tag", "timeout_s", "transno", "working_at", "xid",
+        "sink", "spec", "tag", "timeout_s", "transno", "unclaimed", "working_at", "xid",
     )  # fmt: skip
 
     def __init__(self, owner: ClientImport, spec: Spec, body: Any, cred: Cred, timeout_s: float) -> None:
@@ -56,6 +56,7 @@ class Request:
         self.sink: memoryview | None = None
         self.landing: tuple[Link, memoryview] | None = None  # who may put the data of a reply there
         self.ended: Callable[[Any, int], None] | None = None  # what is called with the answer, whoever waits for it
+        self.unclaimed: Callable[[int, Any], None] | None = None  # gets xid and answer if nobody waits for it any more
         self.ride: Ride | None = None  # locks that go with it; a replay carries none
         self.reply: Any = None
         self.reply_bulk: memoryview | None = None

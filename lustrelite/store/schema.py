@@ -27,13 +27,14 @@ from xxhash import xxh64_intdigest
 
 from lustrelite.errors import StoreFailed
 from lustrelite.ids import FID_BYTES, Fid
+from lustrelite.wire.mdt import COOKIE_MAX as COOKIE_MAX
 from lustrelite.wire.mdt import Layout, StripeHint
+from lustrelite.wire.mdt import name_cookie as name_cookie
 from lustrelite.wire.mgs import TargetInfo
 
 FORMAT_VERSION = 3
 
 COOKIE_BYTES = 8
-COOKIE_MAX = (1 << 63) - 1
 
 # tables of every target
 META = "meta"
@@ -258,11 +259,6 @@ def reply_key(index: int, tag: int) -> bytes:
 def split_reply_key(key: bytes) -> tuple[int, int]:
     """(client index, tag)."""
     return _REPLY_KEY.unpack(key)
-
-
-def name_cookie(name: bytes) -> int:
-    """Where `name` stands in a directory: 63 bits of its XXH64, never 0 (which means the start of a listing)."""
-    return (xxh64_intdigest(name) & COOKIE_MAX) or 1
 
 
 def name_key(parent: Fid, name: bytes) -> bytes:

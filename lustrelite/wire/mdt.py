@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from xxhash import xxh64_intdigest
+
 from lustrelite.ids import Fid
 from lustrelite.wire.message import CLASS_CLOSE, message
 from lustrelite.wire.session import Empty
@@ -289,6 +291,14 @@ class RootReply(NamedTuple):
 @message(op=46, reply=RootReply)
 class GetRoot(NamedTuple):
     """The root directory (MDS_GET_ROOT)."""
+
+
+COOKIE_MAX = (1 << 63) - 1
+
+
+def name_cookie(name: bytes) -> int:
+    """Where `name` stands in a directory: 63 bits of its XXH64, never 0 (which means the start of a listing)."""
+    return (xxh64_intdigest(name) & COOKIE_MAX) or 1
 
 
 class Dirent(NamedTuple):

@@ -203,7 +203,15 @@ class FakeMdt:
         await asyncio.sleep(0)
         return getattr(self, "on_" + type(body).__name__)(body)
 
-    async def call_open(self, body: mdt.Open, *, cred: Cred = ROOT_CRED) -> tuple[int, Any]:
+    async def call_open(self, body: mdt.Open, *, cred: Cred = ROOT_CRED, unclaimed: Any = None) -> tuple[int, Any]:
+        opening = asyncio.ensure_future(self._open(body, cred))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(lambda done: unclaimed(*done.result()))
+            raise
+
+    async def _open(self, body: mdt.Open, cred: Cred) -> tuple[int, Any]:
         reply = await self.call(body, cred=cred)
         self._xid += 1
         self.opens[self._xid] = reply.attr.fid

@@ -264,6 +264,9 @@ async def test_a_cancelled_open_is_closed_when_its_answer_comes() -> None:
             await opening
         assert world.mdt.opens == {}
         world.mdt.gate.set()
+        while not world.mdt.opens:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
         await world.connections.tasks.idle()
         assert world.mdt.count(mdt.Close) == 1 and world.mdt.opens == {}
 
@@ -281,6 +284,8 @@ async def test_an_open_cancelled_at_any_moment_leaves_no_handle() -> None:
                 await (await opening).close()
             except asyncio.CancelledError:
                 pass
+            for _ in range(20):  # an answer may be on its way, to nobody
+                await asyncio.sleep(0)
             while world.connections.tasks._running:
                 await world.connections.tasks.idle()
                 await asyncio.sleep(0)

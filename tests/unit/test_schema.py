@@ -20,6 +20,7 @@ from lustrelite.store.schema import (
     ReplyRecord,
     TargetRecord,
 )
+from lustrelite.wire import mdt as wire
 from lustrelite.wire.mdt import Layout, StripeHint
 from lustrelite.wire.mgs import TargetInfo
 
@@ -115,7 +116,8 @@ def test_a_cookie_is_a_positive_63_bit_number_and_depends_on_the_name_only(name:
 
 def test_a_hash_of_zero_is_no_cookie(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in (0, 1 << 63):
-        monkeypatch.setattr(schema, "xxh64_intdigest", lambda name, value=value: value)
+        for module in (schema, wire):
+            monkeypatch.setattr(module, "xxh64_intdigest", lambda name, value=value: value)
         assert schema.name_cookie(b"x") == 1
         assert schema.split_name_key(schema.name_key(FID, b"x"))[1] == 1
 
