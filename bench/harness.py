@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lustrelite import collector
 from lustrelite.cli.cluster import Cluster
 from lustrelite.cli.mount import new_node
 from lustrelite.client.fs import FileSystem
@@ -73,7 +74,8 @@ async def mounted(made: Cluster, name: str = "bench", **tunables: int) -> AsyncI
 
 
 def run(main: Callable[[], Awaitable[Any]]) -> Any:
-    """Run a coroutine on the loop that the product uses."""
+    """Run a coroutine on the loop that the product uses, with the collector as in the product's processes."""
+    collector.calm()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(main())  # type: ignore[arg-type]
 

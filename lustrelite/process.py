@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from lustrelite import collector
 from lustrelite.control import Command, ControlServer
 from lustrelite.errors import FormatRefused, LinkLost, OpError
 from lustrelite.event_file import EventFile, RotatingFile, log_line
@@ -176,6 +177,8 @@ class Process:
             await self.tree.set(name, value)
         self.write_record()
         self.node.events.emit("process.started", role=self.role, pid=os.getpid())
+        collector.calm()
+        self.node.spawn(collector.collect_when_idle(), "collector")
         try:
             await serve(self)
         finally:

@@ -49,6 +49,7 @@ LAYERS = {
     "lustrelite.control": 5,
     "lustrelite.event_file": 5,
     "lustrelite.process": 5,
+    "lustrelite.collector": 5,
     "lustrelite.client_process": 5,
     "lustrelite.server": 5,
     "lustrelite.server_params": 5,
