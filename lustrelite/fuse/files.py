@@ -93,11 +93,12 @@ class Files:
         node.opens += 1
         if file.layout is not None:
             self.inodes.watch(node, file.layout)
-        if not file.flags & os.O_NOATIME and not self._wants_atime(file):
+        told = not file.flags & os.O_NOATIME and self._wants_atime(file) and file.flags & os.O_ACCMODE != os.O_WRONLY
+        if not told:
             file.flags |= os.O_NOATIME
         # What is appended has its place from us, and comes in one piece; through its pages the kernel would cut it at them.
         cached = self.mount.caches and not file.flags & os.O_APPEND
-        flags = fopen.KEEP_CACHE if cached else fopen.DIRECT_IO
+        flags = (0 if told else fopen.KEEP_CACHE) if cached else fopen.DIRECT_IO  # what the kernel has is not asked for
         return kernel.open_out(file.handle, flags)
 
     def _wants_atime(self, file: File) -> bool:

@@ -314,7 +314,8 @@ def prepare_punch(call: Call, body: Punch | Fallocate) -> Awaitable[None] | None
         _check_lock(ost, call, body, body.start, body.end, WRITERS)
     if call.header.flags & REPLAY:
         return None
-    if not ost.node.faults.any and _nobody_there(ost, body, body.start, body.end) and _is_short(ost, body):
+    alone = body.object not in ost.logged and _nobody_there(ost, body, body.start, body.end)
+    if alone and not ost.node.faults.any and _is_short(ost, body):
         return None
     return _punch_data(ost, call, body)
 
@@ -355,10 +356,11 @@ async def _punch_data(ost: Ost, call: Call, body: Punch | Fallocate) -> None:
     hold, locks = await _hold(ost, body, body.start, body.end)
     done = False
     try:
-        if call.still_valid and not _is_short(ost, body):
+        if call.still_valid and (body.object in ost.logged or not _is_short(ost, body)):
             ost.record(body.object)
             _check_lock(ost, call, body, body.start, body.end, WRITERS)
             _make_room(ost, body)
+            await ost.cut(body.object)
             await ost.node.run_blocking(_punch_file, ost, body)
             done = True
     finally:

@@ -70,6 +70,7 @@ class Ost(Target):
         self._uncommitted_bytes = 0
         self._fresh: list[Data] | None = []  # written since the last commit or log; None: more than the log takes
         self._fresh_bytes = 0
+        self.logged: dict[int, int] = {}  # objects with data in the log, since the last commit: which append was the last
         # The last change of an object that is not durable: whose (None: of several clients), and its transno.
         self.unsynced: dict[bytes, tuple[Export | None, int]] = {}
         self.last_glimpse = 1 << 62  # handles that no client chooses
@@ -209,17 +210,34 @@ class Ost(Target):
 
     def log(self) -> bool:
         """See Target: with the data."""
-        if self._fresh is None:
+        if self._fresh is None or self.recovering:  # replays change files without looking at the log
             return False
         self.store.apply(self.meta_write("last_transno", self.last_transno), essential=True)
         if not self.store.log(self._fresh):
             return False
+        for oid, _, _ in self._fresh:
+            self.logged[oid] = self.committer.logged
         self._fresh, self._fresh_bytes = [], 0
         return True
+
+    async def cut(self, oid: int) -> None:
+        """Before a file is cut: what the log has of its data would come back over that, if the cut itself is lost.
+
+        EINPROGRESS: the log has no room to say so
+        """
+        while (last := self.logged.get(oid)) is not None:
+            await self.node.run_blocking(self._sync, [oid])
+            if self.logged.get(oid) == last:
+                if not self.store.unlog(oid):
+                    self.committer.commit_soon()
+                    raise OpError(errno.EINPROGRESS, f"object {oid}")
+                del self.logged[oid]
+        self._fresh = None
 
     def store_commit(self, batch: Batch) -> None:
         """Make the data that `batch` names durable, then the batch. StoreFailed: the process must end."""
         self._commit(batch, self._take_touched())
+        self.logged.clear()
 
     async def commit_batch(self, batch: Batch) -> None:
         """The same in a worker thread.
@@ -228,6 +246,7 @@ class Ost(Target):
         is entered only after its data is in the file.
         """
         await self.node.run_blocking(self._commit, batch, self._take_touched())
+        self.logged.clear()
 
     def _take_touched(self) -> list[int]:
         touched, self._touched = self._touched, {}

@@ -499,12 +499,26 @@ class Store:
         self.dirty = 0
         return True
 
+    def unlog(self, oid: int) -> bool:
+        """What the log has of the data of `oid` is durable in its file by now: it must not be put back. False: no room."""
+        self._check_alive()
+        try:
+            return self._log.append((), ((oid, 0, None),))
+        except OSError as error:
+            self._fail(error)
+
     def put_back(self, files: ObjectFiles) -> None:
         """Write into `files`, durably, the object data that was found in the log. Before the first commit."""
-        alive = [part for part in self.logged_data if self.get(schema.OBJECTS, schema.object_key(part[0])) is not None]
-        for oid, offset, content in alive:
-            files.write(oid, offset, content)
-        files.sync(dict.fromkeys(oid for oid, _, _ in alive))
+        parts: dict[int, list[tuple[int, bytes]]] = {}
+        for oid, offset, content in self.logged_data:
+            if content is None:
+                parts.pop(oid, None)
+            elif self.get(schema.OBJECTS, schema.object_key(oid)) is not None:
+                parts.setdefault(oid, []).append((offset, content))
+        for oid, contents in parts.items():
+            for offset, content in contents:
+                files.write(oid, offset, content)
+        files.sync(parts)
         self.logged_data = []
 
     def flush(self) -> None:

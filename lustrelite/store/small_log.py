@@ -27,11 +27,12 @@ from lustrelite.store import disk
 
 LOG_BYTES = 1 << 20
 RECORD_BYTES_MAX = 128 << 10
+LAST_BYTES = 64 << 10  # for records without changes, which say something of those before
 SECTOR_BYTES = 512  # a record begins at one: what an append overwrites was never part of another
 _HEAD = struct.Struct("<QQII")  # the commit that it follows, its place, length and checksum of what comes
 
 Change = tuple[str, bytes, bytes | None]  # table, key, value; None deletes
-Data = tuple[int, int, bytes]  # object, offset, bytes
+Data = tuple[int, int, bytes | None]  # object, offset, bytes; None: what came before is durable in the object's file
 
 
 class Entry(NamedTuple):
@@ -86,7 +87,7 @@ class SmallLog:
         """Make them durable; False if they are too much, or the log is full."""
         body: Any = msgpack.packb((changes, data))
         size = _HEAD.size + len(body)
-        if size > RECORD_BYTES_MAX or self._end + size > LOG_BYTES:
+        if size > RECORD_BYTES_MAX or self._end + size > LOG_BYTES - (LAST_BYTES if changes else 0):
             return False
         head = _HEAD.pack(self._after, self._place, len(body), _checksum(self._after, self._place, body))
         if os.pwritev(self._fd, (head, body), self._end) != size:

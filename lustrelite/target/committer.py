@@ -50,8 +50,7 @@ class Committer:
             interval = self.node.tunables.commit_interval_s
             self._timer = asyncio.get_running_loop().call_later(interval, self._interval_over)
         if self.target.store.running >= self.node.tunables.commit_dirty_max or self.target.store.pressed:
-            self._whole = True
-            self._start_soon()
+            self.commit_soon()
 
     def after(self, transno: int, callback: Callable[[], None]) -> None:
         """Call back when `transno` is durable, which is asked for now."""
@@ -87,6 +86,11 @@ class Committer:
 
     def demand(self) -> None:
         """Somebody waits: commit as soon as this turn of the loop is over."""
+        self._start_soon()
+
+    def commit_soon(self) -> None:
+        """Let the database have all that there is, also what is in the log."""
+        self._whole = True
         self._start_soon()
 
     def hold(self) -> None:
@@ -127,8 +131,7 @@ class Committer:
 
     def _interval_over(self) -> None:
         self._timer = None
-        self._whole = True
-        self._start_soon()
+        self.commit_soon()
 
     def _start_soon(self) -> None:
         if self._soon is None and not self._closed:

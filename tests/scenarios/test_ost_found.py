@@ -47,3 +47,24 @@ async def test_a_file_that_is_removed_before_its_open_came_again_is_stale_and_le
         assert caught.value.errno == errno.ESTALE
         c.never_saw("client.evicted")
         assert await c.b.listdir("/") == []
+
+
+async def test_a_durable_write_does_not_come_back_over_a_truncation_that_is_lost(cluster):
+    """It was in the log of the database. The file is cut or as it was, nothing in between.  Source: seed 4239"""
+    async with cluster(clients=2, caching=1, stripe_count=1, commit_log_s=1.0, commit_interval_s=1000.0) as c:
+        c.expect("recovery.evicting", "client.evicted", "lock.expired")
+        await c.a.write("/f", b"x" * 20_000)
+        await c.a.unrecorded(c.a.fs.sync())
+        (index, _), *_ = (await c.a.unrecorded(c.a.fs.getstripe("/f"))).stripes
+        oss = c.oss[index]
+        await oss.commit()
+        file = await c.a.unrecorded(c.a.fs.open("/f", os.O_RDWR))
+        await c.a.unrecorded(file.pwrite(b"y" * 5000, 0))
+        await c.a.unrecorded(file.fsync())
+        await c.b.truncate("/f", 0)
+        await c.b.kill()
+        await oss.kill()
+        await oss.start()
+        assert (await c.a.unrecorded(file.fstat())).size in (0, 20_000)
+        await c.a.unrecorded(file.close())
+        await c.a.unlink("/f")
