@@ -50,11 +50,11 @@ class Fire:
         self.world = world
         self.every_s = every_s
         self.deaths = 0
+        self._over = asyncio.Event()
 
     async def _burn(self) -> None:
         servers = [self.world.mds, *self.world.oss]
-        while True:
-            await asyncio.sleep(self.every_s)
+        while not await self._waited():
             victim = servers[self.deaths % len(servers)]
             await victim.kill()
             self.deaths += 1
@@ -62,6 +62,12 @@ class Fire:
             await victim.start()
             await self.world.eventually(victim.recovered, f"{victim.name} recovers")
             self.is_back(victim.targets)
+
+    async def _waited(self) -> bool:
+        """Is it over? A server that was killed is started again before it is: two would be started else."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._over.wait(), self.every_s)
+        return self._over.is_set()
 
     def died(self, targets: Sequence[str]) -> None:
         """These have been killed."""
@@ -74,14 +80,8 @@ class Fire:
         return self
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
-        if self._task.done():
-            self._task.result()  # a server that did not come back
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
-        for server in (self.world.mds, *self.world.oss):
-            if not server.alive:
-                await server.start()
+        self._over.set()
+        await self._task  # raises: a server that did not come back
 
 
 class Place:
