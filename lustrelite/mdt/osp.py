@@ -93,9 +93,9 @@ class Osp:
         self.imp.stop()
 
     async def leave(self) -> None:
-        """End all work and tell the OST, if it is there."""
+        """End all work and tell the OST, if it is there. What it may have lost our successor's first pass makes good."""
         self._end_tasks()
-        await self.imp.disconnect()
+        await self.imp.disconnect(patient=False)
 
     def _end_tasks(self) -> None:
         for task in self._tasks:

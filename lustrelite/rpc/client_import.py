@@ -195,11 +195,11 @@ class ClientImport:
         if self._task is not None:
             self._task.cancel()
 
-    async def disconnect(self) -> None:
+    async def disconnect(self, *, patient: bool = True) -> None:
         """Leave in good order: what we did is committed, the server forgets us. Gives up after a timeout.
 
         If the server is away and may have lost what it has answered, it is waited for as long as a recovery may take:
-        nobody else can replay that.
+        nobody else can replay that (`patient`).
         """
         orderly = False
         try:
@@ -208,7 +208,7 @@ class ClientImport:
                     await self.locks.flush_all(cancel=False)
                 self.leaving = True
                 await self._first_connect_answered()
-                while not (orderly := await self._say_goodbye()) and self.replays.uncommitted:
+                while not (orderly := await self._say_goodbye()) and patient and self.replays.uncommitted:
                     await self.wait_full()
         except (TimeoutError, OpError):
             pass  # the server will evict us in its own time
