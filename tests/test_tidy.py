@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -292,3 +293,9 @@ def test_the_map_names_every_module_and_nothing_else() -> None:
         if path.name != "__init__.py"
     }
     assert rows == there, f"not in the map: {sorted(there - rows)}; not there: {sorted(rows - there)}"
+
+
+def test_no_two_test_modules_have_one_name() -> None:
+    """pytest would leave out the second one."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
