@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable
 from stat import S_ISDIR
 from typing import Any, Protocol
 
-from lustrelite.client.own_changes import OwnChanges
+from lustrelite.client.own_changes import SETTABLE, OwnChanges
 from lustrelite.client.scattered import Scattered
 from lustrelite.errors import OpError
 from lustrelite.ids import NO_FID, ROOT_FID, Fid
@@ -40,7 +40,6 @@ from lustrelite.wire.message import Cred
 
 STAT = LOOKUP | PERM | UPDATE  # all of what stat() shows
 _ALL = STAT | XATTR  # all of what attributes say
-_SETTABLE = UPDATE | PERM  # what own changes change of a file
 PART_MAX = 1000  # entries that are fetched at once with one of them
 ABSENT_MAX = 4096  # names known to be missing in one directory
 SEQUENCE_MIN = 2  # files of a listing asked for one after the other, before those that follow are fetched, too
@@ -190,11 +189,10 @@ class AttrCache:
     def find(self, fid: Fid, need: int) -> Known | None:
         """A file of which `need` is known; None: ask."""
         known = self.files.get(fid)
-        if known is None or need & ~known.fresh or not self.locks.lease_valid:
-            return None
-        if fid in self.own.going and need & UPDATE:
-            return None
-        return known
+        return known if known is not None and self.locks.lease_valid and self._knows(known, need) else None
+
+    def _knows(self, known: Known, need: int) -> bool:
+        return not need & ~known.fresh and not (need & UPDATE and known.fid in self.own.going)
 
     def look(self, parent: Fid, name: bytes, cred: Cred, need: int) -> Known | None:
         """`name` in `parent`, if `need` of it is known; None: ask.  ENOENT, EACCES"""
@@ -214,7 +212,7 @@ class AttrCache:
                 known = self.files.get(directory.attr.parent) if directory.fresh & LOOKUP else None
             elif self._is_absent(directory, name):
                 raise OpError(errno.ENOENT)
-        if known is None or need & ~known.fresh or (known.fid in self.own.going and need & UPDATE):
+        if known is None or not self._knows(known, need):
             return None
         touch(known)
         return known
@@ -320,7 +318,7 @@ class AttrCache:
         if not true:
             return
         overlaps, since = self.own.overlaps, question.clock
-        known = self._put(attr, lock, true & ~_SETTABLE if overlaps(attr.fid, since) else true)
+        known = self._put(attr, lock, true & ~SETTABLE if overlaps(attr.fid, since) else true)
         if question.name and true & LOOKUP and question.name not in (b".", b".."):
             if not overlaps(question.parent, since):
                 self.enter(self.file(question.parent), question.name, known)
@@ -344,10 +342,10 @@ class AttrCache:
         """The answer to a change of attributes, in the turn in which it came: whatever of them is locked is this now."""
         known = self.files.get(attr.fid)
         if known is not None:
-            known.fresh &= ~_SETTABLE
+            known.fresh &= ~SETTABLE
         lock = self._ridden(question, attr.fid)
         if known is not None or lock is not None:
-            held = known.bits & _SETTABLE if known is not None else 0
+            held = known.bits & SETTABLE if known is not None else 0
             self._put(attr, lock, held | lock.bits if lock is not None else held)
 
     def found_nothing(self, question: Question) -> None:
@@ -396,7 +394,7 @@ class AttrCache:
             attr = entries[place].attr if place >= 0 else None
             if attr is None or each.data is not None or each.resource != attr.fid:
                 continue
-            found = self._put(attr, each, each.bits & ~_SETTABLE if overlaps(attr.fid, since) else each.bits)
+            found = self._put(attr, each, each.bits & ~SETTABLE if overlaps(attr.fid, since) else each.bits)
             if each.bits & LOOKUP and not overlapped:
                 directory = directory or self.file(fid)
                 self.enter(directory, entries[place].name, found)

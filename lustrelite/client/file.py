@@ -512,28 +512,27 @@ class File:
 
     async def close(self) -> None:
         """Give the handle back. Twice is harmless. Runs to its end even if the caller is cancelled.  EIO: as of `fsync`"""
-        if self.closed:
-            return
-        self.closed = True
-        connections = self.fs.connections
-        connections.open_files.remove(self)
-        await connections.tasks.finish(self._close(), "close")
-        self.say_lost()
+        if self._shut():
+            await self.fs.connections.tasks.finish(self._close(), "close")
+            self.say_lost()
 
     def close_later(self) -> None:
         """`close` in the background. What was lost nobody hears of any more."""
-        if not self.closed:
-            self.closed = True
-            connections = self.fs.connections
-            connections.open_files.remove(self)
-            connections.tasks.spawn(self._close(), "close")
+        if self._shut():
+            self.fs.connections.tasks.spawn(self._close(), "close")
 
     def abandon(self) -> None:
         """Close in the background: nobody will have this file."""
-        if not self.closed:
-            self.closed = True
-            self.fs.connections.open_files.remove(self)
+        if self._shut():
             self.fs.connections.close_later(self.handle, self.fid)
+
+    def _shut(self) -> bool:
+        """Let nothing come after this; False: it was closed before."""
+        if self.closed:
+            return False
+        self.closed = True
+        self.fs.connections.open_files.remove(self)
+        return True
 
     async def _close(self) -> None:
         flocks = self.fs.connections.flocks

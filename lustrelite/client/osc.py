@@ -8,6 +8,7 @@ for it is bounded too. Buffers may not change, nor be used for anything else, un
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lustrelite.ids import Fid
@@ -29,8 +30,11 @@ class DataImport(Protocol):
 
     max_bytes_per_rpc: int
 
-    async def call(self, body: Any, *, cred: Cred = ROOT_CRED, timeout_s: float | None = None) -> Any:
-        """Send `body`, return the reply's body."""
+    async def call(
+        self, body: Any, *, cred: Cred = ROOT_CRED, timeout_s: float | None = None,
+        ended: Callable[[Any, int], None] | None = None,
+    ) -> Any:  # fmt: skip
+        """Send `body`, return the reply's body; `ended` gets it in the turn in which it comes."""
 
     async def call_bulk(
         self, body: Any, *, bulk: Any = None, sink: memoryview | None = None, cred: Cred = ROOT_CRED

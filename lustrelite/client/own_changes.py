@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lustrelite.client.attr_cache import AttrCache, Known, Question
 
 Ended = Callable[[Any, int], None]  # of a change: its reply's body and transno; None and 0 if it was refused
+SETTABLE = UPDATE | PERM  # what they change of a file
 ENDED_MAX = 1024  # inodes whose last change is remembered
 
 
@@ -138,7 +139,7 @@ class OwnChanges:
         self._begin(fid)
         known = self.cache.files.get(fid)
         if known is not None:
-            known.fresh &= ~(UPDATE | PERM)
+            known.fresh &= ~SETTABLE
             known.merged = None
 
         def ended(reply: Any, transno: int) -> None:

@@ -8,8 +8,9 @@ caller. Meanwhile readers here, and whoever is told a size by us, must not see h
                 ask us.
     a hole      the same, and the size stays. So is room that is allocated, but that the size may grow.
     truncation  everything stays as it was, and nobody writes, until all objects of the file are cut; then all is cut
-                here in one turn. Others are told the larger size until then: the OST believes the larger of what it
-                has and what we say. Who wants to read beyond the cut, and has it not here, waits.
+                here in one turn. Others are told the larger size until then, and that it is being cut: the OST,
+                which may have cut the object, then knows who is behind (wire.locks.Known). Who wants to read beyond
+                the cut, and has it not here, waits.
 
 If one fails nobody knows what the object is like: its lock is given back, and the next one says.
 """
@@ -152,8 +153,13 @@ class Through:
         flight.done = asyncio.get_running_loop().create_future()
         cached.resized += 1
         cached.cut = body._replace(lock=lock.handle)
+
+        def answered(attr: ObjectAttr | None, transno: int) -> None:
+            if attr is not None:  # a glimpse may come right behind
+                cached.cut = None
+
         try:
-            attr: ObjectAttr = await self.osc.imp.call(cached.cut, cred=cached.cred)
+            attr: ObjectAttr = await self.osc.imp.call(cached.cut, cred=cached.cred, ended=answered)
         except OpError:
             self._failed(cached, lock, flight)
             self._over(cached, flight)

@@ -80,6 +80,14 @@ class Ost(Target):
 
     # ------------------------------------------------------------ life
 
+    async def start(self, *, abort_recovery: bool = False) -> None:
+        """See Target. What a killed predecessor wrote is in the files, durable or not: first it is made so.
+
+        Clients read it (nobody knows which of it had been answered), and a power cut must not take back what they saw.
+        """
+        await self.node.run_blocking(self._sync, None)
+        await super().start(abort_recovery=abort_recovery)
+
     def load(self) -> None:
         """See Target. Data that a predecessor had in its log goes to the files."""
         self.store.put_back(self.files)
@@ -212,8 +220,7 @@ class Ost(Target):
         """See Target: with the data."""
         if self._fresh is None or self.recovering:  # replays change files without looking at the log
             return False
-        self.store.apply(self.meta_write("last_transno", self.last_transno), essential=True)
-        if not self.store.log(self._fresh):
+        if not self.log_with(self._fresh):
             return False
         for oid, _, _ in self._fresh:
             self.logged[oid] = self.committer.logged
@@ -258,8 +265,8 @@ class Ost(Target):
         self._sync(touched)
         self.store.commit(batch)
 
-    def _sync(self, oids: list[int]) -> None:
-        if oids:
+    def _sync(self, oids: list[int] | None) -> None:
+        if oids or oids is None:
             try:
                 self.files.sync(oids)
             except OpError as error:
@@ -330,7 +337,7 @@ class Ost(Target):
             else:
                 self._fresh = None
         if self._uncommitted_bytes >= self.node.tunables.commit_bytes_max:
-            self.committer.demand()
+            self.committer.commit_soon()
 
     def statfs(self) -> StatfsReply:
         """Space of the disk; available is what is beyond the reserve and promised to no client."""

@@ -195,12 +195,12 @@ class SimObjectFiles:
         self._check()
         yield from sorted(self.disk.files, key=lambda oid: (oid % 32, oid))
 
-    def sync(self, oids: Iterable[int]) -> None:
+    def sync(self, oids: Iterable[int] | None) -> None:
         """See ObjectFiles.sync."""
         self._check(writes=True)
         if self.disk.unsyncable:
             raise OpError(self.disk.unsyncable, "cannot sync")
-        self.disk.settle(list(oids))
+        self.disk.settle(list(self.disk.journal if oids is None else oids))
 
     def close(self) -> None:
         """See ObjectFiles.close."""

@@ -296,16 +296,18 @@ class ObjectFiles:
 
     # ------------------------------------------------------------ durability
 
-    def sync(self, oids: Iterable[int]) -> None:
+    def sync(self, oids: Iterable[int] | None) -> None:
         """Make everything written to `oids` before the call durable, with the names of new files.
 
-        Objects without a file are passed over. StoreFailed if the disk lost something: what a failed fsync left behind
-        is unknown, so the batch that counts on it must not be committed."""
+        None: everything that is in the files, whoever wrote it. Objects without a file are passed over. StoreFailed if
+        the disk lost something: what a failed fsync left behind is unknown, so the batch that counts on it must not be
+        committed.
+        """
         if not self.durable:
             return
-        wanted = list(dict.fromkeys(oids))
+        wanted = None if oids is None else list(dict.fromkeys(oids))
         try:
-            if len(wanted) > SYNC_EACH_MAX:
+            if wanted is None or len(wanted) > SYNC_EACH_MAX:
                 with self._lock:
                     new = list(self._new)
                 disk.syncfs(self._top_fd)

@@ -35,7 +35,9 @@ class UndoFiles(ObjectFiles):
         self._number = max((int(path.name) for path in self._undo.iterdir()), default=0)
         self._images: dict[int, list[Path]] = {}  # by object, oldest first
         for path in sorted(self._undo.iterdir()):
-            self._images.setdefault(_HEAD.unpack(path.read_bytes()[: _HEAD.size])[0], []).append(path)
+            head = path.read_bytes()[: _HEAD.size]
+            if len(head) == _HEAD.size:
+                self._images.setdefault(_HEAD.unpack(head)[0], []).append(path)
 
     @contextmanager
     def _kept(self, oid: int, start: int, end: int) -> Iterator[None]:
@@ -71,11 +73,11 @@ class UndoFiles(ObjectFiles):
         with self._kept(oid, 0, self.size(oid)):
             return super().remove(oid)
 
-    def sync(self, oids: Iterable[int]) -> None:
+    def sync(self, oids: Iterable[int] | None) -> None:
         """See ObjectFiles.sync."""
-        wanted = list(dict.fromkeys(oids))
+        wanted = None if oids is None else list(dict.fromkeys(oids))
         with self._change:  # what is changed meanwhile is not durable afterwards
-            durable = [(oid, list(self._images.get(oid, ()))) for oid in wanted]
+            durable = [(oid, list(self._images.get(oid, ()))) for oid in (self._images if wanted is None else wanted)]
         super().sync(wanted)
         for oid, images in durable:
             with self._change:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from lustrelite.errors import OpError, StoreFailed
@@ -26,6 +26,7 @@ from lustrelite.rpc.node import CORRUPT, Node
 from lustrelite.store import schema
 from lustrelite.store.kv import Batch, Store
 from lustrelite.store.schema import ReplyRecord
+from lustrelite.store.small_log import Data
 from lustrelite.target.clients import UNAWARE, Clients
 from lustrelite.target.committer import Committer
 from lustrelite.target.handlers import EMPTY, LATER, Dropped, Handler, NotReady, reading
@@ -150,8 +151,12 @@ class Target:
 
     def log(self) -> bool:
         """Make what is not durable so in the store's log, if it is little.  StoreFailed"""
+        return self.log_with([])
+
+    def log_with(self, data: Sequence[Data]) -> bool:
+        """See log and Store.log: with object data."""
         self.store.apply(self.meta_write("last_transno", self.last_transno), essential=True)
-        return self.store.log()
+        return self.store.log(data)
 
     def store_commit(self, batch: Batch) -> None:
         """Make a sealed batch durable on this thread, after the data that it counts on."""

@@ -76,6 +76,7 @@ SCENARIOS = [
     same(test_power_cut.test_whatever_was_answered_is_there_after_the_power_has_failed, 1),
     same(test_power_cut.test_what_was_durable_outlives_its_author_and_the_rest_does_not),
     same(test_power_cut.test_the_power_fails_again_while_writes_are_replayed),
+    same(test_power_cut.test_what_a_kill_left_and_somebody_has_read_outlives_a_power_cut),
     same(test_vbr.test_many_creates_are_replayed_over_the_gap_of_one),
     same(test_ost_recovery.test_an_ost_restarts_with_nothing_to_replay),
     same(test_ost_recovery.test_an_ost_fails_in_the_middle_of_a_long_write),

@@ -105,3 +105,24 @@ async def test_the_power_fails_again_while_writes_are_replayed(world: Any) -> No
         expected = b"\0" * 350_000 + b"later" * 1000 + b"\0" * 345_000
         assert await contents(c.a, ["/b0", "/b5"]) == [expected, b"\5" * 700_000]
         assert await contents(c.b, ["/a0", "/a5"]) == [expected, b"\5" * 700_000]
+
+
+async def test_what_a_kill_left_and_somebody_has_read_outlives_a_power_cut(world: Any) -> None:
+    """Only the process dies: its successor finds what was written and not durable, its author is gone, and others read it.
+
+    Found by the coherence swarm, seed 1101245.
+    """
+    async with world(clients=3, oss=1, commit_interval_s=1000.0) as c:
+        c.expect(*EVICTION, "lock.expired")
+        await c.oss[0].prepare_power_cuts()
+        await c.a.write("/f", b"1" * 300_000)
+        await c.a.unrecorded(c.a.fs.sync())
+        await c.mds.commit()
+        await c.a.write_at("/f", 0, b"2" * 500_000)
+        await flush(c.a)
+        await c.a.kill()
+        await c.oss[0].kill()
+        await c.oss[0].start()
+        assert await c.b.read("/f") == b"2" * 500_000
+        await lose_power(c)
+        assert await c.c.read("/f") == b"2" * 500_000

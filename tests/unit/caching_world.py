@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -39,6 +39,7 @@ class CachingOst(FakeOst):
         self.replies: asyncio.Event | None = None  # changes are executed, their answers wait for this
         self.read_replies: asyncio.Event | None = None  # the same for reads
         self.reads: asyncio.Event | None = None  # reads are executed after this
+        self.on_answer: Callable[[], object] = lambda: None  # called with the answer to a change
 
     def xid_of(self, body: Any) -> int:
         return CUT_XID
@@ -55,7 +56,9 @@ class CachingOst(FakeOst):
             raise OpError(errno.ESTALE, f"{body} without its lock")
         assert lock.start <= start and end - 1 <= lock.end, (body, lock)
 
-    async def call(self, body: Any, *, cred: Cred = ROOT_CRED, timeout_s: float | None = None) -> Any:
+    async def call(
+        self, body: Any, *, cred: Cred = ROOT_CRED, timeout_s: float | None = None, ended: Any = None
+    ) -> Any:
         if isinstance(body, ost.Punch | ost.Fallocate):
             self._check_lock(body, body.start, body.end, WRITERS)
         elif isinstance(body, ost.ObjectSeek):
@@ -69,7 +72,12 @@ class CachingOst(FakeOst):
             self.times[body.object] = max(before, body.time)
             if self.replies is not None:
                 await self.replies.wait()
-            return self._attr(body.object)._replace(version=self.transno)
+            answer = self._attr(body.object)._replace(version=self.transno)
+            if ended is not None:
+                ended(answer, self.transno)
+            self.on_answer()  # in the same turn, before the caller hears of it
+            await asyncio.sleep(0)
+            return answer
         return attr
 
     async def call_bulk(

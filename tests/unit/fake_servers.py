@@ -73,7 +73,9 @@ class FakeOst:
         time = self.times.get(obj, 0)
         return ost.ObjectAttr(size, (size + 511) // 512, 0, time, time, 0)
 
-    async def call(self, body: Any, *, cred: Cred = ROOT_CRED, timeout_s: float | None = None) -> Any:
+    async def call(
+        self, body: Any, *, cred: Cred = ROOT_CRED, timeout_s: float | None = None, ended: Any = None
+    ) -> Any:
         await self._travel(body)
         if isinstance(body, ost.OstSync):
             return Empty()

@@ -999,8 +999,11 @@ async def test_a_write_during_a_truncation_comes_after_it() -> None:
         for _ in range(20):
             await asyncio.sleep(0)
         assert not any(look.done() for look in looking), "somebody else may have seen that it is done"
+        answered: list[object] = []
+        server.on_answer = lambda: answered.append(server.locks.glimpse_of(next(iter(server.locks.held.values()))))  # type: ignore[misc]
         server.replies.set()
         await cutting
+        assert answered == [None], "the OST knows more than we, although nobody here has heard of it yet"
         await writing
         assert await looking[0] in (b"", bytes(50) + b"new") and (await looking[1]).size in (0, 53)
         await file.fsync()
