@@ -75,9 +75,16 @@ async def mounted(made: Cluster, name: str = "bench", **tunables: int) -> AsyncI
 
 def run(main: Callable[[], Awaitable[Any]]) -> Any:
     """Run a coroutine on the loop that the product uses, with the collector as in the product's processes."""
+    async def beside() -> Any:
+        task = asyncio.create_task(collector.collect())
+        try:
+            return await main()
+        finally:
+            task.cancel()
+
     collector.calm()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(main())  # type: ignore[arg-type]
+        return runner.run(beside())
 
 
 async def closed_loop(workers: int, count: int, work: Callable[[int, int], Awaitable[Any]]) -> float:

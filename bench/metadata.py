@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import gc
 import os
 import shutil
 import struct
@@ -125,8 +124,6 @@ async def paced_creates(fs: FileSystem, directory: str, pace: float, seconds: fl
     count = int(pace * seconds)
     taken, late = array("d"), array("d")  # nothing that the garbage collector would have to look at
     over = loop.create_future()
-    gc.collect()
-    gc.freeze()  # nor what the benchmarks before have left
     made = 0
 
     async def one(number: int, due: float) -> None:
@@ -151,7 +148,6 @@ async def paced_creates(fs: FileSystem, directory: str, pace: float, seconds: fl
     await over
     loop.remove_reader(timer)
     os.close(timer)
-    gc.unfreeze()
     return sorted(taken), sorted(late)
 
 

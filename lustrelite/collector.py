@@ -1,9 +1,14 @@
 """Python's garbage collector, told when to run: most of what we drop is no cycle and goes at once.
 
-What is left are cycles of exceptions, tasks and links. The collector looks for them whenever the heap has grown by a
-quarter, through all of it, and stops the process meanwhile: 100 ms with the locks and attributes of 50,000 files, which
-every caller of a client and every client of a server waits for. So the young are looked through often and in little
-pieces, and all of the heap when the process has nothing to do, or has had something to do for long.
+What is left are cycles of exceptions, tasks and links. Left to itself the collector stops the process at bad times:
+
+- it looks through all of the heap whenever that has grown by a quarter: 100 ms with the locks and attributes of 50,000
+  files, which every caller of a client and every client of a server waits for. Here that is done when the process has
+  nothing to do, or has had something to do for long;
+- it looks through the young when so many more objects were made than dropped. A cache that is full drops as many as it
+  takes in, and tens of thousands become young before that is due: 10 ms. Here the young are looked through as often as
+  it takes to find few of them.
+
 Source: `gc` in the Python documentation; Lib/test/test_gc.py for what the thresholds mean
 """
 
@@ -13,8 +18,11 @@ import asyncio
 import gc
 import time
 
-YOUNG, MIDDLE = 1_500, 5  # objects made, collections of the young: 0.5 to 2 ms each
+YOUNG = 2_500  # objects to be looked through at once: 0.5 ms
+MIDDLE = 5  # after so many times those that were left each time once more
+GUARD = 4 * YOUNG  # so many more made than dropped are too many if the loop does not get round to it
 NEVER = 1 << 30
+PAUSE_MIN_S, PAUSE_MAX_S = 0.005, 0.25
 LOOK_S = 5.0
 IDLE_SHARE = 0.02  # of a core
 LONG_S = 600.0
@@ -24,17 +32,27 @@ def calm() -> None:
     """From now on only the young are collected. What is there by now is never looked at again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(YOUNG, MIDDLE, NEVER)
+    gc.set_threshold(GUARD, 2 * MIDDLE, NEVER)
 
 
-async def collect_when_idle() -> None:
-    """Collect all of the heap, if anything has become old in it, when the process is idle, or after LONG_S."""
-    collected = time.monotonic()
+async def collect() -> None:
+    """Collect the young, a few at a time, and all of the heap if that is worth it and there is time."""
+    pause, times = PAUSE_MAX_S, 0
+    aged = 0  # objects that may have become old since all of the heap was looked through
+    collected = looked = time.monotonic()
+    used = time.process_time()
     while True:
-        used = time.process_time()
-        await asyncio.sleep(LOOK_S)
-        idle = time.process_time() - used < IDLE_SHARE * LOOK_S
-        aged = gc.get_count()[2]  # collections of the middle since the last of all
-        if aged and (idle or time.monotonic() - collected > LONG_S):
+        await asyncio.sleep(pause)
+        young = len(gc.get_objects(generation=0))
+        times += 1
+        gc.collect(0 if times % MIDDLE else 1)
+        aged += young
+        pause = min(max(pause * YOUNG / (young + 1), PAUSE_MIN_S), PAUSE_MAX_S)
+        now = time.monotonic()
+        if now - looked < LOOK_S:
+            continue
+        idle = time.process_time() - used < IDLE_SHARE * (now - looked)
+        if aged > YOUNG and (idle or now - collected > LONG_S):
             gc.collect()
-            collected = time.monotonic()
+            collected, aged = now, 0
+        looked, used = now, time.process_time()

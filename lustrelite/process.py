@@ -178,7 +178,7 @@ class Process:
         self.write_record()
         self.node.events.emit("process.started", role=self.role, pid=os.getpid())
         collector.calm()
-        self.node.spawn(collector.collect_when_idle(), "collector")
+        self.node.spawn(collector.collect(), "collector")
         try:
             await serve(self)
         finally:
