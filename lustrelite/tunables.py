@@ -68,7 +68,7 @@ class Tunables:
     lock_callback_s: float = 8.0  # to give back a lock that was asked for, then eviction; work under it gives more time
     lock_lease_margin_s: float = 2.0  # a client trusts its locks this much shorter than lock_callback_s without news
     debug: int = 0  # 1: the way of every single lock goes to the log files, too
-    lru_size: int = 50_000  # unused locks kept, per target: 2 KiB each here, with what is known under it
+    lru_size: int = 40_000  # unused locks kept, per target: 2 KiB each here, with what is known under it
     lru_max_age_s: float = 3900.0
     caching: int = 1  # of this client: names, attributes and data under locks; 0: every call goes to the servers
     max_cached_bytes: int = 256 << 20  # data pages of a mount
