@@ -1,8 +1,8 @@
 """Data through the mount: mount_data, against the same on the local file system in the same run.
 
-Per phase: MiB/s or the median latency, beside it the local file system's, and what an operation (1 MiB, or one write with
-fsync) took: requests of the kernel, RPCs, microseconds of CPU by process. The last two hardly depend on who else uses the
-machine; the times do.
+Per phase: MiB/s or the median latency, beside it the local file system's, and what an operation (1 MiB, or one write
+with fsync) took: requests of the kernel, RPCs, microseconds of CPU by process. The last two hardly depend on who else
+uses the machine; the times do.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """POSIX access control lists: what they are, whom they let in, and how they and the mode bits say the same.
 
-A list travels and is kept as the bytes of the attributes `system.posix_acl_access` and `system.posix_acl_default`, which
-are those of Linux: a version, then (tag, permissions, id) for each entry, in the order owner, named users, group, named
-groups, mask, others. b"" is no list. With an access list the group bits of the mode are its mask; one that says no more
-than the mode is not kept. A directory's default list is what is made in it begins with, instead of the umask.
+A list travels and is kept as the bytes of the attributes `system.posix_acl_access` and `system.posix_acl_default`,
+which are those of Linux: a version, then (tag, permissions, id) for each entry, in the order owner, named users, group,
+named groups, mask, others. b"" is no list. With an access list the group bits of the mode are its mask; one that says
+no more than the mode is not kept. A directory's default list is what is made in it begins with, instead of the umask.
 Pure. Source: acl(5); fs/posix_acl.c, include/uapi/linux/posix_acl_xattr.h
 """
 

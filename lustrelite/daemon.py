@@ -100,8 +100,8 @@ class Daemon:
     ) -> None:  # fmt: skip
         """Own, open and serve the targets in `directories`.
 
-        With `wait` those that another process owns are waited for (a standby), each for itself, and taken over when that
-        is dead. Errors: FormatRefused, Owned, OpError of the disk; EADDRINUSE from the MGS.
+        With `wait` those that another process owns are waited for (a standby), each for itself, and taken over when
+        that is dead. Errors: FormatRefused, Owned, OpError of the disk; EADDRINUSE from the MGS.
         """
         left = {directory: self.disk.config(directory) for directory in directories}
         said: dict[str, None] = {}

@@ -3,8 +3,8 @@
 A process (or a simulated node) owns one EventLog: a bounded ring, a counter per name, and any number of sinks
 (JSON lines on disk, metrics, the simulator's transcript). Names are `area.what_happened`, fields are JSON values;
 a field `message` is what Lustre's console would say.
-Levels: info, warning (an operator may care), error (something was lost or broken), and debug: what happens too often to be
-written to the log files, unless `tunables.debug` is set; it is in the ring all the same.
+Levels: info, warning (an operator may care), error (something was lost or broken), and debug: what happens too often to
+be written to the log files, unless `tunables.debug` is set; it is in the ring all the same.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Fixtures of all tests, and the loop that they run on.
 
-A coroutine test that asks for `cluster` or `sim` runs on the simulator's loop; with `world`, on the simulator or, marked
-`processes`, on a real loop over real daemons. All other coroutine tests are pytest-asyncio's.
+A coroutine test that asks for `cluster` or `sim` runs on the simulator's loop; with `world`, on the simulator or,
+marked `processes`, on a real loop over real daemons. All other coroutine tests are pytest-asyncio's.
 """
 
 from __future__ import annotations

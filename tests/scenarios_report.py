@@ -1,8 +1,8 @@
 """Which of Lustre's scenarios are covered, and which pass: `python -m tests.scenarios_report` (`make scenarios`).
 
-Runs every test that has the marker `lustre` and prints one JSON line: for the simulator and for processes, by suite, how
-many ids are eligible (tests/scenarios/eligible.txt), covered by a test, and passing in all of their tests. Ids beyond the
-eligible ones are counted as `beyond`. What pytest says goes to stderr. The status is 1 if a test fails.
+Runs every test that has the marker `lustre` and prints one JSON line: for the simulator and for processes, by suite,
+how many ids are eligible (tests/scenarios/eligible.txt), covered by a test, and passing in all of their tests. Ids
+beyond the eligible ones are counted as `beyond`. What pytest says goes to stderr. The status is 1 if a test fails.
 
     --missing        names the eligible ids without a test, instead
     anything else    goes to pytest (`-k`, `-n 4`, `-m "not processes"`)

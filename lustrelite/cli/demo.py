@@ -3,8 +3,9 @@
 Several client processes copy the running Python's standard library into a fresh cluster. On the way the MDS is killed
 with `kill -9` while files are being created, and started again; some of its replies are lost; an OSS is killed while
 it is written to, and started again; one client is killed for good. Afterwards a new client compares every file that
-the surviving clients wrote with its source, byte for byte, with names, modes and times. What the killed client had in its
-cache died with it: its files may be there, whole, in part or not. Then fsck, on the running cluster and on the stopped.
+the surviving clients wrote with its source, byte for byte, with names, modes and times. What the killed client had in
+its cache died with it: its files may be there, whole, in part or not. Then fsck, on the running cluster and on the
+stopped.
 """
 
 from __future__ import annotations

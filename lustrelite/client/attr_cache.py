@@ -10,8 +10,8 @@
 
 Everything known goes with its lock, so the LRU of the lock cache bounds this cache as well; what one lock may hold any
 amount of (missing names, listings) has a bound of its own. The files known are a graph: a walk goes from one to the
-next by its name and looks at no lock, because whoever loses LOOKUP is taken out of its directory at once. Only the lease
-is asked, once in a walk.
+next by its name and looks at no lock, because whoever loses LOOKUP is taken out of its directory at once. Only the
+lease is asked, once in a walk.
 
 What an answer says may be kept only if it was true under a lock all the time since: under one that came with it, or
 one that was held when the question was sent and still is. `Question` remembers that. Of what is known already the old

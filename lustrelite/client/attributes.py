@@ -88,7 +88,10 @@ class DirEntry(NamedTuple):
 
 
 def merge(attr: Attr, objects: ObjectsAttr | None, *, mtime: int = 0, atime: int = 0) -> Stat:
-    """The file's attributes. `mtime` and `atime` are what this client's open handles have not told the MDT yet, or 0."""
+    """The file's attributes.
+
+    `mtime` and `atime` are what this client's open handles have not told the MDT yet, or 0.
+    """
     size, blocks, newest_mtime, ctime = attr.size, attr.blocks, attr.mtime, attr.ctime
     if objects is not None:
         size, blocks = objects.size, objects.blocks

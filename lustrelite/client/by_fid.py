@@ -4,8 +4,9 @@ No paths and no symlinks are followed here; see fs.FileSystem for those. What a 
 (attr_cache.py, and the sizes that client/lov.py knows) is answered at once, without giving up the turn.
 
 Every operation acts with the view's credential. A `umask` takes bits from a new file's mode, unless its directory has a
-default access control list; there is none but that which is given. Errors are OpError with an errno; arguments of a wrong type are TypeError or ValueError. An operation whose caller is cancelled may
-still happen, but leaves no open handle behind.
+default access control list; there is none but that which is given. Errors are OpError with an errno; arguments of a
+wrong type are TypeError or ValueError. An operation whose caller is cancelled may still happen, but leaves no open
+handle behind.
 """
 
 from __future__ import annotations
@@ -67,7 +68,10 @@ class FidOperations:
         return self._whole(known)
 
     async def _stat_of(self, find: Callable[[], Awaitable[Attr]]) -> Stat:
-        """`_full` of what a name leads to. If that has just lost its last name, another file may have been renamed over it."""
+        """`_full` of what a name leads to.
+
+        If that has just lost its last name, another file may have been renamed over it.
+        """
         gone = NO_FID
         while True:
             attr = await find()

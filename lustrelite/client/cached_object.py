@@ -1,12 +1,12 @@
 """What a client knows of one object: its pages, its size and times, and the locks that make it true.
 
-**Size.** `size` is a lower bound that nobody else can break: what the OST said when a lock was granted, but of what lies
-beyond the lock no more than that it begins there; what was written here; what a truncation here left. Under a lock
+**Size.** `size` is a lower bound that nobody else can break: what the OST said when a lock was granted, but of what
+lies beyond the lock no more than that it begins there; what was written here; what a truncation here left. Under a lock
 [a, EOF] nobody else can write beyond a, so a size of at least a is exact then. When a lock goes, the bound may go down
 (policy.size_known_after).
 
-**Times** are those of the newest change that is known, written back or not. So are the blocks, with what dirty data will
-take at most, so that nobody takes a file that is still dirty for a hole.
+**Times** are those of the newest change that is known, written back or not. So are the blocks, with what dirty data
+will take at most, so that nobody takes a file that is still dirty for a hole.
 Source: loi_kms, osc_lock_lvb_update(), osc/osc_lock.c; ll_merge_attr(), llite
 """
 

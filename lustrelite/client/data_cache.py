@@ -1,8 +1,8 @@
 """The objects of one OST that are cached here, under extent locks: found, read, kept, and given up with their locks.
 
 Whatever is here is under a lock of the import's LockCache, which calls back when one goes: `flush` writes back what is
-dirty under it, `drop` forgets what no other lock covers. A lock is `adopt`ed when it is first used: then its value block
-says how large the object was when it was granted.
+dirty under it, `drop` forgets what no other lock covers. A lock is `adopt`ed when it is first used: then its value
+block says how large the object was when it was granted.
 
 A read brings in whole pages within its lock; the caller then copies out of the pages, in one turn, so that no write of
 another task comes in between. Pages are pinned as long as somebody is about to copy them.
@@ -189,7 +189,10 @@ class DataCache:
                     absent.add(low, high)
 
     async def _arrival(self, fetch: Fetch) -> bool:
-        """Wait for it; False if it was begun under another lock, which has gone since: it must be read again.  EIO, ENOENT"""
+        """Wait for it; False if it was begun under another lock, which has gone since: it must be read again.
+
+        EIO, ENOENT
+        """
         outcome = await asyncio.shield(fetch.done)
         if isinstance(outcome, OpError) and not isinstance(outcome, LockGone):
             raise outcome
@@ -232,7 +235,10 @@ class DataCache:
     async def read(
         self, cached: CachedObject, lock: ClientLock, start: int, pieces: list[memoryview], cred: Cred
     ) -> int:
-        """Read into `pieces` from `start` what the OST has; how much that was, less only at the object's end.  EIO, ENOENT"""
+        """Read into `pieces` from `start` what the OST has; how much that was, less only at the object's end.
+
+        EIO, ENOENT
+        """
         resized = cached.resized
         try:
             done, size = await self.osc.read(cached.obj, start, pieces, cred=cred, lock=lock.handle)

@@ -1,14 +1,14 @@
 """An open file: reads and writes by offset or at a position, until its close has told the MDT what was done.
 
 The handle is the xid of the open request, known to both sides whatever happened to the reply. Data goes straight to
-the OSTs by the layout that came with the open; the MDT hears mtime and atime at close. Cancelling a caller never leaves a
-handle behind: close runs to its end.
+the OSTs by the layout that came with the open; the MDT hears mtime and atime at close. Cancelling a caller never leaves
+a handle behind: close runs to its end.
 
 If the mount caches, a write is answered when the data is in the cache, under a lock (locked_io.py), and written back
-later, at the latest by `fsync`; close does not wait for that. If it could not be written back after all, the next write,
-fsync or close of every file that wrote it says so, once. O_SYNC, O_DSYNC and O_DIRECT write through; O_DIRECT reads past
-the cache, too. Without caching a write is answered when the OST has committed it, and nothing is atomic towards other
-clients.
+later, at the latest by `fsync`; close does not wait for that. If it could not be written back after all, the next
+write, fsync or close of every file that wrote it says so, once. O_SYNC, O_DSYNC and O_DIRECT write through; O_DIRECT
+reads past the cache, too. Without caching a write is answered when the OST has committed it, and nothing is atomic
+towards other clients.
 
 What is cached is read and written without a suspension; every now and then the loop gets a turn all the same, or this
 client would not hear who else wants its locks.
@@ -158,7 +158,10 @@ class File:
         return True
 
     async def pread(self, size: int, offset: int) -> bytes:
-        """Up to `size` bytes from `offset`; fewer only at the end of the file. A negative `size` is all that is left."""
+        """Up to `size` bytes from `offset`; fewer only at the end of the file.
+
+        A negative `size` is all that is left.
+        """
         if not isinstance(size, int):
             raise TypeError(f"a size is an int, not {type(size).__name__}")
         if self._cached is not None and size > 0 and type(offset) is int and offset >= 0:
@@ -426,7 +429,8 @@ class File:
     async def find(self, offset: int, whence: int) -> int:
         """Where from `offset` on is the next data (SEEK_DATA), or hole (SEEK_HOLE)? A file ends in a hole.
 
-        What is dirty here or elsewhere is written back first.  ENXIO: `offset` is behind the end, or there is no more data
+        What is dirty here or elsewhere is written back first.  ENXIO: `offset` is behind the end, or there is no more
+        data
         """
         self._check_open()
         if not S_ISREG(self.opened_as.mode) or whence not in (os.SEEK_DATA, os.SEEK_HOLE):
@@ -511,7 +515,10 @@ class File:
         )
 
     async def close(self) -> None:
-        """Give the handle back. Twice is harmless. Runs to its end even if the caller is cancelled.  EIO: as of `fsync`"""
+        """Give the handle back.
+
+        Twice is harmless. Runs to its end even if the caller is cancelled. EIO: as of `fsync`
+        """
         if self._shut():
             await self.fs.connections.tasks.finish(self._close(), "close")
             self.say_lost()

@@ -266,7 +266,8 @@ class FileSystem(FidOperations):
     async def setstripe(self, path: Path, count: int = 0, size: int = 0, offset: int = -1) -> None:
         """Set a directory's default striping, or make a new file with this one. 0 is the default, count -1 all OSTs.
 
-        `size` in bytes, a multiple of 64 KiB; `offset` is the index of the first OST, -1 any.  EINVAL; EEXIST: the file is there
+        `size` in bytes, a multiple of 64 KiB; `offset` is the index of the first OST, -1 any.  EINVAL; EEXIST: the file
+        is there
         """
         if size < 0 or size % limits.stripe_bytes_min or size >= 1 << 32:
             raise OpError(errno.EINVAL, f"stripe size {size}: a multiple of {limits.stripe_bytes_min} below 4 GiB")

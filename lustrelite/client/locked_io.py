@@ -1,7 +1,8 @@
 """Files under extent locks: what several objects must do together, through the data caches of their OSTs.
 
 An operation takes the locks of all the objects it touches first, one on each, in stripe order, and gives them back when
-it is done with all of them (grip.py); so it is atomic towards other clients. Once the locks are there, data comes out of the cache and goes into it in one turn of the loop.
+it is done with all of them (grip.py); so it is atomic towards other clients. Once the locks are there, data comes out
+of the cache and goes into it in one turn of the loop.
 
 The commonest cases need no lock but one that is there, and no wait: `read_now` and `write_now` either do everything in
 this turn, or nothing.

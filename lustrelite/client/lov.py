@@ -218,7 +218,10 @@ class Lov:
         self, layout: Layout, owner: Fid, data: memoryview, *, time: int, cred: Cred, through: bool = False,
         keep: bool = True,
     ) -> int:  # fmt: skip
-        """`write` at the end of the file; returns where that was. Without caching other clients may append there, too."""
+        """`write` at the end of the file; returns where that was.
+
+        Without caching other clients may append there, too.
+        """
         if self.locked is not None:
             return await self.locked.append(layout, owner, data, time, cred, through=through, keep=keep)
         offset = (await self.getattr(layout, cred=cred)).size

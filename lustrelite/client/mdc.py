@@ -1,7 +1,8 @@
 """The client's side of one MDT: one method per operation, FIDs in and out.
 
-A client that caches (`cache`, attr_cache.py) sends with its questions which lock it wants of what is found, and with its
-changes which of its locks these will need gone. Methods always ask the MDT; who looks into the cache first is by_fid.py.
+A client that caches (`cache`, attr_cache.py) sends with its questions which lock it wants of what is found, and with
+its changes which of its locks these will need gone. Methods always ask the MDT; who looks into the cache first is
+by_fid.py.
 
 The client chooses the FIDs of what it makes, from sequences that nobody else ever gets, so that a replay makes the
 same object. The next sequence is asked for long before the current one is used up, because the answer waits for a
@@ -45,7 +46,10 @@ class MetadataImport(Protocol):
         self, body: mdt.Open, *, cred: Cred = ROOT_CRED, ride: Ride | None = None, ended: Ended | None = None,
         unclaimed: Callable[[int, Any], None] | None = None,
     ) -> tuple[int, Any]:  # fmt: skip
-        """The same for an open: (its xid, which is the handle; the reply). `unclaimed` gets them if the caller is gone."""
+        """The same for an open: (its xid, which is the handle; the reply).
+
+        `unclaimed` gets them if the caller is gone.
+        """
 
 
 class Mdc:
@@ -205,7 +209,10 @@ class Mdc:
         self, parent: Fid, name: bytes, fid: Fid, flags: int, mode: int, time: int, *, cred: Cred,
         hint: StripeHint | None = None, umask: int = 0, unclaimed: Callable[[int, OpenReply], None] | None = None,
     ) -> tuple[int, OpenReply]:  # fmt: skip
-        """(handle, reply), which go to `unclaimed` if the caller is cancelled before they come. `flags` are OPEN_*; `fid` is the file with OPEN_BY_FID, else it is chosen here if needed."""
+        """(handle, reply), which go to `unclaimed` if the caller is cancelled before they come.
+
+        `flags` are OPEN_*; `fid` is the file with OPEN_BY_FID, else it is chosen here if needed.
+        """
         by_fid = bool(flags & mdt.OPEN_BY_FID)
         if flags & mdt.OPEN_CREATE and not by_fid:
             fid = await self.new_fid()

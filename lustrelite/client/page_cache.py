@@ -3,9 +3,8 @@
 Bytes lie in pages of 16 KiB; what of a page is there is known byte by byte, so that a write of ten bytes needs no read.
 What comes a MiB at a time lies in blocks of 64 pages: then a read from the OST lands where it stays, and a write to it
 is sent from there. Who still looks at a block that was sent (the import, until the write is durable) is known by the
-count of references to it; before it is changed it is copied then. A caller's `bytes` never change: whole pages of them are
-kept as they are.
-A byte that is there is
+count of references to it; before it is changed it is copied then. A caller's `bytes` never change: whole pages of them
+are kept as they are. A byte that is there is
 
     clean       as the OST has it
     dirty       newer than the OST
@@ -15,8 +14,8 @@ A byte that is there is
 A flight's bytes are not collected again before it has landed, because the OST may execute two writes in any order. A
 written byte that is not durable yet needs no state here: its request waits on the import's replay list with the copy.
 
-A Fetch is a read from the OST under way, a Watch one that does not end here (client/part_read.py). What is written, cut or dropped meanwhile in its range is taken out of what it
-may put in, so a late answer never brings back old bytes.
+A Fetch is a read from the OST under way, a Watch one that does not end here (client/part_read.py). What is written, cut
+or dropped meanwhile in its range is taken out of what it may put in, so a late answer never brings back old bytes.
 
 Memory is bounded over all objects of a mount, the longest unused clean page going first. Dirty ones are bounded by who
 writes (writeback.py), pinned ones (a reader is about to copy them) by the size of the reads.

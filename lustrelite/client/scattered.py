@@ -2,10 +2,10 @@
 
 A listing is in the order of its names' cookies, and a cookie is a hash that depends on nothing but the name
 (wire.mdt.name_cookie). So whoever is asked for a name can fetch the part of the listing that begins with it, with
-attributes, locks and sizes, without knowing any of the rest. How much, is earned: EARNED entries by each question that had
-to be asked, PROVED by each that found for the first time what was fetched. A program that looks at everything soon meets
-nothing but what is there; one that looks at a few files of a large directory makes each of its questions a little more
-expensive, and no more.
+attributes, locks and sizes, without knowing any of the rest. How much, is earned: EARNED entries by each question that
+had to be asked, PROVED by each that found for the first time what was fetched. A program that looks at everything soon
+meets nothing but what is there; one that looks at a few files of a large directory makes each of its questions a little
+more expensive, and no more.
 
 Ranges that were fetched are remembered, so that the next part ends where one begins. Pure; who fetches is by_fid.py.
 Source: Lustre's statahead knows only the order of a listing, or of numbers in names (llite/statahead.c)

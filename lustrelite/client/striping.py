@@ -5,7 +5,8 @@ at object offset (u // count) * stripe_size. So any range of the file is at most
 and the length of an object says how far the file reaches at least: the file's size is the largest such reach.
 
 Everything the client does with several OSTs (reads, writes, sizes, truncation, holes) is one of the functions here.
-Offsets and lengths are bytes, ends are exclusive. Source: lov_stripe_offset(), lov_stripe_size(), lustre/lov/lov_offset.c
+Offsets and lengths are bytes, ends are exclusive. Source: lov_stripe_offset(), lov_stripe_size(),
+lustre/lov/lov_offset.c
 """
 
 from __future__ import annotations

@@ -105,7 +105,10 @@ class WriteBack:
     def accept(
         self, cached: CachedObject, start: int, end: int, pieces: Sequence[Buffer], time: int, owner: Fid, stripe: int
     ) -> bool:
-        """Take `pieces` into the cache, now; False if there is no room for so much dirty data. A PW lock must be held."""
+        """Take `pieces` into the cache, now; False if there is no room for so much dirty data.
+
+        A PW lock must be held.
+        """
         if cached.resizing:  # what is written now must come after that
             return False
         pages, shared = cached.pages, self.shared

@@ -18,7 +18,10 @@ BLANK = schema.pack_object(ObjectRecord(0, 0, 0, 0, 0, ABSENT, NO_FID, 0))
 
 
 def unreadable(changes: Changes, problems: list[Problem]) -> None:
-    """A row that does not decode goes. An object's becomes a blank one, so that its data counts as data of an object."""
+    """A row that does not decode goes.
+
+    An object's becomes a blank one, so that its data counts as data of an object.
+    """
     for problem in problems:
         index, table, key = problem.where
         if table == OBJECTS and len(key) == len(schema.object_key(0)):
@@ -174,7 +177,10 @@ def no_inode(table: str) -> Mend:
 
 
 def orphan_linked(changes: Changes, problems: list[Problem]) -> None:
-    """With a name it is no orphan. Without one it is, and the MDT destroys it at its start unless somebody has it open."""
+    """With a name it is no orphan.
+
+    Without one it is, and the MDT destroys it at its start unless somebody has it open.
+    """
     for problem in problems:
         fid, names = problem.where
         inode = changes.inode(fid)

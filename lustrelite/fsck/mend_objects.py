@@ -210,7 +210,10 @@ def last_used(changes: Changes, problems: list[Problem]) -> None:
 
 
 def ownerless(changes: Changes, problems: list[Problem]) -> None:
-    """With data it becomes a file in lost+found, else it goes. One that was perhaps never used is condemned: see repair.py"""
+    """With data it becomes a file in lost+found, else it goes.
+
+    One that was perhaps never used is condemned: see repair.py
+    """
     for problem in problems:
         index, oid, size = problem.where
         if index in changes.raised and oid > changes.raised[index]:
@@ -226,7 +229,10 @@ def ownerless(changes: Changes, problems: list[Problem]) -> None:
 
 
 def recordless(changes: Changes, problems: list[Problem]) -> None:
-    """A file up to last_id is the rest of a destroyed object. Above it the database has lost its memory: a file of its own."""
+    """A file up to last_id is the rest of a destroyed object.
+
+    Above it the database has lost its memory: a file of its own.
+    """
     for problem in problems:
         index, oid, size = problem.where
         if _object(changes, index, oid) is not None:

@@ -1,8 +1,9 @@
 """What the kernel asks about open files, on client/file.py. The handle of the protocol is that of the MDT.
 
 The kernel keeps pages of files (inodes.py says for how long), so it opens them with KEEP_CACHE; without locks, or with
-O_DIRECT or O_APPEND, everything comes here: an append of up to 1 MiB is atomic for all nodes. RELEASE is answered before the close has gone to the MDT: nobody waits for that, and
-what was lost is told at FLUSH, which is close(2). Reads change the access time as `relatime` has it.
+O_DIRECT or O_APPEND, everything comes here: an append of up to 1 MiB is atomic for all nodes. RELEASE is answered
+before the close has gone to the MDT: nobody waits for that, and what was lost is told at FLUSH, which is close(2).
+Reads change the access time as `relatime` has it.
 """
 
 from __future__ import annotations

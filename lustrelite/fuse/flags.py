@@ -1,8 +1,9 @@
 """ioctl(2) on files of the mount: the flags of inodes, as lsattr(1) and chattr(1) see and set them; nothing else.
 
-The kernel asks both for FS_IOC_GETFLAGS and FS_IOC_FSGETXATTR, whose structures travel as they are; files are opened for it.
-IMMUTABLE and APPEND are kept by the MDT and enforced there, for all nodes (mdt/access.py). What sets striping goes by
-extended attributes and RPCs, not by ioctl.  Source: fuse_fileattr_get(), fs/fuse/ioctl.c; include/uapi/linux/fs.h
+The kernel asks both for FS_IOC_GETFLAGS and FS_IOC_FSGETXATTR, whose structures travel as they are; files are opened
+for it. IMMUTABLE and APPEND are kept by the MDT and enforced there, for all nodes (mdt/access.py). What sets striping
+goes by extended attributes and RPCs, not by ioctl.  Source: fuse_fileattr_get(), fs/fuse/ioctl.c;
+include/uapi/linux/fs.h
 """
 
 from __future__ import annotations

@@ -161,8 +161,8 @@ class Session:
     def _spins(self) -> int:
         """How often to look for another request before we sleep: somebody was answered, and often asks again at once.
 
-        To be woken costs more than to look for as long, if it is not in vain; whoever is answered then runs on the other
-        processor. Nobody may be waiting for anything else that this loop would hear of.
+        To be woken costs more than to look for as long, if it is not in vain; whoever is answered then runs on the
+        other processor. Nobody may be waiting for anything else that this loop would hear of.
         """
         if self.pending:
             return 0
@@ -353,7 +353,10 @@ class Session:
 
 
 def _dies(pid: int) -> bool:
-    """Is the process (a thread) about to die of a signal, or gone?  Source: complete_signal(): every thread gets a SIGKILL"""
+    """Is the process (a thread) about to die of a signal, or gone?
+
+    Source: complete_signal(): every thread gets a SIGKILL
+    """
     try:
         status = Path(f"/proc/{pid}/status").read_bytes()
     except OSError:

@@ -76,7 +76,10 @@ class HeldLocks:
         return None
 
     def serves(self, lock: ClientLock) -> bool:
-        """Is what is cached under a lock in use still true? Asked for, it is so for a while, whatever the lease says."""
+        """Is what is cached under a lock in use still true?
+
+        Asked for, it is so for a while, whatever the lease says.
+        """
         if lock.holding is not Holding.GRANTED and lock.holding is not Holding.CANCELLING:
             return False
         return self._now() < (self.imp.lease_until if lock.asked is None else lock.served_until)

@@ -4,8 +4,8 @@
     take_bits, take_extent      match, or enqueue and wait: the lock has a user more, who must `release` it
     ride ... ridden             the lock travels with an operation (wire/ldlm.py)
 
-How they go: ldlm/locks_in_use.py. A callback for a lock whose enqueue is not answered yet is remembered, and a completion
-counts, whichever is faster.
+How they go: ldlm/locks_in_use.py. A callback for a lock whose enqueue is not answered yet is remembered, and a
+completion counts, whichever is faster.
 
 Who takes a lock must not take another one of the same resource while he uses it: if the first was asked for meanwhile,
 the second waits for somebody who waits for the first.
@@ -228,7 +228,10 @@ class LockCache(LocksInUse):
     # what the server says ---------------------------------------------------------------------------------------
 
     def blocked(self, ask: Ask, again: bool = False) -> int:
-        """A blocking callback. 0, or -EINVAL: there is no such lock (any more). `again`: a copy, only to be answered."""
+        """A blocking callback.
+
+        0, or -EINVAL: there is no such lock (any more). `again`: a copy, only to be answered.
+        """
         lock = self._locks.get(ask.handle)
         if lock is None:
             riding = self._riding(ask.handle)

@@ -153,7 +153,10 @@ class Namespace:
         return resource.granted.first(Lock(LOCAL, 0, mode, start=start, end=end)) is not None
 
     async def wait_local_extent(self, resource_id: bytes, start: int, end: int, mode: int) -> list[LocalLock]:
-        """An extent lock of the target itself on [start, end]; who holds what is in the way gives it back. `release` it."""
+        """An extent lock of the target itself on [start, end]; who holds what is in the way gives it back.
+
+        `release` it.
+        """
         self._last_local += 1
         lock = Lock(LOCAL, self._last_local, mode, start=start, end=end, flags=NO_EXPANSION)
         return await self._wait_all([(resource_id, EXTENT, lock)])
@@ -161,7 +164,8 @@ class Namespace:
     async def wait_local(self, wants: Sequence[tuple[bytes, int]]) -> list[LocalLock]:
         """EX locks of the target itself on each (FID, bits); holders are asked to give theirs back. `release` them.
 
-        All queue up in this turn, in FID order, so two operations never wait for each other. Bits of one FID are joined.
+        All queue up in this turn, in FID order, so two operations never wait for each other. Bits of one FID are
+        joined.
         """
         bits_of: dict[bytes, int] = {}
         for fid, bits in sorted(wants):

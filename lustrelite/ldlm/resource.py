@@ -96,8 +96,8 @@ class Resource:
     def glimpse(self, lock: Lock, now: float) -> list[Effect]:
         """Take `lock`, or if somebody may write ask him what he knows; then there is no lock.
 
-        Of each owner one lock is asked: what he knows is of the whole object. Lustre asks only for a larger size than its
-        own, so that it misses the time of a change below.  Source: ofd_intent_policy(), ofd/ofd_dlm.c
+        Of each owner one lock is asked: what he knows is of the whole object. Lustre asks only for a larger size than
+        its own, so that it misses the time of a change below.  Source: ofd_intent_policy(), ofd/ofd_dlm.c
         """
         effects = self.enqueue(lock, now, wait=False)
         if lock.state is LockState.GRANTED:

@@ -91,7 +91,11 @@ class LockTable:
         return lock
 
     def _next_number(self, lock: Lock) -> int:
-        """Its place in the order of arrival. Groups come before all that are in none.  Source: ldlm_extent_compat_queue()"""
+        """Its place in the order of arrival.
+
+        Groups come before all that are in none.
+        Source: ldlm_extent_compat_queue()
+        """
         self._number += 1
         return self._number - GROUPS_FIRST if lock.mode == GROUP else self._number
 

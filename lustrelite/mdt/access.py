@@ -2,8 +2,8 @@
 
 A caller is (uid, gid, supplementary groups...). Uid 0 has the capabilities of a Linux root: it passes every check
 except executing a file that nobody may execute. The rules are those of the Linux VFS (fs/namei.c, fs/attr.c), which the
-MDT of Lustre applies on its own side in mdd/mdd_permission.c: it is the only place where all clients meet. Who may read,
-write and search is in permission.py, because clients decide it too, of what they have cached.
+MDT of Lustre applies on its own side in mdd/mdd_permission.c: it is the only place where all clients meet. Who may
+read, write and search is in permission.py, because clients decide it too, of what they have cached.
 
 Not handled: capabilities other than root's, mandatory locks.
 """

@@ -1,7 +1,7 @@
 """Setattr, extended attributes and default striping.
 
-Version-relevant are mode, owner, group, project and flags, extended attributes and striping; times and the permission to truncate
-are not (protocol-facts 3.7).  Source: mdt_reint_setattr(), mdt_reint_setxattr(); the rules: mdt/access.py
+Version-relevant are mode, owner, group, project and flags, extended attributes and striping; times and the permission
+to truncate are not (protocol-facts 3.7).  Source: mdt_reint_setattr(), mdt_reint_setxattr(); the rules: mdt/access.py
 """
 
 from __future__ import annotations

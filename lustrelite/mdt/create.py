@@ -1,7 +1,7 @@
 """Making a file, directory, symlink or device.
 
-The client chose the FID, so making it again in a replay makes the same; the objects of the first execution come with the
-replay (mdt/layout.py). What costs time here is paid for every file in the system: three gets and five puts.
+The client chose the FID, so making it again in a replay makes the same; the objects of the first execution come with
+the replay (mdt/layout.py). What costs time here is paid for every file in the system: three gets and five puts.
 Source: mdt_reint_create(), mdt/mdt_reint.c; mdd_create(), mdd/mdd_dir.c
 """
 
@@ -118,7 +118,8 @@ def make_child(
 ) -> Inode:  # fmt: skip
     """Make the inode with its name, objects and back-pointer. Caller, name and kind are checked; the rest is here.
 
-    Without a `name` it is an orphan, which its maker has open.  Errors: ENOENT the parent was removed, EMLINK, EINVAL, ENOSPC; NotReady.
+    Without a `name` it is an orphan, which its maker has open.  Errors: ENOENT the parent was removed, EMLINK, EINVAL,
+    ENOSPC; NotReady.
     """
     if not parent.nlink:
         raise OpError(errno.ENOENT)

@@ -6,12 +6,14 @@ that is empty in spite of `prepare` raises NotReady: nothing was changed, the re
 
 A replay brings its layout. Ids that it jumps over were given to a client that has not come back (or belong to a replay
 that is still to come): they are condemned in the same transaction, and pardoned if their replay does come. Their OSTs
-hear nothing until recovery is over. Source: osp_declare_create() with an explicit fid; protocol-facts 7.2; replay-dual 14b.
+hear nothing until recovery is over. Source: osp_declare_create() with an explicit fid; protocol-facts 7.2; replay-dual
+14b.
 
-A create takes what can serve now. Whether an OST is down, full, switched off, or slow to grant more ids: as long as another
-has some, nobody waits, and a file that should have more stripes gets fewer. Only when no OST has any does a create wait, for as
-long as it takes, like any I/O to an OST that is away: it is held here for a moment, then its client is told to come again, who
-knows whether he wants to (failout). ENOSPC is the answer when none can be expected to have any. Among those that have, files go round, or by free space (qos.py).
+A create takes what can serve now. Whether an OST is down, full, switched off, or slow to grant more ids: as long as
+another has some, nobody waits, and a file that should have more stripes gets fewer. Only when no OST has any does a
+create wait, for as long as it takes, like any I/O to an OST that is away: it is held here for a moment, then its client
+is told to come again, who knows whether he wants to (failout). ENOSPC is the answer when none can be expected to have
+any. Among those that have, files go round, or by free space (qos.py).
 
 Not handled: pools of OSTs, more than one component.
 """

@@ -15,8 +15,8 @@ runs in the same turn, and the locks go with its end.
 * What the caller holds of it he keeps: his request and its answer tell him what has changed (client/own_changes.py).
 OPEN is held by who has made a file, and says that nobody else has opened it to write.
 
-Almost always nobody is in the way: that must cost about a microsecond, so the more expensive questions (whose name is it,
-is it the last) come after the cheap one (does anybody hold anything). In recovery there are no local locks: replays
+Almost always nobody is in the way: that must cost about a microsecond, so the more expensive questions (whose name is
+it, is it the last) come after the cheap one (does anybody hold anything). In recovery there are no local locks: replays
 were granted theirs before (LU-8979). The target's own changes (evictions, orphans) touch what has no name any more.
 Source: mdt_reint_*(), mdt/mdt_reint.c; mdt_object_lock(), mdt/mdt_handler.c; docs/locks.md
 """

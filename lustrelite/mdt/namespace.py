@@ -1,10 +1,10 @@
 """Inodes, names and link back-pointers: the steps of which the operations on a name space are made.
 
-An inode is kept under its FID, a name under (parent, hash of the name, name), and beside every name stands a back-pointer
-(child, parent, name), so that the paths of a file can be found and a rename knows what it moves. All three change in
-one transaction, as does the parent: its times, and its nlink if the child is a directory ("." and ".." are not stored:
-nlink is 2 + subdirectories, and the parent of a directory is in its inode). A touch of a parent is no version change:
-clients may work in one directory without depending on each other (protocol-facts 3.7).
+An inode is kept under its FID, a name under (parent, hash of the name, name), and beside every name stands a
+back-pointer (child, parent, name), so that the paths of a file can be found and a rename knows what it moves. All three
+change in one transaction, as does the parent: its times, and its nlink if the child is a directory ("." and ".." are
+not stored: nlink is 2 + subdirectories, and the parent of a directory is in its inode). A touch of a parent is no
+version change: clients may work in one directory without depending on each other (protocol-facts 3.7).
 
 Times come from the client, so that a replay makes the same; a parent's times never go back, because clients' clocks
 differ. An inode without names is an orphan while somebody has it open (mdt/open.py), else it is destroyed here.
@@ -113,7 +113,10 @@ def owner_of(inode: Inode) -> Owner:
 
 
 def check_project(directory: Inode, inode: Inode) -> None:
-    """EXDEV if a file of another project must not come into `directory`.  Source: mdd_rename_sanity_check(), mdd_dir.c"""
+    """EXDEV if a file of another project must not come into `directory`.
+
+    Source: mdd_rename_sanity_check(), mdd_dir.c
+    """
     if directory.flags & PROJECT_INHERITED and directory.projid != inode.projid:
         raise OpError(errno.EXDEV)
 

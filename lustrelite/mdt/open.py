@@ -1,10 +1,10 @@
 """Open files: who has what open, what an open makes, and files that live on without a name.
 
-An open handle is the xid of its open request: both sides know it even if the reply is lost, and a replay brings it back.
-Handles are in memory only. After a restart clients replay their opens, also those committed long ago, by FID. Until
-recovery is over nobody can say that a file without a name is not open, so it is kept; then those that nobody reopened
-are destroyed. An orphan (nlink 0, in the `orphans` table) lives until its last close, or until the last client that
-has it open is evicted; its objects enter the destroy log in that transaction.
+An open handle is the xid of its open request: both sides know it even if the reply is lost, and a replay brings it
+back. Handles are in memory only. After a restart clients replay their opens, also those committed long ago, by FID.
+Until recovery is over nobody can say that a file without a name is not open, so it is kept; then those that nobody
+reopened are destroyed. An orphan (nlink 0, in the `orphans` table) lives until its last close, or until the last client
+that has it open is evicted; its objects enter the destroy log in that transaction.
 Source: mdt/mdt_open.c, mdd/mdd_orphans.c; protocol-facts 8.2, 8.3.
 """
 

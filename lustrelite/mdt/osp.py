@@ -1,17 +1,18 @@
 """Towards one OST the MDT is a client: it has object ids granted ahead of time, and cleans up after crashes.
 
-Ids. Those in (last_used, granted] may be taken, before the OST has made the grant durable: a crash of the OST may take it, and
-our import replays it like any change. `last_used` is durable with the layout that uses it. After every connect the two may
-disagree: the MDT crashed and lost allocations or its replays, or an answer of the OST was lost. So the pool is frozen, and OST_CREATE with DELORPHAN says: all above last_used is not in any layout, destroy
-it, make what you miss below, and where shall I go on? New ids start above the answer and above last_used. While the MDT itself is in recovery this
-waits, because replays still claim ids. One task does it all in turn, so an answer can never belong to another question;
-an answer from before a reconnect is thrown away.
+Ids. Those in (last_used, granted] may be taken, before the OST has made the grant durable: a crash of the OST may take
+it, and our import replays it like any change. `last_used` is durable with the layout that uses it. After every connect
+the two may disagree: the MDT crashed and lost allocations or its replays, or an answer of the OST was lost. So the pool
+is frozen, and OST_CREATE with DELORPHAN says: all above last_used is not in any layout, destroy it, make what you miss
+below, and where shall I go on? New ids start above the answer and above last_used. While the MDT itself is in recovery
+this waits, because replays still claim ids. One task does it all in turn, so an answer can never belong to another
+question; an answer from before a reconnect is thrown away.
 
 What becomes of objects that have a file, or had one, goes through the log (ost_log.py).
 
 The pool holds about a second of creates at the present rate: a batch doubles when half of the last went in less than
-COVER_S, and halves when it took more than LASTS_S. An OST that answers late, or not at all, has its pool used up, and then
-gets no new files until it grants again; nobody waits for it as long as others can serve (layout.py).
+COVER_S, and halves when it took more than LASTS_S. An OST that answers late, or not at all, has its pool used up, and
+then gets no new files until it grants again; nobody waits for it as long as others can serve (layout.py).
 Source: osp_precreate.c; protocol-facts 7.2.
 """
 
@@ -93,7 +94,10 @@ class Osp:
         self.imp.stop()
 
     async def leave(self) -> None:
-        """End all work and tell the OST, if it is there. What it may have lost our successor's first pass makes good."""
+        """End all work and tell the OST, if it is there.
+
+        What it may have lost our successor's first pass makes good.
+        """
         self._end_tasks()
         await self.imp.disconnect(patient=False)
 

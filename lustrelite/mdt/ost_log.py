@@ -8,13 +8,13 @@ what the object shall be, not what is to be done, and there is one per object: a
 earlier one, a destroy that of any. So a record may be carried out any number of times, and no order of failures can
 leave the object in an older state than the log does.
 
-Only records that are durable here are sent (a crash may still take the change back), only outside recovery (a replay may
-still claim an object that is to be destroyed), only after the orphan pass of the connection (before, the object may be one that
-the OST has lost and will make again: it would outlive its destroy), one request at a time, so that two changes of one object reach the OST in
-their order. The OST answers at once. A record is crossed off when the OST has committed the answer's transno; until then
-the import replays the request if the OST restarts. After every connect everything that is left is sent again: the OST may
-have forgotten us, and with us what it had not committed. A record that was replaced meanwhile is not crossed off for the
-sake of the older one.
+Only records that are durable here are sent (a crash may still take the change back), only outside recovery (a replay
+may still claim an object that is to be destroyed), only after the orphan pass of the connection (before, the object may
+be one that the OST has lost and will make again: it would outlive its destroy), one request at a time, so that two
+changes of one object reach the OST in their order. The OST answers at once. A record is crossed off when the OST has
+committed the answer's transno; until then the import replays the request if the OST restarts. After every connect
+everything that is left is sent again: the OST may have forgotten us, and with us what it had not committed. A record
+that was replaced meanwhile is not crossed off for the sake of the older one.
 
 Source: osp_sync.c, osp_sync_process_committed(); protocol-facts 7.3.
 """

@@ -1,9 +1,9 @@
 """Which OSTs new objects go to when some have much more room than others (QOS), and in which order when none has.
 
-As long as the free space of all differs little (`qos_threshold_rr` percent of the largest) files go round: that gives the
-best throughput. Beyond it an OST is drawn by chance, the likelier the more room it has. What was just placed has no data
-yet and does not show in statfs, so an OST that is chosen weighs less for a while: it has a penalty, which wears off as
-others are chosen, and by half with every look at its space. How much that counts beside the free space is what
+As long as the free space of all differs little (`qos_threshold_rr` percent of the largest) files go round: that gives
+the best throughput. Beyond it an OST is drawn by chance, the likelier the more room it has. What was just placed has no
+data yet and does not show in statfs, so an OST that is chosen weighs less for a while: it has a penalty, which wears
+off as others are chosen, and by half with every look at its space. How much that counts beside the free space is what
 `qos_prio_free` leaves of 100 percent.
 
 Not handled: a penalty for the server that an OST is on (LQ_SVR); the round goes from server to server instead.

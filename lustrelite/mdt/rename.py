@@ -83,7 +83,10 @@ def rename(txn: Transaction, req: Rename) -> RenameReply:
 
 
 def rebuild_rename(call: Call, req: Rename, record: ReplyRecord) -> RenameReply:
-    """What the record still knows. The file is the one that has the name: its maker's locks kept everybody else from it."""
+    """What the record still knows.
+
+    The file is the one that has the name: its maker's locks kept everybody else from it.
+    """
     if not record.data & MOVED:
         return NOTHING
     data = record.data & ~MOVED

@@ -9,8 +9,8 @@ restart a client says what it had, and is believed, for its data is already acce
 what is left, so that the last bytes go round; who is idle gives back (wire.ost.GrantShrink).
 
 Both sides count the same to the byte, or space would be lost with every broken connection. What a client says when it
-connects includes what it has sent and heard no answer of. If such a write was executed before, its repetition is when it
-is counted; if its answer got lost without a new connection, the repetition brings the same grant as the answer did.
+connects includes what it has sent and heard no answer of. If such a write was executed before, its repetition is when
+it is counted; if its answer got lost without a new connection, the repetition brings the same grant as the answer did.
 Source: tgt_grant.c: tgt_grant_alloc(), tgt_grant_prepare_write(), tgt_grant_shrink(); protocol-facts 11 (LU-2679)
 """
 

@@ -1,9 +1,9 @@
 """What an OST does with each message: one table at the end.
 
-A write, punch or fallocate has two halves. The first (`prepare`) takes the byte range, checks that the object is there and, if
-much is to be done, does it to the file in a worker thread. The second is the sync handler: it does the little that was
-not worth a thread, declares versions, and stages the record. Between the two nothing else runs, and the range is given
-back after the second, so overlapping requests have their transnos in the order of their data.
+A write, punch or fallocate has two halves. The first (`prepare`) takes the byte range, checks that the object is there
+and, if much is to be done, does it to the file in a worker thread. The second is the sync handler: it does the little
+that was not worth a thread, declares versions, and stages the record. Between the two nothing else runs, and the range
+is given back after the second, so overlapping requests have their transnos in the order of their data.
 
 The file is thus changed before the transaction exists. That is sound because nothing is answered before the record is
 staged, because a repeated write is the same write, and because the rest of D4 holds for the record.
@@ -115,7 +115,8 @@ def _check_lock(ost: Ost, call: Call, body: Change | Read | ObjectSeek, start: i
     """If the client says under which lock it works: it gets more time to give that back.
 
     Errors: ESTALE, it has no such lock on [start, end). Its cache is not what it thinks: nothing of it may be written.
-    Not for replays, which come before the locks are.  Source: tgt_brw_lock(), ldlm_lock_prolong_one(); protocol-facts 5.4
+    Not for replays, which come before the locks are.  Source: tgt_brw_lock(), ldlm_lock_prolong_one(); protocol-facts
+    5.4
     """
     if not body.lock:
         return

@@ -1,23 +1,23 @@
 """Which object ids an OST has granted to the MDT, and what a crash may take of that.
 
-A grant puts a blank record for each id and moves `last_id`, in a transaction that is answered before it is durable. A crash
-may thus take the records of objects that are in layouts already, and have been written to. Who brings them back:
+A grant puts a blank record for each id and moves `last_id`, in a transaction that is answered before it is durable. A
+crash may thus take the records of objects that are in layouts already, and have been written to. Who brings them back:
 
     the MDT replays its OstCreate     it is a client like any other; the replays of those who wrote come after it, by transno
     a replayed change names one       the MDT did not come back in time: it is made, and all below it (`recreate`)
     the MDT's next orphan pass        says which ids are in use: what is missing of them is made, blank (`settle`)
 
-Until that pass nobody can tell an id that was lost from one that was never granted, so for who is not replaying an object
-above `last_id` is neither there nor missing: "come again" (`may_be_lost`, LU-11765).
+Until that pass nobody can tell an id that was lost from one that was never granted, so for who is not replaying an
+object above `last_id` is neither there nor missing: "come again" (`may_be_lost`, LU-11765).
 
-No id is granted twice, lost or not: its file may be there still, and a client that the MDT has forgotten may have dirty data
-for it. `limit` is a number that no grant has passed; it is durable before one comes near. A grant beyond it waits for the
-commit; as it is raised long before, few do. The first orphan pass after a start goes on above the limit of the last
-incarnation. The pass itself is answered when it is durable: the MDT remembers that all between is gone.
+No id is granted twice, lost or not: its file may be there still, and a client that the MDT has forgotten may have dirty
+data for it. `limit` is a number that no grant has passed; it is durable before one comes near. A grant beyond it waits
+for the commit; as it is raised long before, few do. The first orphan pass after a start goes on above the limit of the
+last incarnation. The pass itself is answered when it is durable: the MDT remembers that all between is gone.
 
 Lustre writes LAST_ID with the objects, asynchronously, and may grant an id again that a crash took from all three.
-Source: ofd_create_hdl(), ofd_dev.c; ofd_precreate_objects(), ofd_objects.c; ofd_preprw_write(), ofd_io.c; LU-8367, LU-8972;
-protocol-facts 7.2
+Source: ofd_create_hdl(), ofd_dev.c; ofd_precreate_objects(), ofd_objects.c; ofd_preprw_write(), ofd_io.c; LU-8367,
+LU-8972; protocol-facts 7.2
 """
 
 from __future__ import annotations
@@ -132,9 +132,9 @@ class ObjectIds:
     def settle(self, txn: Transaction, used: int) -> int:
         """The MDT has used ids up to `used` and no others: make what is missing of them, destroy what is above (SKIP_ORPHAN).
 
-        Returns the last id, above which the MDT goes on. With more than ORPHANS_MAX to destroy the MDT has lost its memory
-        rather than its clients: nothing is destroyed. With more than GRANT_JUMP_MAX missing this must be another disk: the
-        newest are made.
+        Returns the last id, above which the MDT goes on. With more than ORPHANS_MAX to destroy the MDT has lost its
+        memory rather than its clients: nothing is destroyed. With more than GRANT_JUMP_MAX missing this must be another
+        disk: the newest are made.
         """
         last = self.last_id
         if used > last:

@@ -1,6 +1,7 @@
 """The object storage target: numbered objects, each a record in the database and, once written, a file.
 
-- An object exists as long as its record does. Ids are granted to the MDT by the thousand (object_ids.py), which puts the
+- An object exists as long as its record does. Ids are granted to the MDT by the thousand (object_ids.py), which puts
+the
   records. The file is made by the first write; until then the object is empty.
 - Data reaches the file at once, its record (times, version, back-pointer) the running batch. Before a batch is
   committed the files its writes named are made durable (`_commit`), so a record never promises bytes that a power
@@ -282,8 +283,8 @@ class Ost(Target):
     def record(self, oid: int) -> ObjectRecord:
         """The record of object `oid`.
 
-        Errors: ENOENT, it was destroyed or never granted; EINPROGRESS, perhaps we have lost it, and the MDT, which would
-        know, has not been here yet (LU-11765)
+        Errors: ENOENT, it was destroyed or never granted; EINPROGRESS, perhaps we have lost it, and the MDT, which
+        would know, has not been here yet (LU-11765)
         """
         value = self.store.get(OBJECTS, schema.object_key(oid)) if oid > 0 else None
         if value is None:

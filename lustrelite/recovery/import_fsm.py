@@ -85,7 +85,10 @@ class ImportFsm:
         return self.conn_cnt
 
     def lost(self, conn_cnt: int, now: float) -> bool:
-        """The connection `conn_cnt` failed (0: whichever). False if it is an older one's late news, or already known."""
+        """The connection `conn_cnt` failed (0: whichever).
+
+        False if it is an older one's late news, or already known.
+        """
         if self.state in (_S.CLOSED, _S.NEW, _S.DISCONN, _S.IDLE):
             return False
         # A late timeout of the previous connection must not tear this one down, so it names its count.

@@ -66,7 +66,8 @@ class ReplayList(Generic[R]):
     def drop_committed(self, last_committed: int) -> int:
         """Nothing up to `last_committed` is replayed any more; an open stays until its close commits.
 
-        Returns how many were forgotten at once: those with data. The rest go a few at a time, or all when somebody looks.
+        Returns how many were forgotten at once: those with data. The rest go a few at a time, or all when somebody
+        looks.
         """
         if last_committed <= self.last_committed:  # replies may pass each other: the mark never goes back
             return 0

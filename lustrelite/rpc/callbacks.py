@@ -5,8 +5,8 @@ is asked for. Every frame has the next number and is kept until the client has a
 rpc_timeout_s passes, and at once when the client comes back over a new link, under its old number. How long a client
 may leave something unanswered is not decided here but by the deadline of what was asked for (ldlm/namespace.py).
 
-Numbers are 1, 2, 3, ... of each export. `Export.last_callback` is the highest; every reply carries it, and a client that
-has not seen all up to it does not count the reply as a renewal of its lease.
+Numbers are 1, 2, 3, ... of each export. `Export.last_callback` is the highest; every reply carries it, and a client
+that has not seen all up to it does not count the reply as a renewal of its lease.
 Source: ldlm_server_blocking_ast(), ldlm_server_completion_ast(), ldlm/ldlm_lockd.c; protocol-facts 5.4
 """
 

@@ -4,10 +4,10 @@ Callbacks are numbered 1, 2, 3, ... by the server, per export. Each is answered 
 copy is answered again. One that is not for the present connection is ignored: the server sends it again over that one.
 
 The lease. A client that hears nothing cannot tell silence from eviction, so it believes in its locks only until
-`ClientImport.lease_until`: when a request was sent that was answered, plus what the server allows (ConnectReply.lease_ms,
-less than a lock's deadline). The answer counts only if every callback up to its `callback` has been seen: whoever was
-asked for a lock at T has a deadline after T, and until he sees the callback no request sent after T renews his lease. The
-requests of recovery do not count: at its end a client may be evicted without a deadline.
+`ClientImport.lease_until`: when a request was sent that was answered, plus what the server allows
+(ConnectReply.lease_ms, less than a lock's deadline). The answer counts only if every callback up to its `callback` has
+been seen: whoever was asked for a lock at T has a deadline after T, and until he sees the callback no request sent
+after T renews his lease. The requests of recovery do not count: at its end a client may be evicted without a deadline.
 Source: ldlm_callback_handler(), ldlm/ldlm_lockd.c; docs/locks.md. The lease is ours: Lustre trusts its timeouts.
 """
 

@@ -267,8 +267,8 @@ class ClientImport:
     def deactivate(self) -> None:
         """Administratively inactive: requests fail at once, nothing is cached (lctl deactivate).
 
-        The connection is kept, and made anew if it breaks: what was answered is replayed all the same, and a change that
-        was sent runs on and keeps its slot.
+        The connection is kept, and made anew if it breaks: what was answered is replayed all the same, and a change
+        that was sent runs on and keeps its slot.
         """
         self.inactive = True
         self.node.events.emit("import.deactivated", target=self.target)
@@ -328,7 +328,10 @@ class ClientImport:
         self, body: Open, *, cred: Cred = ROOT_CRED, ride: Ride | None = None,
         ended: Callable[[Any, int], None] | None = None, unclaimed: Callable[[int, Any], None] | None = None,
     ) -> tuple[int, Any]:  # fmt: skip
-        """`call` for an open: also returns the handle, which is the request's xid. `unclaimed` gets both if the caller is gone."""
+        """`call` for an open: also returns the handle, which is the request's xid.
+
+        `unclaimed` gets both if the caller is gone.
+        """
         request = await self._call(body, cred, None, None, None, ride, ended, unclaimed)
         return request.xid, request.reply
 
@@ -689,7 +692,10 @@ class ClientImport:
         self.unreplied = dict.fromkeys(sorted(self.unreplied))
 
     def _send_again(self, request: Request, xid: int, conn_cnt: int) -> None:
-        """The pause is over. A recovery meanwhile has sent it, and perhaps it was answered: then this copy must not go."""
+        """The pause is over.
+
+        A recovery meanwhile has sent it, and perhaps it was answered: then this copy must not go.
+        """
         if self.fsm.state is not State.FULL:
             return  # it goes when recovery ends
         if not xid and request in self.delayed:
@@ -707,7 +713,10 @@ class ClientImport:
             self.connection_failed(0, why)
 
     def connection_failed(self, conn_cnt: int, why: str) -> None:
-        """Connection `conn_cnt` (0: whichever) is given up; ImportRecovery makes the next. Late news of an older one is ignored."""
+        """Connection `conn_cnt` (0: whichever) is given up; ImportRecovery makes the next.
+
+        Late news of an older one is ignored.
+        """
         old = self.fsm.state
         if not self.fsm.lost(conn_cnt, self.node.now()):
             return

@@ -1,7 +1,7 @@
 """Following the configuration that the MGS keeps: which targets there are and where.
 
-Loaded once at mount, under a PLAIN lock: when the MGS asks for it back something has changed, and it is read again. While
-the MGS is down everything goes on with what is known.  Source: mgc/mgc_request.c; protocol-facts 9.1, 9.2
+Loaded once at mount, under a PLAIN lock: when the MGS asks for it back something has changed, and it is read again.
+While the MGS is down everything goes on with what is known.  Source: mgc/mgc_request.c; protocol-facts 9.1, 9.2
 """
 
 from __future__ import annotations

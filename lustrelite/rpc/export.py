@@ -257,7 +257,10 @@ class Call:
         self.link.link.send(frame.EARLY_REPLY, pack(header))
 
     def overdue(self, now: float) -> bool:
-        """Has the client given up waiting? As long as it wants the answer it asks again, or is told that it need not."""
+        """Has the client given up waiting?
+
+        As long as it wants the answer it asks again, or is told that it need not.
+        """
         return now > max(self.arrived, self.noticed) + 2 * self.header.timeout_ms / 1000
 
     @property

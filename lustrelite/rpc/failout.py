@@ -1,9 +1,9 @@
 """failover.mode=failout: requests to a target that is away for too long fail, instead of waiting until it is back.
 
-Chosen for a target (`mkfs --param failover.mode=failout`, `llctl conf_param NAME.failover.mode=`) or for a mount (tunable
-failover_mode, which has the last word). What was answered is replayed all the same when the target is back; what was
-sent and not answered may still be executed then; dirty data that was to be written back meanwhile is lost, and its
-writers are told. Source: chapter 30.1.4; "failover.mode" in mkfs.lustre(8)
+Chosen for a target (`mkfs --param failover.mode=failout`, `llctl conf_param NAME.failover.mode=`) or for a mount
+(tunable failover_mode, which has the last word). What was answered is replayed all the same when the target is back;
+what was sent and not answered may still be executed then; dirty data that was to be written back meanwhile is lost, and
+its writers are told. Source: chapter 30.1.4; "failover.mode" in mkfs.lustre(8)
 """
 
 from __future__ import annotations

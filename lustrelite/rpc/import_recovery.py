@@ -1,7 +1,8 @@
 """The import's way back: connect, replay, say so, resend; again and again until it is FULL.
 
-One task per import runs this. Every await here may end with LinkLost: the connection broke, and the next connect goes on
-at the stage that was reached (recovery/import_fsm.py decides). Source: ptlrpc/import.c, ptlrpc/recover.c; 30.2.6, 30.2.9
+One task per import runs this. Every await here may end with LinkLost: the connection broke, and the next connect goes
+on at the stage that was reached (recovery/import_fsm.py decides). Source: ptlrpc/import.c, ptlrpc/recover.c; 30.2.6,
+30.2.9
 """
 
 from __future__ import annotations
@@ -255,7 +256,10 @@ class ImportRecovery:
             raise LinkLost(f"fault at {point}")
 
     def _invalidate(self) -> None:
-        """Evicted: nothing that was asked for under the old connection may survive.  Source: ptlrpc_invalidate_import()"""
+        """Evicted: nothing that was asked for under the old connection may survive.
+
+        Source: ptlrpc_invalidate_import()
+        """
         self.imp.fsm.evicted()
         self.imp.counts["evicted"] += 1
         self.imp.node.events.emit(

@@ -115,7 +115,10 @@ class LinkPool:
         raise OtherVersion(str(found)) if isinstance(found, OtherVersion) else LinkLost(found)
 
     async def _open(self, nid: Nid, bulk_connections: int) -> Any:
-        """A ClientLink, or why there is none: text or OtherVersion. (An exception in a task of the node would be a crash.)"""
+        """A ClientLink, or why there is none: text or OtherVersion.
+
+        (An exception in a task of the node would be a crash.)
+        """
         link = ClientLink(self, nid)
         try:
             link.link = await asyncio.wait_for(

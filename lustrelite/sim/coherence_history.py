@@ -235,7 +235,10 @@ class History:
     # -- what happened to clients and targets
 
     def killed(self, client: str) -> None:
-        """All of it is gone at once. An eviction of which it had not heard is where its life ended there, all the same."""
+        """All of it is gone at once.
+
+        An eviction of which it had not heard is where its life ended there, all the same.
+        """
         now = self._next()
         for gone in self.gone:
             if gone.client == client and gone.noticed == NEVER:

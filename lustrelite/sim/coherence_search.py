@@ -91,7 +91,10 @@ class _Search:
     def _ways(
         self, left: int, state: Any, latest: int, horizon: int
     ) -> tuple[int, list[tuple[int, Sequence[Any]]] | None]:
-        """What may come next, and the states after it. Or None, and a call that changes nothing and may as well be now."""
+        """What may come next, and the states after it.
+
+        Or None, and a call that changes nothing and may as well be now.
+        """
         ways: list[tuple[int, Sequence[Any]]] = []
         for index in range((left & -left).bit_length() - 1, len(self.calls)):
             call = self.calls[index]

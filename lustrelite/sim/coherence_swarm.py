@@ -498,7 +498,10 @@ class Watcher(Worker):
 
 
 async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1) -> None:
-    """Run `record.seed` and fill `record` in. Raises what went wrong. `caching`: 0 nobody, 1 all, 2 some, -1 by chance."""
+    """Run `record.seed` and fill `record` in.
+
+    Raises what went wrong. `caching`: 0 nobody, 1 all, 2 some, -1 by chance.
+    """
     rng = random.Random(f"coherence {record.seed}")
     count = rng.choice((2, 2, 3, 3, 4, 5, 6, 8))
     cluster = CoherenceCluster(

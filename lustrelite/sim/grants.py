@@ -1,4 +1,7 @@
-"""Do clients and OSTs agree on what space was promised? Asked of a world at rest: what each side counts, and the comparison."""
+"""Do clients and OSTs agree on what space was promised?
+
+Asked of a world at rest: what each side counts, and the comparison.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ itself, more or less. The judge is the coherence checker's: no
 acknowledged byte of a client that lives is lost, what fsync has promised outlives its client, nothing old comes back.
 
 At the end, within a bounded time after all is healed, there are exactly the objects that layouts name, besides those
-that the MDT has not used yet: no leak, no file without its objects. The same seed gives the same history to the last bit.
+that the MDT has not used yet: no leak, no file without its objects. The same seed gives the same history to the last
+bit.
 """
 
 from __future__ import annotations
@@ -91,7 +92,10 @@ class DataWorker(Worker):
 
 
 async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1) -> None:
-    """Run `record.seed` and fill `record` in. Raises what went wrong. `caching`: 0 nobody, 1 all, 2 some, -1 by chance."""
+    """Run `record.seed` and fill `record` in.
+
+    Raises what went wrong. `caching`: 0 nobody, 1 all, 2 some, -1 by chance.
+    """
     rng = random.Random(f"ost {record.seed}")
     one_oss = rng.random() < 0.25
     cluster = OstCluster(

@@ -117,8 +117,8 @@ class Store:
         """The store of a target of `kind` ("MDT", "OST", "MGS").
 
         `create` makes a new one. `durable=False` leaves out every fsync (simulator: a kill loses no more than before,
-        a power cut would). `readonly` is for an offline reader: nobody else may write meanwhile, and what a crash left in
-        the log must have been taken up by one who may (EROFS). Who writes an OST has to `put_back` first.
+        a power cut would). `readonly` is for an offline reader: nobody else may write meanwhile, and what a crash left
+        in the log must have been taken up by one who may (EROFS). Who writes an OST has to `put_back` first.
         Errors: FormatRefused (no target, another kind, another format), OpError(EBUSY) somebody has it open,
         OpError of the disk.
         """
@@ -500,7 +500,10 @@ class Store:
         return True
 
     def unlog(self, oid: int) -> bool:
-        """What the log has of the data of `oid` is durable in its file by now: it must not be put back. False: no room."""
+        """What the log has of the data of `oid` is durable in its file by now: it must not be put back.
+
+        False: no room.
+        """
         self._check_alive()
         try:
             return self._log.append((), ((oid, 0, None),))

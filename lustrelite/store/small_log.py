@@ -53,7 +53,10 @@ class SmallLog:
         self._end = 0
 
     def open(self, *, durable: bool, readonly: bool) -> None:
-        """Open the file, and make it first if there is none. `durable=False`: an append waits for no disk (simulator)."""
+        """Open the file, and make it first if there is none.
+
+        `durable=False`: an append waits for no disk (simulator).
+        """
         path = os.path.join(self.directory, "log")
         flags = os.O_RDONLY if readonly else os.O_RDWR | os.O_CREAT | (os.O_DSYNC if durable else 0)
         try:

@@ -1,13 +1,13 @@
 """A disk that can lose its power although the machine does not: what was not made durable can be taken back.
 
-For tests on real processes. `kill -9` leaves in the kernel's memory what was written, and who comes next sees it; a power
-cut does not. If the target's directory has a directory `undo`, then before object data changes its old content is put
-there, one file for each change, and removed when `sync` has made the object durable. `power_cut`, when the process is
-dead, puts back what is still there, the newest first: the object files are then what the disk was told to keep. (Of the
-database a kill takes the running batch, as a power cut does: what LMDB has committed it has synced.)
+For tests on real processes. `kill -9` leaves in the kernel's memory what was written, and who comes next sees it; a
+power cut does not. If the target's directory has a directory `undo`, then before object data changes its old content is
+put there, one file for each change, and removed when `sync` has made the object durable. `power_cut`, when the process
+is dead, puts back what is still there, the newest first: the object files are then what the disk was told to keep. (Of
+the database a kill takes the running batch, as a power cut does: what LMDB has committed it has synced.)
 
-An image is complete before the change begins, so a kill at any moment leaves the means to undo; one that is not complete
-had no change after it. Changes come one at a time, so that the images have an order.
+An image is complete before the change begins, so a kill at any moment leaves the means to undo; one that is not
+complete had no change after it. Changes come one at a time, so that the images have an order.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """When the running batch becomes durable: at an interval, above a bound, or because somebody waits.
 
-Only the commit itself runs in a worker thread (store/kv.py): the batch is sealed before it, requests go on meanwhile, and
-after it the store takes a few turns of the loop until it has caught up. Little that somebody waits for goes to the
+Only the commit itself runs in a worker thread (store/kv.py): the batch is sealed before it, requests go on meanwhile,
+and after it the store takes a few turns of the loop until it has caught up. Little that somebody waits for goes to the
 store's log instead (small_log.py), here and at once, if the disk is quick; the database follows at the interval. One
-commit is under way at a time; demands that come meanwhile are served by the next one, demands of one turn of the loop by
-one commit. While commits are held (`hold`, Lustre's replay_barrier) the waiters stay and say so after a while.
+commit is under way at a time; demands that come meanwhile are served by the next one, demands of one turn of the loop
+by one commit. While commits are held (`hold`, Lustre's replay_barrier) the waiters stay and say so after a while.
 `last_committed` moves only after the disk said yes (LU-8348); a disk that says no ends the process: its successor gets
 the clients' replays.
 """

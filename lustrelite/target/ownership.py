@@ -1,7 +1,8 @@
 """A target belongs to one process at a time (docs/architecture.md, on disk).
 
 The proof is a lock on the file `owner` in the target's directory, which the kernel keeps until the process is dead: no
-clock, no lease, no heartbeat can be wrong about it. The text in that file is for people: who it is. It may be there without the lock (after a crash) and then means nothing.
+clock, no lease, no heartbeat can be wrong about it. The text in that file is for people: who it is. It may be there
+without the lock (after a crash) and then means nothing.
 
 There is no takeover without death. A standby waits for the lock; if the owner is alive but silent, something must kill
 it first (STONITH, `docker kill`): two writers on one database are never safe. On a file system shared by several hosts

@@ -5,8 +5,8 @@ OpError on the way leaves no trace. With it go the versions of what it changed (
 record and whatever logs it wrote: one batch holds all of them or none.
 
 `check` declares the versions the change depends on: remembered for the reply, compared on a replay. A version that
-another client has made and that is not committed makes this change dependent: with commit on share its reply waits until
-both are durable, so that the loss of one client never takes another one's work along (chapter 30.5).
+another client has made and that is not committed makes this change dependent: with commit on share its reply waits
+until both are durable, so that the loss of one client never takes another one's work along (chapter 30.5).
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 Big-endian, 20 bytes, then the msgpack header, then the bulk bytes, which stay outside msgpack so that they can be
 received straight into their final buffer. Lengths are bounded here, before anything is allocated.
 
-The version is that of everything that follows the prefix (the log in message.py). A HELLO of another one is answered with
-a prefix alone, `REFUSAL`, so that both sides can say which versions do not fit. The prefix itself never changes.
+The version is that of everything that follows the prefix (the log in message.py). A HELLO of another one is answered
+with a prefix alone, `REFUSAL`, so that both sides can say which versions do not fit. The prefix itself never changes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What travels of locks: in the messages of wire/locks.py and in the header of every other (names and values are Lustre's).
 
 One handle names a lock, on both sides and for ever: the client's own, chosen before the enqueue is sent and never used
-again, as the handle of an open is its xid. So a lock is known as (export, handle) from the first moment: a callback that
-overtakes the enqueue's reply finds it, a resent enqueue finds its first lock, a cancel needs no answer first, and a lock
-replay has nothing to tell the client anew (in Lustre it must learn the server's new handle).
+again, as the handle of an open is its xid. So a lock is known as (export, handle) from the first moment: a callback
+that overtakes the enqueue's reply finds it, a resent enqueue finds its first lock, a cancel needs no answer first, and
+a lock replay has nothing to tell the client anew (in Lustre it must learn the server's new handle).
 
 Intents turn around: not an enqueue that carries an operation, but an operation that carries a lock. `Ride` travels in
 the header of any request: what is cancelled before the operation runs and which lock is wanted of what it finds; the

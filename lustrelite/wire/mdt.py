@@ -364,7 +364,10 @@ class Xattrs(NamedTuple):
 
 @message(op=55, reply=Xattrs)
 class Getxattrs(NamedTuple):
-    """All extended attributes of `fid` but the access list, for a client that caches them.  Source: OBD_MD_FLXATTRALL"""
+    """All extended attributes of `fid` but the access list, for a client that caches them.
+
+    Source: OBD_MD_FLXATTRALL
+    """
 
     fid: Fid
 

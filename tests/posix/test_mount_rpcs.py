@@ -1,4 +1,7 @@
-"""What an operation through a mount may cost, counted: requests of the kernel and RPCs. `python -m bench mount_rpcs` has more."""
+"""What an operation through a mount may cost, counted: requests of the kernel and RPCs.
+
+`python -m bench mount_rpcs` has more.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """The World over real processes: daemons with Unix sockets and LMDB on disk, `kill -9`, clients in the test's own loop.
 
-What a scenario does with it, how operations are recorded and how the end is judged are the simulator's (sim/cluster.py);
-here is what differs. Events come from the files that the daemons write line by line, which survive a kill, and from the
-clients directly; their time is the calendar's. Clients that are `apart` are processes, too (apart_client.py).
+What a scenario does with it, how operations are recorded and how the end is judged are the simulator's
+(sim/cluster.py); here is what differs. Events come from the files that the daemons write line by line, which survive a
+kill, and from the clients directly; their time is the calendar's. Clients that are `apart` are processes, too
+(apart_client.py).
 """
 
 from __future__ import annotations

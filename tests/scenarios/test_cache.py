@@ -1,6 +1,7 @@
 """Clients that cache data: nobody reads anything old, what was accepted finds room, and what a crash takes is reported.
 
-Source: lustre/tests/sanityn.sh 1, 2, 5, 9, 10, 15, 16, 26, 39, 103, 105; recovery-small.sh 18, 24; protocol-facts 5.5, 5.6
+Source: lustre/tests/sanityn.sh 1, 2, 5, 9, 10, 15, 16, 26, 39, 103, 105; recovery-small.sh 18, 24; protocol-facts 5.5,
+5.6
 """
 
 from __future__ import annotations

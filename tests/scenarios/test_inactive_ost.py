@@ -1,7 +1,7 @@
 """An OST that is away, or taken out of use: who waits, who gets EIO, and how a caller gets out.
 
-Source: chapter 30.1.4: the OSC enters recovery and I/O waits; marked inactive it fails with EIO; otherwise "the application
-waits until the OST has recovered or the client process is interrupted".
+Source: chapter 30.1.4: the OSC enters recovery and I/O waits; marked inactive it fails with EIO; otherwise "the
+application waits until the OST has recovered or the client process is interrupted".
 """
 
 from __future__ import annotations

@@ -213,7 +213,10 @@ async def without_locks(c: Any) -> tuple[Any, Any]:
 
 @pytest.mark.lustre("SM 113")
 async def test_an_operation_whose_reply_was_lost_brings_one_lock(cluster: Any) -> None:
-    """Its resend finds the lock by its handle; who wants it asks once.  Source: lustre/tests/recovery-small.sh test_113"""
+    """Its resend finds the lock by its handle; who wants it asks once.
+
+    Source: lustre/tests/recovery-small.sh test_113
+    """
     async with cluster(caching=1) as c:
         await c.a.create("/f")
         await c.b.stat("/f")

@@ -1,8 +1,8 @@
 """Object ids that an OST granted and then lost in a crash, together with the objects: every order of failures.
 
 Grants are answered before they are durable (ost/object_ids.py). Whoever comes first after the crash, the MDT's replays,
-those of the clients, writes that had no answer yet, or the MDT's next orphan pass: files have their objects and their data,
-nobody gets another file's, and nothing is left over, which fsck says on leaving each world.
+those of the clients, writes that had no answer yet, or the MDT's next orphan pass: files have their objects and their
+data, nobody gets another file's, and nothing is left over, which fsck says on leaving each world.
 """
 
 from __future__ import annotations
@@ -175,8 +175,8 @@ async def test_an_object_is_destroyed_for_good_whose_grant_is_lost_later(cluster
 @KILL_OR_POWER
 async def test_a_lost_id_is_not_granted_again_while_somebody_has_data_for_it(cluster: Any, power: bool) -> None:
     """A client makes a file and caches data. MDS and OST crash and forget both, and the client, cut off from the MDS, is
-    evicted there; not by the OST, whose locks it has. What it writes back then goes nowhere: above all not into the file of
-    somebody else. Contrast: Lustre may grant the id again.
+    evicted there; not by the OST, whose locks it has. What it writes back then goes nowhere: above all not into the
+    file of somebody else. Contrast: Lustre may grant the id again.
     """
     async with cluster(oss=1, clients=2, write_back_after_s=1e6) as c:
         c.expect(*EVICTION, "client.write_lost", "import.replay_failed")

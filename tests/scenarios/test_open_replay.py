@@ -258,7 +258,10 @@ async def test_a_nameless_file_is_gone_although_the_reply_to_its_close_was_lost(
 
 
 async def test_the_late_copy_of_an_open_that_is_replayed_leaves_nothing_open(cluster: Any) -> None:
-    """It comes when the close has been replayed, and the open's reply slot is another operation's by then.  Seed 70001"""
+    """It comes when the close has been replayed, and the open's reply slot is another operation's by then.
+
+    Seed 70001
+    """
     async with cluster(clients=1) as c:
         await c.replay_barrier(c.mds)
         for number in range(20):

@@ -321,7 +321,10 @@ async def test_a_write_that_takes_so_long_that_it_is_sent_again_is_done_once(wor
 @pytest.mark.lustre("SM 148")
 @pytest.mark.parametrize("connection", ["stays", "breaks"])
 async def test_a_write_that_comes_late_does_not_undo_a_newer_one(cluster: Any, connection: str) -> None:
-    """The first copy is held until the second was answered and newer data written.  Source: recovery-small.sh test_148"""
+    """The first copy is held until the second was answered and newer data written.
+
+    Source: recovery-small.sh test_148
+    """
     async with cluster(clients=2, oss=1, caching=0) as c:
         await c.a.write("/f", b"old" * 1000)
         held = c.net.hold(Write, to=c.oss[0], times=1)

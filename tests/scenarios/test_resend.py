@@ -85,7 +85,10 @@ async def test_a_close_lost_before_an_mds_crash_does_not_hang(world: Any) -> Non
 
 @pytest.mark.lustre("SM 56")
 async def test_a_lookup_that_takes_two_timeouts_in_the_server_succeeds(world: Any) -> None:
-    """The server says in time that it is at it, so nothing is resent.  Source: lustre/tests/recovery-small.sh test_56"""
+    """The server says in time that it is at it, so nothing is resent.
+
+    Source: lustre/tests/recovery-small.sh test_56
+    """
     async with world(clients=1) as c:
         await c.a.create("/f")
         c.faults.arm("target.execute", "delay", on=c.mds, delay_s=13.0)
@@ -98,7 +101,10 @@ async def test_a_lookup_that_takes_two_timeouts_in_the_server_succeeds(world: An
 @pytest.mark.lustre("SM 130a", "SM 130b")
 @pytest.mark.parametrize("by_fid", [False, True], ids=["name", "inode"])
 async def test_attributes_asked_for_again_after_the_file_has_gone(world: Any, by_fid: bool) -> None:
-    """By name, or by an inode number that has become stale.  Source: lustre/tests/recovery-small.sh test_130a, test_130b"""
+    """By name, or by an inode number that has become stale.
+
+    Source: lustre/tests/recovery-small.sh test_130a, test_130b
+    """
     async with world(clients=2, caching=0) as c:
         await c.a.create("/f")
         fid = (await c.a.fs.lstat("/f")).fid

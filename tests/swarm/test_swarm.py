@@ -1,4 +1,7 @@
-"""The swarms on fixed seeds, some twice: nothing is lost or stale, and one seed is one history. More with --swarm-runs N."""
+"""The swarms on fixed seeds, some twice: nothing is lost or stale, and one seed is one history.
+
+More with --swarm-runs N.
+"""
 
 from __future__ import annotations
 

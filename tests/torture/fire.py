@@ -100,7 +100,10 @@ class Place:
         self, *command: str | Path, cwd: Path | None = None, timeout_s: float, env: Mapping[str, str] | None = None,
         user: int | None = None, quiet: bool = False,
     ) -> str:  # fmt: skip
-        """Run a program; what it said (`quiet`: nobody listens). The test fails if the program does, or is not done in time."""
+        """Run a program; what it said (`quiet`: nobody listens).
+
+        The test fails if the program does, or is not done in time.
+        """
         become: dict[str, Any] = {} if user is None else {"user": user, "group": user, "extra_groups": []}
         process = await asyncio.create_subprocess_exec(
             *map(str, command), cwd=cwd or self.first, stdout=subprocess.DEVNULL if quiet else subprocess.PIPE,

@@ -1,7 +1,7 @@
 """fsx on two mounts: every step on one of them by chance, against a copy in memory; the other one must see it at once.
 
-Steps are what fsx does (reads, writes, mappings, truncations, holes, zeros, room, copies, closes), one after the other: what
-is looked for is what a kernel or a client has kept although it is no longer true. Files have one stripe or two.
+Steps are what fsx does (reads, writes, mappings, truncations, holes, zeros, room, copies, closes), one after the other:
+what is looked for is what a kernel or a client has kept although it is no longer true. Files have one stripe or two.
 """
 
 from __future__ import annotations
@@ -120,7 +120,10 @@ class Exerciser:
             self.model.write(len(self.model), data)
 
     def copy(self, side: int, start: int, end: int) -> None:
-        """Within the file, ranges that do not overlap. (Linux goes by the size that it last heard of, so it is asked first.)"""
+        """Within the file, ranges that do not overlap.
+
+        (Linux goes by the size that it last heard of, so it is asked first.)
+        """
         os.fstat(self.fds[side])
         to = self.random.randrange(FILE_BYTES_MAX)
         end = min(end, len(self.model))

@@ -3,10 +3,10 @@
 A round has files and a directory of its own and a history of its own. Threads of both mounts read, write, append to,
 truncate and lock the files, and make, remove, rename and link names; all is looked at once more at the end, also by a
 mount that is new. Record locks are those of open file descriptions. What one system call sees by several looks at
-different moments (that a rename goes from a file to a directory) is not evidence, and left out. So is that a read met the
-end of the file: Linux throws the answer to its GETATTR away when we have it drop pages meanwhile, and goes by the size it
-knew before (fuse_change_attributes()); fstat(2) is not affected, and is evidence. A write that begins within a page does
-not go beyond it: the kernel would make two of it.
+different moments (that a rename goes from a file to a directory) is not evidence, and left out. So is that a read met
+the end of the file: Linux throws the answer to its GETATTR away when we have it drop pages meanwhile, and goes by the
+size it knew before (fuse_change_attributes()); fstat(2) is not affected, and is evidence. A write that begins within a
+page does not go beyond it: the kernel would make two of it.
 """
 
 from __future__ import annotations

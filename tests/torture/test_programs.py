@@ -1,7 +1,7 @@
 """Real programs on the mount, also while the servers are killed: no error may reach them, and nothing may be lost.
 
-FSX and FSSTRESS name the programs of xfstests (ltp/fsx.c, ltp/fsstress.c), DBENCH dbench 4, PGBIN PostgreSQL's directory
-of programs; SQLite is Python's, and git is everywhere. What is not there is skipped.
+FSX and FSSTRESS name the programs of xfstests (ltp/fsx.c, ltp/fsstress.c), DBENCH dbench 4, PGBIN PostgreSQL's
+directory of programs; SQLite is Python's, and git is everywhere. What is not there is skipped.
 """
 
 from __future__ import annotations
@@ -146,7 +146,10 @@ db.close()
 @pytest.mark.processes
 @fire
 async def test_sqlite(world: Any, kills: bool, journal: str) -> None:
-    """Several processes, on both mounts: every commit that was answered is there, once. WAL shares memory: one mount."""
+    """Several processes, on both mounts: every commit that was answered is there, once.
+
+    WAL shares memory: one mount.
+    """
     count, workers = size(25, 1000), 4
     async with place(world, mounts=2, kills=kills) as p:
         tops = [p.first] if journal == "wal" else [m.path for m in p.mounts]

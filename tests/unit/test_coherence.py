@@ -382,7 +382,10 @@ def test_an_evicted_client_reads_nothing_old_when_its_lease_is_over():
 
 @pytest.mark.parametrize(("caching", "wrong"), [("bc", False), ("abc", True)])
 def test_a_write_without_a_lock_that_is_sent_again_is_done_when_it_is_answered(caching: str, wrong: bool):
-    """Its first execution was seen after the crash that forgot it; before the second one somebody else wrote.  OST seed 612"""
+    """Its first execution was seen after the crash that forgot it; before the second one somebody else wrote.
+
+    OST seed 612
+    """
     h = Planted(caching=caching)
     tag = h.history.new_tag()
     write = h.history.begin("a", "write", "f", 0, CELL, tag)

@@ -132,7 +132,10 @@ async def test_a_grant_beyond_what_may_be_granted_waits_for_the_commit(rig: Rig)
 
 
 async def test_an_id_that_a_crash_took_is_not_granted_again(rig: Rig) -> None:
-    """Nor is the file of its object seen again: nobody uses it.  Contrast: Lustre, which writes LAST_ID asynchronously"""
+    """Nor is the file of its object seen again: nobody uses it.
+
+    Contrast: Lustre, which writes LAST_ID asynchronously
+    """
     await rig.grant(10)
     rig.ost.committer.hold()
     await rig.grant(20)
