@@ -323,8 +323,11 @@ class AttrCache:
             if not overlaps(question.parent, since):
                 self.enter(self.file(question.parent), question.name, known)
 
-    def made(self, question: Question, attr: Attr) -> None:
-        """The answer to a create, or to an open that has made the file, in the turn in which it came."""
+    def made(self, question: Question, attr: Attr, *, named: bool) -> None:
+        """The answer to a create, or to an open that has made the file, in the turn in which it came.
+
+        `named`: as far as is known the name still leads there.
+        """
         lock = self._ridden(question, attr.fid)
         if lock is None:
             return
@@ -335,7 +338,7 @@ class AttrCache:
             known.listing = Listing()
             known.listing.complete = True
             self._listings[known] = None
-        if lock.bits & LOOKUP:
+        if lock.bits & LOOKUP and named:
             self.enter(self.file(question.parent), question.name, known)
 
     def changed(self, question: Question, attr: Attr) -> None:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 WHOLE = 1 << 62  # one extent for each object
 TRIES = 3  # to find locks that may be believed in when the work is done
+ASKS_MAX = 5  # about a size that changes from here meanwhile
 
 
 class LockedIo:
@@ -318,9 +319,19 @@ class LockedIo:
 
         async def ask(index: int, objects: list[int]) -> None:
             data = self.caches[index]
-            answers = await data.locks.glimpse([resource_of(obj) for obj in objects])
-            for obj, answer in zip(objects, answers, strict=True):
-                lvbs[index, obj] = answer if isinstance(answer, OpError) else _newer(answer, data.objects.get(obj))
+            for _ in range(ASKS_MAX):
+                answers = await data.locks.glimpse([resource_of(obj) for obj in objects])
+                late = []
+                for obj, answer in zip(objects, answers, strict=True):
+                    cached = data.objects.get(obj)
+                    if not isinstance(answer, OpError):
+                        if _outdated(answer, cached):
+                            late.append(obj)
+                        answer = _newer(answer, cached)
+                    lvbs[index, obj] = answer
+                objects = late
+                if not objects:
+                    break
 
         await self.shared.tasks.gather([ask(index, objects) for index, objects in asked.items()], "glimpse")
         return [self._attr_of(layout, lvbs) for layout in layouts]
@@ -626,6 +637,15 @@ def _accept(one: Held, buffer: memoryview, time: int, owner: Fid) -> bool:
     return one.data.writeback.accept(
         one.cached, extent.offset, extent.offset + extent.length, pieces, time, owner, extent.stripe
     )
+
+
+def _outdated(lvb: Lvb, cached: CachedObject | None) -> bool:
+    """Is less told of the object than was written from here?
+
+    The OST asks all who hold locks to write, us, too. So the lock was granted after that, and has perhaps gone again with
+    its last write: all we know still is that the object is not as short as we were told.
+    """
+    return cached is not None and not cached.exact and lvb.size < cached.size
 
 
 def _newer(lvb: Lvb, cached: CachedObject | None) -> Lvb:

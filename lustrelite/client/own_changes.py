@@ -7,7 +7,8 @@ answer. So a client that fills a directory asks for the directory's attributes o
 While a change is on its way nobody can say whether it has happened, so what it touches is not believed: `going`. An
 answer to a question that was on its way at the same time may be older or newer than the change: `overlaps`. Of such
 an answer nothing is kept that the change touches. A caller who gives up waiting changes nothing of this: `ended` is
-called when the answer comes, whoever waits for it.
+called when the answer comes, whoever waits for it. Answers may pass each other; their transnos tell: after one that
+comes too late a directory is asked for again.
 Source: mdt/locks.py for the other side.  Lustre's clients give the lock back and ask again (ll_prep_inode())
 """
 
@@ -36,14 +37,14 @@ class OwnChanges:
         self.cache = cache
         self.clock = 0  # counts ends of changes
         self.going: dict[Fid, int] = {}  # how many changes of an inode are on their way
-        self._ended: dict[Fid, int] = {}  # the clock at the last end
-        self._forgotten = 0  # of those that are not in `_ended` it was not later
+        self._ended: dict[Fid, tuple[int, int]] = {}  # the clock at the last end, and the highest transno
+        self._forgotten = (0, 0)  # of those that are not in `_ended` they are not higher
 
     def overlaps(self, fid: Fid, since: int) -> bool:
         """Was `fid` changed from here since the clock showed `since`, or is being changed?"""
         if since == self.clock and not self.going:
             return False
-        return fid in self.going or self._ended.get(fid, self._forgotten) > since
+        return fid in self.going or self._ended.get(fid, self._forgotten)[0] > since
 
     def _begin(self, *fids: Fid) -> None:
         on_lost = self.cache.on_lost
@@ -52,23 +53,29 @@ class OwnChanges:
             if on_lost is not None:
                 on_lost(fid, UPDATE)
 
-    def _end(self, *fids: Fid, changed: bool) -> None:
+    def _end(self, *fids: Fid, changed: bool, transno: int) -> bool:
+        """False: the answer to what was done later was here before."""
         for fid in fids:
             left = self.going[fid] - 1
             if left:
                 self.going[fid] = left
             else:
                 del self.going[fid]
-        if changed:
-            self.clock += 1
-            for fid in fids:
-                self._mark(fid)
+        if not changed:
+            return True
+        self.clock += 1
+        in_order = True
+        for fid in fids:
+            in_order = self._mark(fid, transno) and in_order
+        return in_order
 
-    def _mark(self, fid: Fid) -> None:
-        self._ended.pop(fid, None)
-        self._ended[fid] = self.clock
+    def _mark(self, fid: Fid, transno: int) -> bool:
+        _, newest = self._ended.pop(fid, self._forgotten)
+        self._ended[fid] = (self.clock, max(newest, transno))
         if len(self._ended) > ENDED_MAX:
-            self._forgotten = self._ended.pop(next(iter(self._ended)))
+            clock, highest = self._ended.pop(next(iter(self._ended)))
+            self._forgotten = (clock, max(highest, self._forgotten[1]))
+        return transno >= newest
 
     # the changes: each returns what is to be called with its answer ----------------------------------------------------
 
@@ -80,10 +87,10 @@ class OwnChanges:
         def ended(reply: Any, transno: int) -> None:
             opened = type(reply) is OpenReply
             made = reply is not None and not (opened and not reply.disposition & DISP_OPEN_CREATE)
-            self._end(parent, changed=made)
+            in_order = self._end(parent, changed=made, transno=transno)
             if made:
-                self._made(parent, name, time, int(directory))
-                self.cache.made(question, reply.attr if opened else reply)
+                self._made(parent, name, time, int(directory), in_order)
+                self.cache.made(question, reply.attr if opened else reply, named=in_order)
             elif opened:
                 self.cache.found(question, reply.attr)
 
@@ -94,9 +101,9 @@ class OwnChanges:
         self._begin(parent)
 
         def ended(reply: Any, transno: int) -> None:
-            self._end(parent, changed=reply is not None)
+            in_order = self._end(parent, changed=reply is not None, transno=transno)
             if reply is not None:
-                self._made(parent, name, time, 0)
+                self._made(parent, name, time, 0, in_order)
 
         return ended
 
@@ -105,11 +112,15 @@ class OwnChanges:
         self._begin(parent)
 
         def ended(reply: Any, transno: int) -> None:
-            self._end(parent, changed=reply is not None)
-            if reply is not None:
-                known = self._touch(parent, time, -int(directory))
-                if known is not None:
-                    self._went(known, name)
+            in_order = self._end(parent, changed=reply is not None, transno=transno)
+            if reply is None:
+                return
+            self.cache.leave(parent, name)
+            known = self._touch(parent, time, -int(directory))
+            if not in_order:
+                self._doubt(parent)
+            elif known is not None:
+                self._went(known, name)
 
         return ended
 
@@ -122,13 +133,16 @@ class OwnChanges:
 
         def ended(reply: Any, transno: int) -> None:
             moved: Fid = reply.moved if reply is not None else NO_FID
-            self._end(*fids, changed=moved != NO_FID)
+            in_order = self._end(*fids, changed=moved != NO_FID, transno=transno)
             if moved == NO_FID:  # refused, or two names of one file
                 return
-            self._mark(moved)
-            if exchange:
+            self._mark(moved, transno)
+            self.cache.leave(source, name)  # whoever was told of it meanwhile
+            self.cache.leave(target, new_name)
+            if exchange or not in_order:
                 for fid in (source, target):
                     self._doubt(fid)
+                self._doubt_attr(moved, UPDATE | LOOKUP)
             else:
                 self._moved(moved, source, name, target, new_name, time, transno, replaced=reply.fid != NO_FID)
 
@@ -137,15 +151,14 @@ class OwnChanges:
     def setting(self, question: Question, fid: Fid) -> Ended:
         """Attributes of `fid` are about to be changed."""
         self._begin(fid)
-        known = self.cache.files.get(fid)
-        if known is not None:
-            known.fresh &= ~SETTABLE
-            known.merged = None
+        self._doubt_attr(fid, SETTABLE)
 
         def ended(reply: Any, transno: int) -> None:
-            self._end(fid, changed=reply is not None)
+            in_order = self._end(fid, changed=reply is not None, transno=transno)
             if reply is not None:
                 self.cache.changed(question, reply)
+                if not in_order:
+                    self._doubt_attr(fid, SETTABLE)
 
         return ended
 
@@ -175,9 +188,11 @@ class OwnChanges:
         if moved is not None and moved.bits & LOOKUP:
             cache.enter(cache.file(target), new_name, moved)
 
-    def _made(self, parent: Fid, name: bytes, time: int, links: int) -> None:
+    def _made(self, parent: Fid, name: bytes, time: int, links: int, in_order: bool) -> None:
         known = self._touch(parent, time, links)
-        if known is not None:
+        if not in_order:
+            self._doubt(parent)
+        elif known is not None:
             self._came(known, name)
 
     # what follows from them -------------------------------------------------------------------------------------------
@@ -205,10 +220,10 @@ class OwnChanges:
         if directory.listing is None:
             self.cache.miss(directory, name)
 
-    def _doubt_attr(self, fid: Fid) -> None:
+    def _doubt_attr(self, fid: Fid, bits: int = UPDATE) -> None:
         known = self.cache.files.get(fid)
         if known is not None:
-            known.fresh &= ~UPDATE
+            known.fresh &= ~bits
             known.merged = None
 
     def _doubt(self, fid: Fid) -> None:

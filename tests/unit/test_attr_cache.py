@@ -502,11 +502,11 @@ def making(bench: Bench, parent: Fid, name: bytes, time: int, mode: int = stat.S
     ended = bench.cache.own.making(question, time, directory=stat.S_ISDIR(mode))
     fid = bench.fid()
 
-    def answered(bits: int = STAT | OPEN) -> None:
+    def answered(bits: int = STAT | OPEN, transno: int = 9) -> None:
         assert question.ride is not None and question.ride.want is not None
         if bits:
             bench.locks.grant(question.ride.want.handle, fid, bits)
-        ended(bench.attr(fid, mode), 9)
+        ended(bench.attr(fid, mode), transno)
 
     return answered, fid
 
@@ -603,6 +603,45 @@ def test_a_file_that_is_moved_keeps_its_lock(bench: Bench) -> None:
     ended = bench.cache.own.moving(ROOT_FID, b"v", d, b"w", 70, exchange=True)
     ended(RenameReply(NO_FID, 0, False, f), 9)
     assert bench.look(d, b"g") is None and bench.cache.find(d, STAT) is None
+
+
+@pytest.mark.parametrize("exchange", [False, True])
+def test_a_name_that_was_made_and_moved_at_once_is_not_there_any_more(bench: Bench, exchange: bool) -> None:
+    """Found by the coherence swarm, seed 1300953: nothing else was known of the directory."""
+    answered, f = making(bench, ROOT_FID, b"a", 50)
+    ended = bench.cache.own.moving(ROOT_FID, b"a", ROOT_FID, b"b", 51, exchange=exchange)
+    answered(transno=8)
+    ended(RenameReply(NO_FID, 0, False, f), 9)
+    assert bench.cache.child(ROOT_FID, b"a") is None and bench.cache.child(ROOT_FID, b"b") == (None if exchange else f)
+
+
+def test_after_answers_in_the_wrong_order_everything_is_asked_for_again(bench: Bench) -> None:
+    """It was made, and then it was removed, or moved."""
+    bench.list(ROOT_FID, [])
+    answered, _ = making(bench, ROOT_FID, b"a", 50)
+    bench.cache.own.removing(ROOT_FID, b"a", 51)(object(), 9)
+    answered(transno=8)
+    assert bench.look(ROOT_FID, b"a") is None and bench.look(ROOT_FID, b"z") is None
+    assert bench.cache.find(ROOT_FID, STAT) is None and bench.cache.find(ROOT_FID, PERM) is not None
+    d = bench.fid()
+    bench.enter(ROOT_FID, b"d", d, mode=DIRECTORY)
+    answered, f = making(bench, d, b"a", 50)
+    ended = bench.cache.own.moving(d, b"b", d, b"c", 52, exchange=False)
+    bench.cache.own.moving(d, b"a", d, b"b", 51, exchange=False)(RenameReply(NO_FID, 0, False, f), 11)
+    answered(transno=10)
+    ended(RenameReply(NO_FID, 0, False, f), 12)
+    assert bench.look(d, b"a") is None and refused(bench, d, b"b") == errno.ENOENT and bench.look(d, b"c") == f
+    bench.cache.own.moving(d, b"y", d, b"c", 53, exchange=False)(RenameReply(NO_FID, 0, False, bench.fid()), 9)
+    assert bench.look(d, b"c") is None, "what there was when, nobody knows"
+
+
+def test_an_answer_in_the_wrong_order_says_nothing_of_attributes(bench: Bench) -> None:
+    f = bench.fid()
+    bench.learn(f)
+    first = bench.cache.own.setting(bench.cache.question(f, STAT), f)
+    bench.cache.own.setting(bench.cache.question(f, STAT), f)(bench.attr(f, mode=stat.S_IFREG | 0o600), 9)
+    first(bench.attr(f, mode=stat.S_IFREG | 0o644), 8)
+    assert bench.cache.find(f, PERM) is None and bench.cache.find(f, LOOKUP) is not None
 
 
 def test_a_directory_that_is_moved_counts_for_its_parents(bench: Bench) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -1113,6 +1114,30 @@ async def test_sizes_of_many_files_are_one_request_to_each_ost() -> None:
         assert known is not None and known.size == 70_000 and known.mtime == files[0].mtime
         for file in files:
             await file.close()
+
+
+async def test_a_size_that_is_older_than_what_is_known_here_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by the coherence swarm, seed 1300424.
+
+    The answer is from before somebody made the object longer; what is known of it since is only that it reaches to the
+    end of a lock. Neither is its size.
+    """
+    async with CachingWorld() as world:
+        file = await opened(world)
+        server, locks = world.osts[0], world.osts[0].locks
+        locks.grow = False
+        ask = locks.glimpse
+
+        async def glimpse(resources: Sequence[bytes]) -> list[Lvb | OpError]:
+            (answer,) = await ask(resources)
+            if len(locks.glimpses) == 1:
+                server.objects[1] = bytearray(4096)
+                assert await file.pread(64, 64) == bytes(64)
+            return [answer]
+
+        monkeypatch.setattr(locks, "glimpse", glimpse)
+        assert (await file.fstat()).size == 4096 and len(locks.glimpses) == 2
+        await file.close()
 
 
 async def test_a_glimpse_from_others_tells_what_is_dirty_here() -> None:
