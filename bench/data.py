@@ -1,8 +1,8 @@
 """Data rates: data_write and data_read, 1 GiB in 1 MiB RPCs over two OSTs, against dd on the same disk; async_write.
 
 A round measures everything once, one after the other, so that they meet the same machine; of several rounds the best
-rate of each counts, and `rounds` shows the ratio in each of them. `cpu_s` is what client and servers took for the GiB:
-it hardly depends on who else uses the machine.
+rate of each counts, `rounds` shows the ratio in each of them, and `median` is theirs. `cpu_s` is what client and servers
+took for the GiB: it hardly depends on who else uses the machine.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench.harness import bench, closed_loop, cluster, cpu_seconds, mounted, result, run, scratch
@@ -24,7 +25,7 @@ from lustrelite.wire.mdt import StripeHint
 MIB = 1 << 20
 FILE_MIB = 1024
 IN_FLIGHT = 16
-ROUNDS = 4
+ROUNDS = 5
 SMALL_BYTES = 64 << 10
 SMALL_COUNT = 2048
 
@@ -77,8 +78,9 @@ class Rounds:
     def line(self, name: str, ours: str, other: str, also: str) -> dict[str, Any]:
         """A result: `ours` against `other`, and its ratio to `also`."""
         best = {key: max(rates) for key, rates in self.rates.items()}
+        rounds = self.against(ours, other)
         return result(
-            name, best[ours], "MiB/s", other, best[other], rounds=self.against(ours, other),
+            name, best[ours], "MiB/s", other, best[other], rounds=rounds, median=round(median(rounds), 2),
             **{f"ratio_to_{also.replace(' ', '_')}": round(best[ours] / best[also], 3)},
             cpu_s=round(min(self.cpu[ours]), 2), cold=self.cold,
         )  # fmt: skip
