@@ -169,7 +169,7 @@ def check_modes(history: History, target: str) -> list[str]:
     """What is wrong with the permissions of any file."""
     files: dict[str, list[Op]] = {}
     for op in history.ops:
-        if op.kind in ("chmod", "mode") and op.outcome != ERROR:
+        if op.kind == "chmod" or (op.kind == "mode" and op.outcome != ERROR):
             files.setdefault(op.target, []).append(op)
     problems = []
     for fid, ops in files.items():
@@ -182,7 +182,7 @@ def check_modes(history: History, target: str) -> list[str]:
         seen = {mode for mode, _ in reads}
         writes = {}
         for op in ops:
-            if op.kind == "chmod":
+            if op.kind == "chmod" and op.outcome != ERROR:  # one that was refused may have been undone before
                 doubtful = not op.ok or (undone[op.index] is not None and history.end_of(op, target) is not None)
                 if not doubtful or op.args[0] in seen:
                     writes[op.args[0]] = Call(op.invoked, op.done, op.args[0], op=op)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from lustrelite.sim.cluster import Cluster
@@ -87,9 +88,10 @@ class Nemesis:
         )
 
     async def restart(self, server: SimServer) -> None:
-        """Start it, unless somebody did."""
+        """Start it, unless somebody did. Who kills it meanwhile starts it again."""
         if not server.alive:
-            await server.start()
+            with suppress(NodeDied):
+                await server.start()
 
 
 async def kill_server(n: Nemesis) -> None:

@@ -529,6 +529,19 @@ def test_permissions():
     assert "permissions of F1" in h.problems
 
 
+def test_permissions_that_were_set_undone_and_then_refused():
+    """Swarm of OSTs, seed 21100: the file is lost with who made it, and what was set had not been answered."""
+    for crash in (True, False):
+        h = names(MADE, ("b", "mode", ("F1",), 0o644))
+        op = h.history.begin("b", "chmod", "F1", 0o1)
+        h.did("a", "mode", "F1", result=0o1)
+        h.history.killed("a")
+        if crash:
+            h.crash("MDT0", 0)
+        h.history.refused(op, errno.ENOENT)
+        assert bool(h.problems) != crash
+
+
 def test_record_locks_exclude_each_other():
     lock = lambda owner, exclusive, start=0, end=9, waits=True: ("f", owner, exclusive, start, end, waits)  # noqa: E731
     good = names(
