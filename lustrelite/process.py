@@ -33,6 +33,7 @@ from lustrelite.metrics import Metrics, MetricsServer
 from lustrelite.params import ParamTree, add_node_params
 from lustrelite.rpc.config import ConfigFollower
 from lustrelite.rpc.node import Node
+from lustrelite.rpc.spinner import Spinner
 from lustrelite.rpc.transport import SocketNetwork
 from lustrelite.rpc.workers import Workers
 from lustrelite.wire.mgs import SetParam
@@ -104,6 +105,7 @@ class Process:
         network = SocketNetwork(rng, name=self.name, allow_remote=options.allow_remote)
         self.node = Node(self.name, network, workers=Workers(WORKERS), seed=rng.getrandbits(64))
         network.events = self.node.events
+        self.node.spinner = network.spinner = Spinner(self.node.tunables, self.node.workers)
         self.node.on_crash = self._crashed
         self._open_logs()
         add_node_params(self.tree, self.node)

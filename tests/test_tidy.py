@@ -97,6 +97,7 @@ SEAM_MODULES = {"_thread", "concurrent.futures", "multiprocessing", "random", "s
 SEAM_ALLOWED = {
     ("lustrelite.rpc.node", "random"),  # the seam itself: node.random, node.wall_ns, run_blocking
     ("lustrelite.rpc.node", "time"),
+    ("lustrelite.rpc.spinner", "time"),  # how long a processor is kept awake: no simulated process has one
     ("lustrelite.rpc.workers", "threading"),  # run_blocking's threads
     ("lustrelite.rpc.transport", "socket"),  # the only socket code
     ("lustrelite.rpc.transport", "random"),  # the type of the generator that is handed in

@@ -16,6 +16,7 @@ from lustrelite.events import Event
 from lustrelite.ids import Nid
 from lustrelite.process import loop_factory
 from lustrelite.rpc.node import Node
+from lustrelite.rpc.spinner import Spinner
 from lustrelite.rpc.transport import SocketNetwork
 
 _T = TypeVar("_T")
@@ -28,6 +29,7 @@ def new_node(name: str) -> Node:
     network = SocketNetwork(rng, name=name)
     node = Node(name, network, seed=rng.getrandbits(64))
     network.events = node.events
+    node.spinner = network.spinner = Spinner(node.tunables, node.workers)
     return node
 
 

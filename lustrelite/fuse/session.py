@@ -32,9 +32,6 @@ from lustrelite.rpc.buffers import BufferPool
 from lustrelite.rpc.node import Node
 
 TURN_REQUESTS = 16  # read in one turn of the loop
-UNDECIDED = -1
-LUCK_MAX = 16
-UNLUCKY_MAX = 64  # requests after which it is tried once more
 INVALIDATORS = 32  # threads that may wait for the kernel
 SIGNAL_LOOK_S = 0.1  # has the signalled caller of a request got one that it dies of?
 PIECES_MAX = 512  # of one answer: IOV_MAX is 1024
@@ -114,8 +111,6 @@ class Session:
         self.waited = 0  # requests that needed a task
         self.seconds: dict[int, float] = {}  # that those have taken, by operation
         self.notified = 0
-        self._luck = LUCK_MAX  # how often it was worth it of late to look once more, instead of sleeping
-        self._unlucky = 0
         self._loop = loop
         self._pool = BufferPool()
         self._head = bytearray(WRITE_HEAD_BYTES)
@@ -130,48 +125,21 @@ class Session:
     # requests -----------------------------------------------------------------------------------------------------
 
     def _readable(self) -> None:
-        left = TURN_REQUESTS
-        spins = UNDECIDED
-        while left:
+        if self.node.spinner is not None:
+            self.node.spinner.received()
+        for _ in range(TURN_REQUESTS):
             try:
                 length = os.readv(self.fd, (self._head, self._data))
             except (BlockingIOError, InterruptedError):
-                if spins == UNDECIDED:
-                    spins = self._spins() if left < TURN_REQUESTS else 0
-                elif spins == 0:
-                    self._luck -= 1
-                if spins <= 0:
-                    return
-                spins -= 1
-                continue
+                return
             except OSError as error:
                 if error.errno == errno.ENOENT:  # taken back before we saw it
-                    left -= 1
                     continue
                 self._end(error.errno or errno.EIO)
                 return
-            if spins != UNDECIDED:
-                spins = UNDECIDED
-                self._luck = min(self._luck + 2, LUCK_MAX)
-            left -= 1
             self._received(length)
             if self.ended.done():
                 return
-
-    def _spins(self) -> int:
-        """How often to look for another request before we sleep: somebody was answered, and often asks again at once.
-
-        To be woken costs more than to look for as long, if it is not in vain; whoever is answered then runs on the
-        other processor. Nobody may be waiting for anything else that this loop would hear of.
-        """
-        if self.pending:
-            return 0
-        if self._luck <= 0:
-            self._unlucky += 1
-            if self._unlucky < UNLUCKY_MAX:
-                return 0
-            self._unlucky, self._luck = 0, 1  # perhaps it is worth it by now
-        return self.node.tunables.fuse_spins
 
     def _received(self, length: int) -> None:
         head = bytes(self._head)

@@ -21,6 +21,7 @@ from typing import Any, Protocol, TypeVar
 from lustrelite.events import EventLog
 from lustrelite.faults import Faults
 from lustrelite.ids import Nid
+from lustrelite.rpc.spinner import Spinner
 from lustrelite.rpc.workers import Workers
 from lustrelite.tunables import Tunables
 
@@ -103,6 +104,7 @@ class Node:
         self.events = EventLog(name, self.now)
         self.faults = Faults()
         self.workers = workers or Workers(WORKERS)
+        self.spinner: Spinner | None = None  # looks for what comes next, if this is a process of its own
         self.dead = False
         self._tasks: dict[asyncio.Task[Any], None] = {}  # a dict keeps order: cancellation must be repeatable
         self.on_crash: Callable[[str], None] | None = None  # a StoreFailed or a "crash" fault ends the process

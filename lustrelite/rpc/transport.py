@@ -47,6 +47,7 @@ from lustrelite.errors import LinkLost, OtherVersion, ProtocolError
 from lustrelite.events import EventLog
 from lustrelite.ids import Nid
 from lustrelite.rpc.node import CORRUPT, Link, Receiver
+from lustrelite.rpc.spinner import Spinner
 from lustrelite.tunables import limits
 from lustrelite.wire.frame import HELLO, PREFIX_BYTES, REFUSAL, crc32c, pack_prefix, unpack_prefix
 from lustrelite.wire.message import checker, pack, unpack
@@ -96,6 +97,7 @@ class SocketNetwork:
         self.links_max = links_max
         self.hello_wait_s = hello_wait_s
         self.unsent_bytes_max = unsent_bytes_max
+        self.spinner: Spinner | None = None  # this process's, if it looks for what comes next
         # Where every connection reads to: a read and what is done with it happen in one turn of the loop, so only an
         # unfinished frame needs memory of its own, and an idle connection has none.
         self.scratch = memoryview(bytearray(CONTROL_BUFFER_BYTES))
@@ -490,6 +492,8 @@ class Connection(asyncio.BufferedProtocol):
             joined.append(part)
         if small:
             joined.append(b"".join(small))
+        if self.network.spinner is not None:
+            self.network.spinner.sent()
         if len(joined) == 1:
             self.transport.write(joined[0])
         else:  # one system call: the peer is not woken for a header whose bulk is not there
@@ -505,6 +509,8 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         if self._over:
             return
+        if self.network.spinner is not None:
+            self.network.spinner.received()
         try:
             if self._bulk is None:
                 view = self._view if self._end else self.network.scratch

@@ -30,6 +30,11 @@ class Workers:
         self._woken = False  # the loop will look at the results
         self._loop: asyncio.AbstractEventLoop | None = None
 
+    @property
+    def busy(self) -> bool:
+        """Is anything under way?"""
+        return self._under_way > 0
+
     def run(self, function: Callable[..., _T], *args: Any) -> asyncio.Future[_T]:
         """What `function(*args)` returns or raises. Cancelled before a thread has begun with it, it is not called."""
         if self._loop is None:

@@ -15,8 +15,9 @@ import pytest
 from lustrelite.errors import OpError
 from lustrelite.fuse import kernel
 from lustrelite.fuse.kernel import HEADER, init, op
-from lustrelite.fuse.session import LUCK_MAX, SIGNAL_LOOK_S, WANTED_FLAGS, Answer, Request, Session
+from lustrelite.fuse.session import SIGNAL_LOOK_S, WANTED_FLAGS, Answer, Request, Session
 from lustrelite.rpc.node import Node
+from lustrelite.rpc.spinner import Spinner
 from lustrelite.rpc.transport import SocketNetwork
 
 NOBODY = 0  # no such process
@@ -101,31 +102,16 @@ async def test_an_answer_that_is_there_needs_no_coroutine(fake: FakeKernel) -> N
     assert await fake.answer() == (6, errno.ENOENT, b"")
 
 
-async def test_it_looks_for_the_next_request_as_long_as_that_is_worth_it(fake: FakeKernel) -> None:
-    looks = 0
-    more: list[int] = []
-    read = os.readv
-
-    def look(fd: int, buffers: object) -> int:
-        nonlocal looks
-        looks += 1
-        if more and looks == more[0]:
-            fake.send(op.LOOKUP, b"next\0", unique=more.pop())
-        return read(fd, buffers)  # type: ignore[arg-type]
-
-    fake.session.handlers[op.LOOKUP] = lambda request, body: b""
+async def test_requests_are_worth_looking_for_more(fake: FakeKernel) -> None:
+    spinner = fake.node.spinner = Spinner(fake.node.tunables, fake.node.workers)
+    received: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "readv", look)
-        more.append(10)  # it comes while we look
-        fake.send(op.LOOKUP, b"first\0", unique=5)
-        assert [(await fake.answer())[0] for _ in range(2)] == [5, 10]
-        spins = fake.node.tunables.fuse_spins
-        assert 10 < looks <= 10 + 1 + spins + 1
-        for number in range(LUCK_MAX + 2):  # each time in vain
-            looks = 0
-            fake.send(op.LOOKUP, b"alone\0", unique=100 + number)
-            await fake.answer()
-        assert looks <= 2, "not any more"
+        patch.setattr(spinner, "received", lambda: received.append(1))
+        fake.session.handlers[op.LOOKUP] = lambda request, body: b""
+        for unique in (5, 6):
+            fake.send(op.LOOKUP, b"x\0", unique=unique)
+            assert (await fake.answer())[0] == unique
+    assert len(received) == 2
 
 
 async def test_one_that_waits_holds_up_nobody_and_can_be_interrupted(fake: FakeKernel) -> None:

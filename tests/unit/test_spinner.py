@@ -1,0 +1,86 @@
+"""A loop that does not sleep when something may come soon, and does when that was in vain."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from lustrelite.rpc.spinner import LUCK_MAX, UNLUCKY_MAX, Spinner
+from lustrelite.rpc.workers import Workers
+from lustrelite.tunables import Tunables
+
+
+class Spin:
+    """A spinner, its clock, and how often it has looked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.workers = Workers(1)
+        self.tunables = Tunables(spin_us=100)
+        self.spinner = Spinner(self.tunables, self.workers)
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+    async def looks(self, turns: int = 10) -> bool:
+        """Does the loop go round, now and for as long as the clock stands?"""
+        loop = asyncio.get_running_loop()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return any(getattr(handle, "_callback", None) == self.spinner._look for handle in loop._ready)  # type: ignore[attr-defined]
+
+    async def in_vain(self) -> bool:
+        """Something comes, and nothing after it. Was it waited for?"""
+        self.spinner.received()
+        looked = await self.looks()
+        self.now += 1.0
+        assert not await self.looks()
+        return looked
+
+
+@pytest.fixture
+async def spin(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Spin]:
+    one = Spin(monkeypatch)
+    yield one
+    one.workers.stop(1.0)
+
+
+async def test_it_looks_for_a_while_after_something_came_or_went(spin: Spin) -> None:
+    for begin in (spin.spinner.received, spin.spinner.sent):
+        assert not await spin.looks()
+        begin()
+        assert await spin.looks()
+        spin.now += 60e-6
+        spin.spinner.sent()
+        spin.now += 60e-6
+        assert await spin.looks(), "the time begins anew"
+        spin.now += 60e-6
+        assert not await spin.looks()
+
+
+async def test_after_looking_in_vain_it_looks_rarely_until_that_is_worth_it(spin: Spin) -> None:
+    assert [await spin.in_vain() for _ in range(LUCK_MAX)] == [True] * LUCK_MAX
+    assert [await spin.in_vain() for _ in range(2 * UNLUCKY_MAX)] == ([False] * (UNLUCKY_MAX - 1) + [True]) * 2
+    for _ in range(UNLUCKY_MAX):
+        spin.spinner.received()
+    for _ in range(2):
+        assert await spin.looks()
+        spin.spinner.received()  # in time
+    spin.now += 1.0
+    assert not await spin.looks()
+    assert [await spin.in_vain() for _ in range(4)] == [True] * 4
+
+
+async def test_it_leaves_the_interpreter_to_threads_at_work(spin: Spin) -> None:
+    spin.spinner.received()
+    assert await spin.looks()
+    done = spin.workers.run(lambda: 7)
+    for _ in range(2):
+        await asyncio.sleep(0)
+    assert not spin.spinner._spinning and await done == 7
+
+
+async def test_it_can_be_switched_off(spin: Spin) -> None:
+    spin.tunables.spin_us = 0
+    assert not await spin.in_vain()
