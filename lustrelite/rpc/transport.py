@@ -492,9 +492,9 @@ class Connection(asyncio.BufferedProtocol):
             joined.append(part)
         if small:
             joined.append(b"".join(small))
-        if self.network.spinner is not None:
-            self.network.spinner.sent()
         if len(joined) == 1:
+            if self.network.spinner is not None:
+                self.network.spinner.sent()
             self.transport.write(joined[0])
         else:  # one system call: the peer is not woken for a header whose bulk is not there
             self.transport.writelines(joined)
@@ -509,12 +509,12 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         if self._over:
             return
-        if self.network.spinner is not None:
-            self.network.spinner.received()
         try:
             if self._bulk is None:
                 view = self._view if self._end else self.network.scratch
                 self._take_frames(view, self._end + nbytes)
+                if self._bulk is None and self.network.spinner is not None:
+                    self.network.spinner.received()  # data is another matter: it takes disks, and every processor
             elif nbytes < len(self._bulk):
                 self._bulk = self._bulk[nbytes:]
             else:

@@ -10,6 +10,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,6 +47,23 @@ def test_frames_go_both_ways_in_order(run, nid):
             assert link.peer == "server" and link.nid == world.nid
             served = world.served[0][0]
             assert served.peer == "caller" and served.nid.rpartition("@")[2] == nid.rpartition("@")[2]
+
+    run(scenario())
+
+
+def test_what_comes_quickly_is_worth_looking_for_and_data_is_not(run):
+    """A frame without data is answered at once; for data there are disks and the other processors."""
+
+    async def scenario():
+        async with World(TCP) as world:
+            seen = []
+            link, receiver = await world.connect(bulk_connections=1)
+            world.caller.spinner = SimpleNamespace(sent=lambda: seen.append("sent"), received=lambda: seen.append("received"))
+            for number, (bulk, expected) in enumerate([(None, ["sent", "received"]), (memoryview(bytes(MIB)), [])]):
+                link.send(REQUEST, pack((number,)), bulk)
+                await receiver.until(frames=number + 1)
+                assert seen == expected
+                seen.clear()
 
     run(scenario())
 
