@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from lustrelite.errors import StoreFailed
 from lustrelite.format import TargetConfig, read_target
 from lustrelite.ids import Nid
 from lustrelite.mdt.mdt import Mdt
@@ -151,6 +152,10 @@ class Daemon:
             self.service.add_target(target)
             if config.kind != "MGS":
                 self.node.spawn(self._register(target, config), f"register {name}")
+        except StoreFailed:  # nothing more may be written there
+            self.targets.pop(name).kill()
+            self._owned.pop(name).release()
+            raise
         except BaseException:
             await self.stop_target(name)
             raise

@@ -25,7 +25,7 @@ from typing import Any
 
 from lustrelite import collector
 from lustrelite.control import Command, ControlServer
-from lustrelite.errors import FormatRefused, LinkLost, OpError
+from lustrelite.errors import FormatRefused, LinkLost, OpError, StoreFailed
 from lustrelite.event_file import EventFile, RotatingFile, log_line
 from lustrelite.events import Event
 from lustrelite.ids import Nid, parse_nid
@@ -271,7 +271,7 @@ def run(role: str, options: argparse.Namespace, serve: Callable[[Process], Await
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(main())
-    except (FormatRefused, OpError, ValueError, KeyError, LinkLost, OSError) as error:
+    except (FormatRefused, StoreFailed, OpError, ValueError, KeyError, LinkLost, OSError) as error:
         print(f"{options.name}: {error}", file=sys.stderr, flush=True)  # noqa: T201
         return EXIT_REFUSED
     return 0

@@ -14,6 +14,7 @@ import pytest
 from mounts import Mount
 from steps import EVICTION, refused, soon
 
+from lustrelite.errors import StoreFailed
 from lustrelite.faults import Fault
 
 MIB = 1 << 20
@@ -209,6 +210,23 @@ async def test_a_disk_that_cannot_commit_ends_the_server_and_nothing_acknowledge
         assert await c.b.read("/f") == data(2 * MIB)
         assert await c.b.read("/before") == data(MIB)
         c.never_saw("import.evicted")
+
+
+async def test_an_ost_does_not_start_on_a_disk_that_does_not_sync(cluster: Any) -> None:
+    """What a killed predecessor left in the kernel cannot be made durable: nobody may see it. Nothing is written there."""
+    async with cluster(mds=1, oss=1, clients=2, caching=1, commit_interval_s=1000.0) as c:
+        await c.a.write("/f", data(MIB))
+        await c.a.unrecorded(c.a.fs.connections.lov.locked.flush_all())
+        c.oss[0].kill()
+        disk(c).unsyncable = errno.EIO
+        with pytest.raises(StoreFailed, match="cannot sync"):
+            await c.oss[0].start()
+        assert len(c.failures) == 1 and not c.oss[0].alive
+        c.failures.clear()
+        c.errors.clear()
+        disk(c).unsyncable = 0
+        await c.oss[0].start()
+        assert await c.b.read("/f") == data(MIB)
 
 
 @pytest.mark.parametrize("again", [0, 1], ids=["", "and it is restarted"])
