@@ -342,10 +342,11 @@ class SimClient(SimProcess):
         self.uuids[self.uuid] = None
         self.files.clear()
         for imp in self.imports:
-            imp.on_evicted.append(lambda imp=imp: self._evicted(imp))  # type: ignore[misc]
+            imp.on_evicted.append(lambda target=imp.target: self.thrown_out(target))  # type: ignore[misc]
 
-    def _evicted(self, imp: ClientImport) -> None:
-        self.cluster.oracle.client_gone(self.life, "evicted", imp.target)
+    def thrown_out(self, target: str) -> None:
+        """It has heard that `target` evicted it."""
+        self.cluster.oracle.client_gone(self.life, "evicted", target)
 
     def _kill(self, node: SimNode, silent: bool) -> None:
         self.cluster.oracle.client_gone(self.life, "killed")

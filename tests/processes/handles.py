@@ -256,8 +256,6 @@ class ProcessClient(SimClient):
             self.fs = await world.finish(node, FileSystem.mount(node, nids, world.cluster.fsname), "mount")
         self.uuids[self.uuid] = None
         self.files.clear()
-        for imp in self.imports:
-            imp.on_evicted.append(lambda imp=imp: self._evicted(imp))  # type: ignore[misc]
 
     def _ended(self, why: str) -> None:
         """A crash: the process would be gone at once."""
