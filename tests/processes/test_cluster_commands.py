@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -386,6 +387,16 @@ def test_a_deep_state_directory_uses_loopback_ports(tmp_path: Path) -> None:
         shell.run("mkdir", "/x")
     finally:
         shell.run("down")
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "link"])
+def test_an_archive_that_wants_to_be_elsewhere_is_no_backup(tmp_path: Path, name: str) -> None:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = (tarfile.SYMTYPE, "/") if name == "link" else (tarfile.REGTYPE, "")
+    with tarfile.open(tmp_path / "b.tar", "w") as archive:
+        archive.addfile(member)
+    assert "is no backup" in Shell(tmp_path / "s").run("restore", tmp_path / "b.tar", status=1)
+    assert not (tmp_path / "s" / "evil").exists()
 
 
 @pytest.mark.parametrize("kind", ["directory", "archive.tar.gz"])
