@@ -271,7 +271,9 @@ class Inodes:
         self.dropping += 1
         try:
             while self.session.alive:
-                arrived = node.arrived = asyncio.get_running_loop().create_future()
+                arrived = node.arrived
+                if arrived is None or arrived.done():  # several locks may be on their way at the same time
+                    arrived = node.arrived = asyncio.get_running_loop().create_future()
                 ranges = self._idle_ranges(node, start, end)
                 if not node.busy and (start, end) == (0, limits.file_bytes_max):
                     node.pages = False

@@ -19,6 +19,7 @@ class Heard:
 
     def __init__(self) -> None:
         self.told: list[str] = []
+        self.blocked = False  # a page is locked for a request that has not arrived
 
     def notify(self, message: bytes) -> bool:
         self.told.append("attributes")
@@ -27,7 +28,8 @@ class Heard:
     def invalidate(self, messages: Sequence[bytes]) -> asyncio.Future[None]:
         self.told.append("pages")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.set_result(None)
+        if not self.blocked:
+            done.set_result(None)
         return done
 
 
@@ -58,3 +60,23 @@ async def test_attributes_that_the_kernel_has_asked_for_come_before_pages_go() -
     node.pages, node.asked = True, 1  # one that is not answered, perhaps because its server is away, holds up nobody for long
     await asyncio.wait_for(asyncio.ensure_future(inodes.withdraw(0, lock)), 5)  # type: ignore[arg-type]
     assert session.told[-1] == "pages"
+
+
+async def test_locks_that_go_at_the_same_time_all_hear_of_a_request_that_is_in_their_way() -> None:
+    """The kernel has locked a page for a READ that is still in its queue: who drops pages waits for it, and it for the locks."""
+    session: Any = Heard()
+    view: Any = SimpleNamespace(root=ROOT_FID)
+    locks: list[Any] = [Lock(), Lock()]
+    inodes = Inodes(view, session)
+    node = inodes.root
+    inodes.watch(node, SimpleNamespace(stripes=((0, 7),)))  # type: ignore[arg-type]
+    node.pages, session.blocked = True, True
+    going = [asyncio.ensure_future(inodes.withdraw(0, lock)) for lock in locks]  # type: ignore[arg-type]
+    while len(session.told) < 2:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    assert not any(task.done() for task in going)
+    session.blocked = False
+    node.begin(object(), 0, 4096)  # here it is: the others go on without that page
+    await asyncio.wait_for(asyncio.gather(*going), 5)
+    assert not node.leaving
