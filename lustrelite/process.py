@@ -101,11 +101,7 @@ class Process:
         }  # fmt: skip
         self.status: Callable[[], dict[str, Any]] = dict  # what the control command "status" adds
         self._stops = 0
-        rng = random.Random()
-        network = SocketNetwork(rng, name=self.name, allow_remote=options.allow_remote)
-        self.node = Node(self.name, network, workers=Workers(WORKERS), seed=rng.getrandbits(64))
-        network.events = self.node.events
-        self.node.spinner = network.spinner = Spinner(self.node.tunables, self.node.workers)
+        self.node = socket_node(self.name, workers=Workers(WORKERS), allow_remote=options.allow_remote)
         self.node.on_crash = self._crashed
         self._open_logs()
         add_node_params(self.tree, self.node)
@@ -257,6 +253,16 @@ class Process:
         prefix, count = str(request.get("prefix") or ""), int(request.get("count") or 100)
         ring: Iterable[Event] = [event for event in self.node.events.ring if event.name.startswith(prefix)]
         return [event.line() for event in list(ring)[-count:]]
+
+
+def socket_node(name: str, *, workers: Workers | None = None, allow_remote: bool = False) -> Node:
+    """A node of this process, on sockets."""
+    rng = random.Random()
+    network = SocketNetwork(rng, name=name, allow_remote=allow_remote)
+    node = Node(name, network, workers=workers, seed=rng.getrandbits(64))
+    network.events = node.events
+    node.spinner = network.spinner = Spinner(node.tunables, node.workers)
+    return node
 
 
 def run(role: str, options: argparse.Namespace, serve: Callable[[Process], Awaitable[None]]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -14,10 +13,8 @@ from lustrelite.cli.errors import Refused
 from lustrelite.client.fs import FileSystem
 from lustrelite.events import Event
 from lustrelite.ids import Nid
-from lustrelite.process import loop_factory
+from lustrelite.process import loop_factory, socket_node
 from lustrelite.rpc.node import Node
-from lustrelite.rpc.spinner import Spinner
-from lustrelite.rpc.transport import SocketNetwork
 
 _T = TypeVar("_T")
 MOUNT_WAIT_S = 30.0
@@ -25,12 +22,7 @@ MOUNT_WAIT_S = 30.0
 
 def new_node(name: str) -> Node:
     """A node for a client in this process."""
-    rng = random.Random()
-    network = SocketNetwork(rng, name=name)
-    node = Node(name, network, seed=rng.getrandbits(64))
-    network.events = node.events
-    node.spinner = network.spinner = Spinner(node.tunables, node.workers)
-    return node
+    return socket_node(name)
 
 
 def caller() -> tuple[int, ...]:

@@ -34,33 +34,29 @@ class Spinner:
 
     def sent(self) -> None:
         """An answer may come soon."""
-        if self._spinning:
-            self._until = time.perf_counter() + self.tunables.spin_us * 1e-6
-        else:
-            self._begin()
+        span = self.tunables.spin_us
+        if not self._spinning:
+            if not span or not self._worth_it():
+                return
+            self._spinning = True
+            if self._loop is None:
+                self._loop = asyncio.get_running_loop()
+            self._loop.call_soon(self._look)
+        self._until = time.perf_counter() + span * 1e-6
 
     def received(self) -> None:
         """There is something to do, and perhaps soon again."""
         if self._spinning:
             self._luck = min(self._luck + 2, LUCK_MAX)
-            self._until = time.perf_counter() + self.tunables.spin_us * 1e-6
-        else:
-            self._begin()
+        self.sent()
 
-    def _begin(self) -> None:
+    def _worth_it(self) -> bool:
         if self._luck <= 0:
             self._unlucky += 1
             if self._unlucky < UNLUCKY_MAX:
-                return
-            self._unlucky, self._luck = 0, 1  # perhaps it is worth it by now
-        span = self.tunables.spin_us
-        if not span:
-            return
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-        self._spinning = True
-        self._until = time.perf_counter() + span * 1e-6
-        self._loop.call_soon(self._look)
+                return False
+            self._unlucky, self._luck = 0, 1  # perhaps it is by now
+        return True
 
     def _look(self) -> None:
         if time.perf_counter() >= self._until:

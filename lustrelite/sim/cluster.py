@@ -344,7 +344,9 @@ class Cluster:
                 if event.fields.get("client") in client.uuids:
                     self.oracle.client_doubted(client.life)
         if event.name == "import.evicted" and event.node in self.clients:
-            self.oracle.client_noticed(self.clients[event.node].life)
+            life = self.clients[event.node].life
+            self.oracle.client_gone(life, "evicted", event.fields["target"])
+            self.oracle.client_noticed(life)
         elif event.name == "recovery.over" or (event.name == "target.started" and not event.fields["clients"]):
             self.oracle.target_back(event.fields["target"])
         self._hash.update(f"{event.time!r}{event.node}{event.name}{event.fields}".encode())

@@ -341,12 +341,6 @@ class SimClient(SimProcess):
         self.fs = await self.cluster.finish(node, FileSystem.mount(node, [MGS_NID], FSNAME), "mount")
         self.uuids[self.uuid] = None
         self.files.clear()
-        for imp in self.imports:
-            imp.on_evicted.append(lambda target=imp.target: self.thrown_out(target))  # type: ignore[misc]
-
-    def thrown_out(self, target: str) -> None:
-        """It has heard that `target` evicted it."""
-        self.cluster.oracle.client_gone(self.life, "evicted", target)
 
     def _kill(self, node: SimNode, silent: bool) -> None:
         self.cluster.oracle.client_gone(self.life, "killed")

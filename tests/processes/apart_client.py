@@ -180,10 +180,6 @@ class ApartClient(ProcessClient):
         self.uuids[self.uuid] = None
         self.files.clear()
 
-    def thrown_out(self, target: str) -> None:
-        """It has heard that `target` evicted it."""
-        self.cluster.oracle.client_gone(self.life, "evicted", target)
-
     async def kill(self, *, silent: bool = False) -> None:
         """`kill -9`."""
         assert not silent, "a machine cannot lose its power here: use the simulator"

@@ -218,13 +218,6 @@ class ProcessWorld(simulated.Cluster):
 
     # -- events
 
-    def record(self, event: Event) -> None:
-        """See sim/cluster.py. Only this says of clients that they were evicted, also by an OST that is new to them."""
-        super().record(event)
-        client = self.clients.get(event.node)
-        if event.name == "import.evicted" and client is not None:
-            client.thrown_out(event.fields["target"])
-
     def gather(self) -> None:
         """Record what the daemons have written since."""
         for path in sorted(self.cluster.log_dir.glob("*.events.jsonl")):

@@ -18,6 +18,17 @@ async def flush(client: Any) -> None:
     await client.unrecorded(client.fs.connections.lov.locked.flush_all())
 
 
+async def write_over_and_die(c: Any) -> None:
+    """/f is there, durable; a writes over all of it and beyond, is answered, and is gone before that is durable."""
+    await c.oss[0].prepare_power_cuts()
+    await c.a.write("/f", b"1" * 300_000)
+    await c.a.unrecorded(c.a.fs.sync())
+    await c.mds.commit()
+    await c.a.write_at("/f", 0, b"2" * 500_000)
+    await flush(c.a)
+    await c.a.kill()
+
+
 async def lose_power(c: Any, times: int = 1) -> int:
     """Cut the power of the OSS for the `times`th time and start it again; how many changes of its objects were lost."""
     await c.oss[0].power_cut()
@@ -61,13 +72,7 @@ async def test_what_was_durable_outlives_its_author_and_the_rest_does_not(world:
     """The disk is told what to keep before the batch that says so, and keeps nothing else for sure."""
     async with world(clients=2, oss=1, commit_interval_s=1000.0) as c:
         c.expect(*EVICTION, "lock.expired")
-        await c.oss[0].prepare_power_cuts()
-        await c.a.write("/f", b"1" * 300_000)
-        await c.a.unrecorded(c.a.fs.sync())
-        await c.mds.commit()
-        await c.a.write_at("/f", 0, b"2" * 500_000)
-        await flush(c.a)
-        await c.a.kill()
+        await write_over_and_die(c)
         assert await lose_power(c) > 0
         found = await c.b.read("/f")
         assert found[300_000:] in (b"", b"2" * 200_000) and set(found[:300_000]) <= set(b"12")
@@ -114,13 +119,7 @@ async def test_what_a_kill_left_and_somebody_has_read_outlives_a_power_cut(world
     """
     async with world(clients=3, oss=1, commit_interval_s=1000.0) as c:
         c.expect(*EVICTION, "lock.expired")
-        await c.oss[0].prepare_power_cuts()
-        await c.a.write("/f", b"1" * 300_000)
-        await c.a.unrecorded(c.a.fs.sync())
-        await c.mds.commit()
-        await c.a.write_at("/f", 0, b"2" * 500_000)
-        await flush(c.a)
-        await c.a.kill()
+        await write_over_and_die(c)
         await c.oss[0].kill()
         await c.oss[0].start()
         assert await c.b.read("/f") == b"2" * 500_000
