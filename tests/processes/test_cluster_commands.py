@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from lustrelite.cli.archive import _belongs_here
 from lustrelite.cli.cluster import Cluster, child_environment, module_command
 from lustrelite.process import start_ticks
 
@@ -393,6 +394,7 @@ def test_a_deep_state_directory_uses_loopback_ports(tmp_path: Path) -> None:
 def test_an_archive_that_wants_to_be_elsewhere_is_no_backup(tmp_path: Path, name: str) -> None:
     member = tarfile.TarInfo(name)
     member.type, member.linkname = (tarfile.SYMTYPE, "/") if name == "link" else (tarfile.REGTYPE, "")
+    assert not _belongs_here(member), "also where Python has no filter that would say so"
     with tarfile.open(tmp_path / "b.tar", "w") as archive:
         archive.addfile(member)
     assert "is no backup" in Shell(tmp_path / "s").run("restore", tmp_path / "b.tar", status=1)
