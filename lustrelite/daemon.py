@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from lustrelite.errors import StoreFailed
+from lustrelite.errors import Deactivated, StoreFailed
 from lustrelite.format import TargetConfig, read_target
 from lustrelite.ids import Nid
 from lustrelite.mdt.mdt import Mdt
@@ -186,12 +186,14 @@ class Daemon:
     async def _register(self, target: Target, config: TargetConfig) -> None:
         """Tell the MGS where the target runs; an MDT also learns where its OSTs are."""
         follower = self._follower(config)
-        info = await follower.register(
-            TargetRegister(
-                config.fsname, config.kind, config.index, config.stamp, tuple(map(str, self.nids)), config.failnodes,
-                target.instance, config.params,
-            )
+        place = TargetRegister(
+            config.fsname, config.kind, config.index, config.stamp, tuple(map(str, self.nids)), config.failnodes,
+            target.instance, config.params,
         )  # fmt: skip
+        try:
+            info = await follower.register(place)
+        except Deactivated:
+            return  # this process stops, and the MGS has been away since it started
         self.node.events.emit("target.registered", target=info.name, nids=list(info.nids))
         if isinstance(target, Mdt):
             mdt = target
@@ -236,8 +238,7 @@ class Daemon:
         """Stop everything in good order."""
         for name in reversed(list(self.targets)):
             await self.stop_target(name)
-        for follower in self.followers.values():
-            follower.stop()
+        await asyncio.gather(*[follower.disconnect() for follower in self.followers.values()])
         self.service.close()
         self.links.close()
 

@@ -177,9 +177,9 @@ class Connections:
         self.closed = True
         for kind in ("OST", "MDT"):
             leaving = [imp.disconnect() for name, imp in self.imports.items() if f"-{kind}" in name]
+            if kind == "MDT" and self.config is not None:
+                leaving.append(self.config.disconnect())
             await self.tasks.outcomes(leaving, "disconnect")
-        if self.config is not None:
-            self.config.stop()
         self.lov.stop()
         self.tasks.stop()
         self.links.close()

@@ -217,11 +217,14 @@ class ClientImport:
 
     async def _first_connect_answered(self) -> None:
         """A server that is about to make a record of us must hear that we leave: its next recovery would wait for us."""
-        first = [] if self.fsm.handle else [r.future for r in self.sending.values() if r.spec.cls is Connect]
-        if first:
-            await asyncio.wait(first, timeout=self.node.tunables.rpc_timeout_s)
-            if first[0].done() and not first[0].exception():
-                await self.wait_full()
+        if self.link is None or self.fsm.handle:
+            return  # it was not asked yet, or it was and we know what came of it
+        ends = [self.node.spawn(end.wait(), f"first connect to {self.target}") for end in (self._full, self.lost)]
+        try:
+            await asyncio.wait(ends, timeout=self.node.tunables.rpc_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in ends:
+                task.cancel()
 
     async def _say_goodbye(self) -> bool:
         """False if the connection is or gets broken.  Raises OpError if there is no answer, or it is an error."""

@@ -74,6 +74,12 @@ class ConfigFollower:
         """Call `listener` with all permanent parameters when they change."""
         self._params_listeners.append(listener)
 
+    async def disconnect(self) -> None:
+        """Follow no longer, and say so: the MGS asks nobody for the lock of a client that has gone."""
+        if self._task is not None:
+            self._task.cancel()
+        await self.mgs.disconnect(patient=False)
+
     def stop(self) -> None:
         """Follow no longer."""
         if self._task is not None:

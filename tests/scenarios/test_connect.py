@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 from steps import EVICTION, soon
 
+from lustrelite.rpc.client_import import ClientImport
+from lustrelite.rpc.request import Request
+from lustrelite.wire.mgs import SetParam
 from lustrelite.wire.session import Connect
 
 
@@ -136,3 +139,32 @@ async def test_who_leaves_before_a_server_has_let_him_in_leaves_no_record(cluste
         await c.b.unmount()
         await asyncio.sleep(5.0)
         assert list(c.oss[0].target().exports) == ["lustre-MDT0000-mdtlov_UUID", c.a.uuid]
+
+
+async def test_who_leaves_while_he_is_let_in_leaves_no_record(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer is here, and who waits for it has not had his turn. Source: `lustrelite stat` on a busy machine"""
+    received = ClientImport.reply_received
+    left = []
+
+    def leave_at_once(imp: ClientImport, request: Request, *answer: Any) -> None:
+        received(imp, request, *answer)
+        if type(request.body) is Connect and "OST" in imp.target:
+            left.append(soon(imp.disconnect()))
+
+    async with cluster(clients=1, oss=1) as c:
+        monkeypatch.setattr(ClientImport, "reply_received", leave_at_once)
+        await c.add_client("b")
+        await asyncio.gather(*left)
+        await c.b.unmount()
+        assert left
+        assert c.b.uuid not in c.oss[0].target().exports
+
+
+async def test_the_mgs_hears_of_it_when_a_client_leaves(cluster: Any) -> None:
+    """Else it would ask for the lock of somebody who is not there, and evict him."""
+    async with cluster(clients=2, oss=1) as c:
+        await c.b.unmount()
+        c.saw("client.disconnected", target="MGS", client=c.b.uuid)
+        await c.a.unrecorded(c.a.fs.connections.config.mgs.call(SetParam("lustre", "lustre-OST0000.osc.active", "1")))
+        await asyncio.sleep(20)
+        c.never_saw("lock.expired")
