@@ -171,6 +171,10 @@ class FlockTable:
         self._forget_if_empty(resource)
         return effects
 
+    def waits_for(self, export: Owner, handle: int) -> bool:
+        """Does the request with this handle wait?"""
+        return handle in self.handles.get(export, ())
+
     def test(self, resource_id: bytes, request: FlockRequest) -> tuple[Record, int] | None:
         """F_GETLK: a range that is in the way, and its owner's pid; None if there is none."""
         resource = self.resources.get((resource_id, False))

@@ -29,7 +29,7 @@ class Export:
     """What a target knows of one client. Made at its first connect, or from its record when the target starts."""
 
     __slots__ = (
-        "_in_progress", "_opens", "_replies", "callbacks", "client_index", "conn_cnt", "failed", "features", "generation", "handle", "in_recovery",
+        "_flock_answers", "_in_progress", "_opens", "_replies", "callbacks", "client_index", "conn_cnt", "failed", "features", "generation", "handle", "in_recovery",
         "incarnation", "last_callback", "last_request", "last_xid", "link", "nid", "record_durable", "replay_done",
         "target", "uuid", "vbr_failed",
     )  # fmt: skip
@@ -55,6 +55,7 @@ class Export:
         self._replies: dict[int, Any] | None = None
         self._opens: dict[int, Any] | None = None
         self._in_progress: dict[int, Call] | None = None
+        self._flock_answers: dict[int, Any] | None = None
         self.record_durable = False
         self.callbacks: Callbacks | None = None  # made when there is a first one
         self.last_callback = 0  # number of the last callback sent to it
@@ -78,6 +79,23 @@ class Export:
     def forget_replies(self) -> None:
         """The client begins anew."""
         self._replies = None
+
+    def flock_answer(self, xid: int) -> Any:
+        """What the request for record locks with this xid was answered with, if the client may not know that yet."""
+        return self._flock_answers.get(xid) if self._flock_answers is not None else None
+
+    def keep_flock_answer(self, xid: int, reply: Any) -> None:
+        """Another copy of the request shall get the same answer: by then the lock may be gone, or free after all."""
+        if self._flock_answers is None:
+            self._flock_answers = {}
+        self._flock_answers[xid] = reply
+
+    def received(self, last_xid: int) -> None:
+        """The client has the answers to everything up to `last_xid`."""
+        if last_xid > self.last_xid:
+            self.last_xid = last_xid
+            if self._flock_answers is not None:
+                self._flock_answers = {xid: reply for xid, reply in self._flock_answers.items() if xid > last_xid} or None
 
     @property
     def opens(self) -> Mapping[int, Any]:

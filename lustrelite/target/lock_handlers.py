@@ -41,10 +41,22 @@ def enqueue(call: Call, body: Enqueue) -> Any:
     if any(call.target.may_turn_up(want.resource) for want in body.wants):
         raise OpError(errno.EINPROGRESS, "perhaps it is there")
     if not any(want.flags & GLIMPSE for want in body.wants):
-        if export.callbacks is not None and body.wants and body.wants[0].type == FLOCK:
-            export.callbacks.flush()  # what was granted before is told before: the client keeps an owner's map by our order
+        if body.wants and body.wants[0].type == FLOCK:
+            return _take_flocks(call, body, namespace)
         return _shown(call, EnqueueReply(tuple([namespace.take(export, want) for want in body.wants])))
     return _Glimpsing(call, body).start()
+
+
+def _take_flocks(call: Call, body: Enqueue, namespace: Namespace) -> EnqueueReply:
+    """Record locks. Nobody asks for one back: the client must hear of each that it gets, so every copy has one answer."""
+    export = call.export
+    if export.callbacks is not None:
+        export.callbacks.flush()  # what was granted before is told before: the client keeps an owner's map by our order
+    reply: EnqueueReply | None = export.flock_answer(call.xid)
+    if reply is None or any(namespace.flocks.waits_for(export, want.handle) for want in body.wants):
+        reply = EnqueueReply(tuple([namespace.take(export, want) for want in body.wants]))
+        export.keep_flock_answer(call.xid, reply)
+    return reply
 
 
 def _shown(call: Call, reply: EnqueueReply) -> Any:

@@ -284,7 +284,7 @@ class Target:
         if self.stopping:
             raise OpError(errno.ENODEV, f"{self.name} is stopping")
         if header.last_xid > export.last_xid:
-            export.last_xid = header.last_xid
+            export.received(header.last_xid)
         if type(call.body) is Ping:
             self._ping(call)
             return

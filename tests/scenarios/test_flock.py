@@ -15,6 +15,7 @@ from steps import EVICTION, refused, soon
 from lustrelite.errors import Evicted, OpError
 from lustrelite.ldlm.policy import EOF
 from lustrelite.sim.cluster import Cluster
+from lustrelite.tunables import Tunables
 from lustrelite.wire.ldlm import PR, PW
 from lustrelite.wire.locks import Enqueue
 
@@ -441,3 +442,25 @@ async def test_what_a_client_believes_to_hold_is_what_the_mds_has(sim: Any, seed
         assert not [holder for client in (c.a, c.b) for holder in client.fs.connections.flocks.describe()]
         for file in files:
             await file.close()
+
+
+@pytest.mark.parametrize("late", ["first", "second"])
+async def test_a_second_copy_of_a_request_gets_no_lock_that_nobody_knows_of(cluster: Any, late: str) -> None:
+    """Refused, it would be granted when its other copy comes; the client has its answer. Source: coherence seed 1501762
+
+    Either copy may be the late one: the first, on its way, or the second, to a server that was slow to answer.
+    """
+    async with cluster(clients=2, caching=1) as c:
+        a, b = await two_files(c)
+        await lockf(a, LOCK_EX)
+        copy = c.net.hold(Enqueue, source=c.b, to=c.mds, times=1, skip=int(late == "second"))
+        if late == "second":
+            c.net.slow(Enqueue, source=c.mds, to=c.b, reply=True, delay_s=1.4 * Tunables().rpc_timeout_s)
+        with refused(errno.EWOULDBLOCK):
+            await lockf(b, LOCK_EX | LOCK_NB)
+        await lockf(a, LOCK_UN)
+        assert copy.held
+        copy.release()
+        await asyncio.sleep(1.0)
+        assert held(c, bsd=False) == {}
+        await lockf(a, LOCK_EX | LOCK_NB)
