@@ -50,6 +50,7 @@ class Locks(Protocol):
     """What is needed of ldlm.lock_cache.LockCache."""
 
     drop: Any
+    wanted: Any
 
     @property
     def lease_valid(self) -> bool:
@@ -68,6 +69,12 @@ class Locks(Protocol):
         """See LockCache."""
 
     def cancels_for(self, fid: bytes, bits: int) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+        """See LockCache."""
+
+    def use(self, lock: ClientLock) -> None:
+        """See LockCache."""
+
+    def release(self, lock: ClientLock) -> None:
         """See LockCache."""
 
 

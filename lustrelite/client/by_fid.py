@@ -167,6 +167,8 @@ class FidOperations:
                 valid, mtime = valid | mdt.SET_MTIME, pending
         if not valid:
             return await self._attributes(fid, STAT)
+        if times_set and connections.local_opens is not None:
+            await connections.local_opens.times_told(fid)
         attr = await connections.mdc.setattr(
             fid, valid, now, cred=self.cred, mode=mode or 0, uid=uid or 0, gid=gid or 0, flags=flags or 0,
             atime=now if atime in (None, NOW) else atime or 0, mtime=now if mtime in (None, NOW) else mtime or 0,
@@ -374,7 +376,13 @@ class FidOperations:
         if flags & os.O_CREAT:
             check_name(name)
         check_length(name)
-        return await self._open(parent, name, NO_FID, open_flags(flags), flags, mode, hint, umask)
+        wire = open_flags(flags)
+        cache = self.connections.names
+        if wire == mdt.OPEN_READ and cache is not None:
+            file = self._open_here(cache.look(parent, name, self.cred, STAT), flags)
+            if file is not None:
+                return file
+        return await self._open(parent, name, NO_FID, wire, flags, mode, hint, umask)
 
     async def open_tmpfile(
         self, parent: Fid, flags: int = os.O_RDWR, mode: int = 0o600, hint: StripeHint | None = None, *, umask: int = 0
@@ -391,8 +399,26 @@ class FidOperations:
 
     async def open_fid(self, fid: Fid, flags: int = os.O_RDONLY) -> File:
         """Open `fid`."""
+        file = self.open_fid_now(fid, flags)
+        if file is not None:
+            return file
         wire = open_flags(flags) & ~(mdt.OPEN_CREATE | mdt.OPEN_EXCL) | mdt.OPEN_BY_FID
         return await self._open(NO_FID, b"", fid, wire, flags, 0, None)
+
+    def open_fid_now(self, fid: Fid, flags: int = os.O_RDONLY) -> File | None:
+        """`open_fid` if a lock that is held makes it unnecessary to ask."""
+        cache = self.connections.names
+        if cache is None or open_flags(flags) & ~(mdt.OPEN_CREATE | mdt.OPEN_EXCL) != mdt.OPEN_READ:
+            return None
+        return self._open_here(cache.find(fid, STAT), flags)
+
+    def _open_here(self, known: Known | None, flags: int) -> File | None:
+        """Open a file to be read without asking the MDT, if that is possible."""
+        local_opens = self.connections.local_opens
+        if known is None or local_opens is None:
+            return None
+        local = local_opens.open(known, self.cred)
+        return File(self, local.number, known.attr, flags, local=local) if local is not None else None
 
     async def _open(
         self, parent: Fid, name: bytes, fid: Fid, wire: int, flags: int, mode: int, hint: StripeHint | None, umask: int = 0

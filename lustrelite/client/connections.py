@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from lustrelite.client.attr_cache import AttrCache
 from lustrelite.client.flocks import Flocks
+from lustrelite.client.local_opens import LocalOpens
 from lustrelite.client.lov import Lov
 from lustrelite.client.mdc import Mdc, MetadataImport
 from lustrelite.client.open_files import OpenFiles
@@ -54,6 +55,7 @@ class Connections:
         self.root: Fid = ROOT_FID
         self.closed = False
         self.names: AttrCache | None = None  # what is known of the MDT's files, if this client caches
+        self.local_opens: LocalOpens | None = None
         self._mdc: Mdc | None = None
         self._mdt_known = asyncio.Event()
         self._last_time = 0
@@ -95,6 +97,7 @@ class Connections:
         self.names = self._mdc.cache
         if self.names is not None:
             self.names.on_unwritten = self.lov.unwritten
+            self.local_opens = LocalOpens(self._mdc, self.names.locks, self.tasks)
         self._mdt_known.set()
 
     def add_ost(self, index: int, imp: DataImport) -> None:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from lustrelite.client.by_fid import FidOperations
+    from lustrelite.client.local_opens import LocalOpen
     from lustrelite.client.locked_io import LockedIo
 
 EOF = limits.file_bytes_max
@@ -58,9 +59,12 @@ _COPY_BYTES = 4 << 20  # in one step
 class File:
     """An open file or directory; an async context manager that closes it."""
 
-    def __init__(self, fs: FidOperations, handle: int, attr: Attr, flags: int, created: bool = False) -> None:
+    def __init__(
+        self, fs: FidOperations, handle: int, attr: Attr, flags: int, created: bool = False, *, local: LocalOpen | None = None
+    ) -> None:
         self.fs = fs
-        self.handle = handle
+        self.handle = handle  # its name here, for ever; the MDT's, unless `_local`
+        self._local = local
         self.fid: Fid = attr.fid
         self.flags = flags  # os.O_*
         self.layout: Layout | None = attr.layout
@@ -402,7 +406,7 @@ class File:
         connections = self.fs.connections
         time = connections.time()
         await connections.mdc.setattr(
-            self.fid, SET_SIZE | also, time, mtime=time, handle=self.handle, cred=self.fs.cred
+            self.fid, SET_SIZE | also, time, mtime=time, handle=self.mdt_handle, cred=self.fs.cred
         )
         if also & SET_MTIME:
             connections.open_files.forget_times(self.fid, mtime=True, atime=False)
@@ -530,15 +534,23 @@ class File:
 
     def abandon(self) -> None:
         """Close in the background: nobody will have this file."""
-        if self._shut():
-            self.fs.connections.close_later(self.handle, self.fid)
+        if self._shut() and not self.fs.connections.closed:
+            self.fs.connections.tasks.spawn(self._give_back(0, 0, 0), "close")
+
+    @property
+    def mdt_handle(self) -> int:
+        """What the MDT calls this open file; 0: it has not heard of it."""
+        return self._local.handle if self._local is not None else self.handle
 
     def _shut(self) -> bool:
         """Let nothing come after this; False: it was closed before."""
         if self.closed:
             return False
         self.closed = True
-        self.fs.connections.open_files.remove(self)
+        connections = self.fs.connections
+        connections.open_files.remove(self)
+        if self._local is not None and self.atime and connections.local_opens is not None:
+            connections.local_opens.goes(self._local)
         return True
 
     async def _close(self) -> None:
@@ -547,13 +559,24 @@ class File:
             await flocks.release(self.fid, self._lock_number, bsd=True)
         await flocks.release(self.fid, self.lock_owner, bsd=False)
         try:
-            await self.fs.connections.mdc.close(
-                self.handle, self.fid, self.atime, self.mtime, self._size, cred=self.fs.cred
-            )
+            await self._give_back(self.atime, self.mtime, self._size)
         except OpError as error:
             # The MDT does not know the handle (any more): it is as good as closed. Data that is lost is told of by its OST.
             if error.errno != errno.ESTALE and not isinstance(error, Evicted):
                 raise
+
+    async def _give_back(self, atime: int, mtime: int, size: int) -> None:
+        connections, local = self.fs.connections, self._local
+        if local is None:
+            await connections.mdc.close(self.handle, self.fid, atime, mtime, size, cred=self.fs.cred)
+            return
+        assert connections.local_opens is not None
+        try:
+            handle = await connections.local_opens.close(local)
+            if handle or atime:
+                await connections.mdc.close(handle, self.fid, atime, 0, 0, cred=self.fs.cred)
+        finally:
+            connections.local_opens.gone(local)
 
     async def _current_layout(self) -> Layout | None:
         if self.layout is None:

@@ -43,7 +43,7 @@ class MetadataImport(Protocol):
         """Send `body`, return the reply's body. `ended` is called when it comes: see own_changes.Ended."""
 
     async def call_open(
-        self, body: mdt.Open, *, cred: Cred = ROOT_CRED, ride: Ride | None = None, ended: Ended | None = None,
+        self, body: mdt.Open | mdt.Reopen, *, cred: Cred = ROOT_CRED, ride: Ride | None = None, ended: Ended | None = None,
         unclaimed: Callable[[int, Any], None] | None = None,
     ) -> tuple[int, Any]:  # fmt: skip
         """The same for an open: (its xid, which is the handle; the reply).
@@ -245,8 +245,16 @@ class Mdc:
             return cache.question(body.fid, need, gone)
         return cache.question_name(body.parent, body.name, need, gone)
 
+    async def reopen(self, fid: Fid) -> int:
+        """Tell of an open to be read that was made here; returns its handle.  ESTALE"""
+        handle, _ = await self.imp.call_open(mdt.Reopen(fid))
+        return handle
+
     async def close(self, handle: int, fid: Fid, atime: int, mtime: int, size: int, *, cred: Cred) -> None:
-        """Give an open handle back. `atime` and `mtime` are 0 where nothing was read or written.  ESTALE"""
+        """Give an open handle back. `atime` and `mtime` are 0 where nothing was read or written.  ESTALE
+
+        A `handle` of 0 is one that the MDT does not know: it hears of `atime`.
+        """
         body = mdt.Close(handle, fid, atime, mtime, size, 0)
         await self._change(body, cred, (fid if atime or mtime else None, UPDATE))
 

@@ -139,7 +139,7 @@ class Names:
             size=size if valid & fattr.SIZE else None,
             atime=_time(valid, fattr.ATIME, fattr.ATIME_NOW, atime, atime_ns),
             mtime=_time(valid, fattr.MTIME, fattr.MTIME_NOW, mtime, mtime_ns),
-            handle=opened.handle if opened is not None else 0,
+            handle=opened.mdt_handle if opened is not None else 0,
         )
         attr_s, stat = self.inodes.newest(node, stat)
         return kernel.attr_out(attr_s, attributes(stat))

@@ -243,8 +243,7 @@ class LockCache(LocksInUse):
             return 0
         self.node.events.emit("lock.asked", level="debug", target=self.imp.target, handle=lock.handle, users=lock.users)
         self._ask(lock, ask)
-        if lock.holding is Holding.GRANTED and not lock.users:
-            self._give_back(lock)
+        self._asked(lock)
         return 0
 
     def completed(self, granted: Granted) -> int:

@@ -42,6 +42,8 @@ class LocksInUse(HeldLocks):
         """What we know of the object."""
         self.withdraw: Callable[[ClientLock], Awaitable[None] | None] | None = None
         """The lock is about to go: tell whoever believes in what is under it. Awaited before it is flushed."""
+        self.wanted: Callable[[ClientLock], None] | None = None
+        """Somebody asks for a lock that is in use: who uses it for long may let go of it soon."""
         self._cancels = Cancels(imp)
         self._timer: asyncio.TimerHandle | None = None
         self._trimming = False
@@ -96,8 +98,15 @@ class LocksInUse(HeldLocks):
     def cancel(self, lock: ClientLock) -> None:
         """Give it back as soon as it has no user."""
         self._ask(lock, Ask(lock.handle, 0, EX, lock.bits, lock.start, lock.end))
-        if lock.holding is Holding.GRANTED and not lock.users:
+        self._asked(lock)
+
+    def _asked(self, lock: ClientLock) -> None:
+        if lock.holding is not Holding.GRANTED:
+            return
+        if not lock.users:
             self._give_back(lock)
+        elif self.wanted is not None:
+            self.wanted(lock)
 
     def _ask(self, lock: ClientLock, ask: Ask) -> None:
         # Nobody else is granted it before the deadline, which is later than what the lease was when we were asked.

@@ -32,7 +32,7 @@ from lustrelite import acl
 from lustrelite.ids import Fid
 from lustrelite.mdt import namespace
 from lustrelite.mdt.layout import Wish
-from lustrelite.mdt.open import OpenFile, with_times
+from lustrelite.mdt.open import opened, with_times
 from lustrelite.store.schema import ORPHANS
 from lustrelite.wire.ldlm import (
     BITS_ALL,
@@ -343,10 +343,10 @@ def setxattr_wants(call: Call, req: Setxattr | SetDirStripe) -> Wants:
 def close_wants(call: Call, req: Close) -> Wants:
     """Of a close. The file is that of the handle."""
     mdt: Mdt = call.target
-    file: OpenFile | None = call.export.opens.get(req.handle)
+    file = opened(call.export, req, call.cred)
     if file is None or not mdt.namespace.busy(file.fid, BITS_ALL):
         return NOTHING
-    if mdt.open_files.counts[file.fid] == 1 and mdt.store.get(ORPHANS, file.fid) is not None:
+    if req.handle and mdt.open_files.counts[file.fid] == 1 and mdt.store.get(ORPHANS, file.fid) is not None:
         return ((file.fid, BITS_ALL, 0),)
     if with_times(mdt, mdt.store, file, req.mtime, req.atime) is not None:
         return ((file.fid, UPDATE, 0),)

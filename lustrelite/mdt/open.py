@@ -42,6 +42,7 @@ from lustrelite.wire.mdt import (
     Close,
     Open,
     OpenReply,
+    Reopen,
 )
 from lustrelite.wire.message import REPLAY, Cred
 from lustrelite.wire.session import Empty
@@ -262,6 +263,28 @@ def rebuild_open(call: Call, req: Open, record: ReplyRecord) -> OpenReply:
     return OpenReply(record.data, namespace.attr_of(fid, inode))
 
 
+def reopen(txn: Transaction, req: Reopen) -> Empty:
+    """An open that a client has made under a lock of the file.  Errors: ESTALE"""
+    mdt = cast("Mdt", txn.target)
+    export = txn.export
+    assert export is not None
+    if namespace.find_inode(txn, req.fid) is None:
+        raise OpError(errno.ESTALE)
+    if txn.xid not in export.opens:
+        mdt.open_files.add(export, txn.xid, OpenFile(req.fid, OPEN_READ, txn.cred))
+        txn.undo(lambda: mdt.open_files.remove(export, txn.xid))
+    return EMPTY
+
+
+def rebuild_reopen(call: Call, req: Reopen, record: ReplyRecord) -> Empty:
+    """It was executed; after a failover the file must be opened anew.  ESTALE"""
+    mdt = cast("Mdt", call.target)
+    if namespace.find_inode(mdt.store, req.fid) is None:
+        raise OpError(errno.ESTALE)
+    mdt.open_files.add(call.export, call.xid, OpenFile(req.fid, OPEN_READ, call.cred))
+    return EMPTY
+
+
 # ---------------------------------------------------------------- close
 
 
@@ -270,14 +293,22 @@ def close(txn: Transaction, req: Close) -> Empty:
     mdt = cast("Mdt", txn.target)
     export = txn.export
     assert export is not None
-    file: OpenFile | None = export.opens.get(req.handle)
+    file = opened(export, req, txn.cred)
     if file is None:
         raise OpError(errno.ESTALE)
+    if not req.handle:
+        _keep_times(mdt, txn, file, 0, req.atime)
+        return EMPTY
     if not _release(mdt, txn, file.fid):
         _keep_times(mdt, txn, file, req.mtime, req.atime)
     mdt.open_files.remove(export, req.handle)
     txn.undo(lambda: mdt.open_files.add(export, req.handle, file))
     return EMPTY
+
+
+def opened(export: Export, req: Close, cred: Cred) -> OpenFile | None:
+    """What is closed. Without a handle it was open at the client alone, to be read."""
+    return export.opens.get(req.handle) if req.handle else OpenFile(req.fid, OPEN_READ, cred)
 
 
 def rebuild_close(call: Call, req: Close, record: ReplyRecord) -> Empty:

@@ -32,9 +32,9 @@ from lustrelite.rpc.import_recovery import ImportRecovery
 from lustrelite.rpc.links import ClientLink, LinkPool
 from lustrelite.rpc.node import CORRUPT, Node
 from lustrelite.rpc.request import Request, Xids, end, fail, withdraw
-from lustrelite.rpc.slots import ModSlots
+from lustrelite.rpc.slots import CLOSE, REOPEN, ModSlots
 from lustrelite.wire.ldlm import Granted, Ride
-from lustrelite.wire.mdt import DISP_OPEN_OPEN, Close, Open
+from lustrelite.wire.mdt import DISP_OPEN_OPEN, Close, Open, Reopen
 from lustrelite.wire.message import (
     BY_CLASS,
     RESENT,
@@ -328,7 +328,7 @@ class ClientImport:
         return (await self._call(body, ROOT_CRED, None, None, None, None)).transno
 
     async def call_open(
-        self, body: Open, *, cred: Cred = ROOT_CRED, ride: Ride | None = None,
+        self, body: Open | Reopen, *, cred: Cred = ROOT_CRED, ride: Ride | None = None,
         ended: Callable[[Any, int], None] | None = None, unclaimed: Callable[[int, Any], None] | None = None,
     ) -> tuple[int, Any]:  # fmt: skip
         """`call` for an open: also returns the handle, which is the request's xid.
@@ -385,13 +385,17 @@ class ClientImport:
 
     async def _take_slot(self, request: Request) -> None:
         """A reply slot for a change."""
+        spare = 0
         if isinstance(request.body, Close):
             request.closes = request.body.handle
-        request.tag = self.slots.try_take(close=bool(request.closes))
+            spare = CLOSE if request.closes else 0
+        elif isinstance(request.body, Reopen):
+            spare = REOPEN
+        request.tag = self.slots.try_take(spare)
         while not request.tag:
-            await self.slots.wait()
+            await self.slots.wait(spare)
             self._check_open()
-            request.tag = self.slots.try_take(close=bool(request.closes))
+            request.tag = self.slots.try_take(spare)
 
     def _abandon(self, request: Request) -> None:
         """The caller is gone. What was not sent never will be; a sent change runs on; a sent read is forgotten."""
@@ -641,7 +645,7 @@ class ClientImport:
         if request.reply is not None:
             if form is not None:
                 request.body = form(request.body, request.reply)
-            if request.spec.cls is Open and request.reply.disposition & DISP_OPEN_OPEN:
+            if request.spec.cls is Reopen or (request.spec.cls is Open and request.reply.disposition & DISP_OPEN_OPEN):
                 request.keeps_open = True
         request.flags = 0
         self.replays.add(request)

@@ -10,38 +10,43 @@ import asyncio
 
 from lustrelite.tunables import limits
 
+CLOSE, REOPEN = 1, 2  # whose spare tag
+
 
 class ModSlots:
-    """Tags 1..granted, and one more for a close."""
+    """Tags 1..granted, and spare ones for requests on which those that have the others may wait."""
 
     def __init__(self) -> None:
         self.granted = limits.mod_rpcs_max
         self._free = list(range(limits.mod_rpcs_max, 0, -1))
         self._taken: dict[int, None] = {}
-        self._waiters: dict[asyncio.Future[None], None] = {}
-        self._close_tag_busy = False
+        self._waiters: dict[asyncio.Future[None], int] = {}  # with the spare tag that each may have
+        self._spare_taken: dict[int, None] = {}
 
-    def try_take(self, *, close: bool) -> int:
-        """A tag, or 0 if all are in use."""
+    def try_take(self, spare: int = 0) -> int:
+        """A tag, or 0 if all are in use. `spare`: a CLOSE, or a REOPEN, has one more."""
         if self._free:
             tag = self._free.pop()
             self._taken[tag] = None
             return tag
-        # One close may go above the limit, else 32 blocked opens could keep the close away that unblocks them (b=3462).
-        if close and not self._close_tag_busy:
-            self._close_tag_busy = True
-            return limits.mod_rpcs_max + 1
+        # Else 32 blocked opens could keep the close away that unblocks them (b=3462).
+        tag = limits.mod_rpcs_max + spare
+        if spare and tag not in self._spare_taken:
+            self._spare_taken[tag] = None
+            return tag
         return 0
 
-    async def wait(self) -> None:
-        """Return when a tag may be free."""
+    async def wait(self, spare: int = 0) -> None:
+        """Return when a tag may be free, for who asks with `spare`."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters[waiter] = None
+        self._waiters[waiter] = spare
         try:
             await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
                 self._wake_one()  # it was our turn: somebody else's now
+                if spare:
+                    self._wake_one(spare)
             raise
         finally:
             self._waiters.pop(waiter, None)
@@ -49,16 +54,19 @@ class ModSlots:
     def free(self, tag: int) -> None:
         """The reply under `tag` was received."""
         if tag > limits.mod_rpcs_max:
-            self._close_tag_busy = False
-        elif tag in self._taken:
+            self._spare_taken.pop(tag, None)
+            self._wake_one(tag - limits.mod_rpcs_max)  # all others would only look, and find nothing
+            return
+        if tag in self._taken:
             del self._taken[tag]
             if tag <= self.granted:
                 self._free.append(tag)
         self._wake_one()
 
-    def _wake_one(self) -> None:
-        for waiter in self._waiters:
-            if not waiter.done():
+    def _wake_one(self, spare: int = 0) -> None:
+        """The first of all, or of those who may have this spare tag."""
+        for waiter, may_have in self._waiters.items():
+            if not waiter.done() and (not spare or may_have == spare):
                 waiter.set_result(None)
                 break
 

@@ -146,6 +146,7 @@ class Handle:
         self.file = file
         self.path = path
         self.fid = fid_text(file.fid)
+        self.writable = file.writable
 
 
 class Recorder:
@@ -294,6 +295,7 @@ class Worker(Recorder):
         "stat": 24, "list": 8, "create": 18, "mkdir": 4, "unlink": 12, "rmdir": 4, "rename": 14, "link": 6,
         "open": 12, "chmod": 6,
     }  # fmt: skip
+    READS_ONLY = 0.4  # of the opens of a name
 
     def __init__(
         self, cluster: CoherenceCluster, client: SimClient, number: int, rng: random.Random, budget: Budget, theme: Theme
@@ -354,6 +356,8 @@ class Worker(Recorder):
             weights |= {"write": 0, "truncate": 0, "append": self.DATA_ACTS["write"]}
         if not mine:
             weights["append"] = 0
+        if not handle.writable:
+            weights |= dict.fromkeys(("write", "truncate", "append", "lock"), 0)
         choices: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
             "read": lambda: self.pread(handle, *self.extent()),
             "read all": lambda: self.pread(handle, 0, READ_BYTES),
@@ -449,14 +453,26 @@ class Worker(Recorder):
 
     async def open_name(self, name: str) -> None:
         """Open it, perhaps make it, and keep it open."""
-        create = self.random.random() < 0.5
-        handle = await self.open(f"/n/{name}", os.O_RDWR | (os.O_CREAT if create else 0), name)
+        how = self.random.random()
+        if how < self.READS_ONLY:
+            handle = await self.open_seen(name)
+        else:
+            create = how < (1 + self.READS_ONLY) / 2
+            handle = await self.open(f"/n/{name}", os.O_RDWR | (os.O_CREAT if create else 0), name)
         if handle is None:
             return
         old = self.handles.get((handle.fid, False))
         self.handles[handle.fid, False] = handle
         if old is not None:
             await self.drop(old)
+
+    async def open_seen(self, name: str) -> Handle | None:
+        """Open what is seen there, to be read: the MDT need not hear of that."""
+        st = await self.stat(name)
+        if st is None or not stat.S_ISREG(st.mode):
+            return None
+        file = await self.call([], self.client.fs.open_fid(st.fid), refusals=(errno.ENOENT, errno.ESTALE))
+        return Handle(self.cluster.new_handle(), file, f"/n/{name}") if file is not None else None
 
     async def with_fid(self, act: str, name: str, other: str) -> None:
         """A link, or a chmod, of what a name leads to: that is seen first."""

@@ -79,13 +79,14 @@ class DataWorker(Worker):
         "stat": 4, "list": 1, "create": 12, "mkdir": 0, "unlink": 26, "rmdir": 0, "rename": 12, "link": 3,
         "open": 40, "chmod": 6,
     }  # fmt: skip
+    READS_ONLY = 0.1
 
     async def open_name(self, name: str) -> None:
         """Open it, perhaps make it, and mostly write to it, so that its objects have files."""
         before = dict(self.handles)
         await super().open_name(name)
         opened = [handle for key, handle in self.handles.items() if before.get(key) is not handle]
-        if opened and self.random.random() < 0.7:
+        if opened and opened[-1].writable and self.random.random() < 0.7:
             handle = opened[-1]
             if await self.pwrite(handle, *self.extent()) is None:
                 await self.drop(handle)

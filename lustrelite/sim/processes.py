@@ -463,10 +463,10 @@ class SimClient(SimProcess):
         names = await self.do("listdir", (path,), lambda fs: fs.readdir(path), lambda names: tuple(sorted(names)))
         return sorted(names)
 
-    async def open(self, path: str, *, create: bool = False) -> SimFile:
+    async def open(self, path: str, *, create: bool = False, read_only: bool = False) -> SimFile:
         self._handles += 1
         handle = self.cluster.new_handle()
-        flags = os.O_RDWR | (os.O_CREAT if create else 0)
+        flags = (os.O_RDONLY if read_only else os.O_RDWR) | (os.O_CREAT if create else 0)
         file = await self.do("open", (path, create, handle), lambda fs: fs.open(path, flags, 0o644))
         self.files.append(SimFile(self, file, handle, path))
         return self.files[-1]

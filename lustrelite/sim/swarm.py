@@ -223,12 +223,13 @@ class Worker:
         """Open a file, or do something with an open one."""
         if not self.open or self.random.random() < 0.3:
             path = self.file()
-            self.open.append(await self.client.open(path, create=True))
+            reads = self.random.random() < 0.4
+            self.open.append(await self.client.open(path, create=not reads, read_only=reads))
             self.files[path] = None
             return
         file = self.random.choice(self.open)
         act = self.random.random()
-        if act < 0.4:
+        if act < 0.4 and file.file.writable:
             await file.pwrite(self.data(), self.random.choice((0, 1000)))
         elif act < 0.6:
             await file.pread()

@@ -158,7 +158,8 @@ class Open(NamedTuple):
 class Close(NamedTuple):
     """Close the open whose xid was `handle`. The last close of an unlinked file destroys it.
 
-    `mtime` and `atime` are 0 where this handle wrote or read nothing.
+    `mtime` and `atime` are 0 where this handle wrote or read nothing. A `handle` of 0 is an open of which the MDT has
+    never heard (client/local_opens.py): only its `atime` counts.
     Errors: ESTALE, the handle is not known (the client was evicted).  Source: mdt_close()
     """
 
@@ -168,6 +169,17 @@ class Close(NamedTuple):
     mtime: int
     size: int  # the client's idea of the size, for lazy size on MDS: nothing reads it yet
     blocks: int  # nor this
+
+
+@message(op=56, reply=Empty, mutates=True, klass=CLASS_CLOSE)
+class Reopen(NamedTuple):
+    """`fid` is open to be read: a client has opened it by itself, under a lock of the file that is to go now.
+
+    The handle is this request's xid, as of an Open, and is kept for replay like one. It waits for nothing: who wants the
+    lock waits for it.  Errors: ESTALE, there is no such file.  See client/local_opens.py
+    """
+
+    fid: Fid
 
 
 @message(op=37, reply=Empty, mutates=True)

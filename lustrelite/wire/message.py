@@ -13,6 +13,7 @@ tests/unit/test_wire_bytes.py; programs of different versions refuse each other 
     4  2026-11-21  SetOwners; GrantShrink; projid in Attr and Setattr; access control lists and the presence of extended
                    attributes in Attr; umask in Create and Open; Getxattrs, Fallocate, ObjectSeek; the default in DirStripeReply.
     5  2026-11-21  the answer to Rename says which file has moved; that to GlimpseCallback which truncation it may not know of.
+    6  2026-11-21  Reopen; a Close without a handle.
 """
 
 from __future__ import annotations
@@ -313,7 +314,7 @@ def decode_request(raw: Any) -> tuple[RequestHeader, Spec]:
         raise ProtocolError(f"unknown opcode {opcode}")
     if xid < 0 or flags < 0:
         raise ProtocolError("request header out of bounds")
-    if not 0 <= tag <= limits.mod_rpcs_max + 1:  # one CLOSE may go above the limit
+    if not 0 <= tag <= limits.mod_rpcs_max + limits.mod_rpcs_spare:
         raise ProtocolError(f"reply slot {tag}")
     if pre_versions:
         _check_pre_versions(pre_versions)

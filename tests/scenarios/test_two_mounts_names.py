@@ -215,10 +215,9 @@ async def test_links_stats_and_unlinks_of_two_mounts_never_wait_in_a_circle(clus
 @who_caches
 async def test_an_open_outlives_a_rename_over_its_file(cluster: Any, mix: str) -> None:
     async with two_mounts(cluster, mix) as (c, a, b):
-        await a.write_file("/u/target", b"old")
-        await a.write_file("/u/source", b"new")
-        await a.stat("/u/target")
-        held = c.net.hold(Open, to=c.mds, source=c.a)
+        await b.write_file("/u/target", b"old")
+        await b.write_file("/u/source", b"new")
+        held = c.net.hold(Open, to=c.mds, source=c.a)  # it knows nothing of the file, so it must ask
         reading = soon(a.content("/u/target"))
         await held.caught()
         await b.rename("/u/source", "/u/target")

@@ -166,7 +166,7 @@ GOOD = message.RequestHeader(7, 33, 1, 1, 0, 0, 6, 0, (), 6000, (0, 0), "", None
         {"opcode": "33"},
         {"flags": -1},
         {"tag": -1},
-        {"tag": limits.mod_rpcs_max + 2},
+        {"tag": limits.mod_rpcs_max + limits.mod_rpcs_spare + 1},
         {"pre_versions": (1,) * (limits.pre_versions_max + 1)},
         {"pre_versions": (None,)},
         {"cred": ()},

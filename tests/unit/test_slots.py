@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from lustrelite.rpc.slots import ModSlots
+import asyncio
+
+from lustrelite.rpc.slots import CLOSE, REOPEN, ModSlots
 
 
 def take_all(slots: ModSlots) -> list[int]:
     """Every tag that is left."""
     tags = []
-    while tag := slots.try_take(close=False):
+    while tag := slots.try_take():
         tags.append(tag)
     return tags
 
 
 def test_a_limit_that_goes_down_and_up_again_gives_no_taken_tag() -> None:
     slots = ModSlots()
-    taken = [slots.try_take(close=False) for _ in range(20)]
+    taken = [slots.try_take() for _ in range(20)]
     slots.resize(8)
     slots.resize(32)
     assert sorted(taken + take_all(slots)) == list(range(1, 33))
@@ -26,7 +28,33 @@ def test_a_limit_that_goes_down_and_up_again_gives_no_taken_tag() -> None:
 
 def test_a_tag_that_is_given_back_twice_is_there_once() -> None:
     slots = ModSlots()
-    tag = slots.try_take(close=False)
+    tag = slots.try_take()
     slots.free(tag)
     slots.free(tag)
     assert sorted(take_all(slots)) == list(range(1, 33))
+
+
+def test_a_close_and_a_reopen_have_a_tag_each_when_all_others_are_taken() -> None:
+    slots = ModSlots()
+    taken = take_all(slots)
+    spare = [slots.try_take(kind) for kind in (CLOSE, REOPEN)]
+    assert len({*taken, *spare}) == len(taken) + 2 and all(spare)
+    assert not slots.try_take(CLOSE) and not slots.try_take(REOPEN)
+    slots.free(spare[1])
+    assert not slots.try_take(CLOSE) and slots.try_take(REOPEN) == spare[1]
+
+
+async def test_a_spare_tag_that_is_free_again_goes_to_who_may_have_it() -> None:
+    """Not to the first of all who wait: he could not take it, and who could would not hear of it."""
+    slots = ModSlots()
+    take_all(slots)
+    spare = slots.try_take(CLOSE)
+    waiting = {kind: asyncio.create_task(slots.wait(kind)) for kind in (0, REOPEN, CLOSE)}
+    await asyncio.sleep(0)
+    slots.free(spare)
+    done, _ = await asyncio.wait(waiting.values(), return_when=asyncio.FIRST_COMPLETED)
+    assert done == {waiting[CLOSE]}
+    slots.free(1)
+    done, _ = await asyncio.wait([waiting[0], waiting[REOPEN]], return_when=asyncio.FIRST_COMPLETED)
+    assert done == {waiting[0]}
+    waiting[REOPEN].cancel()

@@ -1,0 +1,242 @@
+"""Files that are open to be read without the MDT's knowledge: it hears of them before it matters."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from mounts import Asked, Mount, mounts
+from steps import EVICTION, refused, soon
+
+from lustrelite.wire.mdt import Close, Reopen
+
+DATA = b"what was there when it was opened"
+
+
+@asynccontextmanager
+async def opened_by_a(cluster: Any, clients: int = 2) -> Any:
+    """(the cluster, mounts a and b, a's open file /u/f): a has asked for no handle."""
+    async with cluster(caching=1, clients=clients) as c:
+        a, b = mounts(c)
+        await a.mkdir("/u")
+        await b.write_file("/u/f", DATA)
+        await a.stat("/u/f")
+        with Asked(c.a) as asked:
+            file = await a.open("/u/f", os.O_RDONLY)
+        assert asked == {} and opens_of(c, c.a) == 0
+        yield c, a, b, file
+        if not file.what.closed:
+            await file.close()
+        await c.settle()
+        assert opens_of(c, c.a) == 0
+        await a.rmtree("/u")
+
+
+def opens_of(c: Any, client: Any) -> int:
+    """How many handles the MDT knows of."""
+    export = c.mds.target().exports.get(client.uuid)
+    return len(export.opens) if export is not None else 0
+
+
+async def remove(mount: Mount, how: str) -> None:
+    """/u/f loses its last name."""
+    if how == "unlink":
+        await mount.unlink("/u/f")
+    else:
+        await mount.write_file("/u/other", b"another one")
+        await mount.rename("/u/other", "/u/f")
+
+
+async def test_what_is_known_is_opened_read_and_closed_without_a_request(cluster: Any) -> None:
+    async with opened_by_a(cluster) as (c, a, _, file):
+        assert await file.pread(-1, 0) == DATA
+        with Asked(c.a) as asked:
+            assert await a.content("/u/f", os.O_RDONLY | os.O_NOATIME) == DATA
+            assert await a.content("/u/f", os.O_RDONLY | os.O_NOATIME) == DATA
+        assert asked == {}
+
+
+@pytest.mark.parametrize("how", ["unlink", "rename"])
+@pytest.mark.parametrize("who", ["a", "b"])
+async def test_it_outlives_the_last_name_of_its_file(cluster: Any, who: str, how: str) -> None:
+    """Also if the client removes it itself: its own lock is in the way, and the MDT asks it like any other."""
+    async with opened_by_a(cluster) as (c, a, b, file):
+        await remove({"a": a, "b": b}[who], how)
+        assert opens_of(c, c.a) == 1
+        await asyncio.sleep(60)
+        assert await file.pread(-1, 0) == DATA
+        assert (await file.fstat()).nlink == 0
+
+
+@pytest.mark.parametrize("when", ["before", "between", "after"])
+async def test_it_outlives_the_mds_and_then_its_name(cluster: Any, when: str) -> None:
+    """The MDS dies before it is told of the open, or afterwards: the lock is replayed, or the Reopen."""
+    async with opened_by_a(cluster) as (c, _, b, file):
+        await c.replay_barrier(c.mds)
+        if when == "before":
+            await c.fail(c.mds)
+        await b.unlink("/u/f")
+        if when == "between":
+            await c.fail(c.mds)
+        assert await file.pread(-1, 0) == DATA
+        if when == "after":
+            await file.close()
+            await c.fail(c.mds)
+        else:
+            await asyncio.sleep(60)
+            assert await file.pread(-1, 0) == DATA
+        c.never_saw("import.evicted")
+
+
+async def test_it_outlives_an_orderly_stop_of_the_mds(cluster: Any) -> None:
+    """Which asks for all locks, and waits for them."""
+    async with opened_by_a(cluster) as (c, _, b, file):
+        before = c.loop.time()
+        await c.mds.stop()
+        assert c.loop.time() - before < 1.0
+        await c.mds.start()
+        await b.unlink("/u/f")
+        await asyncio.sleep(60)
+        assert await file.pread(-1, 0) == DATA
+        c.never_saw("client.evicted")
+        c.never_saw("import.evicted")
+
+
+@pytest.mark.parametrize("part", ["request", "reply"])
+async def test_a_reopen_that_is_lost_is_sent_again(cluster: Any, part: str) -> None:
+    async with opened_by_a(cluster) as (c, _, b, file):
+        lost = c.net.drop(Reopen, reply=part == "reply")
+        await b.unlink("/u/f")
+        await lost.caught()
+        assert await file.pread(-1, 0) == DATA
+        assert opens_of(c, c.a) == 1
+        c.never_saw("import.evicted")
+
+
+async def test_the_mds_dies_with_the_answer_to_a_reopen(cluster: Any) -> None:
+    """It was executed and is lost, or committed and must be made again: in both cases one handle is there afterwards."""
+    async with opened_by_a(cluster) as (c, _, b, file):
+        lost = c.net.drop(Reopen, reply=True)
+        removing = soon(b.unlink("/u/f"))
+        await lost.caught()
+        await c.mds.commit()
+        await c.fail(c.mds)
+        await removing
+        assert opens_of(c, c.a) == 1
+        assert await file.pread(-1, 0) == DATA
+        c.never_saw("import.evicted")
+
+
+async def test_many_that_are_removed_at_once_by_their_own_client_do_not_wait_for_each_other(cluster: Any) -> None:
+    """All reply slots of a client hold requests that wait for its own locks: the Reopens need no slot of these."""
+    async with opened_by_a(cluster) as (c, a, b, _):
+        names = [f"/u/g{number}" for number in range(100)]
+        for name in names:
+            await b.write_file(name, name.encode())
+            await a.stat(name)
+        files = [await a.open(name, os.O_RDONLY) for name in names]
+        assert opens_of(c, c.a) == 0
+        before = c.loop.time()
+        await asyncio.gather(*[a.unlink(name) for name in names])
+        assert c.loop.time() - before < 1.0
+        assert opens_of(c, c.a) == 100
+        for name, file in zip(names, files, strict=True):
+            assert await file.pread(-1, 0) == name.encode()
+            await file.close()
+        c.never_saw("client.evicted")
+
+
+async def test_it_is_closed_while_the_mdt_is_told_of_it(cluster: Any) -> None:
+    async with opened_by_a(cluster) as (c, _, b, file):
+        held = c.net.hold(Reopen, to=c.mds)
+        removing = soon(b.unlink("/u/f"))
+        await held.caught()
+        closing = soon(file.close())
+        await asyncio.sleep(0.1)
+        held.release()
+        await asyncio.gather(removing, closing)
+        await c.settle()
+        assert opens_of(c, c.a) == 0
+
+
+async def test_who_is_evicted_has_no_open_file_any_more_and_can_close_it(cluster: Any) -> None:
+    async with opened_by_a(cluster) as (c, a, b, file):
+        c.expect(*EVICTION)
+        await c.evict(c.a)
+        await b.unlink("/u/f")
+        await c.settle()
+        assert opens_of(c, c.a) == 0
+        await file.close()
+        assert await a.names("/u") == []
+
+
+async def test_an_access_time_is_told_at_close(cluster: Any) -> None:
+    async with opened_by_a(cluster) as (_, a, b, file):
+        before = (await b.stat("/u/f")).atime
+        await file.pread(-1, 0)
+        seen = (await a.stat("/u/f")).atime
+        assert seen > before
+        await file.close()
+        assert (await b.stat("/u/f")).atime == seen
+        await b.utimes("/u/f", 1, 1)
+        assert (await a.stat("/u/f")).atime == 1
+
+
+async def test_times_that_are_set_while_it_is_open_count(cluster: Any) -> None:
+    async with opened_by_a(cluster) as (_, a, b, file):
+        await file.pread(-1, 0)
+        await b.utimes("/u/f", 1, 1)
+        await file.close()
+        assert (await b.stat("/u/f")).atime == (await a.stat("/u/f")).atime == 1
+
+
+async def test_times_that_are_set_after_its_close_count(cluster: Any) -> None:
+    """Also if the close is still on its way, and slow."""
+    async with opened_by_a(cluster) as (c, a, b, file):
+        await file.pread(-1, 0)
+        held = c.net.hold(Close, to=c.mds)
+        file.what.close_later()
+        setting = soon(a.utimes("/u/f", 1, 1))
+        await asyncio.sleep(1)
+        held.release()
+        await setting
+        assert (await b.stat("/u/f")).atime == (await a.stat("/u/f")).atime == 1
+
+
+async def test_nobody_opens_what_he_may_not_read(cluster: Any) -> None:
+    async with opened_by_a(cluster) as (c, a, b, file):
+        bob = c.a.fs.as_user(1001, 1001)
+        assert await c.a.unrecorded(bob.read_file("/u/f")) == DATA
+        await b.chmod("/u/f", 0o600)
+        await a.stat("/u/f")
+        with refused(errno.EACCES):
+            await c.a.unrecorded(bob.read_file("/u/f"))
+        assert await file.pread(-1, 0) == DATA
+        await a.chmod("/u/f", 0o000)
+        assert await file.pread(-1, 0) == DATA
+        await b.unlink("/u/f")
+        assert await file.pread(-1, 0) == DATA
+
+
+async def test_clean_locks_that_go_leave_it_alone(cluster: Any) -> None:
+    """lru_size=clear and the LRU take locks that nobody uses; a lock under which a file is open is used."""
+    async with opened_by_a(cluster) as (c, _, b, file):
+        for imp in c.a.imports:
+            if imp.locks is not None:
+                imp.locks.clear_unused()
+        await asyncio.sleep(5)
+        assert opens_of(c, c.a) == 0
+        await b.unlink("/u/f")
+        assert opens_of(c, c.a) == 1 and await file.pread(-1, 0) == DATA
+
+
+async def test_a_mount_goes_with_a_file_open(cluster: Any) -> None:
+    async with opened_by_a(cluster) as (c, _, b, _):
+        await c.a.unmount()
+        await b.unlink("/u/f")
+        c.never_saw("client.evicted")
+        await c.a.start()
