@@ -529,8 +529,17 @@ class File:
 
     def close_later(self) -> None:
         """`close` in the background. What was lost nobody hears of any more."""
-        if self._shut():
+        if self._shut() and not self._closed_here():
             self.fs.connections.tasks.spawn(self._close(), "close")
+
+    def _closed_here(self) -> bool:
+        """Close it now, if nobody need hear of it."""
+        connections, local = self.fs.connections, self._local
+        if local is None or self.atime or self._lock_number or connections.local_opens is None:
+            return False
+        if connections.flocks.holds(self.fid, self.lock_owner, bsd=False):
+            return False
+        return connections.local_opens.close_now(local)
 
     def abandon(self) -> None:
         """Close in the background: nobody will have this file."""

@@ -104,15 +104,21 @@ class LocalOpens:
 
     async def close(self, local: LocalOpen) -> int:
         """It is open no more here. Returns its handle, to be closed; 0: the MDT has never heard of it."""
-        if local.telling is None:
-            users = self._under[local.lock]
-            del users[local]
-            if not users:
-                del self._under[local.lock]
-            self._locks.release(local.lock)
-        elif not local.telling.done():
+        if not self.close_now(local):
+            assert local.telling is not None
             await asyncio.wait([local.telling])
         return local.handle
+
+    def close_now(self, local: LocalOpen) -> bool:
+        """`close`, if the MDT neither knows of it nor is being told."""
+        if local.telling is not None:
+            return False
+        users = self._under[local.lock]
+        del users[local]
+        if not users:
+            del self._under[local.lock]
+        self._locks.release(local.lock)
+        return True
 
     def _wanted(self, lock: ClientLock) -> None:
         for local in self._under.pop(lock, ()):
