@@ -59,8 +59,7 @@ class LocalOpens:
     """All of them. It has the lock cache's `wanted` hook."""
 
     def __init__(self, mdc: Mdc, locks: Locks, tasks: Tasks) -> None:
-        self.told = 0  # of how many the MDT had to hear after all
-        self.made = 0
+        self._last = 0
         self._mdc = mdc
         self._locks = locks
         self._tasks = tasks
@@ -78,8 +77,8 @@ class LocalOpens:
                 break
         else:
             return None
-        self.made += 1
-        local = LocalOpen(self.made, known.fid, lock)
+        self._last += 1
+        local = LocalOpen(self._last, known.fid, lock)
         self._locks.use(lock)
         self._under.setdefault(lock, {})[local] = None
         return local
@@ -125,7 +124,6 @@ class LocalOpens:
             local.telling = self._tasks.spawn(self._tell(local), "reopen")
 
     async def _tell(self, local: LocalOpen) -> None:
-        self.told += 1
         try:
             local.handle = await self._mdc.reopen(local.fid)
         except OpError:
