@@ -399,18 +399,13 @@ class FidOperations:
 
     async def open_fid(self, fid: Fid, flags: int = os.O_RDONLY) -> File:
         """Open `fid`."""
-        file = self.open_fid_now(fid, flags)
-        if file is not None:
-            return file
-        wire = open_flags(flags) & ~(mdt.OPEN_CREATE | mdt.OPEN_EXCL) | mdt.OPEN_BY_FID
-        return await self._open(NO_FID, b"", fid, wire, flags, 0, None)
-
-    def open_fid_now(self, fid: Fid, flags: int = os.O_RDONLY) -> File | None:
-        """`open_fid` if a lock that is held makes it unnecessary to ask."""
+        wire = open_flags(flags) & ~(mdt.OPEN_CREATE | mdt.OPEN_EXCL)
         cache = self.connections.names
-        if cache is None or open_flags(flags) & ~(mdt.OPEN_CREATE | mdt.OPEN_EXCL) != mdt.OPEN_READ:
-            return None
-        return self._open_here(cache.find(fid, STAT), flags)
+        if wire == mdt.OPEN_READ and cache is not None:
+            file = self._open_here(cache.find(fid, STAT), flags)
+            if file is not None:
+                return file
+        return await self._open(NO_FID, b"", fid, wire | mdt.OPEN_BY_FID, flags, 0, None)
 
     def _open_here(self, known: Known | None, flags: int) -> File | None:
         """Open a file to be read without asking the MDT, if that is possible."""

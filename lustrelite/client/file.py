@@ -535,11 +535,11 @@ class File:
     def _closed_here(self) -> bool:
         """Close it now, if nobody need hear of it."""
         connections, local = self.fs.connections, self._local
-        if local is None or self.atime or self._lock_number or connections.local_opens is None:
+        if local is None or self.atime or self._lock_number:
             return False
         if connections.flocks.holds(self.fid, self.lock_owner, bsd=False):
             return False
-        return connections.local_opens.close_now(local)
+        return local.opens.close_now(local)
 
     def abandon(self) -> None:
         """Close in the background: nobody will have this file."""
@@ -556,10 +556,9 @@ class File:
         if self.closed:
             return False
         self.closed = True
-        connections = self.fs.connections
-        connections.open_files.remove(self)
-        if self._local is not None and self.atime and connections.local_opens is not None:
-            connections.local_opens.goes(self._local)
+        self.fs.connections.open_files.remove(self)
+        if self._local is not None and self.atime:
+            self._local.opens.goes(self._local)
         return True
 
     async def _close(self) -> None:
@@ -575,17 +574,16 @@ class File:
                 raise
 
     async def _give_back(self, atime: int, mtime: int, size: int) -> None:
-        connections, local = self.fs.connections, self._local
+        mdc, local = self.fs.connections.mdc, self._local
         if local is None:
-            await connections.mdc.close(self.handle, self.fid, atime, mtime, size, cred=self.fs.cred)
+            await mdc.close(self.handle, self.fid, atime, mtime, size, cred=self.fs.cred)
             return
-        assert connections.local_opens is not None
         try:
-            handle = await connections.local_opens.close(local)
+            handle = await local.opens.close(local)
             if handle or atime:
-                await connections.mdc.close(handle, self.fid, atime, 0, 0, cred=self.fs.cred)
+                await mdc.close(handle, self.fid, atime, 0, 0, cred=self.fs.cred)
         finally:
-            connections.local_opens.gone(local)
+            local.opens.gone(local)
 
     async def _current_layout(self) -> Layout | None:
         if self.layout is None:

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import asyncio
 from stat import S_ISREG
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from lustrelite.client.attr_cache import Known
+from lustrelite.client.attr_cache import Known, Locks
 from lustrelite.errors import OpError
 from lustrelite.ids import Fid
 from lustrelite.ldlm.client_lock import ClientLock
@@ -30,24 +30,13 @@ if TYPE_CHECKING:
     from lustrelite.client.tasks import Tasks
 
 
-class Locks(Protocol):
-    """What is needed of ldlm.lock_cache.LockCache."""
-
-    wanted: Any
-
-    def use(self, lock: ClientLock) -> None:
-        """See LockCache."""
-
-    def release(self, lock: ClientLock) -> None:
-        """See LockCache."""
-
-
 class LocalOpen:
     """One of them."""
 
-    __slots__ = ("fid", "handle", "lock", "number", "telling")
+    __slots__ = ("fid", "handle", "lock", "number", "opens", "telling")
 
-    def __init__(self, number: int, fid: Fid, lock: ClientLock) -> None:
+    def __init__(self, opens: LocalOpens, number: int, fid: Fid, lock: ClientLock) -> None:
+        self.opens = opens
         self.number = number  # here; no handle of the MDT is so small
         self.fid = fid
         self.lock = lock
@@ -78,7 +67,7 @@ class LocalOpens:
         else:
             return None
         self._last += 1
-        local = LocalOpen(self._last, known.fid, lock)
+        local = LocalOpen(self, self._last, known.fid, lock)
         self._locks.use(lock)
         self._under.setdefault(lock, {})[local] = None
         return local

@@ -123,10 +123,15 @@ def open_file(txn: Transaction, req: Open) -> OpenReply:
     txn.data = disposition
     if mdt.node.faults.any:
         mdt.fault_sync("mdt.open_result", txn.call)
-    if txn.xid not in export.opens:
-        mdt.open_files.add(export, txn.xid, OpenFile(fid, req.flags, txn.cred))
-        txn.undo(lambda: mdt.open_files.remove(export, txn.xid))
+    _keep(mdt, txn, export, OpenFile(fid, req.flags, txn.cred))
     return OpenReply(disposition, namespace.attr_of(fid, inode))
+
+
+def _keep(mdt: Mdt, txn: Transaction, export: Export, file: OpenFile) -> None:
+    """The client has `file` open from now on, unless a copy of the request has opened it already."""
+    if txn.xid not in export.opens:
+        mdt.open_files.add(export, txn.xid, file)
+        txn.undo(lambda: mdt.open_files.remove(export, txn.xid))
 
 
 def _open_name(mdt: Mdt, txn: Transaction, req: Open) -> tuple[Fid, Inode, int]:
@@ -270,9 +275,7 @@ def reopen(txn: Transaction, req: Reopen) -> Empty:
     assert export is not None
     if namespace.find_inode(txn, req.fid) is None:
         raise OpError(errno.ESTALE)
-    if txn.xid not in export.opens:
-        mdt.open_files.add(export, txn.xid, OpenFile(req.fid, OPEN_READ, txn.cred))
-        txn.undo(lambda: mdt.open_files.remove(export, txn.xid))
+    _keep(mdt, txn, export, OpenFile(req.fid, OPEN_READ, txn.cred))
     return EMPTY
 
 

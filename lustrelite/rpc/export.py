@@ -92,10 +92,9 @@ class Export:
 
     def received(self, last_xid: int) -> None:
         """The client has the answers to everything up to `last_xid`."""
-        if last_xid > self.last_xid:
-            self.last_xid = last_xid
-            if self._flock_answers is not None:
-                self._flock_answers = {xid: reply for xid, reply in self._flock_answers.items() if xid > last_xid} or None
+        self.last_xid = last_xid
+        if self._flock_answers is not None:
+            self._flock_answers = {xid: reply for xid, reply in self._flock_answers.items() if xid > last_xid} or None
 
     @property
     def opens(self) -> Mapping[int, Any]:
