@@ -210,13 +210,13 @@ async def test_llfs_on_a_mounted_path(world: Any) -> None:
             assert llfs("fid2path", m.path, fid) == f"{m.path}/wide/f\n"
             assert f"{m.path}[OST:1]\n" in llfs("df", m.path)
             assert llfs("check", "all", m.path).count(" active.\n") == 3
-            shutil.rmtree(m.path / "wide")
-            m.signal(signal.SIGSTOP)  # the mount hangs, and nothing is asked through it
+            m.signal(signal.SIGSTOP)  # the mount hangs, and nothing is asked through it: nor of it, which would evict it
             try:
                 assert llfs("path2fid", m.path) == "[0x200000007:0x1:0x0]\n"
                 assert "filesystem_summary:" in llfs("df", "-i", m.path)
             finally:
                 m.signal(signal.SIGCONT)
+            shutil.rmtree(m.path / "wide")
 
         await m.call(work)
 
