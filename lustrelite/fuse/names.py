@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import stat as modes
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lustrelite.client.attributes import DirEntry, Stat
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 DOT, DOTDOT = 1, 2  # cookies of "." and ".."; a name's is a hash of 63 bits
 STATX_BTIME_AND_BASIC = 0xFFF
+LABEL = b"security.selinux"
+SELINUX = Path("/sys/fs/selinux")  # it is there if the kernel has labels
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _NS = 1_000_000_000
 
@@ -39,6 +42,7 @@ class Names:
         self.mount = mount
         self.inodes = mount.inodes
         self.fs = mount.fs
+        self._labels = SELINUX.is_dir()
         self._pages: dict[int, _Page] = {}  # by node: what was read of a directory and not handed over yet
         self.handlers: dict[int, Handler] = {
             op.LOOKUP: self.lookup, op.GETATTR: self.getattr, op.STATX: self.statx, op.SETATTR: self.setattr,
@@ -285,11 +289,23 @@ class Names:
         _check_xattr(name)
         view, fid = self.mount.callers.view(request), self.node(request.node).fid
         if view.has_no_xattr(fid, name):
-            raise OpError(errno.ENODATA)
+            raise OpError(self._absent(name))
         return self._getxattr(view, fid, name, size)
 
     async def _getxattr(self, view: FidOperations, fid: Fid, name: bytes, size: int) -> Answer:
-        return _sized(await view.getxattr_fid(fid, name), size)
+        try:
+            return _sized(await view.getxattr_fid(fid, name), size)
+        except OpError as error:
+            if error.errno == errno.ENODATA:
+                raise OpError(self._absent(name)) from None
+            raise
+
+    def _absent(self, name: bytes) -> int:
+        """The errno. `ls -l` asks for the label of each file, unless one file system says that it has none.
+
+        Source: ll_xattr_get_common(), llite/xattr.c (LU-549)
+        """
+        return errno.EOPNOTSUPP if name == LABEL and not self._labels else errno.ENODATA
 
     async def listxattr(self, request: Request, body: memoryview) -> Answer:
         """LISTXATTR"""

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from lustrelite.fuse.names import SELINUX
 from tests.posix.mounts import Mounted, missing
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
@@ -82,3 +85,27 @@ async def test_operations_cost_no_more_than_they_must(world: Any) -> None:
             osts = sum(count for key, count in sent.items() if key.startswith("osc."))
             assert osts <= (to_osts + SLACK) * FILES, (name, sent)
         await m.call(lambda: [shutil.rmtree(top) for top in tops])
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(SELINUX.is_dir(), reason="this kernel has labels, and ls shows them")
+async def test_ls_asks_for_the_access_lists_alone(world: Any) -> None:
+    """It wants labels as well: one file system that knows none is asked once, not once a file."""
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+        top = m.path / "d"
+        await m.call(top.mkdir)
+        await m.call(lambda: [create(top / f"f{number}") for number in range(FILES)])
+
+        def listed() -> int:
+            before = m.tell("fuse")["requests"].get("GETXATTR", 0)
+            subprocess.run(["ls", "-l", top], stdout=subprocess.DEVNULL, check=True)
+            return int(m.tell("fuse")["requests"].get("GETXATTR", 0)) - before
+
+        assert FILES <= await m.call(listed) <= (1 + SLACK) * FILES
+        os.setxattr(top / "f0", "security.selinux", b"a_label")
+        assert os.getxattr(top / "f0", "security.selinux") == b"a_label"
+        for name, why in (("security.selinux", errno.EOPNOTSUPP), ("security.capability", errno.ENODATA)):
+            with pytest.raises(OSError) as failed:
+                os.getxattr(top / "f1", name)
+            assert failed.value.errno == why
+        await m.call(shutil.rmtree, top)
