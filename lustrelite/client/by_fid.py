@@ -167,8 +167,6 @@ class FidOperations:
                 valid, mtime = valid | mdt.SET_MTIME, pending
         if not valid:
             return await self._attributes(fid, STAT)
-        if times_set and connections.local_opens is not None:
-            await connections.local_opens.times_told(fid)
         attr = await connections.mdc.setattr(
             fid, valid, now, cred=self.cred, mode=mode or 0, uid=uid or 0, gid=gid or 0, flags=flags or 0,
             atime=now if atime in (None, NOW) else atime or 0, mtime=now if mtime in (None, NOW) else mtime or 0,

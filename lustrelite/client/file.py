@@ -523,9 +523,13 @@ class File:
 
         Twice is harmless. Runs to its end even if the caller is cancelled. EIO: as of `fsync`
         """
-        if self._shut():
+        if not self._shut():
+            return
+        if not self._closed_here():
             await self.fs.connections.tasks.finish(self._close(), "close")
             self.say_lost()
+        elif self.atime:
+            await self.fs.connections.access_times.tell()
 
     def close_later(self) -> None:
         """`close` in the background. What was lost nobody hears of any more."""
@@ -533,13 +537,19 @@ class File:
             self.fs.connections.tasks.spawn(self._close(), "close")
 
     def _closed_here(self) -> bool:
-        """Close it now, if nobody need hear of it."""
+        """Close it now, if nobody need hear of it at once."""
         connections, local = self.fs.connections, self._local
-        if local is None or self.atime or self._lock_number:
+        if local is None or self._lock_number or connections.flocks.holds(self.fid, self.lock_owner, bsd=False):
             return False
-        if connections.flocks.holds(self.fid, self.lock_owner, bsd=False):
+        if not local.opens.close_now(local):
             return False
-        return local.opens.close_now(local)
+        self._was_read(self.atime)
+        return True
+
+    def _was_read(self, atime: int) -> None:
+        connections = self.fs.connections
+        if atime and not connections.closed:
+            connections.access_times.read(connections.mdc, self.fid, atime)
 
     def abandon(self) -> None:
         """Close in the background: nobody will have this file."""
@@ -557,8 +567,6 @@ class File:
             return False
         self.closed = True
         self.fs.connections.open_files.remove(self)
-        if self._local is not None and self.atime:
-            self._local.opens.goes(self._local)
         return True
 
     async def _close(self) -> None:
@@ -578,12 +586,11 @@ class File:
         if local is None:
             await mdc.close(self.handle, self.fid, atime, mtime, size, cred=self.fs.cred)
             return
-        try:
-            handle = await local.opens.close(local)
-            if handle or atime:
-                await mdc.close(handle, self.fid, atime, 0, 0, cred=self.fs.cred)
-        finally:
-            local.opens.gone(local)
+        handle = await local.opens.close(local)
+        if handle:
+            await mdc.close(handle, self.fid, atime, 0, 0, cred=self.fs.cred)
+        else:
+            self._was_read(atime)
 
     async def _current_layout(self) -> Layout | None:
         if self.layout is None:

@@ -7,7 +7,7 @@ of each open first (Reopen) and the lock goes when it has answered; from then on
 Reopen waits for nothing but the MDT itself, and has a reply slot and a place in the MDT of its own: all others may be
 waiting for the lock.
 
-If the MDT evicts us it forgets these opens with the others. What was read is told at close, if the access time counts.
+If the MDT evicts us it forgets these opens with the others. What was read is told after the close (access_times.py).
 Source: the idea is that of NFSv4's read delegations (RFC 7530 section 10.4); Lustre keeps opens in a similar way under
 MDS_INODELOCK_OPEN (ll_och_fill(), llite/file.c)
 """
@@ -53,7 +53,6 @@ class LocalOpens:
         self._locks = locks
         self._tasks = tasks
         self._under: dict[ClientLock, dict[LocalOpen, None]] = {}
-        self._going: dict[Fid, dict[LocalOpen, asyncio.Future[None]]] = {}  # their access times are about to be told
         locks.wanted = self._wanted
 
     def open(self, known: Known, cred: Cred) -> LocalOpen | None:
@@ -71,24 +70,6 @@ class LocalOpens:
         self._locks.use(lock)
         self._under.setdefault(lock, {})[local] = None
         return local
-
-    def goes(self, local: LocalOpen) -> None:
-        """A `close` follows, and a request with an access time."""
-        self._going.setdefault(local.fid, {})[local] = asyncio.get_running_loop().create_future()
-
-    def gone(self, local: LocalOpen) -> None:
-        """They are over."""
-        going = self._going.get(local.fid)
-        done = going.pop(local, None) if going is not None else None
-        if done is not None:
-            done.set_result(None)
-            if not going:
-                del self._going[local.fid]
-
-    async def times_told(self, fid: Fid) -> None:
-        """Return when no older access time of `fid` is on its way: the MDT could not tell that it is older."""
-        while going := self._going.get(fid):
-            await asyncio.wait(list(going.values()))
 
     async def close(self, local: LocalOpen) -> int:
         """It is open no more here. Returns its handle, to be closed; 0: the MDT has never heard of it."""

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from lustrelite.client.access_times import AccessTimes
 from lustrelite.ids import Fid
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ class OpenInode:
 class OpenFiles:
     """All of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, access_times: AccessTimes) -> None:
         self._inodes: dict[Fid, OpenInode] = {}
+        self._read = access_times
 
     def add(self, file: File) -> OpenInode:
         """`file` was opened."""
@@ -48,18 +50,21 @@ class OpenFiles:
         return list(inode.files.values()) if inode is not None else []
 
     def pending_times(self, fid: Fid) -> tuple[int, int]:
-        """(mtime, atime) of what open handles of `fid` wrote and read, which the MDT will hear at close; 0 is none."""
+        """(mtime, atime) of what was written and read here, which the MDT will hear at close or soon after; 0 is none."""
+        atime = self._read.pending.get(fid, 0)
         inode = self._inodes.get(fid)
         if inode is None:
-            return 0, 0
+            return 0, atime
         files = inode.files.values()
-        return max(file.mtime for file in files), max(file.atime for file in files)
+        return max(file.mtime for file in files), max(atime, max(file.atime for file in files))
 
     def forget_times(self, fid: Fid, *, mtime: bool, atime: bool) -> None:
         """Times of `fid` were set: what was done before counts no more."""
         for file in self.of(fid):
             file.mtime = 0 if mtime else file.mtime
             file.atime = 0 if atime else file.atime
+        if atime:
+            self._read.forget(fid)
 
     def write_failed(self, fid: Fid, number: int) -> None:
         """Data that was written to `fid` and answered is lost: who wrote it hears of it once."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from lustrelite.ids import NO_FID, Fid
 from lustrelite.wire.ldlm import LOOKUP, PERM, UPDATE
-from lustrelite.wire.mdt import DISP_OPEN_CREATE, OpenReply
+from lustrelite.wire.mdt import DISP_OPEN_CREATE, AccessTime, OpenReply
 
 if TYPE_CHECKING:
     from lustrelite.client.attr_cache import AttrCache, Known, Question
@@ -159,6 +159,27 @@ class OwnChanges:
                 self.cache.changed(question, reply)
                 if not in_order:
                     self._doubt_attr(fid, SETTABLE)
+
+        return ended
+
+    def reading(self, rows: tuple[AccessTime, ...], pending: dict[Fid, int]) -> Ended:
+        """It is about to be told when files were read. Until that has ended, `pending` has the times that count."""
+        files = self.cache.files
+        before = [(known, known.drops, atime) for fid, atime in rows if (known := files.get(fid)) is not None]
+
+        def ended(reply: Any, transno: int) -> None:
+            if reply is None:
+                return
+            self.clock += 1
+            for known, drops, atime in before:
+                self._mark(known.fid, transno)
+                if not known.fresh & UPDATE or atime <= known.attr.atime or pending.get(known.fid, 0) < atime:
+                    continue
+                if known.drops == drops:
+                    known.attr = known.attr._replace(atime=atime)
+                    known.merged = None
+                else:
+                    self._doubt_attr(known.fid)
 
         return ended
 

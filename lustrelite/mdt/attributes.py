@@ -85,9 +85,7 @@ def setattr_(txn: Transaction, req: Setattr) -> Attr:
     if valid & OWNERSHIP:
         own(txn, changed.layout, namespace.owner_of(changed))
     if valid & SET_TIMES_EXPLICIT:
-        open_files = cast("Mdt", txn.target).open_files
-        if open_files.is_open(fid):
-            open_files.set_times[fid] = req.time
+        cast("Mdt", txn.target).open_files.times_set(fid, req.time, atime=bool(valid & SET_ATIME))
     return namespace.attr_of(fid, changed)
 
 

@@ -39,6 +39,8 @@ from lustrelite.wire.mdt import (
     OPEN_TMPFILE,
     OPEN_TRUNC,
     OPEN_WRITE,
+    AccessTime,
+    AccessTimes,
     Close,
     Open,
     OpenReply,
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 
 FOUND = DISP_LOOKUP_POS | DISP_OPEN_OPEN
 CREATED = DISP_LOOKUP_NEG | DISP_OPEN_CREATE | DISP_OPEN_OPEN
+ATIMES_SET_MAX = 10_000  # files; clients tell of what they have read within a second or so
 
 
 class OpenFile(NamedTuple):
@@ -70,6 +73,7 @@ class OpenFiles:
     def __init__(self) -> None:
         self.counts: dict[Fid, int] = {}
         self.set_times: dict[Fid, int] = {}  # when utimes() last set the times of a file while it was open
+        self.atimes_set: dict[Fid, int] = {}  # when it did so lately, open or not, if it set the access time
 
     def add(self, export: Export, handle: int, file: OpenFile) -> None:
         """`export` has opened `file`; a handle that is known (a replay that came twice) is kept as it is."""
@@ -91,6 +95,16 @@ class OpenFiles:
     def is_open(self, fid: Fid) -> bool:
         """Has anybody `fid` open?"""
         return fid in self.counts
+
+    def times_set(self, fid: Fid, time: int, *, atime: bool) -> None:
+        """utimes() has set the times of a file: what was done before `time` and is told later counts no more."""
+        if fid in self.counts:
+            self.set_times[fid] = time
+        if atime:
+            self.atimes_set.pop(fid, None)
+            self.atimes_set[fid] = time
+            if len(self.atimes_set) > ATIMES_SET_MAX:
+                del self.atimes_set[next(iter(self.atimes_set))]
 
 
 # ---------------------------------------------------------------- open
@@ -296,22 +310,26 @@ def close(txn: Transaction, req: Close) -> Empty:
     mdt = cast("Mdt", txn.target)
     export = txn.export
     assert export is not None
-    file = opened(export, req, txn.cred)
+    file: OpenFile | None = export.opens.get(req.handle)
     if file is None:
         raise OpError(errno.ESTALE)
-    if not req.handle:
-        _keep_times(mdt, txn, file, 0, req.atime)
-        return EMPTY
     if not _release(mdt, txn, file.fid):
-        _keep_times(mdt, txn, file, req.mtime, req.atime)
+        changed = times_of_close(mdt, txn, file, req)
+        if changed is not None:
+            namespace.put_inode(txn, file.fid, changed)
     mdt.open_files.remove(export, req.handle)
     txn.undo(lambda: mdt.open_files.add(export, req.handle, file))
     return EMPTY
 
 
-def opened(export: Export, req: Close, cred: Cred) -> OpenFile | None:
-    """What is closed. Without a handle it was open at the client alone, to be read."""
-    return export.opens.get(req.handle) if req.handle else OpenFile(req.fid, OPEN_READ, cred)
+def set_access_times(txn: Transaction, req: AccessTimes) -> Empty:
+    """What clients have read without telling us."""
+    mdt = cast("Mdt", txn.target)
+    for read in req.rows:
+        changed = times_of_read(mdt, txn, read)
+        if changed is not None:
+            namespace.put_inode(txn, read.fid, changed)
+    return EMPTY
 
 
 def rebuild_close(call: Call, req: Close, record: ReplyRecord) -> Empty:
@@ -365,24 +383,25 @@ def _destroy_orphan(txn: Transaction, fid: Fid) -> None:
         namespace.destroy(txn, fid, inode)
 
 
-def _keep_times(mdt: Mdt, txn: Transaction, file: OpenFile, mtime: int, atime: int) -> None:
-    changed = with_times(mdt, txn, file, mtime, atime)
-    if changed is not None:
-        namespace.put_inode(txn, file.fid, changed)
+def times_of_close(mdt: Mdt, rows: namespace.Rows, file: OpenFile, req: Close) -> Inode | None:
+    """The inode with the times of what a handle wrote and read, or None if they are no news."""
+    mtime = req.mtime if file.flags & OPEN_WRITE else 0
+    return _with_times(rows, file.fid, mtime, req.atime, mdt.open_files.set_times.get(file.fid, 0))
 
 
-def with_times(mdt: Mdt, rows: namespace.Rows, file: OpenFile, mtime: int, atime: int) -> Inode | None:
-    """The inode with the times of the client's reads and writes, or None if they are no news.
+def times_of_read(mdt: Mdt, rows: namespace.Rows, read: AccessTime) -> Inode | None:
+    """The inode with the time at which it was read, or None if that is no news."""
+    return _with_times(rows, read.fid, 0, read.atime, mdt.open_files.atimes_set.get(read.fid, 0))
 
-    A utimes() that came after them counts.
-    """
+
+def _with_times(rows: namespace.Rows, fid: Fid, mtime: int, atime: int, set_at: int) -> Inode | None:
+    """A utimes() that came after them, at `set_at`, counts."""
     if not mtime and not atime:
         return None
-    inode = namespace.find_inode(rows, file.fid)
+    inode = namespace.find_inode(rows, fid)
     if inode is None or not S_ISREG(inode.mode):
         return None
-    set_at = mdt.open_files.set_times.get(file.fid, 0)
-    wrote = mtime > max(inode.mtime, set_at) and bool(file.flags & OPEN_WRITE)
+    wrote = mtime > max(inode.mtime, set_at)
     read = atime > max(inode.atime, set_at)
     if not wrote and not read:
         return None

@@ -158,8 +158,7 @@ class Open(NamedTuple):
 class Close(NamedTuple):
     """Close the open whose xid was `handle`. The last close of an unlinked file destroys it.
 
-    `mtime` and `atime` are 0 where this handle wrote or read nothing. A `handle` of 0 is an open of which the MDT has
-    never heard (client/local_opens.py): only its `atime` counts.
+    `mtime` and `atime` are 0 where this handle wrote or read nothing.
     Errors: ESTALE, the handle is not known (the client was evicted).  Source: mdt_close()
     """
 
@@ -180,6 +179,23 @@ class Reopen(NamedTuple):
     """
 
     fid: Fid
+
+
+class AccessTime(NamedTuple):
+    """When a file was read last."""
+
+    fid: Fid
+    atime: int
+
+
+@message(op=57, reply=Empty, mutates=True)
+class AccessTimes(NamedTuple):
+    """These files were read, through opens of which the MDT has not heard. Each counts if it is news, as of a Close.
+
+    A file that is not there is passed over.  See client/access_times.py
+    """
+
+    rows: tuple[AccessTime, ...]
 
 
 @message(op=37, reply=Empty, mutates=True)

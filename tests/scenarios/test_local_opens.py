@@ -12,7 +12,7 @@ import pytest
 from mounts import Asked, Mount, mounts
 from steps import EVICTION, refused, soon
 
-from lustrelite.wire.mdt import Close, Reopen
+from lustrelite.wire.mdt import AccessTimes, Reopen
 
 DATA = b"what was there when it was opened"
 
@@ -194,17 +194,105 @@ async def test_times_that_are_set_while_it_is_open_count(cluster: Any) -> None:
         assert (await b.stat("/u/f")).atime == (await a.stat("/u/f")).atime == 1
 
 
-async def test_times_that_are_set_after_its_close_count(cluster: Any) -> None:
-    """Also if the close is still on its way, and slow."""
+@pytest.mark.parametrize("when", ["waiting", "under way"])
+@pytest.mark.parametrize("who", ["a", "b"])
+async def test_times_that_are_set_after_its_close_count(cluster: Any, who: str, when: str) -> None:
+    """The kernel does not wait for its RELEASE: the MDT hears of the read later, or slowly."""
     async with opened_by_a(cluster) as (c, a, b, file):
         await file.pread(-1, 0)
-        held = c.net.hold(Close, to=c.mds)
+        held = c.net.hold(AccessTimes, to=c.mds)
         file.what.close_later()
-        setting = soon(a.utimes("/u/f", 1, 1))
-        await asyncio.sleep(1)
+        if when == "under way":
+            await held.caught()
+        await {"a": a, "b": b}[who].utimes("/u/f", 1, 1)
+        await asyncio.sleep(2)
         held.release()
-        await setting
+        await asyncio.sleep(1)
         assert (await b.stat("/u/f")).atime == (await a.stat("/u/f")).atime == 1
+
+
+@pytest.mark.parametrize("who", ["a", "b"])
+async def test_a_modification_time_that_is_set_after_its_close_leaves_the_access_time(cluster: Any, who: str) -> None:
+    async with opened_by_a(cluster) as (c, a, b, file):
+        await file.pread(-1, 0)
+        read = (await a.stat("/u/f")).atime
+        file.what.close_later()
+        client = {"a": c.a, "b": c.b}[who]
+        await client.unrecorded(client.fs.utimes("/u/f", None, 1))
+        await asyncio.sleep(2)
+        seen = await b.stat("/u/f")
+        assert (seen.atime, seen.mtime) == (read, 1) == ((await a.stat("/u/f")).atime, (await a.stat("/u/f")).mtime)
+
+
+async def read_many(a: Mount, b: Mount, count: int) -> dict[str, int]:
+    """{name: access time} of so many files that a has read; the MDT has not heard of it."""
+    names = [f"/u/g{number}" for number in range(count)]
+    for name in names:
+        await b.write_file(name, name.encode())
+        await a.stat(name)
+    files = [await a.open(name, os.O_RDONLY) for name in names]
+    for file in files:
+        await file.pread(-1, 0)
+        file.what.close_later()
+    return {name: (await a.stat(name)).atime for name in names}
+
+
+async def test_access_times_are_told_together_and_what_is_known_stays_known(cluster: Any) -> None:
+    async with opened_by_a(cluster) as (c, a, b, _):
+        with Asked(c.a) as asked:
+            read = await read_many(a, b, 100)
+        assert "AccessTimes" not in asked and "Close" not in asked
+        with Asked(c.a) as asked:
+            await asyncio.sleep(2)
+            assert {name: (await a.stat(name)).atime for name in read} == read
+        assert asked == {"AccessTimes": 1}
+        assert {name: (await b.stat(name)).atime for name in read} == read
+        plain = await c.add_client()
+        assert {name: (await plain.unrecorded(plain.fs.stat(name))).atime for name in read} == read
+        await b.chmod("/u/g1", 0o600)
+        assert (await a.stat("/u/g1")).mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("how", ["request", "reply", "mds"])
+async def test_access_times_are_told_in_spite_of_losses(cluster: Any, how: str) -> None:
+    async with opened_by_a(cluster) as (c, a, b, _):
+        read = await read_many(a, b, 3)
+        lost = c.net.drop(AccessTimes, reply=how != "request")
+        await lost.caught()
+        if how == "mds":
+            await c.fail(c.mds)
+        await b.unlink("/u/g0")
+        await c.settle()
+        del read["/u/g0"]
+        assert {name: (await a.stat(name)).atime for name in read} == read
+        assert {name: (await b.stat(name)).atime for name in read} == read
+        c.never_saw("import.evicted")
+
+
+async def test_a_mount_that_goes_tells_what_it_has_read(cluster: Any) -> None:
+    async with opened_by_a(cluster) as (c, a, b, file):
+        read = await read_many(a, b, 3)
+        await c.a.unmount()
+        assert {name: (await b.stat(name)).atime for name in read} == read
+        file.what.closed = True
+        await c.a.start()
+
+
+async def test_others_who_know_the_file_hear_of_it(cluster: Any) -> None:
+    """Two clients that read the same files tell of it at the same time, each in the other's way."""
+    async with opened_by_a(cluster) as (c, a, b, _):
+        await read_many(a, b, 20)
+        before = c.loop.time()
+        for name in [f"/u/g{number}" for number in range(20)]:
+            await b.stat(name)
+            file = await b.open(name, os.O_RDONLY)
+            await file.pread(-1, 0)
+            file.what.close_later()
+        await asyncio.sleep(3)
+        assert c.loop.time() - before < 4.0
+        for number in range(20):
+            assert (await a.stat(f"/u/g{number}")).atime == (await b.stat(f"/u/g{number}")).atime
+        c.never_saw("lock.expired")
 
 
 async def test_nobody_opens_what_he_may_not_read(cluster: Any) -> None:

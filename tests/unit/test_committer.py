@@ -268,7 +268,7 @@ async def test_a_large_batch_is_committed_before_its_time(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("changes", "disk_s", "logged"), [(1, 0.0, True), (30, 0.0, True), (100, 0.0, False), (1, 0.1, False)]
+    ("changes", "disk_s", "logged"), [(1, 0.0, True), (30, 0.0, True), (100, 0.0, False), (1, 0.4, False)]
 )
 async def test_a_small_batch_that_somebody_waits_for_goes_to_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: int, disk_s: float, logged: bool
