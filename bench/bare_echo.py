@@ -10,7 +10,7 @@ import struct
 import sys
 import time
 
-from lustrelite.process import loop_factory
+from lustrelite.real_node import loop_factory
 
 FRAME_BYTES = 100
 _LENGTH = struct.Struct(">I")

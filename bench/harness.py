@@ -18,7 +18,7 @@ from lustrelite.cli.cluster import Cluster
 from lustrelite.cli.mount import new_node
 from lustrelite.client.fs import FileSystem
 from lustrelite.ids import Nid
-from lustrelite.process import loop_factory
+from lustrelite.real_node import loop_factory
 
 Bench = Callable[[], dict[str, Any]]
 BENCHES: dict[str, Bench] = {}

@@ -5,26 +5,23 @@ or `{"id": 1, "ok": false, "error": "what to do"}`. Whoever may open the socket 
 may do everything. Requests of one connection are answered in order.
 
 A path longer than the kernel's 108 bytes is reached through /proc/self/fd, so a deep state directory works as well.
+
+This is the side that asks. Who answers is control_server.py, which brings asyncio: commands need not wait for that.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Self
 
-from lustrelite.errors import OpError
-
 LINE_BYTES_MAX = 4 << 20
-Command = Callable[[dict[str, Any]], Awaitable[Any] | Any]
+NO_MATCH = "no parameter matches"  # how a refusal begins of somebody who is not meant
 
 
-def _bound(path: Path, connect: bool) -> socket.socket:
+def unix_socket(path: Path, connect: bool) -> socket.socket:
     """A Unix socket connected to `path` or listening there, however long the path is."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -43,70 +40,6 @@ def _bound(path: Path, connect: bool) -> socket.socket:
     return sock
 
 
-class ControlServer:
-    """Answers the commands in `commands` at `path`."""
-
-    def __init__(self, path: Path, commands: dict[str, Command]) -> None:
-        self.path = path
-        self.commands = commands
-        self._server: asyncio.Server | None = None
-        self._connections: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
-
-    async def start(self) -> None:
-        """Listen; a socket file that a killed process left is replaced."""
-        self.path.unlink(missing_ok=True)
-        sock = _bound(self.path, connect=False)
-        sock.setblocking(False)
-        os.chmod(self.path, 0o600)
-        self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=LINE_BYTES_MAX)
-
-    async def close(self) -> None:
-        """Listen no more, and hang up."""
-        if self._server is None:
-            return
-        self._server.close()
-        self.path.unlink(missing_ok=True)
-        for task in list(self._connections):
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections[task] = writer
-        task.add_done_callback(lambda done: self._connections.pop(done, None))
-        try:
-            while line := await reader.readline():
-                answer = await self._answer(line)
-                writer.write(json.dumps(answer, default=str).encode() + b"\n")
-                await writer.drain()
-        except (ConnectionError, ValueError, asyncio.LimitOverrunError):
-            pass  # the operator's terminal went away, or the line had no end
-        finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
-
-    async def _answer(self, line: bytes) -> dict[str, Any]:
-        number = None
-        try:
-            request = json.loads(line)
-            if not isinstance(request, dict):
-                raise ValueError("a JSON object per line expected")
-            number = request.get("id")
-            command = self.commands.get(str(request.get("cmd")))
-            if command is None:
-                raise ValueError(f"no command {request.get('cmd')!r}; there are: {', '.join(sorted(self.commands))}")
-            result = command(request)
-            if isinstance(result, Awaitable):
-                result = await result
-            return {"id": number, "ok": True, "result": result}
-        except KeyError as error:
-            return {"id": number, "ok": False, "error": str(error.args[0]) if error.args else "missing"}
-        except (OpError, ValueError, TypeError, RecursionError, OSError) as error:
-            return {"id": number, "ok": False, "error": str(error) or type(error).__name__}
-
-
 class ControlFailed(Exception):
     """The process does not answer, or refuses; the text says what to do."""
 
@@ -116,7 +49,7 @@ class ControlClient:
 
     def __init__(self, path: Path, timeout_s: float = 10.0) -> None:
         try:
-            self._socket = _bound(path, connect=True)
+            self._socket = unix_socket(path, connect=True)
         except OSError as error:
             raise ControlFailed(f"nobody answers at {path} ({error.strerror}): is the process running?") from None
         self._socket.settimeout(timeout_s)

@@ -30,7 +30,8 @@ from lustrelite.store.objects import ObjectFiles
 from lustrelite.store.undo import UNDO, UndoFiles
 from lustrelite.target.ownership import Owner, Ownership
 from lustrelite.target.target import Target
-from lustrelite.wire.mgs import FAILOVER_MODE, TargetInfo, TargetRegister
+from lustrelite.tunables import FAILOVER_MODE
+from lustrelite.wire.mgs import TargetInfo, TargetRegister
 
 OWNER_POLL_S = 0.2
 

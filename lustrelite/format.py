@@ -22,7 +22,7 @@ from lustrelite.errors import FormatRefused, OpError
 from lustrelite.ids import check_fsname, parse_nid, target_name, target_uuid
 from lustrelite.store.schema import FORMAT_VERSION
 from lustrelite.target.ownership import Owner, Ownership
-from lustrelite.wire.mgs import FAILOVER_MODE
+from lustrelite.tunables import FAILOVER_MODE
 
 TARGET_FILE = "target.json"
 KINDS = ("MGS", "MDT", "OST")

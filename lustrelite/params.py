@@ -15,12 +15,11 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from lustrelite import __version__
+from lustrelite.control import NO_MATCH
 from lustrelite.fail_loc import FailLoc
 from lustrelite.faults import parse_fault
 from lustrelite.rpc.node import Node
 from lustrelite.tunables import CHOICES
-
-NO_MATCH = "no parameter matches"  # how a refusal begins of somebody who is not meant
 
 Getter = Callable[[], str]
 Setter = Callable[[str], Awaitable[None] | None]

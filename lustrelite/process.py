@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import json
 import os
-import random
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterable
@@ -24,17 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from lustrelite import collector
-from lustrelite.control import Command, ControlServer
+from lustrelite.alive import start_ticks
+from lustrelite.control_server import Command, ControlServer
 from lustrelite.errors import FormatRefused, LinkLost, OpError, StoreFailed
 from lustrelite.event_file import EventFile, RotatingFile, log_line
 from lustrelite.events import Event
 from lustrelite.ids import Nid, parse_nid
 from lustrelite.metrics import Metrics, MetricsServer
 from lustrelite.params import ParamTree, add_node_params
+from lustrelite.real_node import loop_factory, socket_node
 from lustrelite.rpc.config import ConfigFollower
-from lustrelite.rpc.node import Node
-from lustrelite.rpc.spinner import Spinner
-from lustrelite.rpc.transport import SocketNetwork
 from lustrelite.rpc.workers import Workers
 from lustrelite.wire.mgs import SetParam
 
@@ -73,16 +71,6 @@ def server_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser
     parser.add_argument("--target", action="append", default=[], metavar="DIR", help="a formatted target; may be repeated")
     parser.add_argument("--wait", action="store_true", help="a standby: wait until the owner of a target is dead")
     return parser
-
-
-def start_ticks(pid: int) -> int:
-    """When the process `pid` started, in the kernel's ticks; 0 if it does not run. With the pid it names a process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return 0
-    fields = stat[stat.rindex(")") + 2 :].split()
-    return 0 if fields[0] in "ZX" else int(fields[19])
 
 
 class Process:
@@ -255,16 +243,6 @@ class Process:
         return [event.line() for event in list(ring)[-count:]]
 
 
-def socket_node(name: str, *, workers: Workers | None = None, allow_remote: bool = False) -> Node:
-    """A node of this process, on sockets."""
-    rng = random.Random()
-    network = SocketNetwork(rng, name=name, allow_remote=allow_remote)
-    node = Node(name, network, workers=workers, seed=rng.getrandbits(64))
-    network.events = node.events
-    node.spinner = network.spinner = Spinner(node.tunables, node.workers)
-    return node
-
-
 def run(role: str, options: argparse.Namespace, serve: Callable[[Process], Awaitable[None]]) -> int:
     """Run a daemon until it is stopped; returns the exit status."""
     if not __debug__:
@@ -281,15 +259,3 @@ def run(role: str, options: argparse.Namespace, serve: Callable[[Process], Await
         print(f"{options.name}: {error}", file=sys.stderr, flush=True)  # noqa: T201
         return EXIT_REFUSED
     return 0
-
-
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where there is one, unless LUSTRELITE_LOOP=asyncio."""
-    if os.environ.get("LUSTRELITE_LOOP") == "asyncio":
-        return None
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory

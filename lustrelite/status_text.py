@@ -6,14 +6,16 @@ Source: lprocfs_recovery_status_seq_show(), lprocfs_rd_import(), obdclass/lprocf
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lustrelite.rpc.client_import import ClientImport
-from lustrelite.rpc.export import Export
-from lustrelite.rpc.node import Node
-from lustrelite.target.target import Target
 from lustrelite.wire.ost import OBJECT_EOF
 from lustrelite.wire.session import FEATURE_GRANT, FEATURE_MULTIMOD, FEATURE_SERVER, FEATURE_SOM
+
+if TYPE_CHECKING:
+    from lustrelite.rpc.client_import import ClientImport
+    from lustrelite.rpc.export import Export
+    from lustrelite.rpc.node import Node
+    from lustrelite.target.target import Target
 
 _FEATURES = {FEATURE_SERVER: "mds_mds", FEATURE_MULTIMOD: "multi_mod_rpcs", FEATURE_SOM: "som", FEATURE_GRANT: "grant"}
 

@@ -39,6 +39,7 @@ CHOICES = {  # tunables that are one of a few words
     "failover_mode": ("", "failover", "failout"),
     "sync_lock_cancel": ("always", "blocking", "never"),
 }
+FAILOVER_MODE = "failover.mode"  # a parameter that every target has for itself: the configuration says NAME.failover.mode
 
 
 @dataclass

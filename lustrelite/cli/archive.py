@@ -38,13 +38,8 @@ BACKUP_VERSION = 1
 CHUNK = 4 << 20
 
 
-@click.command()
-@click.argument("destination", type=click.Path(path_type=Path))
 def backup(destination: Path) -> None:
-    """Save the cluster to DESTINATION: a new directory, or an archive if it ends in .tar or .tar.gz.
-
-    A running cluster is stopped for the time of the copy and started again; clients wait meanwhile.
-    """
+    """Save the cluster that the command is about to `destination`.  Refused"""
     cluster = where().cluster().need()
     if destination.exists():
         raise Refused(f"{destination} exists already: choose a new name")
@@ -162,10 +157,8 @@ def _checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-@click.command()
-@click.argument("source", type=click.Path(exists=True, path_type=Path))
 def restore(source: Path) -> None:
-    """Make the cluster of a backup in --state-dir, which must hold none; it is left stopped."""
+    """Make the cluster of the backup `source`, and check it: exit status 4 if something is wrong.  Refused"""
     cluster = where().cluster()
     if cluster.exists:
         raise Refused(f"{cluster.state_dir} holds a cluster already: choose another --state-dir")

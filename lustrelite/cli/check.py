@@ -14,13 +14,12 @@ import click
 from lustrelite import format as target_format
 from lustrelite import fsck as checker
 from lustrelite.cli.cluster import Cluster
-from lustrelite.cli.context import Where, where
+from lustrelite.cli.context import Where, where, with_file_system
 from lustrelite.cli.errors import Refused
-from lustrelite.cli.mount import with_file_system
 from lustrelite.client.fs import FileSystem
 from lustrelite.errors import FormatRefused, LinkLost, OpError, StoreFailed
 from lustrelite.fsck import Report
-from lustrelite.fsck.changes import DESTROY, KEEP, Options
+from lustrelite.fsck.changes import Options
 from lustrelite.fsck.repair import FAILED, LEFT, Outcome, Repair
 from lustrelite.ids import parse_target_name
 from lustrelite.store.kv import Store
@@ -49,31 +48,16 @@ def _operational() -> Iterator[None]:
         raise Failed(str(error)) from None
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="one JSON object")
-@click.option("--repair", is_flag=True, help="put right what is wrong; the cluster must be stopped")
-@click.option("-n", "--dry-run", is_flag=True, help="say what --repair would do, and change nothing")
-@click.option(
-    "--orphans", type=click.Choice((KEEP, DESTROY)), default=KEEP, show_default=True,
-    help="what becomes of files without a name and of data without a file: kept in /lost+found, or destroyed",
-)
-@click.option("--replace-lost-osts", is_flag=True, help="objects on OSTs that are no more: new, empty ones instead")
-def fsck(as_json: bool, repair: bool, dry_run: bool, orphans: str, replace_lost_osts: bool) -> None:
-    """Check names, link counts, layouts, objects; with --repair also put them right.
-
-    Exit status, a sum as e2fsck's: 0 clean, 1 corrected, 4 something is (still) wrong, 8 it could not be done.
-    """
+def fsck(options: Options, *, as_json: bool, repair: bool, dry_run: bool) -> int:
+    """Check, or repair, what the command is about, and tell the result; returns the exit status.  Failed"""
     with _operational():
         if repair or dry_run:
-            outcome = repair_stopped(where(), Options(orphans, replace_lost_osts), dry_run=dry_run)
+            outcome = repair_stopped(where(), options, dry_run=dry_run)
             _tell_outcome(outcome, as_json)
-            status = outcome.status
-        else:
-            report = _check()
-            _tell_report(report, as_json)
-            status = LEFT if report.errors else 0
-    if status:
-        raise click.exceptions.Exit(status)
+            return outcome.status
+        report = _check()
+        _tell_report(report, as_json)
+        return LEFT if report.errors else 0
 
 
 def _check() -> Report:

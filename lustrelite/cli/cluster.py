@@ -16,7 +16,6 @@ import fcntl
 import importlib.util
 import json
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -27,12 +26,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lustrelite import __file__ as package_file
 from lustrelite import control
-from lustrelite import format as target_format
+from lustrelite.alive import start_ticks
 from lustrelite.cli.errors import Refused
 from lustrelite.control import ControlFailed
 from lustrelite.ids import check_fsname, target_name
-from lustrelite.process import start_ticks
 from lustrelite.tunables import limits
 
 PLAN_VERSION = 1
@@ -77,7 +76,7 @@ def module_command(role: str) -> list[str]:
 
 def source_root() -> Path:
     """The directory that holds the package `lustrelite`."""
-    return Path(target_format.__file__).resolve().parent.parent
+    return Path(package_file).resolve().parent.parent
 
 
 def child_environment() -> dict[str, str]:
@@ -152,6 +151,8 @@ class Cluster:
         oss_failover: bool = False, tcp: bool = False, params: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
         """Plan a cluster and format its targets. The standby of oss1 is oss1b."""
+        from lustrelite import format as target_format
+
         check_fsname(fsname)
         if not 1 <= oss <= osts:
             raise Refused(f"{oss} OSS for {osts} OSTs: every OSS needs at least one")
@@ -172,7 +173,7 @@ class Cluster:
         for target, servers in self._servers().items():
             kind, index = ("MGS", 0) if target == "MGS" else (target[-7:-4], int(target[-4:], 16))
             config = target_format.TargetConfig(
-                kind, "" if kind == "MGS" else fsname, index, secrets.token_hex(8), *self._nids_for(kind, servers)
+                kind, "" if kind == "MGS" else fsname, index, os.urandom(8).hex(), *self._nids_for(kind, servers)
             )
             directory = self.target_dir(target)
             if directory.exists():
@@ -182,6 +183,8 @@ class Cluster:
 
     def adopt(self, plan: dict[str, Any], place_target: Callable[[str, Path], None]) -> None:
         """Take over the plan of a backup: every target is put here by `place_target` and told the NIDs of this place."""
+        from lustrelite import format as target_format
+
         if plan["version"] != PLAN_VERSION:
             raise Refused(f"the plan has version {plan['version']}, this program knows {PLAN_VERSION}")
         self._make_directories()

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
-from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from lustrelite.cli.cluster import Cluster
 from lustrelite.cli.context import where
 from lustrelite.cli.errors import Refused
-
-_STATES = {"ready": "green", "standby": "cyan", "starting": "yellow", "stopping": "yellow", "stopped": "red"}
 
 
 @click.command()
@@ -82,24 +76,11 @@ def status(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
-        print_status(found, Console() if sys.stdout.isatty() else Console(width=120))
+        from lustrelite.cli.status_table import print_status
+
+        print_status(found)
     if not found["healthy"]:
         raise click.exceptions.Exit(3)
-
-
-def print_status(found: dict[str, Any], console: Console) -> None:
-    """`found` (Cluster.status) as a table."""
-    table = Table(title=f"{found['fsname']} in {found['state_dir']}", title_justify="left")
-    for column in ("process", "state", "pid", "target", "state", "NID"):
-        table.add_column(column, overflow="fold" if column == "NID" else "ellipsis")
-    for process in found["processes"]:
-        colour = _STATES.get(process["state"], "red")
-        cells = [process["name"], f"[{colour}]{process['state']}[/]", str(process["pid"] or "-")]
-        for number, target in enumerate(process["targets"]):
-            row = cells if number == 0 else ["", "", ""]
-            nid = process["nid"].removeprefix(found["state_dir"] + "/") if number == 0 else ""
-            table.add_row(*row, target["name"], target["state"], nid)
-    console.print(table)
 
 
 @click.command()

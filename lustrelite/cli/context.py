@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -12,8 +12,12 @@ from lustrelite.cli.cluster import Cluster
 from lustrelite.cli.errors import Refused
 from lustrelite.ids import Nid, parse_nid
 
+if TYPE_CHECKING:
+    from lustrelite.client.fs import FileSystem
+
 DEFAULT_STATE_DIR = ".lustrelite"
 _F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T")
 
 
 class Where(NamedTuple):
@@ -50,3 +54,10 @@ def where() -> Where:
     found = click.get_current_context().find_object(Where)
     assert found is not None
     return found
+
+
+def with_file_system(work: Callable[[FileSystem], Awaitable[_T]]) -> _T:
+    """Mount what the command is about, and run `work` on it."""
+    from lustrelite.cli.mount import on_file_system  # a client: who asks none does not wait for its import
+
+    return on_file_system(*where().mgs(), work)

@@ -26,6 +26,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from lustrelite.alive import start_ticks
 from lustrelite.cli import transfer
 from lustrelite.cli.check import check_mounted, check_stopped, summary
 from lustrelite.cli.cluster import Cluster, child_environment, module_command
@@ -36,7 +37,7 @@ from lustrelite.client.attributes import DirEntry
 from lustrelite.client.fs import FileSystem
 from lustrelite.errors import OpError
 from lustrelite.ids import Nid
-from lustrelite.process import loop_factory, start_ticks
+from lustrelite.real_node import loop_factory
 
 PARALLEL = 8  # files that one client has under way
 TOP = "/python"
@@ -367,14 +368,8 @@ def logged_events(log_dir: Path) -> Iterator[dict[str, Any]]:
                 continue  # cut off by a kill
 
 
-@click.command()
-@click.option("--clients", default=4, show_default=True, type=click.IntRange(2, 64), help="client processes")
-@click.option("--source", type=click.Path(exists=True, file_okay=False), help="the tree to copy [Python's library]")
-@click.option("--osts", default=2, show_default=True, type=click.IntRange(1, 64))
-@click.option("--keep", is_flag=True, help="leave the cluster's directory")
-@click.option("--json", "as_json", is_flag=True, help="the report as one JSON object")
-def demo(clients: int, source: str | None, osts: int, keep: bool, as_json: bool) -> None:
-    """The main job: a real tree through kill -9 of MDS, OSS and a client; every byte compared afterwards."""
+def demo(clients: int, source: str | None, osts: int, *, keep: bool, as_json: bool) -> None:
+    """Run the demo in a cluster of its own, and tell the result: exit status 1 if something is different."""
     tree = source or sysconfig.get_paths()["stdlib"]
     for old in where().state_dir.glob("demo-*"):
         remove_old(old)

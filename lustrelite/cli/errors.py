@@ -15,6 +15,11 @@ class Refused(click.ClickException):
     """The command cannot be done; the text says what to do."""
 
 
+def named(error: OpError, path: str) -> OpError:
+    """The error with the path it is about."""
+    return OpError(error.errno, error.what if path in error.what else f"{path}" + (f" ({error.what})" if error.what else ""))
+
+
 def run(command: click.Command, program: str) -> None:
     """Run `command` as the program `program`."""
     try:

@@ -8,51 +8,23 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat as modes
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TransferSpeedColumn
 
-from lustrelite.cli import transfer
-from lustrelite.cli.context import where
-from lustrelite.cli.errors import Refused
-from lustrelite.cli.mount import with_file_system
-from lustrelite.client.attributes import DirEntry, Stat
-from lustrelite.client.fs import FileSystem
+from lustrelite.cli.context import with_file_system
+from lustrelite.cli.errors import Refused, named
+from lustrelite.cli.mounts import inside, remote
 from lustrelite.errors import OpError
 from lustrelite.ids import fid_text
-from lustrelite.wire.mdt import Layout
 
-_REMOTE = re.compile(r"^([-_a-zA-Z0-9]{1,8}):(/.*|)$")
-
-
-def remote(text: str) -> str | None:
-    """The path in the file system of `FSNAME:/path` (or `lustre:/path`), None for a local one."""
-    match = _REMOTE.match(text)
-    if not match:
-        return None
-    name, fsname = match.group(1), where().mgs()[1]
-    if name not in (fsname, "lustre"):
-        raise Refused(f"{text}: the file system is called {fsname!r}")
-    return match.group(2) or "/"
-
-
-def inside(text: str) -> str:
-    """An argument that can only be a path in the file system."""
-    path = remote(text) or text
-    if not path.startswith("/"):
-        raise Refused(f"{text}: paths in the file system start with a slash")
-    return path
-
-
-def named(error: OpError, path: str) -> OpError:
-    """The error with the path it is about."""
-    return OpError(error.errno, error.what if path in error.what else f"{path}" + (f" ({error.what})" if error.what else ""))
+if TYPE_CHECKING:
+    from lustrelite.client.attributes import Stat
+    from lustrelite.client.fs import FileSystem
+    from lustrelite.wire.mdt import Layout
 
 
 @click.command()
@@ -86,7 +58,7 @@ def ls(long: bool, everything: bool, recursive: bool, paths: tuple[str, ...]) ->
                 if name.startswith(".") and not everything:
                     continue
                 inner = f"{path.rstrip('/')}/{name}"
-                click.echo(await _long(fs, inner, entry, name) if long else name)
+                click.echo(await _long(fs, inner, entry.stat, name) if long else name)
                 if modes.S_ISDIR(entry.type):
                     below.append(inner)
             if recursive:
@@ -95,8 +67,7 @@ def ls(long: bool, everything: bool, recursive: bool, paths: tuple[str, ...]) ->
     with_file_system(work)
 
 
-async def _long(fs: FileSystem, path: str, entry: DirEntry | Stat, name: str) -> str:
-    info = entry.stat if isinstance(entry, DirEntry) else entry
+async def _long(fs: FileSystem, path: str, info: Stat | None, name: str) -> str:
     if info is None:
         return f"?????????? {name} (removed meanwhile)"
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.mtime / 1e9))
@@ -125,7 +96,7 @@ def cat(paths: tuple[str, ...]) -> None:
 
 @click.command()
 @click.option("-r", "-R", "recursive", is_flag=True, help="directories with everything in them")
-@click.option("-j", "--parallel", default=transfer.PARALLEL, show_default=True, type=click.IntRange(1, 256))
+@click.option("-j", "--parallel", default=8, show_default=True, type=click.IntRange(1, 256))
 @click.option("-q", "--quiet", is_flag=True, help="no progress")
 @click.argument("sources", nargs=-1, required=True)
 @click.argument("target")
@@ -138,88 +109,9 @@ def cp(recursive: bool, parallel: int, quiet: bool, sources: tuple[str, ...], ta
     if into is not None and any(path is not None for _, path in froms) and any(path is None for _, path in froms):
         raise Refused("sources are either all local or all in the file system")
 
-    async def work(fs: FileSystem) -> tuple[int, int]:
-        items: list[transfer.Item] = []
-        if into is not None:
-            is_dir = await fs.exists(into) and (await fs.stat(into)).is_dir
-        else:
-            is_dir = os.path.isdir(target)
-        if len(sources) > 1 and not is_dir:
-            raise Refused(f"{target} is no directory: with several sources it must be one")
-        for source, inner in froms:
-            name = os.path.basename((inner or source).rstrip("/"))
-            there = os.path.join(into or target, name) if is_dir and name else (into or target)
-            try:
-                found = list(transfer.local_items(source, there)) if inner is None else (
-                    await transfer.remote_items(fs, inner, there)
-                )  # fmt: skip
-            except OpError as error:
-                raise named(error, source) from None
-            if any(item.directory for item in found) and not recursive:
-                raise Refused(f"{source} is a directory: copy it with -r")
-            items += found
-        with _progress(quiet) as progress:
-            files = progress.add_task("files", total=sum(not i.directory for i in items), unit="files")
-            size = progress.add_task("bytes", total=sum(i.bytes for i in items), unit="bytes")
+    from lustrelite.cli.copying import copy
 
-            def done(item: transfer.Item) -> None:
-                progress.advance(files, 0 if item.directory else 1)
-                progress.advance(size, item.bytes)
-
-            if into is None:
-                await transfer.get(fs, items, done, parallel)
-            elif froms[0][1] is None:
-                await transfer.put(fs, items, done, parallel)
-            else:
-                await _within(fs, items, done, parallel)
-        return sum(not i.directory for i in items), sum(i.bytes for i in items)
-
-    began = time.monotonic()
-    count, size = with_file_system(work)
-    if not quiet and sys.stderr.isatty():
-        click.echo(f"{count} files, {size:,} bytes in {time.monotonic() - began:.1f} s", err=True)
-
-
-async def _within(fs: FileSystem, items: list[transfer.Item], progress: transfer.Progress, parallel: int) -> None:
-    for item in items:
-        if item.directory:
-            await fs.makedirs(item.target)
-            progress(item)
-
-    async def one(item: transfer.Item) -> None:
-        found = await fs.stat(item.source, follow=False)
-        if found.is_symlink:
-            await fs.symlink(await fs.readlink(item.source), item.target)
-        else:
-            await fs.copy(item.source, item.target)
-        progress(item)
-
-    await transfer.in_parallel([item for item in items if not item.directory], one, parallel)
-
-
-def _progress(quiet: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), _Amount(), TransferSpeedOfBytes(),
-        console=Console(stderr=True), disable=quiet or not sys.stderr.isatty(), transient=True,
-    )  # fmt: skip
-
-
-class _Amount(DownloadColumn):
-    """Bytes as sizes, files as counts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = MofNCompleteColumn()
-
-    def render(self, task: Any) -> Any:
-        return super().render(task) if task.fields.get("unit") == "bytes" else self.count.render(task)
-
-
-class TransferSpeedOfBytes(TransferSpeedColumn):
-    """The speed, of the row that counts bytes."""
-
-    def render(self, task: Any) -> Any:
-        return super().render(task) if task.fields.get("unit") == "bytes" else ""
+    copy(froms, target, into, recursive=recursive, parallel=parallel, quiet=quiet)
 
 
 @click.command()

@@ -6,25 +6,20 @@ front: `mds1: version=...`.
 
 from __future__ import annotations
 
-import asyncio
-import os
-import random
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lustrelite import control, status_text
+from lustrelite import control
 from lustrelite.cli.cluster import Cluster
 from lustrelite.cli.context import DEFAULT_STATE_DIR
 from lustrelite.cli.errors import Refused, run
 from lustrelite.cli.examples import add_examples
-from lustrelite.control import ControlFailed
+from lustrelite.control import NO_MATCH, ControlFailed
 from lustrelite.errors import LinkLost
 from lustrelite.ids import parse_nid, parse_target_name
-from lustrelite.params import NO_MATCH
-from lustrelite.rpc.transport import SocketNetwork
-from lustrelite.wire.mgs import FAILOVER_MODE
+from lustrelite.tunables import FAILOVER_MODE
 
 
 class Processes:
@@ -220,22 +215,10 @@ def list_nids() -> None:
 @click.argument("nid")
 def ping(nid: str) -> None:
     """Open a link to NID and close it again."""
-    address = parse_nid(nid)
-
-    class Nobody:
-        def frame_received(self, link: Any, kind: int, header: Any, bulk: memoryview | None) -> None: ...
-        def bulk_buffer(self, link: Any, kind: int, header: Any, length: int) -> memoryview:
-            return memoryview(bytearray(length))
-        def link_lost(self, link: Any, why: str) -> None: ...
-
-    async def dial() -> str:
-        link = await SocketNetwork(random.Random(os.getpid()), name="llctl").connect(address, Nobody(), bulk_connections=0)
-        peer = link.peer
-        link.close("ping")
-        return peer
+    from lustrelite.cli.dial import dial
 
     try:
-        click.echo(f"{nid}: {asyncio.run(dial())} is there")
+        click.echo(f"{nid}: {dial(parse_nid(nid))} is there")
     except LinkLost as error:
         raise Refused(str(error)) from None
 
@@ -269,9 +252,11 @@ def dump_locks(target: str, resource: str) -> None:
 
     Without RESOURCE: everything that somebody waits for.
     """
+    from lustrelite.status_text import lock_lines
+
     node, device = _processes().device(target)
     for found in _processes().call_on(node, "dump_locks", target=device, resource=resource):
-        for line in found.get("lines") or status_text.lock_lines(found):
+        for line in found.get("lines") or lock_lines(found):
             click.echo(line)
 
 

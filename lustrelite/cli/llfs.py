@@ -11,24 +11,24 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from lustrelite import control
 from lustrelite.cli.context import Where, state_dir_option, where
-from lustrelite.cli.errors import Refused, run
-from lustrelite.cli.files import named
-from lustrelite.cli.mount import on_file_system
+from lustrelite.cli.errors import Refused, named, run
 from lustrelite.cli.mounts import Place, control_socket, mount_of, mounts, place_of
-from lustrelite.client.attributes import Stat
-from lustrelite.client.fs import FileSystem
 from lustrelite.control import ControlFailed
 from lustrelite.errors import OpError
 from lustrelite.ids import Fid, fid_text, parse_fid, target_name, target_uuid
 from lustrelite.tunables import limits
-from lustrelite.wire.mdt import Layout, StatfsReply, StripeHint
+
+if TYPE_CHECKING:
+    from lustrelite.client.attributes import Stat
+    from lustrelite.client.fs import FileSystem
+    from lustrelite.wire.mdt import Layout, StatfsReply, StripeHint
 
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _CHOSEN = f"{__name__}.chosen"  # did the options say which cluster?
@@ -71,6 +71,8 @@ def llfs(context: click.Context, state_dir: Path, mgsnode: str, fsname: str) -> 
 
 
 def _on(place: Place, work: Callable[[FileSystem], Any]) -> Any:
+    from lustrelite.cli.mount import on_file_system  # a client: what asks none does not wait for its import
+
     return on_file_system(place.nids, place.fsname, work)
 
 

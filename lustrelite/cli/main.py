@@ -8,7 +8,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from lustrelite import __version__
-from lustrelite.cli import archive, check, cluster_commands, demo, files, mount_commands
+from lustrelite.cli import cluster_commands, files, mount_commands, whole_commands
 from lustrelite.cli.context import Where, state_dir_option
 from lustrelite.cli.errors import run
 from lustrelite.cli.examples import add_examples
@@ -29,18 +29,10 @@ def lustrelite(context: click.Context, state_dir: Path, mgsnode: str, fsname: st
 for command in (
     cluster_commands.up, cluster_commands.status, cluster_commands.down, cluster_commands.start, cluster_commands.stop,
     cluster_commands.kill, cluster_commands.events, files.ls, files.cat, files.cp, files.mv, files.rm, files.mkdir,
-    files.stat, mount_commands.mount, mount_commands.umount, check.fsck, archive.backup, archive.restore, demo.demo,
+    files.stat, mount_commands.mount, mount_commands.umount, whole_commands.fsck, whole_commands.backup,
+    whole_commands.restore, whole_commands.demo, whole_commands.sim,
 ):  # fmt: skip
     lustrelite.add_command(command)
-
-
-@lustrelite.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def sim(arguments: tuple[str, ...]) -> None:
-    """Random runs of the simulator: every seed a cluster, a workload and its faults (see `sim --help`)."""
-    from lustrelite.cli.sim import main as sim_main
-
-    raise click.exceptions.Exit(sim_main(list(arguments)))
 
 
 @lustrelite.command()

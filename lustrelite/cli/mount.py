@@ -8,12 +8,11 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from lustrelite.cli.context import where
 from lustrelite.cli.errors import Refused
 from lustrelite.client.fs import FileSystem
 from lustrelite.events import Event
 from lustrelite.ids import Nid
-from lustrelite.process import loop_factory, socket_node
+from lustrelite.real_node import loop_factory, socket_node
 from lustrelite.rpc.node import Node
 
 _T = TypeVar("_T")
@@ -38,11 +37,6 @@ async def mount(node: Node, nids: Sequence[Nid], fsname: str, wait_s: float = MO
             return await FileSystem.mount(node, nids, fsname, caller())
     except TimeoutError:
         raise Refused(f"no answer from {fsname} at {', '.join(nids)} in {wait_s:g} s: is it up? (`lustrelite status`)") from None
-
-
-def with_file_system(work: Callable[[FileSystem], Awaitable[_T]]) -> _T:
-    """Mount what the command is about, and run `work` on it."""
-    return on_file_system(*where().mgs(), work)
 
 
 def on_file_system(nids: Sequence[Nid], fsname: str, work: Callable[[FileSystem], Awaitable[_T]]) -> _T:

@@ -9,12 +9,13 @@ import click
 
 from lustrelite.cli import mount_helper
 from lustrelite.cli.context import where
+from lustrelite.cli.mounts import default_run_dir
 
 
 def _run_dir() -> Path:
     """Mounts of a cluster are among its processes, so that llctl finds them."""
     found = where()
-    return mount_helper.default_run_dir() if found.mgsnode else found.cluster().need().run_dir
+    return default_run_dir() if found.mgsnode else found.cluster().need().run_dir
 
 
 @click.command()
@@ -41,7 +42,7 @@ def mount(directory: str, texts: tuple[str, ...], foreground: bool, settings: tu
 def umount(directory: str, force: bool, lazy: bool) -> None:
     """Unmount DIRECTORY, and return when everything is written back and the servers are told."""
     found = where()
-    run_dirs = [mount_helper.default_run_dir()]
+    run_dirs = [default_run_dir()]
     if not found.mgsnode and found.cluster().exists:
         run_dirs.insert(0, found.cluster().run_dir)
     mount_helper.unmount(os.path.abspath(directory), run_dirs, force=force, lazy=lazy)

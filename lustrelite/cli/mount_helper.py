@@ -10,61 +10,29 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import click
 
 from lustrelite import control
+from lustrelite.alive import start_ticks
 from lustrelite.cli.errors import Refused, run
+from lustrelite.cli.mounts import default_run_dir, parse_source, record_of
 from lustrelite.errors import OpError
 from lustrelite.fuse import attach
-from lustrelite.fuse import process as fuse_process
-from lustrelite.ids import Nid, check_fsname, parse_nid
-from lustrelite.process import start_ticks
+from lustrelite.ids import Nid
 
-PORT = 988
 WAIT_S = 60.0  # for the servers, at the mount
 LEAVE_S = 100.0  # for the process, at the unmount: longer than it waits for a recovery
 POLL_S = 0.01
 # options of fstab(5) that are other programs' business
 IGNORED = ("auto", "noauto", "_netdev", "nofail", "group", "owner", "dev", "suid", "default_permissions", "allow_root",
            "user_id", "group_id", "rootmode", "fd", "max_read", "blksize", "lazytime", "nolazytime", "diratime", "silent", "loud")  # fmt: skip
-
-
-def parse_source(source: str) -> tuple[list[Nid], str]:
-    """(NIDs of the MGS, name of the file system) of `mgs:/lustre`.  Refused"""
-    where, colon, fsname = source.rpartition(":/")
-    if not colon or not where:
-        raise Refused(f"{source!r}: what is to be mounted is MGSNID:/FSNAME, as in mgs1:988@tcp:/lustre")
-    try:
-        return [_nid(part) for part in where.split(",")], check_fsname(fsname)
-    except ValueError as error:
-        raise Refused(str(error)) from None
-
-
-def _nid(text: str) -> Nid:
-    address, at, net = text.rpartition("@")
-    if not at:
-        address, net = text, "tcp"
-    if net == "tcp" and ":" not in address:
-        address = f"{address}:{PORT}"
-    return parse_nid(f"{address}@{net}")
-
-
-def default_run_dir() -> Path:
-    """Where the processes of mounts have their records and control sockets."""
-    given = os.environ.get("LUSTRELITE_RUN_DIR")
-    if given:
-        return Path(given)
-    if os.geteuid() == 0:
-        return Path("/run/lustrelite")
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(runtime) / "lustrelite" if runtime else Path(f"/tmp/lustrelite-{os.geteuid()}")
 
 
 def options_of(source: str, mgsnode: list[Nid], fsname: str, point: str, text: str, run_dir: Path, log_dir: Path | None,
@@ -105,12 +73,15 @@ def mount(options: argparse.Namespace, *, foreground: bool = False) -> int:
         raise Refused(f"{point} is no directory: make it first (mkdir)")
     if options.flags & attach.MS_REMOUNT:
         return _remount(options)
+    # The client and all it needs: for nothing else here is it imported.
+    from lustrelite.fuse import process as fuse_process
+
     if foreground:
         return fuse_process.run(options, lambda: None, _complain)
     ours, theirs = os.pipe()
     if not os.fork():
         os.close(ours)
-        _stay_behind(options, theirs)
+        _stay_behind(options, theirs, fuse_process.run)
     os.close(theirs)
     with open(ours, "rb") as pipe:
         said = pipe.read().decode(errors="replace")
@@ -135,7 +106,7 @@ def _remount(options: argparse.Namespace) -> int:
     return 0
 
 
-def _stay_behind(options: argparse.Namespace, pipe: int) -> NoReturn:
+def _stay_behind(options: argparse.Namespace, pipe: int, serve: Callable[..., int]) -> NoReturn:
     """The child: a process without a terminal."""
     os.setsid()
     os.chdir("/")
@@ -153,7 +124,7 @@ def _stay_behind(options: argparse.Namespace, pipe: int) -> NoReturn:
 
     status = 70
     try:
-        status = fuse_process.run(options, lambda: say("ready"), say)
+        status = serve(options, lambda: say("ready"), say)
     except BaseException as error:
         say(f"crashed: {error!r}")
         raise
@@ -163,19 +134,6 @@ def _stay_behind(options: argparse.Namespace, pipe: int) -> NoReturn:
 
 def _complain(text: str) -> None:
     click.echo(f"mount.lustrelite: {text}", err=True)
-
-
-def record_of(point: str, run_dirs: list[Path]) -> dict[str, object]:
-    """What the process of a mount says of itself; empty if there is none."""
-    for directory in run_dirs:
-        for path in sorted(directory.glob("mount*.json")):
-            try:
-                record: dict[str, object] = json.loads(path.read_text())
-            except (OSError, ValueError):
-                continue
-            if record.get("mountpoint") == point and start_ticks(int(str(record["pid"]))) == record["start_ticks"]:
-                return record
-    return {}
 
 
 def unmount(point: str, run_dirs: list[Path], *, force: bool = False, lazy: bool = False) -> None:

@@ -6,19 +6,21 @@ hangs. The command then is a client of its own beside the mount; locks keep the 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
+from lustrelite.alive import start_ticks
 from lustrelite.cli.context import where
 from lustrelite.cli.errors import Refused
-from lustrelite.cli.files import remote
-from lustrelite.cli.mount_helper import default_run_dir, parse_source, record_of
 from lustrelite.fuse.attach import TYPE
-from lustrelite.ids import Nid
+from lustrelite.ids import Nid, check_fsname, parse_nid
 
 MOUNTINFO = Path("/proc/self/mountinfo")
+PORT = 988
+_REMOTE = re.compile(r"^([-_a-zA-Z0-9]{1,8}):(/.*|)$")
 
 
 class Mounted(NamedTuple):
@@ -46,6 +48,37 @@ class Place(NamedTuple):
                 return path
             path = path[len(self.root) :] or "/"
         return f"{self.prefix}{path}" if path != "/" or not self.prefix else self.prefix
+
+
+def parse_source(source: str) -> tuple[list[Nid], str]:
+    """(NIDs of the MGS, name of the file system) of `mgs:/lustre`.  Refused"""
+    servers, colon, fsname = source.rpartition(":/")
+    if not colon or not servers:
+        raise Refused(f"{source!r}: what is to be mounted is MGSNID:/FSNAME, as in mgs1:988@tcp:/lustre")
+    try:
+        return [_nid(part) for part in servers.split(",")], check_fsname(fsname)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+
+
+def _nid(text: str) -> Nid:
+    address, at, net = text.rpartition("@")
+    if not at:
+        address, net = text, "tcp"
+    if net == "tcp" and ":" not in address:
+        address = f"{address}:{PORT}"
+    return parse_nid(f"{address}@{net}")
+
+
+def default_run_dir() -> Path:
+    """Where the processes of mounts have their records and control sockets."""
+    given = os.environ.get("LUSTRELITE_RUN_DIR")
+    if given:
+        return Path(given)
+    if os.geteuid() == 0:
+        return Path("/run/lustrelite")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(runtime) / "lustrelite" if runtime else Path(f"/tmp/lustrelite-{os.geteuid()}")
 
 
 def mounts() -> list[Mounted]:
@@ -79,6 +112,25 @@ def mount_of(path: str) -> Mounted | None:
     return best
 
 
+def remote(text: str) -> str | None:
+    """The path in the file system of `FSNAME:/path` (or `lustre:/path`), None for a local one."""
+    match = _REMOTE.match(text)
+    if not match:
+        return None
+    name, fsname = match.group(1), where().mgs()[1]
+    if name not in (fsname, "lustre"):
+        raise Refused(f"{text}: the file system is called {fsname!r}")
+    return match.group(2) or "/"
+
+
+def inside(text: str) -> str:
+    """An argument that can only be a path in the file system."""
+    path = remote(text) or text
+    if not path.startswith("/"):
+        raise Refused(f"{text}: paths in the file system start with a slash")
+    return path
+
+
 def place_of(text: str) -> Place:
     """Where `text` is: FSNAME:/path, or a path on this machine below a mount.  Refused"""
     if re.match(r"^[-_a-zA-Z0-9]{1,8}:/", text):
@@ -96,6 +148,19 @@ def place_of(text: str) -> Place:
     below = local[len(mount.point.rstrip("/")) :] or "/"
     path = below if mount.root == "/" else mount.root + ("" if below == "/" else below)
     return Place(mount.nids, mount.fsname, path, mount.point.rstrip("/"), mount.root)
+
+
+def record_of(point: str, run_dirs: list[Path]) -> dict[str, object]:
+    """What the process of a mount says of itself; empty if there is none."""
+    for directory in run_dirs:
+        for path in sorted(directory.glob("mount*.json")):
+            try:
+                record: dict[str, object] = json.loads(path.read_text())
+            except (OSError, ValueError):
+                continue
+            if record.get("mountpoint") == point and start_ticks(int(str(record["pid"]))) == record["start_ticks"]:
+                return record
+    return {}
 
 
 def control_socket(point: str) -> Path | None:

@@ -165,3 +165,21 @@ async def get(fs: FileSystem, items: list[Item], progress: Progress, parallel: i
             found = await fs.stat(item.source)
             os.chmod(item.target, stat.S_IMODE(found.mode))
             os.utime(item.target, ns=(found.atime, found.mtime))
+
+
+async def within(fs: FileSystem, items: list[Item], progress: Progress, parallel: int = PARALLEL) -> None:
+    """Copy items within the file system, files with modes and times."""
+    for item in items:
+        if item.directory:
+            await fs.makedirs(item.target)
+            progress(item)
+
+    async def one(item: Item) -> None:
+        found = await fs.stat(item.source, follow=False)
+        if found.is_symlink:
+            await fs.symlink(await fs.readlink(item.source), item.target)
+        else:
+            await fs.copy(item.source, item.target)
+        progress(item)
+
+    await in_parallel([item for item in items if not item.directory], one, parallel)

@@ -24,7 +24,8 @@ from lustrelite.fuse import attach, kernel
 from lustrelite.fuse.mount import Mount, Options
 from lustrelite.fuse.session import Session
 from lustrelite.params import Param
-from lustrelite.process import EXIT_REFUSED, Process, loop_factory
+from lustrelite.process import EXIT_REFUSED, Process
+from lustrelite.real_node import loop_factory
 from lustrelite.rpc.node import Node
 from lustrelite.wire.message import ROOT_CRED
 

@@ -19,9 +19,9 @@ from lustrelite.target.handlers import EMPTY, Handler, reading, waiting
 from lustrelite.target.lock_handlers import LOCK_HANDLERS
 from lustrelite.target.target import Target
 from lustrelite.target.transaction import Transaction
+from lustrelite.tunables import FAILOVER_MODE
 from lustrelite.wire.ldlm import PLAIN
 from lustrelite.wire.mgs import (
-    FAILOVER_MODE,
     Config,
     ConfigRead,
     SetParam,

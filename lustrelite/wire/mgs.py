@@ -7,8 +7,6 @@ from typing import NamedTuple
 from lustrelite.wire.message import message
 from lustrelite.wire.session import Empty
 
-FAILOVER_MODE = "failover.mode"  # a parameter that every target has for itself: the configuration says NAME.failover.mode
-
 
 class TargetInfo(NamedTuple):
     """A registered target (one entry of the NID table; protocol-facts 9.1)."""

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from lustrelite import control
+from lustrelite.alive import start_ticks
 from lustrelite.cli.cluster import child_environment
 from lustrelite.fuse import attach
-from lustrelite.process import start_ticks
 from tests.processes.world import ProcessWorld
 
 _T = TypeVar("_T")

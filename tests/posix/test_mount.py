@@ -675,7 +675,7 @@ async def test_a_user_mounts_through_fusermount(world: Any) -> None:
         for path in (m.path, m.run_dir):
             os.chown(path, 1000, 1000)
         become = "; import os, encodings.idna, uvloop; os.setgroups([]); os.setgid(1000); os.setuid(1000); "  # who may not see this Python
-        code = m.command("mount")[2].replace("; ", become, 1)
+        code = m.command("mount")[2].replace("; ", "; import lustrelite.fuse.process" + become, 1)
         mounting = [sys.executable, "-c", code, m.source, str(m.path), "--run-dir", str(m.run_dir)]
         device = os.stat(attach.DEVICE).st_mode
         os.chmod(attach.DEVICE, 0o666)  # as udev has it

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from lustrelite.alive import start_ticks
 from lustrelite.cli.archive import _belongs_here
 from lustrelite.cli.cluster import Cluster, child_environment, module_command
-from lustrelite.process import start_ticks
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(400)]  # a busy disk makes every commit slow
 

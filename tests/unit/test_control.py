@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from lustrelite.control import ControlClient, ControlFailed, ControlServer, call
+from lustrelite.control import ControlClient, ControlFailed, call
+from lustrelite.control_server import ControlServer
 from lustrelite.event_file import EventFile, RotatingFile, log_line
 from lustrelite.events import Event, EventLog
 from lustrelite.metrics import Metrics, MetricsServer

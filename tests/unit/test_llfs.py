@@ -12,6 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from lustrelite.alive import start_ticks
 from lustrelite.cli import llfs, mounts
 from lustrelite.cli.context import Where
 from lustrelite.cli.errors import Refused
@@ -20,7 +21,6 @@ from lustrelite.cli.llctl import llctl
 from lustrelite.cli.main import lustrelite
 from lustrelite.client.attributes import Stat
 from lustrelite.ids import NO_FID, Nid, make_fid
-from lustrelite.process import start_ticks
 from lustrelite.wire.mdt import Layout, StatfsReply, StripeHint
 
 FID = make_fid(0x200000401, 1)
