@@ -42,7 +42,7 @@ class Mdt(Target):
         self.links = links
         self.xids = xids  # one counter for all imports that share links
         self.allocator = Allocator(node)
-        self.open_files = OpenFiles()
+        self.open_files = OpenFiles(self.node.wall_ns())
         self.contention = Contention(node)
         self.sequences = Sequences(self)
         self._infos: dict[int, TargetInfo] = {}

@@ -70,7 +70,8 @@ class OpenFile(NamedTuple):
 class OpenFiles:
     """How often each file is open. The handles themselves are in `export.opens`."""
 
-    def __init__(self) -> None:
+    def __init__(self, since: int) -> None:
+        self.since = since  # when it began to know of them
         self.counts: dict[Fid, int] = {}
         self.set_times: dict[Fid, int] = {}  # when utimes() last set the times of a file while it was open
         self.atimes_set: dict[Fid, int] = {}  # when it did so lately, open or not, if it set the access time
@@ -390,8 +391,16 @@ def times_of_close(mdt: Mdt, rows: namespace.Rows, file: OpenFile, req: Close) -
 
 
 def times_of_read(mdt: Mdt, rows: namespace.Rows, read: AccessTime) -> Inode | None:
-    """The inode with the time at which it was read, or None if that is no news."""
-    return _with_times(rows, read.fid, 0, read.atime, mdt.open_files.atimes_set.get(read.fid, 0))
+    """The inode with the time at which it was read, or None if that is no news.
+
+    Who came up after that does not know of a utimes() that came in between: any later change may have been one.
+    """
+    files = mdt.open_files
+    set_at = files.atimes_set.get(read.fid, 0)
+    if not set_at and read.atime < files.since:
+        inode = namespace.find_inode(rows, read.fid)
+        set_at = inode.ctime if inode is not None else 0
+    return _with_times(rows, read.fid, 0, read.atime, set_at)
 
 
 def _with_times(rows: namespace.Rows, fid: Fid, mtime: int, atime: int, set_at: int) -> Inode | None:

@@ -269,6 +269,32 @@ async def test_access_times_are_told_in_spite_of_losses(cluster: Any, how: str) 
         c.never_saw("import.evicted")
 
 
+async def test_times_that_are_set_count_also_after_a_failover(cluster: Any) -> None:
+    """The MDT that comes up does not know that it has set them, and hears of the reading only now."""
+    async with opened_by_a(cluster) as (c, a, b, _):
+        read = await read_many(a, b, 2)
+        lost = c.net.drop(AccessTimes)
+        await lost.caught()
+        await b.utimes("/u/g0", 1, 1)
+        await c.mds.commit()
+        await c.fail(c.mds)
+        for mount in (a, b):
+            assert ((await mount.stat("/u/g0")).atime, (await mount.stat("/u/g1")).atime) == (1, read["/u/g1"])
+
+
+async def test_the_answer_comes_after_another_client_has_set_the_times(cluster: Any) -> None:
+    async with opened_by_a(cluster) as (c, a, b, _):
+        await read_many(a, b, 1)
+        held = c.net.hold(AccessTimes, reply=True)
+        await held.caught()
+        await b.utimes("/u/g0", 1, 1)
+        await asyncio.sleep(1.5)  # so long a has no UPDATE in passing
+        await a.stat("/u/g0")
+        held.release()
+        await asyncio.sleep(1)
+        assert (await a.stat("/u/g0")).atime == 1
+
+
 async def test_a_mount_that_goes_tells_what_it_has_read(cluster: Any) -> None:
     async with opened_by_a(cluster) as (c, a, b, file):
         read = await read_many(a, b, 3)
