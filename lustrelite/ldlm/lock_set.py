@@ -12,7 +12,7 @@ unasked, so that n waiters behind m holders cost n + m looks and not n times m.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from lustrelite.ldlm.extents import NEVER, Extents
 from lustrelite.ldlm.lock import Lock, Owner
@@ -92,6 +92,11 @@ class Few:
                 elif lock.end < wanted.start:
                     below = max(below, lock.end)
         return count, below, above
+
+    def writer(self, owner: Owner, but: Container[Lock]) -> Lock | None:
+        """A lock under which `owner` may write, but none of these."""
+        locks = (lock for lock in reversed(self.locks) if lock.owner is owner and lock.mode & WRITERS)
+        return next((lock for lock in locks if lock not in but), None)
 
     def writers(self) -> list[Lock]:
         """One lock of everybody who may write."""
@@ -193,6 +198,10 @@ class BitLocks:
         """Bits do not grow."""
         raise AssertionError("bits do not grow")
 
+    def writer(self, owner: Owner, but: Container[Lock]) -> Lock | None:
+        """Bits have no data."""
+        raise AssertionError("bits have no data")
+
     def writers(self) -> list[Lock]:
         """Bits have no data."""
         raise AssertionError("bits have no data")
@@ -288,6 +297,10 @@ class ExtentLocks:
                 count += len(extents)
                 above = min(above, extents.next_start(wanted.end, above))
         return count, wanted.start - 1, above
+
+    def writer(self, owner: Owner, but: Container[Lock]) -> Lock | None:
+        """A lock under which `owner` may write, but none of these."""
+        return next((lock for lock in reversed(self._writers.get(owner, {})) if lock not in but), None)
 
     def writers(self) -> list[Lock]:
         """One lock of everybody who may write."""

@@ -292,8 +292,12 @@ class Namespace:
             return
         glimpse = _Glimpse(self, want, lvb, asked, answer)
         for lock in asked:
-            self.node.events.emit("lock.glimpsed", level="debug", target=self.name, client=_name(lock.owner), handle=lock.handle)
-            self._callbacks(lock.owner).add(GlimpseCallback, lock.handle, (lock, glimpse))
+            self.ask_glimpse(lock, glimpse)
+
+    def ask_glimpse(self, lock: Lock, glimpse: _Glimpse) -> None:
+        """Ask the owner of `lock` what he knows."""
+        self.node.events.emit("lock.glimpsed", level="debug", target=self.name, client=_name(lock.owner), handle=lock.handle)
+        self._callbacks(lock.owner).add(GlimpseCallback, lock.handle, (lock, glimpse))
 
     def lvb(self, resource_id: bytes, *known: Lvb) -> Lvb | None:
         """What is known of a resource, `known` included; None if it is gone."""
@@ -588,6 +592,8 @@ class Namespace:
         if kind is GlimpseCallback:
             lock, glimpse = about
             cut = export.find_reply(answer.cut) if answer is not None and answer.cut else None
+            if answer is None or lock.state is not LockState.GRANTED:
+                glimpse.ask_again(lock)
             glimpse.answered(lock, answer.lvb if answer is not None and (cut is None or cut.status) else None)
         elif answer == 0:
             self.callback_repeated(kind, about)  # it has it now
@@ -696,7 +702,7 @@ class Namespace:
 class _Glimpse:
     """An enqueue that waits for what others know of an object."""
 
-    __slots__ = ("_answer", "_known", "_namespace", "_open", "_timer", "_want")
+    __slots__ = ("_answer", "_asked", "_known", "_namespace", "_open", "_timer", "_want")
 
     def __init__(
         self, namespace: Namespace, want: Want, lvb: Lvb, asked: list[Lock], answer: Callable[[Granted], None]
@@ -705,14 +711,28 @@ class _Glimpse:
         self._want = want
         self._known = [lvb]
         self._open = dict.fromkeys(asked)
+        self._asked = dict.fromkeys(asked)
         self._answer = answer
         self._set_timer(namespace.node.now() + namespace.node.tunables.lock_callback_s)
 
     def _set_timer(self, when: float) -> None:
         self._timer = asyncio.get_running_loop().call_at(when, self._late, when)
 
+    def ask_again(self, lock: Lock) -> None:
+        """The owner has given `lock` back. He may have written under others, of which we do not know.
+
+        Source: coherence seed 2200252
+        """
+        granted = lock.resource.granted
+        other = granted.writer(lock.owner, self._asked) if granted is not None else None
+        if other is not None and lock in self._open:
+            self._open[other] = self._asked[other] = None
+            self._timer.cancel()
+            self._set_timer(self._namespace.node.now() + self._namespace.node.tunables.lock_callback_s)
+            self._namespace.ask_glimpse(other, self)
+
     def answered(self, lock: Lock, lvb: Lvb | None) -> None:
-        """The owner of `lock` has answered, or is gone. If its lock is gone we know ourselves what it knew."""
+        """The owner of `lock` has answered, or is gone. If its lock is gone we know ourselves what it knew under that."""
         if lock not in self._open:
             return
         del self._open[lock]
@@ -736,6 +756,8 @@ class _Glimpse:
             owner: Any = lock.owner
             if lock.state is LockState.GRANTED:
                 namespace._evict(owner, f"it did not say what it knows under {lock!r}")
+            else:
+                self.ask_again(lock)
             self.answered(lock, None)
 
 

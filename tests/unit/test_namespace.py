@@ -25,6 +25,7 @@ from lustrelite.wire.ldlm import (
     LOCK_CHANGED,
     LOOKUP,
     NL,
+    NO_EXPANSION,
     PERM,
     PR,
     PW,
@@ -330,6 +331,33 @@ async def test_a_holder_that_does_not_answer_a_glimpse_is_evicted(sim: Any) -> N
     answers = glimpse(bench, bench.b)
     await asyncio.sleep(8.1)
     assert [who for who, _ in bench.target.evicted] == ["a"] and len(answers) == 1
+
+
+@pytest.mark.parametrize("said", [None, Known(Lvb(900, 8, 1, 2, 3), 0)])
+@pytest.mark.parametrize("cancelled", [True, False])
+@pytest.mark.parametrize("locks", [2, 40])
+async def test_a_glimpse_asks_again_who_gave_back_one_of_several_locks(
+    sim: Any, said: Known | None, cancelled: bool, locks: int
+) -> None:
+    """Its cancel is here, or still on its way; what he wrote under the others nobody else knows.  Source: coherence seed 2200252"""
+    bench = Bench()
+    bench.a.says = None
+    for handle in range(1, locks + 1):
+        bench.a.take(handle, PW, 100 * handle, 100 * handle + 99, flags=NO_EXPANSION)
+    answers = glimpse(bench, bench.b)
+    await turn()
+    bench.target.values[RES] = Lvb(500, 8, 1, 2, 3)
+    if cancelled:
+        bench.a.cancel(locks)
+    bench.a.answer(bench.a.heard[0], 0, ((said,),))
+    await turn()
+    if not cancelled and said is not None:
+        assert answers[0].lvb == said.lvb
+        return
+    assert not answers and bench.a.items(GlimpseCallback) == [locks, locks - 1]
+    bench.a.answer(bench.a.heard[1], 0, ((Known(Lvb(5000, 8, 1, 2, 3), 0),),))
+    await turn()
+    assert answers[0].lvb is not None and answers[0].lvb.size == 5000
 
 
 async def test_a_glimpse_whose_holder_gave_back_meanwhile_sees_what_he_wrote(sim: Any) -> None:
