@@ -13,9 +13,9 @@ import errno
 import uuid
 from collections.abc import Sequence
 
-from lustrelite.client.access_times import AccessTimes
 from lustrelite.client.attr_cache import AttrCache
 from lustrelite.client.flocks import Flocks
+from lustrelite.client.late_closes import LateCloses
 from lustrelite.client.local_opens import LocalOpens
 from lustrelite.client.lov import Lov
 from lustrelite.client.mdc import Mdc, MetadataImport
@@ -50,8 +50,8 @@ class Connections:
         self.imports: dict[str, ClientImport] = {}  # by target name
         self.config: ConfigFollower | None = None
         self.lov = Lov(self.tasks)
-        self.access_times = AccessTimes(self.tasks)
-        self.open_files = OpenFiles(self.access_times)
+        self.late_closes = LateCloses(self.tasks)
+        self.open_files = OpenFiles(self.late_closes)
         self.flocks = Flocks(self)
         self.caching = bool(node.tunables.caching)  # at mount
         self.root: Fid = ROOT_FID
@@ -176,7 +176,7 @@ class Connections:
         try:
             async with asyncio.timeout(self.node.tunables.rpc_timeout_s):
                 await self.tasks.outcomes([file.close() for file in self.open_files.all()], "close")
-                self.access_times.hurry()
+                self.late_closes.hurry()
                 await self.tasks.idle()
         except TimeoutError:
             self.node.events.emit("client.left_open", level="warning", client=self.uuid)

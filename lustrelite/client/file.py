@@ -529,19 +529,25 @@ class File:
             await self.fs.connections.tasks.finish(self._close(), "close")
             self.say_lost()
         elif self.atime:
-            await self.fs.connections.access_times.tell()
+            await self.fs.connections.late_closes.tell()
 
     def close_later(self) -> None:
-        """`close` in the background. What was lost nobody hears of any more."""
-        if self._shut() and not self._closed_here():
-            self.fs.connections.tasks.spawn(self._close(), "close")
+        """`close` in the background, a little later. What was lost nobody hears of any more."""
+        if not self._shut() or self._closed_here():
+            return
+        connections = self.fs.connections
+        if self._local is not None or self._locks_records() or connections.closed:
+            connections.tasks.spawn(self._close(), "close")
+        else:
+            connections.late_closes.closed(connections.mdc, self.handle, self.fid, self.mtime, self.atime)
+
+    def _locks_records(self) -> bool:
+        return bool(self._lock_number) or self.fs.connections.flocks.holds(self.fid, self.lock_owner, bsd=False)
 
     def _closed_here(self) -> bool:
         """Close it now, if nobody need hear of it at once."""
-        connections, local = self.fs.connections, self._local
-        if local is None or self._lock_number or connections.flocks.holds(self.fid, self.lock_owner, bsd=False):
-            return False
-        if not local.opens.close_now(local):
+        local = self._local
+        if local is None or self._locks_records() or not local.opens.close_now(local):
             return False
         self._was_read(self.atime)
         return True
@@ -549,7 +555,7 @@ class File:
     def _was_read(self, atime: int) -> None:
         connections = self.fs.connections
         if atime and not connections.closed:
-            connections.access_times.read(connections.mdc, self.fid, atime)
+            connections.late_closes.read(connections.mdc, self.fid, atime)
 
     def abandon(self) -> None:
         """Close in the background: nobody will have this file."""

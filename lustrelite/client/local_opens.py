@@ -7,7 +7,7 @@ of each open first (Reopen) and the lock goes when it has answered; from then on
 Reopen waits for nothing but the MDT itself, and has a reply slot and a place in the MDT of its own: all others may be
 waiting for the lock.
 
-If the MDT evicts us it forgets these opens with the others. What was read is told after the close (access_times.py).
+If the MDT evicts us it forgets these opens with the others. What was read is told after the close (late_closes.py).
 Source: the idea is that of NFSv4's read delegations (RFC 7530 section 10.4); Lustre keeps opens in a similar way under
 MDS_INODELOCK_OPEN (ll_och_fill(), llite/file.c)
 """

@@ -26,7 +26,7 @@ from lustrelite.errors import OpError
 from lustrelite.ids import Fid, make_fid
 from lustrelite.wire import mdt
 from lustrelite.wire.ldlm import BITS_ALL, LAYOUT, LOOKUP, OPEN, PERM, UPDATE, XATTR, Ride
-from lustrelite.wire.mdt import AccessTime, Attr, DirPage, OpenReply, RenameReply, StatfsReply, StripeHint, UnlinkReply
+from lustrelite.wire.mdt import Attr, ClosedFile, DirPage, OpenReply, RenameReply, StatfsReply, StripeHint, UnlinkReply
 from lustrelite.wire.message import ROOT_CRED, Cred
 
 MADE = STAT | XATTR | LAYOUT | OPEN  # what is wanted of a file that is made: all, and to hear when others open it to write
@@ -255,10 +255,10 @@ class Mdc:
         body = mdt.Close(handle, fid, atime, mtime, size, 0)
         await self._change(body, cred, (fid if atime or mtime else None, UPDATE))
 
-    async def tell_access_times(self, rows: tuple[AccessTime, ...], pending: dict[Fid, int]) -> None:
-        """Files were read. Those that are not in `pending` any more when the answer comes had their times set since."""
-        ended = self.cache.own.reading(rows, pending) if self.cache is not None else None
-        await self.imp.call(mdt.AccessTimes(rows), ended=ended)
+    async def close_all(self, rows: tuple[ClosedFile, ...], pending: dict[Fid, tuple[int, int]]) -> None:
+        """Give many handles back. Times that are not in `pending` any more when the answer comes were set since."""
+        ended = self.cache.own.closing(rows, pending) if self.cache is not None else None
+        await self.imp.call(mdt.Closes(rows), ended=ended)
 
     async def getattr(self, fid: Fid, *, cred: Cred, need: int = STAT) -> Attr:
         """Attributes of `fid`; `need` is what shall be known of it afterwards.  ENOENT"""

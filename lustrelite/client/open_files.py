@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lustrelite.client.access_times import AccessTimes
+from lustrelite.client.late_closes import LateCloses
 from lustrelite.ids import Fid
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ class OpenInode:
 class OpenFiles:
     """All of them."""
 
-    def __init__(self, access_times: AccessTimes) -> None:
+    def __init__(self, late: LateCloses) -> None:
         self._inodes: dict[Fid, OpenInode] = {}
-        self._read = access_times
+        self._late = late
 
     def add(self, file: File) -> OpenInode:
         """`file` was opened."""
@@ -51,20 +51,19 @@ class OpenFiles:
 
     def pending_times(self, fid: Fid) -> tuple[int, int]:
         """(mtime, atime) of what was written and read here, which the MDT will hear at close or soon after; 0 is none."""
-        atime = self._read.pending.get(fid, 0)
+        mtime, atime = self._late.pending.get(fid, (0, 0))
         inode = self._inodes.get(fid)
         if inode is None:
-            return 0, atime
+            return mtime, atime
         files = inode.files.values()
-        return max(file.mtime for file in files), max(atime, max(file.atime for file in files))
+        return max(mtime, max(file.mtime for file in files)), max(atime, max(file.atime for file in files))
 
     def forget_times(self, fid: Fid, *, mtime: bool, atime: bool) -> None:
         """Times of `fid` were set: what was done before counts no more."""
         for file in self.of(fid):
             file.mtime = 0 if mtime else file.mtime
             file.atime = 0 if atime else file.atime
-        if atime:
-            self._read.forget(fid)
+        self._late.forget(fid, mtime=mtime, atime=atime)
 
     def write_failed(self, fid: Fid, number: int) -> None:
         """Data that was written to `fid` and answered is lost: who wrote it hears of it once."""

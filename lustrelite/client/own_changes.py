@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from lustrelite.ids import NO_FID, Fid
 from lustrelite.wire.ldlm import LOOKUP, PERM, UPDATE
-from lustrelite.wire.mdt import DISP_OPEN_CREATE, AccessTime, OpenReply
+from lustrelite.wire.mdt import DISP_OPEN_CREATE, ClosedFile, OpenReply
 
 if TYPE_CHECKING:
     from lustrelite.client.attr_cache import AttrCache, Known, Question
@@ -162,26 +162,43 @@ class OwnChanges:
 
         return ended
 
-    def reading(self, rows: tuple[AccessTime, ...], pending: dict[Fid, int]) -> Ended:
-        """It is about to be told when files were read. Until that has ended, `pending` has the times that count."""
+    def closing(self, rows: tuple[ClosedFile, ...], pending: dict[Fid, tuple[int, int]]) -> Ended:
+        """Files are about to be closed, and it is told when they were written and read.
+
+        Until that has ended `pending` has the times that count: (mtime, atime).
+        """
         files = self.cache.files
-        before = [(known, known.drops, atime) for fid, atime in rows if (known := files.get(fid)) is not None]
+        before = [
+            (known, mtime, atime)
+            for _, fid, atime, mtime in rows
+            if (mtime or atime) and (known := files.get(fid)) is not None
+        ]
 
         def ended(reply: Any, transno: int) -> None:
             if reply is None:
                 return
             self.clock += 1
-            for known, drops, atime in before:
+            for known, mtime, atime in before:
                 self._mark(known.fid, transno)
-                if not known.fresh & UPDATE or atime <= known.attr.atime or pending.get(known.fid, 0) < atime:
-                    continue
-                if known.drops == drops:
-                    known.attr = known.attr._replace(atime=atime)
-                    known.merged = None
-                else:
-                    self._doubt_attr(known.fid)
+                counts = pending.get(known.fid, (0, 0))
+                if known.fresh & UPDATE:
+                    self._told(known, min(mtime, counts[0]), min(atime, counts[1]))
 
         return ended
+
+    def _told(self, known: Known, mtime: int, atime: int) -> None:
+        """The MDT has heard of these times: its own they became, unless it had been given others after them."""
+        attr = known.attr
+        if mtime <= attr.mtime and atime <= attr.atime:
+            return
+        if attr.mtime < mtime <= attr.ctime or attr.atime < atime <= attr.ctime:  # perhaps by a utimes()
+            self._doubt_attr(known.fid)
+            return
+        wrote = mtime > attr.mtime
+        known.attr = attr._replace(
+            atime=max(atime, attr.atime), mtime=max(mtime, attr.mtime), ctime=mtime if wrote else attr.ctime
+        )
+        known.merged = None
 
     def _moved(
         self, fid: Fid, source: Fid, name: bytes, target: Fid, new_name: bytes, time: int, transno: int, *, replaced: bool

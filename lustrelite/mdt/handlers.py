@@ -19,7 +19,9 @@ HANDLERS: dict[type, Handler] = {
         open.close, prepare=prepared(locks.close_wants), rebuild=open.rebuild_close, essential=True
     ),
     wire.Reopen: mutating(open.reopen, rebuild=open.rebuild_reopen, essential=True),
-    wire.AccessTimes: mutating(open.set_access_times, prepare=prepared(locks.access_times_wants)),
+    wire.Closes: mutating(
+        open.close_many, prepare=prepared(locks.closes_wants), rebuild=open.rebuild_closes, essential=True
+    ),
     wire.Link: mutating(link.link, prepare=prepared(locks.link_wants)),
     wire.Unlink: mutating(link.unlink, prepare=prepared(locks.unlink_wants), rebuild=link.rebuild_unlink),
     wire.Rename: mutating(rename.rename, prepare=prepared(locks.rename_wants), rebuild=rename.rebuild_rename),

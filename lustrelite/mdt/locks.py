@@ -24,6 +24,7 @@ Source: mdt_reint_*(), mdt/mdt_reint.c; mdt_object_lock(), mdt/mdt_handler.c; do
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from stat import S_ISDIR, S_ISGID, S_ISUID
 from typing import TYPE_CHECKING, Any
@@ -61,9 +62,9 @@ from lustrelite.wire.mdt import (
     SET_SIZE,
     SET_TIMES_EXPLICIT,
     SET_UID,
-    AccessTimes,
     Attr,
     Close,
+    Closes,
     Create,
     DirPage,
     Link,
@@ -349,12 +350,24 @@ def close_wants(call: Call, req: Close) -> Wants:
         return NOTHING
     if mdt.open_files.counts[file.fid] == 1 and mdt.store.get(ORPHANS, file.fid) is not None:
         return ((file.fid, BITS_ALL, 0),)
-    if times_of_close(mdt, mdt.store, file, req) is not None:
+    if times_of_close(mdt, mdt.store, file, req.mtime, req.atime) is not None:
         return ((file.fid, UPDATE, 0),)
     return NOTHING
 
 
-def access_times_wants(call: Call, req: AccessTimes) -> Wants:
-    """Of files that were read. Who says so may go on believing what he knows: nothing else changes."""
+def closes_wants(call: Call, req: Closes) -> Wants:
+    """Of many closes. Who says when he wrote and read may go on believing what he knows: nothing else changes."""
     mdt: Mdt = call.target
-    return [(read.fid, UPDATE, UPDATE) for read in req.rows if times_of_read(mdt, mdt.store, read) is not None]
+    opens = call.export.opens
+    going = Counter(opens[row.handle].fid for row in req.rows if row.handle in opens)
+    wants: list[tuple[Fid, int, int]] = []
+    for handle, fid, atime, mtime in req.rows:
+        file = opens.get(handle)
+        if file is None:
+            if not handle and times_of_read(mdt, mdt.store, fid, atime) is not None:
+                wants.append((fid, UPDATE, UPDATE))
+        elif going[file.fid] >= mdt.open_files.counts[file.fid] and mdt.store.get(ORPHANS, file.fid) is not None:
+            wants.append((file.fid, BITS_ALL, 0))
+        elif times_of_close(mdt, mdt.store, file, mtime, atime) is not None:
+            wants.append((file.fid, UPDATE, UPDATE))
+    return wants

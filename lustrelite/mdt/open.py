@@ -39,9 +39,8 @@ from lustrelite.wire.mdt import (
     OPEN_TMPFILE,
     OPEN_TRUNC,
     OPEN_WRITE,
-    AccessTime,
-    AccessTimes,
     Close,
+    Closes,
     Open,
     OpenReply,
     Reopen,
@@ -314,23 +313,33 @@ def close(txn: Transaction, req: Close) -> Empty:
     file: OpenFile | None = export.opens.get(req.handle)
     if file is None:
         raise OpError(errno.ESTALE)
+    _close(mdt, txn, export, req.handle, file, req.mtime, req.atime)
+    return EMPTY
+
+
+def close_many(txn: Transaction, req: Closes) -> Empty:
+    """Close, of all that are open."""
+    mdt = cast("Mdt", txn.target)
+    export = txn.export
+    assert export is not None
+    for handle, fid, atime, mtime in req.rows:
+        file: OpenFile | None = export.opens.get(handle)
+        if file is not None:
+            _close(mdt, txn, export, handle, file, mtime, atime)
+        elif not handle:
+            changed = times_of_read(mdt, txn, fid, atime)
+            if changed is not None:
+                namespace.put_inode(txn, fid, changed)
+    return EMPTY
+
+
+def _close(mdt: Mdt, txn: Transaction, export: Export, handle: int, file: OpenFile, mtime: int, atime: int) -> None:
     if not _release(mdt, txn, file.fid):
-        changed = times_of_close(mdt, txn, file, req)
+        changed = times_of_close(mdt, txn, file, mtime, atime)
         if changed is not None:
             namespace.put_inode(txn, file.fid, changed)
-    mdt.open_files.remove(export, req.handle)
-    txn.undo(lambda: mdt.open_files.add(export, req.handle, file))
-    return EMPTY
-
-
-def set_access_times(txn: Transaction, req: AccessTimes) -> Empty:
-    """What clients have read without telling us."""
-    mdt = cast("Mdt", txn.target)
-    for read in req.rows:
-        changed = times_of_read(mdt, txn, read)
-        if changed is not None:
-            namespace.put_inode(txn, read.fid, changed)
-    return EMPTY
+    mdt.open_files.remove(export, handle)
+    txn.undo(lambda: mdt.open_files.add(export, handle, file))
 
 
 def rebuild_close(call: Call, req: Close, record: ReplyRecord) -> Empty:
@@ -338,6 +347,15 @@ def rebuild_close(call: Call, req: Close, record: ReplyRecord) -> Empty:
     mdt = cast("Mdt", call.target)
     if req.handle in call.export.opens:
         mdt.run(_close_again, call.export, req.handle)
+    return EMPTY
+
+
+def rebuild_closes(call: Call, req: Closes, record: ReplyRecord) -> Empty:
+    """The same."""
+    mdt = cast("Mdt", call.target)
+    for row in req.rows:
+        if row.handle in call.export.opens:
+            mdt.run(_close_again, call.export, row.handle)
     return EMPTY
 
 
@@ -384,23 +402,24 @@ def _destroy_orphan(txn: Transaction, fid: Fid) -> None:
         namespace.destroy(txn, fid, inode)
 
 
-def times_of_close(mdt: Mdt, rows: namespace.Rows, file: OpenFile, req: Close) -> Inode | None:
+def times_of_close(mdt: Mdt, rows: namespace.Rows, file: OpenFile, mtime: int, atime: int) -> Inode | None:
     """The inode with the times of what a handle wrote and read, or None if they are no news."""
-    mtime = req.mtime if file.flags & OPEN_WRITE else 0
-    return _with_times(rows, file.fid, mtime, req.atime, mdt.open_files.set_times.get(file.fid, 0))
+    if not file.flags & OPEN_WRITE:
+        mtime = 0
+    return _with_times(rows, file.fid, mtime, atime, mdt.open_files.set_times.get(file.fid, 0))
 
 
-def times_of_read(mdt: Mdt, rows: namespace.Rows, read: AccessTime) -> Inode | None:
+def times_of_read(mdt: Mdt, rows: namespace.Rows, fid: Fid, atime: int) -> Inode | None:
     """The inode with the time at which it was read, or None if that is no news.
 
     Who came up after that does not know of a utimes() that came in between: any later change may have been one.
     """
     files = mdt.open_files
-    set_at = files.atimes_set.get(read.fid, 0)
-    if not set_at and read.atime < files.since:
-        inode = namespace.find_inode(rows, read.fid)
+    set_at = files.atimes_set.get(fid, 0)
+    if not set_at and atime < files.since:
+        inode = namespace.find_inode(rows, fid)
         set_at = inode.ctime if inode is not None else 0
-    return _with_times(rows, read.fid, 0, read.atime, set_at)
+    return _with_times(rows, fid, 0, atime, set_at)
 
 
 def _with_times(rows: namespace.Rows, fid: Fid, mtime: int, atime: int, set_at: int) -> Inode | None:

@@ -18,7 +18,7 @@ class Replayable(Protocol):
     xid: int
     transno: int
     keeps_open: bool  # an open that succeeded: stays until closed
-    closes: int  # a close: the xid of its open, else 0
+    closes: tuple[int, ...]  # of a close: the xids of the opens
     bulk: Any  # data that it carries
 
 
@@ -84,8 +84,9 @@ class ReplayList(Generic[R]):
     def _committed(self, request: R) -> None:
         if request.keeps_open:
             self.open[request.xid] = request
-        elif request.closes:
-            self.open.pop(request.closes, None)
+        else:
+            for xid in request.closes:
+                self.open.pop(xid, None)
 
     def forget_open(self, xid: int) -> None:
         """The open `xid` is closed for good (the server does not know the handle)."""

@@ -34,7 +34,7 @@ from lustrelite.rpc.node import CORRUPT, Node
 from lustrelite.rpc.request import Request, Xids, end, fail, withdraw
 from lustrelite.rpc.slots import CLOSE, REOPEN, ModSlots
 from lustrelite.wire.ldlm import Granted, Ride
-from lustrelite.wire.mdt import DISP_OPEN_OPEN, Close, Open, Reopen
+from lustrelite.wire.mdt import DISP_OPEN_OPEN, Close, Closes, Open, Reopen
 from lustrelite.wire.message import (
     BY_CLASS,
     RESENT,
@@ -387,8 +387,11 @@ class ClientImport:
         """A reply slot for a change."""
         spare = 0
         if isinstance(request.body, Close):
-            request.closes = request.body.handle
-            spare = CLOSE if request.closes else 0
+            request.closes = (request.body.handle,)
+            spare = CLOSE
+        elif isinstance(request.body, Closes):
+            request.closes = tuple(row.handle for row in request.body.rows if row.handle)
+            spare = CLOSE
         elif isinstance(request.body, Reopen):
             spare = REOPEN
         request.tag = self.slots.try_take(spare)
@@ -627,8 +630,9 @@ class ClientImport:
             request.transno = transno
             request.pre_versions = pre_versions
             self._keep_for_replay(request)
-        elif request.closes:
-            self.replays.forget_open(request.closes)
+        else:
+            for handle in request.closes:
+                self.replays.forget_open(handle)
         if last_committed > self.replays.last_committed:
             self.committed(last_committed)
         if request.tag:

@@ -69,7 +69,7 @@ class Request:
         self.conn_cnt = 0
         self.direct = False  # belongs to recovery itself: fails with LinkLost instead of waiting
         self.keeps_open = False
-        self.closes = 0
+        self.closes: tuple[int, ...] = ()
         self.pauses = 0
         self.replayed_at = 0  # instance of the target that has executed the replay
 

@@ -419,6 +419,8 @@ class Cluster:
         for client in self.clients.values():
             for imp in client.imports:
                 look(client.name, imp)
+            if client.imports and client.fs.connections.late_closes.waiting:
+                busy.append(f"{client.name} has closes to tell")
         for server in self.servers:
             if not server.alive:
                 continue

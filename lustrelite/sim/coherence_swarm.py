@@ -30,7 +30,7 @@ from lustrelite.sim import coherence
 from lustrelite.sim.cluster import TUNABLES, Cluster, Violation
 from lustrelite.sim.coherence_history import Data, File, History, Op, fill, parse
 from lustrelite.sim.nemesis import CACHE_ACTS, SILENCE_ACTS, Nemesis
-from lustrelite.sim.processes import FSNAME, NodeDied, SimClient, SimServer
+from lustrelite.sim.processes import FSNAME, LATE, NodeDied, SimClient, SimServer, close_late
 from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, draw_caching, draw_log, recorded
 from lustrelite.wire.mdt import StripeHint
 
@@ -414,7 +414,8 @@ class Worker(Recorder):
             if known is handle:
                 del self.handles[key]
         op = self.begin("close", handle.fid, handle=handle.number)
-        await self.call([op], handle.file.close())
+        late = self.random.random() < LATE
+        await self.call([op], close_late(handle.file) if late else handle.file.close())
 
     # -- names
 

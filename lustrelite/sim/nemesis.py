@@ -17,10 +17,10 @@ from lustrelite.sim.oracle import OK
 from lustrelite.sim.processes import NodeDied, SimClient, SimProcess, SimServer
 
 MESSAGES = (
-    "Create", "Open", "Close", "Reopen", "AccessTimes", "Unlink", "Rename", "Link", "Setattr", "Setxattr", "Lookup", "Getattr", "Write", "Read",
+    "Create", "Open", "Close", "Reopen", "Closes", "Unlink", "Rename", "Link", "Setattr", "Setxattr", "Lookup", "Getattr", "Write", "Read",
     "Punch", "Destroy", "OstCreate", "Connect", "Ping", "Readdir", "ConfigRead", "TargetRegister", "AllocateSequence",
 )  # fmt: skip
-CHANGES = ("Create", "Open", "Close", "Reopen", "AccessTimes", "Unlink", "Rename", "Link", "Setattr", "Setxattr", "Write", "Punch", "Destroy")
+CHANGES = ("Create", "Open", "Close", "Reopen", "Closes", "Unlink", "Rename", "Link", "Setattr", "Setxattr", "Write", "Punch", "Destroy")
 CHANGES_ONCE = ("Unlink", "Rename", "Link", "Open", "Create")  # doing them twice gives another answer
 SLOW_POINTS = ("target.execute", "target.connect", "target.replay", "client.replay", "client.replay_done")
 
@@ -355,7 +355,7 @@ ACTS = (
 
 LOCK_MESSAGES = (
     "Enqueue", "Cancel", "Convert", "BlockingCallback", "BlockingCallback", "CompletionCallback", "GlimpseCallback",
-    "Read", "Write", "Punch", "Lookup", "Getattr", "Open", "Reopen", "AccessTimes", "Readdir",
+    "Read", "Write", "Punch", "Lookup", "Getattr", "Open", "Reopen", "Closes", "Readdir",
 )  # fmt: skip
 
 

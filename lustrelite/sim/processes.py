@@ -281,6 +281,9 @@ class SimServer(SimProcess):
         }
 
 
+LATE = 0.5  # of the closes of a swarm
+
+
 class SimFile:
     """An open file of a client; what is done with it is recorded."""
 
@@ -304,11 +307,16 @@ class SimFile:
         """Return when data and name are durable."""
         await self.client.unrecorded(self.file.fsync())
 
-    async def close(self) -> None:
-        """Close it."""
-        await self.client.do("close", (self.handle,), lambda fs: self.file.close())
+    async def close(self, *, late: bool = False) -> None:
+        """Close it; `late`: as the kernel does, which does not wait for it."""
+        await self.client.do("close", (self.handle,), lambda fs: close_late(self.file) if late else self.file.close())
         if self in self.client.files:
             self.client.files.remove(self)
+
+
+async def close_late(file: Any) -> None:
+    """What a mount does at RELEASE."""
+    file.close_later()
 
 
 class SimClient(SimProcess):

@@ -31,7 +31,7 @@ from lustrelite.sim import coherence_swarm, ost_swarm
 from lustrelite.sim.cluster import TUNABLES, Cluster, Violation
 from lustrelite.sim.loop import SimError, run
 from lustrelite.sim.nemesis import Nemesis
-from lustrelite.sim.processes import NodeDied, SimClient, SimFile
+from lustrelite.sim.processes import LATE, NodeDied, SimClient, SimFile
 from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, draw_caching, draw_log, recorded
 from lustrelite.sim.world import lines
 from lustrelite.wire.ost import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
@@ -235,7 +235,7 @@ class Worker:
             await file.pread()
         else:
             self.open.remove(file)
-            await file.close()
+            await file.close(late=self.random.random() < LATE)
 
     async def contest(self) -> None:
         """An operation on names that others use too: one that is atomic (a link or a write by path is not)."""

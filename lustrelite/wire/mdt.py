@@ -181,21 +181,23 @@ class Reopen(NamedTuple):
     fid: Fid
 
 
-class AccessTime(NamedTuple):
-    """When a file was read last."""
+class ClosedFile(NamedTuple):
+    """As of a Close. A `handle` of 0 is an open to be read of which the MDT has not heard: only its `atime` counts."""
 
+    handle: int
     fid: Fid
     atime: int
+    mtime: int
 
 
-@message(op=57, reply=Empty, mutates=True)
-class AccessTimes(NamedTuple):
-    """These files were read, through opens of which the MDT has not heard. Each counts if it is news, as of a Close.
+@message(op=57, reply=Empty, mutates=True, klass=CLASS_CLOSE)
+class Closes(NamedTuple):
+    """Close all of these. Handles that are not known, and files that are not there, are passed over.
 
-    A file that is not there is passed over.  See client/access_times.py
+    See client/late_closes.py
     """
 
-    rows: tuple[AccessTime, ...]
+    rows: tuple[ClosedFile, ...]
 
 
 @message(op=37, reply=Empty, mutates=True)

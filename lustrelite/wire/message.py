@@ -14,7 +14,7 @@ tests/unit/test_wire_bytes.py; programs of different versions refuse each other 
                    attributes in Attr; umask in Create and Open; Getxattrs, Fallocate, ObjectSeek; the default in DirStripeReply.
     5  2026-11-21  the answer to Rename says which file has moved; that to GlimpseCallback which truncation it may not know of.
     6  2026-11-21  Reopen; a Close without a handle.
-    7  2026-11-21  AccessTimes instead of a Close without a handle.
+    7  2026-11-21  Closes; a Close always has a handle.
 """
 
 from __future__ import annotations

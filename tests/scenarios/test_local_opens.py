@@ -12,7 +12,7 @@ import pytest
 from mounts import Asked, Mount, mounts
 from steps import EVICTION, refused, soon
 
-from lustrelite.wire.mdt import AccessTimes, Reopen
+from lustrelite.wire.mdt import Closes, Reopen
 
 DATA = b"what was there when it was opened"
 
@@ -200,7 +200,7 @@ async def test_times_that_are_set_after_its_close_count(cluster: Any, who: str, 
     """The kernel does not wait for its RELEASE: the MDT hears of the read later, or slowly."""
     async with opened_by_a(cluster) as (c, a, b, file):
         await file.pread(-1, 0)
-        held = c.net.hold(AccessTimes, to=c.mds)
+        held = c.net.hold(Closes, to=c.mds)
         file.what.close_later()
         if when == "under way":
             await held.caught()
@@ -241,11 +241,11 @@ async def test_access_times_are_told_together_and_what_is_known_stays_known(clus
     async with opened_by_a(cluster) as (c, a, b, _):
         with Asked(c.a) as asked:
             read = await read_many(a, b, 100)
-        assert "AccessTimes" not in asked and "Close" not in asked
+        assert "Closes" not in asked and "Close" not in asked
         with Asked(c.a) as asked:
             await asyncio.sleep(2)
             assert {name: (await a.stat(name)).atime for name in read} == read
-        assert asked == {"AccessTimes": 1}
+        assert asked == {"Closes": 1}
         assert {name: (await b.stat(name)).atime for name in read} == read
         plain = await c.add_client()
         assert {name: (await plain.unrecorded(plain.fs.stat(name))).atime for name in read} == read
@@ -257,7 +257,7 @@ async def test_access_times_are_told_together_and_what_is_known_stays_known(clus
 async def test_access_times_are_told_in_spite_of_losses(cluster: Any, how: str) -> None:
     async with opened_by_a(cluster) as (c, a, b, _):
         read = await read_many(a, b, 3)
-        lost = c.net.drop(AccessTimes, reply=how != "request")
+        lost = c.net.drop(Closes, reply=how != "request")
         await lost.caught()
         if how == "mds":
             await c.fail(c.mds)
@@ -273,7 +273,7 @@ async def test_times_that_are_set_count_also_after_a_failover(cluster: Any) -> N
     """The MDT that comes up does not know that it has set them, and hears of the reading only now."""
     async with opened_by_a(cluster) as (c, a, b, _):
         read = await read_many(a, b, 2)
-        lost = c.net.drop(AccessTimes)
+        lost = c.net.drop(Closes)
         await lost.caught()
         await b.utimes("/u/g0", 1, 1)
         await c.mds.commit()
@@ -285,7 +285,7 @@ async def test_times_that_are_set_count_also_after_a_failover(cluster: Any) -> N
 async def test_the_answer_comes_after_another_client_has_set_the_times(cluster: Any) -> None:
     async with opened_by_a(cluster) as (c, a, b, _):
         await read_many(a, b, 1)
-        held = c.net.hold(AccessTimes, reply=True)
+        held = c.net.hold(Closes, reply=True)
         await held.caught()
         await b.utimes("/u/g0", 1, 1)
         await asyncio.sleep(1.5)  # so long a has no UPDATE in passing

@@ -20,7 +20,7 @@ from lock_mutations import LOCK_MUTATIONS
 from mutations import MUTATIONS, Mutation, planted
 from ost_mutations import OST_MUTATIONS, RARE_MUTATIONS
 
-RUNS_MAX = 300
+RUNS_MAX = 400
 LOCK_RUNS_MAX = 300
 BROKEN = re.compile("(Attribute|Type|Name|Import)Error|NodeDied")
 FIRST_SEED = 1000

@@ -247,6 +247,37 @@ async def test_the_last_close_of_an_orphan_takes_all_of_it(mdt: Tree) -> None:
     assert closing.answered and not mdt.exists(f)
 
 
+async def test_many_closes_take_back_what_they_change_but_from_the_closer(mdt: Tree) -> None:
+    f, other = mdt.fids["f"], mdt.fids["set"]
+    handle, _ = mdt.open(mdt.fids["d"], b"f")
+    own = mdt.hold(other, UPDATE, client="a")
+    held = mdt.hold(f, UPDATE)
+    news, none = wire.ClosedFile(handle, f, 0, 10**6), wire.ClosedFile(0, other, 10**6, 0)
+    assert not mdt.waits(wire.Closes((none, none._replace(atime=1), news._replace(handle=handle + 1), news._replace(mtime=1))))
+    call = mdt.begin(wire.Closes((none, news)))
+    await mdt.settle()
+    assert not call.answered and mdt.asked() == {f: UPDATE}
+    mdt.give_back(held)
+    await mdt.settle()
+    assert call.answered and not mdt.export("a").opens and (mdt.inode(f).mtime, mdt.inode(other).atime) == (10**6, 10**6)
+    mdt.give_back(own)
+
+
+async def test_the_last_closes_of_an_orphan_in_one_message_take_all_of_it(mdt: Tree) -> None:
+    f = mdt.fids["f"]
+    handles = [mdt.open(mdt.fids["d"], b"f")[0] for _ in range(2)]
+    mdt.unlink(mdt.fids["d"], b"f")
+    held = mdt.hold(f, LAYOUT)
+    rows = tuple(wire.ClosedFile(handle, f, 0, 0) for handle in handles)
+    assert not mdt.waits(wire.Closes(rows[:1]))
+    call = mdt.begin(wire.Closes(rows))
+    await mdt.settle()
+    assert not call.answered
+    mdt.give_back(held)
+    await mdt.settle()
+    assert call.answered and not mdt.exists(f)
+
+
 # the wait -------------------------------------------------------------------------------------------------------
 
 

@@ -62,6 +62,17 @@ async def test_an_open_makes_a_file_or_finds_it(mdt: World) -> None:
     mdt.fails(errno.ESTALE, wire.Close(second, made.attr.fid, 0, 0, 0, 0))
 
 
+async def test_many_closes_pass_over_what_is_not_there(mdt: World) -> None:
+    """A handle that is not known, one that comes twice, one whose file is another, a file that never was."""
+    handle, made = mdt.open(ROOT, b"f", RW | wire.OPEN_CREATE)
+    fid, none = made.attr.fid, mdt.fid()
+    mdt.do(wire.Closes(()))
+    mdt.do(wire.Closes((wire.ClosedFile(handle + 1, fid, 0, 0), wire.ClosedFile(0, none, 10**6, 0))))
+    assert mdt.mdt.open_files.counts == {fid: 1}
+    mdt.do(wire.Closes((wire.ClosedFile(handle, none, 0, 10**6), wire.ClosedFile(handle, fid, 0, 10**7))))
+    assert mdt.mdt.open_files.counts == {} and mdt.inode(fid).mtime == 10**6
+
+
 async def test_opens_that_are_refused(mdt: World) -> None:
     d = mdt.mkdir(ROOT, b"d")
     mdt.make(ROOT, b"l", stat.S_IFLNK | 0o777, target=b"f")

@@ -15,7 +15,7 @@ class R:
     xid: int
     transno: int
     keeps_open: bool = False
-    closes: int = 0
+    closes: tuple[int, ...] = ()
     bulk: bytes | None = None
 
 
@@ -47,7 +47,7 @@ def test_an_open_stays_until_its_close_commits() -> None:
     replays.add(R(1, 10, keeps_open=True))
     replays.drop_committed(10)
     assert transnos(replays) == [10], "committed, but the file is open"
-    replays.add(R(2, 20, closes=1))
+    replays.add(R(2, 20, closes=(1,)))
     assert transnos(replays) == [10, 20], "the close may be lost"
     replays.drop_committed(20)
     assert transnos(replays) == []
@@ -78,7 +78,7 @@ def test_a_close_that_was_committed_when_its_reply_came_takes_the_open_along() -
     replays: ReplayList[R] = ReplayList()
     replays.add(R(1, 10, keeps_open=True))
     replays.drop_committed(30)
-    replays.add(R(2, 20, closes=1))
+    replays.add(R(2, 20, closes=(1,)))
     assert len(replays) == 0
 
 

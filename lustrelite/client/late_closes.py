@@ -1,0 +1,111 @@
+"""Closes for which nobody waits: the MDT hears of many at once, a little later.
+
+The kernel does not wait for its RELEASE. So what it closes is gathered for up to a second and told in one message
+(Closes), with when each file was written and read last; also for files that were open here alone (local_opens.py) and of which
+there is nothing to tell but that they were read. Until the MDT has answered, this client shows the times from here
+(OpenFiles.pending_times). Of a file whose attributes it knows it goes on knowing them. A utimes() in between wins: here it
+is forgotten, and the MDT knows when it has set the times of what is open or was read (OpenFiles.times_set(), mdt/open.py).
+Who waits for his close, in the library, waits for the MDT (File.close()). The end of the mount waits for all; a client
+that dies takes them along, and is evicted with what it has open.
+Source: Lustre's MDT is told at close, and writes an access time down only if it is a minute newer (mdd.*.atime_diff)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from lustrelite.ids import Fid
+from lustrelite.wire.mdt import ClosedFile
+
+if TYPE_CHECKING:
+    from lustrelite.client.mdc import Mdc
+    from lustrelite.client.tasks import Tasks
+
+TOLD_AFTER_S = 1.0
+ROWS_MAX = 128  # more are sent at once
+
+Times = tuple[int, int]  # (mtime, atime), 0: none
+
+
+class LateCloses:
+    """Those that the MDT has not heard of."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self.pending: dict[Fid, Times] = {}
+        self._tasks = tasks
+        self._closed: list[ClosedFile] = []  # not on their way yet
+        self._read: dict[Fid, None] = {}  # nor these, which had no handle
+        self._due: asyncio.Event | None = None  # `_telling` tells them soon, or when this is set
+        self._telling: asyncio.Task[Any] | None = None
+
+    def closed(self, mdc: Mdc, handle: int, fid: Fid, mtime: int, atime: int) -> None:
+        """A file was closed."""
+        self._closed.append(ClosedFile(handle, fid, atime, mtime))
+        if mtime or atime:
+            self._add(fid, mtime, atime)
+        self._soon(mdc)
+
+    def read(self, mdc: Mdc, fid: Fid, atime: int) -> None:
+        """A file of which the MDT has never heard that it was open was read, at `atime` last."""
+        self._read[fid] = None
+        self._add(fid, 0, atime)
+        self._soon(mdc)
+
+    def _add(self, fid: Fid, mtime: int, atime: int) -> None:
+        wrote, read = self.pending.get(fid, (0, 0))
+        self.pending[fid] = (max(mtime, wrote), max(atime, read))
+
+    def _soon(self, mdc: Mdc) -> None:
+        if self._due is None:
+            self._due = asyncio.Event()
+            self._telling = self._tasks.spawn(self._tell(mdc, self._due), "late closes")
+        elif self.waiting >= ROWS_MAX:
+            self.hurry()
+
+    def forget(self, fid: Fid, *, mtime: bool, atime: bool) -> None:
+        """Times of a file were set: what was done before counts no more."""
+        wrote, read = self.pending.get(fid, (0, 0))
+        self._keep(fid, 0 if mtime else wrote, 0 if atime else read)
+        if atime:
+            self._read.pop(fid, None)
+
+    def _keep(self, fid: Fid, mtime: int, atime: int) -> None:
+        if mtime or atime:
+            self.pending[fid] = (mtime, atime)
+        else:
+            self.pending.pop(fid, None)
+
+    @property
+    def waiting(self) -> int:
+        """How many are not on their way yet."""
+        return len(self._closed) + len(self._read)
+
+    def hurry(self) -> None:
+        """Tell them now."""
+        if self._due is not None:
+            self._due.set()
+
+    async def tell(self) -> None:
+        """The same; done when the MDT has answered."""
+        if self._telling is not None:
+            self.hurry()
+            await asyncio.wait([self._telling])
+
+    async def _tell(self, mdc: Mdc, due: asyncio.Event) -> None:
+        try:
+            await asyncio.wait_for(due.wait(), TOLD_AFTER_S)
+        except TimeoutError:
+            pass
+        self._due = None
+        rows = (*self._closed, *(ClosedFile(0, fid, self.pending[fid][1], 0) for fid in self._read))
+        self._closed.clear()
+        self._read.clear()
+        if not rows:
+            return
+        try:
+            await mdc.close_all(rows, self.pending)
+        finally:
+            for row in rows:
+                wrote, read = self.pending.get(row.fid, (0, 0))
+                self._keep(row.fid, wrote if wrote > row.mtime else 0, read if read > row.atime else 0)
