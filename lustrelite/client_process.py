@@ -33,7 +33,7 @@ from lustrelite.process import Process
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.server_metrics import import_metrics
 from lustrelite.server_params import import_params
-from lustrelite.tunables import Tunables
+from lustrelite.tunables import PARALLEL, Tunables
 
 LINE_BYTES_MAX = 64 << 20
 
@@ -125,7 +125,7 @@ class MountProcess:
             request = json.loads(line)
             number, cmd = request["id"], request["cmd"]
             if cmd == "put":
-                await self._put(number, request["files"], int(request.get("parallel", transfer.PARALLEL)))
+                await self._put(number, request["files"], int(request.get("parallel", PARALLEL)))
             elif cmd == "mkdir":
                 for path in request["paths"]:
                     await self.fs.makedirs(path)

@@ -7,7 +7,6 @@ change. Sources give metric families from live objects, so nothing is counted tw
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry
@@ -17,6 +16,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from lustrelite import __version__
 from lustrelite.rpc.node import Node
+from lustrelite.stream_server import StreamServer
 
 MetricSource = Callable[[], Iterable[Metric]]
 _REQUEST_WAIT_S = 5.0
@@ -56,51 +56,32 @@ class Metrics:
         return info, events
 
 
-class MetricsServer:
+class MetricsServer(StreamServer):
     """A minimal HTTP server for one page."""
 
     def __init__(self, metrics: Metrics) -> None:
+        super().__init__()
         self.metrics = metrics
         self.port = 0
-        self._server: asyncio.Server | None = None
-        self._scrapes: dict[asyncio.Task[None], None] = {}
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
         """Listen; port 0 chooses one (see `port`)."""
-        self._server = await asyncio.start_server(self._serve, host, port)
+        self._server = await asyncio.start_server(self.accept, host, port)
         self.port = int(self._server.sockets[0].getsockname()[1])
 
-    async def close(self) -> None:
-        """Listen no more, and hang up."""
-        if self._server is not None:
-            self._server.close()
-            for task in list(self._scrapes):
-                task.cancel()
-            await asyncio.gather(*self._scrapes, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._scrapes[task] = None
-        task.add_done_callback(lambda done: self._scrapes.pop(done, None))
-        try:
-            async with asyncio.timeout(_REQUEST_WAIT_S):
-                line = await reader.readline()
-                while (await reader.readline()).strip():
-                    pass  # headers: nothing depends on them
-            words = line.split()
-            if len(words) < 2 or words[0] not in (b"GET", b"HEAD"):
-                status, kind, page = "405 Method Not Allowed", "text/plain", b"GET only\n"
-            elif words[1].split(b"?")[0] not in (b"/metrics", b"/"):
-                status, kind, page = "404 Not Found", "text/plain", b"see /metrics\n"
-            else:
-                status, kind, page = "200 OK", CONTENT_TYPE_LATEST, self.metrics.text()
-            head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(page)}\r\nConnection: close\r\n\r\n"
-            writer.write(head.encode() + (page if words[:1] != [b"HEAD"] else b""))
-            await writer.drain()
-        except (ConnectionError, ValueError, TimeoutError):
-            pass  # the scraper went away or sent no HTTP
-        finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A request, the page."""
+        async with asyncio.timeout(_REQUEST_WAIT_S):
+            line = await reader.readline()
+            while (await reader.readline()).strip():
+                pass  # headers: nothing depends on them
+        words = line.split()
+        if len(words) < 2 or words[0] not in (b"GET", b"HEAD"):
+            status, kind, page = "405 Method Not Allowed", "text/plain", b"GET only\n"
+        elif words[1].split(b"?")[0] not in (b"/metrics", b"/"):
+            status, kind, page = "404 Not Found", "text/plain", b"see /metrics\n"
+        else:
+            status, kind, page = "200 OK", CONTENT_TYPE_LATEST, self.metrics.text()
+        head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(page)}\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode() + (page if words[:1] != [b"HEAD"] else b""))
+        await writer.drain()

@@ -39,6 +39,8 @@ CHOICES = {  # tunables that are one of a few words
     "failover_mode": ("", "failover", "failout"),
     "sync_lock_cancel": ("always", "blocking", "never"),
 }
+KEEP, DESTROY = "keep", "destroy"  # what fsck does with orphans
+PARALLEL = 8  # files that a copy has under way
 FAILOVER_MODE = "failover.mode"  # a parameter that every target has for itself: the configuration says NAME.failover.mode
 
 

@@ -49,6 +49,7 @@ LAYERS = {
     "lustrelite.metrics": 5,
     "lustrelite.control": 5,
     "lustrelite.control_server": 5,
+    "lustrelite.stream_server": 5,
     "lustrelite.alive": 5,
     "lustrelite.real_node": 5,
     "lustrelite.event_file": 5,

@@ -38,8 +38,8 @@ from lustrelite.client.fs import FileSystem
 from lustrelite.errors import OpError
 from lustrelite.ids import Nid
 from lustrelite.real_node import loop_factory
+from lustrelite.tunables import PARALLEL
 
-PARALLEL = 8  # files that one client has under way
 TOP = "/python"
 # What happens when so much of the work is done.
 KILL_MDS_AT, LOSE_REPLIES_AT, KILL_OSS_AT, KILL_CLIENT_AT = 0.15, 0.30, 0.45, 0.65

@@ -20,6 +20,7 @@ from lustrelite.cli.errors import Refused, named
 from lustrelite.cli.mounts import inside, remote
 from lustrelite.errors import OpError
 from lustrelite.ids import fid_text
+from lustrelite.tunables import PARALLEL
 
 if TYPE_CHECKING:
     from lustrelite.client.attributes import Stat
@@ -96,7 +97,7 @@ def cat(paths: tuple[str, ...]) -> None:
 
 @click.command()
 @click.option("-r", "-R", "recursive", is_flag=True, help="directories with everything in them")
-@click.option("-j", "--parallel", default=8, show_default=True, type=click.IntRange(1, 256))
+@click.option("-j", "--parallel", default=PARALLEL, show_default=True, type=click.IntRange(1, 256))
 @click.option("-q", "--quiet", is_flag=True, help="no progress")
 @click.argument("sources", nargs=-1, required=True)
 @click.argument("target")

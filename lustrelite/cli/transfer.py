@@ -12,8 +12,8 @@ from typing import NamedTuple
 from lustrelite.client.fs import FileSystem
 from lustrelite.errors import OpError
 from lustrelite.ids import Fid
+from lustrelite.tunables import PARALLEL
 
-PARALLEL = 8
 PIECE_BYTES = 8 << 20
 
 

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import click
 
+from lustrelite.tunables import DESTROY, KEEP
+
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="one JSON object")
 @click.option("--repair", is_flag=True, help="put right what is wrong; the cluster must be stopped")
 @click.option("-n", "--dry-run", is_flag=True, help="say what --repair would do, and change nothing")
 @click.option(
-    "--orphans", type=click.Choice(("keep", "destroy")), default="keep", show_default=True,
+    "--orphans", type=click.Choice((KEEP, DESTROY)), default=KEEP, show_default=True,
     help="what becomes of files without a name and of data without a file: kept in /lost+found, or destroyed",
 )
 @click.option("--replace-lost-osts", is_flag=True, help="objects on OSTs that are no more: new, empty ones instead")

@@ -50,7 +50,7 @@ class Connections:
         self.imports: dict[str, ClientImport] = {}  # by target name
         self.config: ConfigFollower | None = None
         self.lov = Lov(self.tasks)
-        self.late_closes = LateCloses(self.tasks)
+        self.late_closes = LateCloses(self)
         self.open_files = OpenFiles(self.late_closes)
         self.flocks = Flocks(self)
         self.caching = bool(node.tunables.caching)  # at mount

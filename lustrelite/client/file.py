@@ -539,7 +539,7 @@ class File:
         if self._local is not None or self._locks_records() or connections.closed:
             connections.tasks.spawn(self._close(), "close")
         else:
-            connections.late_closes.closed(connections.mdc, self.handle, self.fid, self.mtime, self.atime)
+            connections.late_closes.closed(self.handle, self.fid, self.mtime, self.atime)
 
     def _locks_records(self) -> bool:
         return bool(self._lock_number) or self.fs.connections.flocks.holds(self.fid, self.lock_owner, bsd=False)
@@ -555,7 +555,7 @@ class File:
     def _was_read(self, atime: int) -> None:
         connections = self.fs.connections
         if atime and not connections.closed:
-            connections.late_closes.read(connections.mdc, self.fid, atime)
+            connections.late_closes.read(self.fid, atime)
 
     def abandon(self) -> None:
         """Close in the background: nobody will have this file."""

@@ -19,8 +19,7 @@ from lustrelite.ids import Fid
 from lustrelite.wire.mdt import ClosedFile
 
 if TYPE_CHECKING:
-    from lustrelite.client.mdc import Mdc
-    from lustrelite.client.tasks import Tasks
+    from lustrelite.client.connections import Connections
 
 TOLD_AFTER_S = 1.0
 ROWS_MAX = 128  # more are sent at once
@@ -31,35 +30,35 @@ Times = tuple[int, int]  # (mtime, atime), 0: none
 class LateCloses:
     """Those that the MDT has not heard of."""
 
-    def __init__(self, tasks: Tasks) -> None:
+    def __init__(self, connections: Connections) -> None:
         self.pending: dict[Fid, Times] = {}
-        self._tasks = tasks
+        self._connections = connections
         self._closed: list[ClosedFile] = []  # not on their way yet
         self._read: dict[Fid, None] = {}  # nor these, which had no handle
         self._due: asyncio.Event | None = None  # `_telling` tells them soon, or when this is set
         self._telling: asyncio.Task[Any] | None = None
 
-    def closed(self, mdc: Mdc, handle: int, fid: Fid, mtime: int, atime: int) -> None:
+    def closed(self, handle: int, fid: Fid, mtime: int, atime: int) -> None:
         """A file was closed."""
         self._closed.append(ClosedFile(handle, fid, atime, mtime))
         if mtime or atime:
             self._add(fid, mtime, atime)
-        self._soon(mdc)
+        self._soon()
 
-    def read(self, mdc: Mdc, fid: Fid, atime: int) -> None:
+    def read(self, fid: Fid, atime: int) -> None:
         """A file of which the MDT has never heard that it was open was read, at `atime` last."""
         self._read[fid] = None
         self._add(fid, 0, atime)
-        self._soon(mdc)
+        self._soon()
 
     def _add(self, fid: Fid, mtime: int, atime: int) -> None:
         wrote, read = self.pending.get(fid, (0, 0))
         self.pending[fid] = (max(mtime, wrote), max(atime, read))
 
-    def _soon(self, mdc: Mdc) -> None:
+    def _soon(self) -> None:
         if self._due is None:
             self._due = asyncio.Event()
-            self._telling = self._tasks.spawn(self._tell(mdc, self._due), "late closes")
+            self._telling = self._connections.tasks.spawn(self._tell(self._due), "late closes")
         elif self.waiting >= ROWS_MAX:
             self.hurry()
 
@@ -92,7 +91,7 @@ class LateCloses:
             self.hurry()
             await asyncio.wait([self._telling])
 
-    async def _tell(self, mdc: Mdc, due: asyncio.Event) -> None:
+    async def _tell(self, due: asyncio.Event) -> None:
         try:
             await asyncio.wait_for(due.wait(), TOLD_AFTER_S)
         except TimeoutError:
@@ -104,7 +103,7 @@ class LateCloses:
         if not rows:
             return
         try:
-            await mdc.close_all(rows, self.pending)
+            await self._connections.mdc.close_all(rows, self.pending)
         finally:
             for row in rows:
                 wrote, read = self.pending.get(row.fid, (0, 0))

@@ -14,10 +14,10 @@ from lustrelite.store import schema
 from lustrelite.store.kv import Store
 from lustrelite.store.objects import ObjectFiles
 from lustrelite.store.schema import INODES, LINKS, META, NAMES, OST_LOG, Inode, Owner
+from lustrelite.tunables import KEEP
 from lustrelite.wire.mdt import Layout
 
 LOST_FOUND = b"lost+found"
-KEEP, DESTROY = "keep", "destroy"
 ONE_STRIPE = 1 << 20  # stripe size of a file with one object: it makes no difference
 
 

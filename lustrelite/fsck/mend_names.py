@@ -6,12 +6,13 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from lustrelite.fsck.changes import DESTROY, ONE_STRIPE, Changes, Mend
+from lustrelite.fsck.changes import ONE_STRIPE, Changes, Mend
 from lustrelite.fsck.report import Problem
 from lustrelite.ids import NO_FID, ROOT_FID, Fid, fid_text
 from lustrelite.recovery.versions import ABSENT
 from lustrelite.store import schema
 from lustrelite.store.schema import INODES, LINKS, NAMES, OBJECTS, ORPHANS, XATTRS, Inode, ObjectRecord, Owner
+from lustrelite.tunables import DESTROY
 from lustrelite.wire.mdt import Layout
 
 BLANK = schema.pack_object(ObjectRecord(0, 0, 0, 0, 0, ABSENT, NO_FID, 0))

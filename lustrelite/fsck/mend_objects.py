@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import stat
 
-from lustrelite.fsck.changes import DESTROY, ONE_STRIPE, Changes, Mend
+from lustrelite.fsck.changes import ONE_STRIPE, Changes, Mend
 from lustrelite.fsck.report import Problem
 from lustrelite.ids import NO_FID, Fid, fid_text
 from lustrelite.ost.object_ids import GRANT_JUMP_MAX, ID_LIMIT, LAST_ID
 from lustrelite.recovery.versions import ABSENT
 from lustrelite.store import schema
 from lustrelite.store.schema import META, OBJECTS, OST_LOG, POOLS, Inode, ObjectRecord, Owner, PoolRecord
+from lustrelite.tunables import DESTROY
 from lustrelite.wire.mdt import Layout
 
 # ---------------------------------------------------------------- numbers, records

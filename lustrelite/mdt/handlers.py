@@ -20,7 +20,7 @@ HANDLERS: dict[type, Handler] = {
     ),
     wire.Reopen: mutating(open.reopen, rebuild=open.rebuild_reopen, essential=True),
     wire.Closes: mutating(
-        open.close_many, prepare=prepared(locks.closes_wants), rebuild=open.rebuild_closes, essential=True
+        open.close_many, prepare=prepared(locks.closes_wants), rebuild=open.rebuild_close, essential=True
     ),
     wire.Link: mutating(link.link, prepare=prepared(locks.link_wants)),
     wire.Unlink: mutating(link.unlink, prepare=prepared(locks.unlink_wants), rebuild=link.rebuild_unlink),

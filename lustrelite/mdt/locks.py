@@ -33,7 +33,7 @@ from lustrelite import acl
 from lustrelite.ids import Fid
 from lustrelite.mdt import namespace
 from lustrelite.mdt.layout import Wish
-from lustrelite.mdt.open import times_of_close, times_of_read
+from lustrelite.mdt.open import OpenFile, times_of_close, times_of_read
 from lustrelite.store.schema import ORPHANS
 from lustrelite.wire.ldlm import (
     BITS_ALL,
@@ -344,15 +344,8 @@ def setxattr_wants(call: Call, req: Setxattr | SetDirStripe) -> Wants:
 
 def close_wants(call: Call, req: Close) -> Wants:
     """Of a close. The file is that of the handle."""
-    mdt: Mdt = call.target
     file = call.export.opens.get(req.handle)
-    if file is None or not mdt.namespace.busy(file.fid, BITS_ALL):
-        return NOTHING
-    if mdt.open_files.counts[file.fid] == 1 and mdt.store.get(ORPHANS, file.fid) is not None:
-        return ((file.fid, BITS_ALL, 0),)
-    if times_of_close(mdt, mdt.store, file, req.mtime, req.atime) is not None:
-        return ((file.fid, UPDATE, 0),)
-    return NOTHING
+    return _close_wants(call.target, file, 1, req.mtime, req.atime, 0) if file is not None else NOTHING
 
 
 def closes_wants(call: Call, req: Closes) -> Wants:
@@ -363,11 +356,19 @@ def closes_wants(call: Call, req: Closes) -> Wants:
     wants: list[tuple[Fid, int, int]] = []
     for handle, fid, atime, mtime in req.rows:
         file = opens.get(handle)
-        if file is None:
-            if not handle and times_of_read(mdt, mdt.store, fid, atime) is not None:
-                wants.append((fid, UPDATE, UPDATE))
-        elif going[file.fid] >= mdt.open_files.counts[file.fid] and mdt.store.get(ORPHANS, file.fid) is not None:
-            wants.append((file.fid, BITS_ALL, 0))
-        elif times_of_close(mdt, mdt.store, file, mtime, atime) is not None:
-            wants.append((file.fid, UPDATE, UPDATE))
+        if file is not None:
+            wants += _close_wants(mdt, file, going[file.fid], mtime, atime, UPDATE)
+        elif not handle and times_of_read(mdt, mdt.store, fid, atime) is not None:
+            wants.append((fid, UPDATE, UPDATE))
     return wants
+
+
+def _close_wants(mdt: Mdt, file: OpenFile, going: int, mtime: int, atime: int, own: int) -> Wants:
+    """So many handles of the file go; what of it is in the way."""
+    if not mdt.namespace.busy(file.fid, BITS_ALL):
+        return NOTHING
+    if mdt.open_files.counts[file.fid] <= going and mdt.store.get(ORPHANS, file.fid) is not None:
+        return ((file.fid, BITS_ALL, 0),)
+    if times_of_close(mdt, mdt.store, file, mtime, atime) is not None:
+        return ((file.fid, UPDATE, own),)
+    return NOTHING

@@ -342,20 +342,12 @@ def _close(mdt: Mdt, txn: Transaction, export: Export, handle: int, file: OpenFi
     txn.undo(lambda: mdt.open_files.add(export, handle, file))
 
 
-def rebuild_close(call: Call, req: Close, record: ReplyRecord) -> Empty:
+def rebuild_close(call: Call, req: Close | Closes, record: ReplyRecord) -> Empty:
     """It was closed, but then a failover opened it again from the replay of its open: that one is closed now."""
     mdt = cast("Mdt", call.target)
-    if req.handle in call.export.opens:
-        mdt.run(_close_again, call.export, req.handle)
-    return EMPTY
-
-
-def rebuild_closes(call: Call, req: Closes, record: ReplyRecord) -> Empty:
-    """The same."""
-    mdt = cast("Mdt", call.target)
-    for row in req.rows:
-        if row.handle in call.export.opens:
-            mdt.run(_close_again, call.export, row.handle)
+    for handle in req.handles:
+        if handle in call.export.opens:
+            mdt.run(_close_again, call.export, handle)
     return EMPTY
 
 

@@ -52,6 +52,7 @@ from lustrelite.wire.session import (
 if TYPE_CHECKING:
     from lustrelite.ldlm.lock_cache import LockCache
 
+_SPARE = {Close: CLOSE, Closes: CLOSE, Reopen: REOPEN}  # whose spare reply slot a request may take
 _NOT_EXECUTED = frozenset({-errno.EBUSY, -errno.EAGAIN})
 _NOT_CONNECTED = frozenset({-errno.ENOTCONN, -errno.ENODEV})
 
@@ -385,15 +386,9 @@ class ClientImport:
 
     async def _take_slot(self, request: Request) -> None:
         """A reply slot for a change."""
-        spare = 0
-        if isinstance(request.body, Close):
-            request.closes = (request.body.handle,)
-            spare = CLOSE
-        elif isinstance(request.body, Closes):
-            request.closes = tuple(row.handle for row in request.body.rows if row.handle)
-            spare = CLOSE
-        elif isinstance(request.body, Reopen):
-            spare = REOPEN
+        spare = _SPARE.get(type(request.body), 0)
+        if spare == CLOSE:
+            request.closes = request.body.handles
         request.tag = self.slots.try_take(spare)
         while not request.tag:
             await self.slots.wait(spare)

@@ -30,8 +30,8 @@ from lustrelite.sim import coherence
 from lustrelite.sim.cluster import TUNABLES, Cluster, Violation
 from lustrelite.sim.coherence_history import Data, File, History, Op, fill, parse
 from lustrelite.sim.nemesis import CACHE_ACTS, SILENCE_ACTS, Nemesis
-from lustrelite.sim.processes import FSNAME, LATE, NodeDied, SimClient, SimServer, close_late
-from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, draw_caching, draw_log, recorded
+from lustrelite.sim.processes import FSNAME, NodeDied, SimClient, SimServer, close_late
+from lustrelite.sim.runs import LATE, LATENCIES, Budget, Run, contend, draw_caching, draw_log, recorded
 from lustrelite.wire.mdt import StripeHint
 
 OPERATIONS = 120

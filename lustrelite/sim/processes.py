@@ -281,9 +281,6 @@ class SimServer(SimProcess):
         }
 
 
-LATE = 0.5  # of the closes of a swarm
-
-
 class SimFile:
     """An open file of a client; what is done with it is recorded."""
 

@@ -14,6 +14,7 @@ from lustrelite.sim.cluster import Cluster, Violation
 from lustrelite.sim.nemesis import Nemesis
 from lustrelite.sim.net import Latency
 
+LATE = 0.5  # of the closes
 LATENCIES = (
     Latency(),
     Latency(max_s=0.002, slow_permille=20, slow_s=0.05),

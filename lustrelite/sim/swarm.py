@@ -31,8 +31,8 @@ from lustrelite.sim import coherence_swarm, ost_swarm
 from lustrelite.sim.cluster import TUNABLES, Cluster, Violation
 from lustrelite.sim.loop import SimError, run
 from lustrelite.sim.nemesis import Nemesis
-from lustrelite.sim.processes import LATE, NodeDied, SimClient, SimFile
-from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, draw_caching, draw_log, recorded
+from lustrelite.sim.processes import NodeDied, SimClient, SimFile
+from lustrelite.sim.runs import LATE, LATENCIES, Budget, Run, contend, draw_caching, draw_log, recorded
 from lustrelite.sim.world import lines
 from lustrelite.wire.ost import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
 

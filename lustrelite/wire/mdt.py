@@ -169,6 +169,11 @@ class Close(NamedTuple):
     size: int  # the client's idea of the size, for lazy size on MDS: nothing reads it yet
     blocks: int  # nor this
 
+    @property
+    def handles(self) -> tuple[int, ...]:
+        """All that it closes."""
+        return (self.handle,)
+
 
 @message(op=56, reply=Empty, mutates=True, klass=CLASS_CLOSE)
 class Reopen(NamedTuple):
@@ -198,6 +203,11 @@ class Closes(NamedTuple):
     """
 
     rows: tuple[ClosedFile, ...]
+
+    @property
+    def handles(self) -> tuple[int, ...]:
+        """All that it closes."""
+        return tuple(row.handle for row in self.rows if row.handle)
 
 
 @message(op=37, reply=Empty, mutates=True)

@@ -43,10 +43,11 @@ from hypothesis import strategies as st
 
 from lustrelite.errors import StoreFailed
 from lustrelite.fsck import KINDS
-from lustrelite.fsck.changes import DESTROY, Options
+from lustrelite.fsck.changes import Options
 from lustrelite.fsck.repair import CORRECTED, LEFT, MENDS, STAGES, Outcome, Repair
 from lustrelite.ids import ROOT_FID, Fid
 from lustrelite.store import schema
+from lustrelite.tunables import DESTROY
 
 NOW = 1_800_000_000_000_000_000
 ALL = Options(replace_lost_osts=True)
