@@ -8,7 +8,7 @@ answer yet), and afterwards, if it changed something that is not committed, on t
     the server restarted       the replay list is replayed first, one request at a time, with the replay form
     the server forgot us       evicted: every request fails with EIO, nothing is replayed
     EBUSY, EAGAIN              not executed: sent again after a growing pause
-    EINPROGRESS                not executed: sent again under a new xid (LU-2371)
+    EINPROGRESS                not executed: sent again under a new xid (LU-2371), unless copies of it are on their way
 
 A cancelled caller does not cancel what was sent: its request stays until it is answered.
 Source: ptlrpc/client.c, ptlrpc/recover.c; protocol-facts 1, 2, 8.
@@ -590,7 +590,8 @@ class ClientImport:
             if status == -errno.EINPROGRESS and not request.direct:
                 gave_up = self.gives_up(request)
                 if gave_up is None:
-                    self._pause_and_resend(request, new_xid=True)
+                    # Of several copies another one may be executed yet, or was: that can be found under its own xid only.
+                    self._pause_and_resend(request, new_xid=not request.flags & RESENT)
                     return
             if status in _NOT_CONNECTED and not request.direct:
                 self.connection_failed(conn_cnt, f"{request.spec.name}: {errno.errorcode[-status]}")

@@ -232,3 +232,19 @@ async def test_a_client_is_evicted_while_its_create_is_in_progress(world: Any) -
         c.a.fs.connections.imports["lustre-MDT0000"].link.link.close("test")
         with pytest.raises(Evicted):
             await creating
+
+
+async def test_an_answer_to_one_copy_says_nothing_of_another(cluster: Any) -> None:
+    """"Come again" is late; the copy that was sent meanwhile makes the file. Under a new xid it would be there already. Seed 7326"""
+    async with cluster(clients=1, rpc_timeout_s=5.0) as c:
+        c.faults.arm("mdt.create", "error", on=c.mds, errno=errno.EINPROGRESS, times=1)
+        late = c.net.hold(Create, to=c.a, source=c.mds, reply=True, times=1)
+        creating = soon(c.a.create("/f"))
+        await late.caught()
+        again = c.net.hold(Create, to=c.a, source=c.mds, reply=True, times=1)
+        await again.caught()  # the second copy was executed
+        late.release()
+        await asyncio.sleep(0.5)
+        again.release()
+        await creating
+        c.never_saw("import.lost", target="lustre-MDT0000")
