@@ -69,10 +69,12 @@ def options_of(source: str, mgsnode: list[Nid], fsname: str, point: str, text: s
 def mount(options: argparse.Namespace, *, foreground: bool = False) -> int:
     """Mount; in the foreground until it is unmounted, else until it can be used. Returns the exit status.  Refused"""
     point = options.mountpoint
-    if not os.path.isdir(point):
-        raise Refused(f"{point} is no directory: make it first (mkdir)")
     if options.flags & attach.MS_REMOUNT:
         return _remount(options)
+    if attach.device_of(point):  # before anything is asked of it: its servers may be away
+        raise Refused(f"{point}: a file system of ours is mounted there already; unmount it first (umount {point})")
+    if not os.path.isdir(point):
+        raise Refused(f"{point} is no directory: make it first (mkdir)")
     # The client and all it needs: for nothing else here is it imported.
     from lustrelite.fuse import process as fuse_process
 

@@ -469,6 +469,18 @@ async def test_mount_says_in_one_line_what_is_wrong(world: Any) -> None:
 
 
 @pytest.mark.processes
+async def test_a_second_mount_on_the_same_point_is_refused(world: Any) -> None:
+    """It would hide the first. The point is not looked at: with its servers gone that would wait."""
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+        await w.mds.kill()
+        done = await m.run("mount", m.source, str(m.path))
+        assert done.returncode and "mounted there already" in done.stderr
+        await w.mds.start()
+        await m.call((m.path / "f").write_bytes, b"x")
+        await m.call(os.unlink, m.path / "f")
+
+
+@pytest.mark.processes
 async def test_a_read_only_mount_changes_nothing(world: Any) -> None:
     async with world(oss=1, clients=0) as w, Mounted(w) as m, Mounted(w, "m2", "-o", "ro") as ro:
         await m.call((m.path / "f").write_bytes, b"x")
