@@ -62,8 +62,8 @@ class _Names:
         for op in ops:
             found = op.kind == "open" and op.ok and op.index not in makers  # it changed nothing
             sees = op.kind in LOOKS or op.outcome == ERROR or found
-            if sees and (op.outcome in (UNKNOWN, PENDING) or op.done < seen_until or self.history.excused(op, self.target)):
-                continue  # what was seen before something was undone is gone as well
+            if sees and (op.outcome in (UNKNOWN, PENDING) or op.invoked < seen_until or self.history.excused(op, self.target)):
+                continue  # what was seen before something was undone is gone as well, and who asked then may answer later
             gone = undone.get(op.index) is not None and self.history.end_of(op, self.target) is not None
             optional = op.kind in CHANGES and (op.outcome in (UNKNOWN, PENDING) or gone)
             for effect in self._effects(op, makers):
@@ -177,7 +177,7 @@ def check_modes(history: History, target: str) -> list[str]:
         seen_until = max(map(history.seen_until, undone.values()), default=0)
         reads = [
             (op.result, Call(op.invoked, op.done, op.result, True, op=op)) for op in ops
-            if op.kind == "mode" and op.ok and op.done >= seen_until and not history.excused(op, target)
+            if op.kind == "mode" and op.ok and op.invoked >= seen_until and not history.excused(op, target)
         ]  # fmt: skip
         seen = {mode for mode, _ in reads}
         writes = {}

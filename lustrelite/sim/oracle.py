@@ -6,6 +6,7 @@ client sees it, and looks for an order of operations that explains history and t
 
 - an operation takes effect once, between its invocation and its answer, with the answer that was given;
 - one of unknown outcome takes effect once or never;
+- one that had no answer when its server died may have been seen before, and then not for a while;
 - an acknowledged one of a client that is gone (killed, evicted) may be lost, if its server died before it was durable:
   then with all that this client did there afterwards in the life of that server.
 
@@ -71,6 +72,7 @@ class Op:
     errno: int = 0
     marks: Marks = field(default_factory=dict)  # when it was acknowledged
     at_risk: int = 0  # when the MDT died before it was durable, as a count
+    redone: int = 0  # when a server died before the answer came, likewise: it was perhaps executed twice
     data_at_risk: bool = False  # an OST did
 
     def __str__(self) -> str:
@@ -186,6 +188,8 @@ class Oracle:
                 op.data_at_risk = True
         for death in self.deaths:
             for op in self.ops:
+                if op.done is not None and op.invoked < death.when < op.done and op.name not in READS:
+                    op.redone = death.when
                 if op.outcome != OK or op.name in READS or op.invoked > death.when:
                     continue
                 assert op.done is not None
@@ -292,6 +296,13 @@ class Oracle:
                 break
             if search.explains(lost, ragged):
                 return ""
+        # What had no answer when its server died was perhaps executed, and seen, and executed once more after recovery.
+        redone = max((op.redone for op in area.ops), default=0)
+        for lost in self._losses(area.ops) if redone else ():
+            if search.steps > STEPS_MAX:
+                break
+            if search.explains(lost, seen_until=redone):
+                return ""
         if search.steps > STEPS_MAX:
             return f"area {key!r}: gave up after {search.steps} steps, {len(area.ops)} operations"
         history = "\n    ".join(str(op) + (" (at risk)" if self._may_be_lost(op) else "") for op in area.ops)
@@ -335,10 +346,13 @@ class _Search:
         self.steps = 0
         self.why = ""
 
-    def explains(self, lost: frozenset[int], optional: frozenset[int] = frozenset()) -> bool:
-        """Is there an order without the operations `lost`, and with any of those that are `optional`?"""
+    def explains(self, lost: frozenset[int], optional: frozenset[int] = frozenset(), seen_until: int = 0) -> bool:
+        """Is there an order without the operations `lost`, and with any of those that are `optional`?
+
+        What was seen before `seen_until` does not count.
+        """
         missing = lost | optional
-        lost_until = max((op.at_risk for op in self.ops if op.index in missing), default=0)
+        lost_until = max((op.at_risk for op in self.ops if op.index in missing), default=seen_until)
         kept = []
         for op in self.ops:
             if op.index in lost:

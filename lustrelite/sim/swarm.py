@@ -118,14 +118,23 @@ class Worker:
                     if self.life in self.client.cluster.oracle.gone:
                         return
                 except OpError as error:
-                    if error.errno == errno.EIO:
-                        raise Violation(f"{self.name}: {error} without an eviction") from None
+                    self._check(error)
                 if self.random.random() < 0.3:
                     await asyncio.sleep(self.random.choice((0.001, 0.01, 0.2, 1.5)))
             for file in self.open:
-                await file.close()
+                try:
+                    await file.close()
+                except (Evicted, Deactivated):
+                    return
+                except OpError as error:
+                    self._check(error)
         except (NodeDied, Evicted, Deactivated):
             return
+
+    def _check(self, error: OpError) -> None:
+        """What was written may be lost, but only with an eviction by its OST."""
+        if error.errno == errno.EIO and self.life not in self.client.cluster.oracle.gone_data:
+            raise Violation(f"{self.name}: {error} without an eviction") from None
 
     async def step(self) -> None:
         """One operation."""

@@ -240,3 +240,18 @@ def test_who_caches_speaks_of_what_was_lost_until_he_has_heard_of_it():
     h = history(True, "before")
     h.oracle.gone.clear()
     assert h.problems(there) != [], "it lives: its rmdir is replayed"
+
+
+@pytest.mark.parametrize("crashes", [True, False])
+def test_what_had_no_answer_in_a_crash_may_have_been_seen_and_is_gone_for_a_while(crashes):
+    """It was executed, others ran into it, and then it was not yet done again when one of them came anew. Seed 5433"""
+    history = History()
+    creating = history.oracle.begin("a", "create", "/d/p", 0o644)
+    history.refused("b", "mkdir", "/d/p", 0o755, number=errno.EEXIST)
+    if crashes:
+        history.crash(history.transno)
+    history.did("b", "mkdir", "/d/p", 0o755)
+    history.oracle.error(creating, errno.EEXIST)
+    tree = tree_of(("mkdir", "/d", 0o755), ("mkdir", "/d/p", 0o755))
+    history.oracle.common = ("/d",)
+    assert bool(history.problems({"/d/p": tree["/d/p"], "/d": tree["/d"]})) is not crashes
