@@ -36,6 +36,7 @@ LAYERS = {
     "lustrelite.ldlm.locks_in_use": 2,
     "lustrelite.ldlm.client_lock": 2,
     "lustrelite.ldlm.cancels": 2,
+    "lustrelite.ldlm.promised": 2,
     "lustrelite.rpc": 2,
     "lustrelite.store": 2,
     "lustrelite.target": 3,

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from stat import S_ISDIR
 from typing import Any, Protocol
 
@@ -34,7 +34,7 @@ from lustrelite.errors import OpError
 from lustrelite.ids import NO_FID, ROOT_FID, Fid
 from lustrelite.ldlm.client_lock import ClientLock
 from lustrelite.permission import EXECUTE, READ, permits
-from lustrelite.wire.ldlm import LAYOUT, LOOKUP, OPEN, PERM, PR, REPLACE_EACH, UPDATE, XATTR, Ride
+from lustrelite.wire.ldlm import LAYOUT, LOOKUP, OPEN, PERM, PR, REPLACE_EACH, SOLE, UPDATE, XATTR, Ride
 from lustrelite.wire.mdt import Attr, Dirent, DirPage, Layout
 from lustrelite.wire.message import Cred
 
@@ -51,6 +51,8 @@ class Locks(Protocol):
 
     drop: Any
     wanted: Any
+    withdraw: Any
+    stays: Any
 
     @property
     def lease_valid(self) -> bool:
@@ -71,11 +73,30 @@ class Locks(Protocol):
     def cancels_for(self, fid: bytes, bits: int) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
         """See LockCache."""
 
+    def give_up_bits(self, fid: bytes, bits: int) -> None:
+        """See LockCache."""
+
     def use(self, lock: ClientLock) -> None:
         """See LockCache."""
 
     def release(self, lock: ClientLock) -> None:
         """See LockCache."""
+
+
+class SoleData(Protocol):
+    """What is needed of client.lov.Lov."""
+
+    def sole(self, layout: Layout, so: bool, lost: bool = False) -> None:
+        """See Lov."""
+
+    def promises(self, layout: Layout) -> Sequence[Any]:
+        """See Lov."""
+
+    def redeem_soon(self, layout: Layout) -> None:
+        """See Lov."""
+
+    async def redeem(self, layout: Layout) -> None:
+        """See Lov."""
 
 
 class Listing:
@@ -163,12 +184,16 @@ class AttrCache:
         self.files: dict[Fid, Known] = {root: self.root}
         self.entries = 0
         self.on_lost: Callable[[Fid, int], None] | None = None  # these bits of a file are not locked any more
+        self.on_change: Callable[[Fid], None] | None = None  # it is about to be changed from here
         # Nobody has written to these objects, and nobody but us can, until it is said (False) that this is over.
         self.on_unwritten: Callable[[Layout, bool], None] | None = None
+        self.data: SoleData | None = None
         self.own = OwnChanges(self)
         self.scattered = Scattered(PART_MAX if ahead_max else 0)
         self._listings: dict[Known, None] = {}  # the longest unread first
         locks.drop = self.dropped
+        locks.withdraw = self._withdraw
+        locks.stays = self._has_promises
 
     # looking ----------------------------------------------------------------------------------------------------
 
@@ -302,7 +327,7 @@ class AttrCache:
         """The locks that are missing. What is not asked for is for others to change."""
         missing = ~known.bits if known is not None else -1
         bits = (LOOKUP | PERM | need & LAYOUT) & missing
-        more = (UPDATE | XATTR | LAYOUT | need & OPEN if need & UPDATE else need & XATTR) & ~bits & missing
+        more = (UPDATE | XATTR | LAYOUT | need & (OPEN | SOLE) if need & UPDATE else need & XATTR) & ~bits & missing
         if not bits:
             bits, more = more & UPDATE, more & ~UPDATE
         if not bits:
@@ -341,6 +366,8 @@ class AttrCache:
         known = self._put(attr, lock, lock.bits)
         if attr.layout is not None and lock.bits & OPEN and self.on_unwritten is not None:
             self.on_unwritten(attr.layout, True)
+        if attr.layout is not None and lock.bits & SOLE and self.data is not None:
+            self.data.sole(attr.layout, True)
         if S_ISDIR(attr.mode) and lock.bits & UPDATE and known.listing is None:
             known.listing = Listing()
             known.listing.complete = True
@@ -576,6 +603,8 @@ class AttrCache:
         converts: tuple[tuple[int, int], ...] = ()
         for fid, bits in wants:
             if fid is not None:
+                if bits & SOLE and self._promises(self.files.get(fid)):
+                    bits &= ~SOLE  # the MDT asks for it, if it must go
                 whole, parts = self.locks.cancels_for(fid, bits)
                 cancels += whole
                 converts += parts
@@ -597,11 +626,41 @@ class AttrCache:
         known.bits = kept
         known.drops += 1
         if gone:
-            self._forget(known, gone)
+            self._forget(known, gone, lost)
             if self.on_lost is not None:
                 self.on_lost(known.fid, gone)
 
-    def _forget(self, known: Known, gone: int) -> None:
+    def _promises(self, known: Known | None) -> Layout | None:
+        """The objects of a file, if locks of them are promised on the ground that we hold SOLE."""
+        if self.data is None or known is None or not known.bits & SOLE or known.attr.layout is None:
+            return None
+        return known.attr.layout if self.data.promises(known.attr.layout) else None
+
+    def _has_promises(self, lock: ClientLock) -> bool:
+        return bool(lock.bits & SOLE) and self._promises(lock.data) is not None
+
+    def _withdraw(self, lock: ClientLock) -> Awaitable[None] | None:
+        """The lock cache's hook: a lock is about to go, or some of its bits."""
+        if not lock.going_bits & SOLE or lock.data is None or self.data is None:
+            return None
+        layout = lock.data.attr.layout
+        if layout is not None:
+            self.data.sole(layout, False)  # there will be no more of them
+        promised = self._promises(lock.data)
+        return self.data.redeem(promised) if promised is not None else None
+
+    def not_sole(self, fid: Fid) -> None:
+        """Others may hear which objects the file has, as soon as the OSTs have heard of all our locks on them."""
+        known = self.files.get(fid)
+        if known is None or not known.bits & SOLE or self.data is None:
+            return
+        promised = self._promises(known)
+        if promised is not None:
+            self.data.redeem_soon(promised)  # then we are called again
+        else:
+            self.locks.give_up_bits(fid, SOLE)
+
+    def _forget(self, known: Known, gone: int, lost: bool) -> None:
         known.fresh &= ~gone
         known.merged = None
         if gone & LOOKUP:
@@ -611,6 +670,8 @@ class AttrCache:
             known.places = ()
         if gone & OPEN and known.attr.layout is not None and self.on_unwritten is not None:
             self.on_unwritten(known.attr.layout, False)
+        if gone & SOLE and known.attr.layout is not None and self.data is not None:
+            self.data.sole(known.attr.layout, False, lost)
         if gone & XATTR:
             known.xattrs = None
         if gone & UPDATE:

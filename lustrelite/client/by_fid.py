@@ -15,7 +15,7 @@ import asyncio
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
 from lustrelite import acl
 from lustrelite.client.attr_cache import STAT, TOO_MANY, AttrCache, Known, touch
@@ -294,6 +294,9 @@ class FidOperations:
         page = await self._known_page(fid, cookie, count, plus) if not ask else None
         if page is None:
             page = await self.connections.mdc.readdir(fid, cookie, count, cred=self.cred, plus=plus)
+            lacking = [place for place, entry in enumerate(page.entries) if entry.attr is None] if plus else []
+            if lacking:
+                page = page._replace(entries=await self._completed(page.entries, lacking))
         attrs = [entry.attr for entry in page.entries]
         stats: list[Stat | None]
         if sizes:
@@ -323,14 +326,18 @@ class FidOperations:
                 entries.append(entry)
             else:
                 entries.append(entry._replace(attr=known.attr))
-        mdc = self.connections.mdc
+        return DirPage(await self._completed(entries, lacking), page.end)
+
+    async def _completed(self, page: Iterable[Dirent], lacking: list[int]) -> tuple[Dirent, ...]:
+        """The entries, those at `lacking` with attributes; without them stays what was removed meanwhile."""
+        entries, mdc = list(page), self.connections.mdc
         questions = [mdc.getattr(entries[place].fid, cred=self.cred) for place in lacking]
         for place, attr in zip(lacking, await self.connections.tasks.outcomes(questions, "getattr"), strict=True):
             if not isinstance(attr, OpError):
                 entries[place] = entries[place]._replace(attr=attr)
-            elif attr.errno != errno.ENOENT:  # removed meanwhile
+            elif attr.errno != errno.ENOENT:
                 raise attr
-        return DirPage(tuple(entries), page.end)
+        return tuple(entries)
 
     async def _full_many(self, attrs: Sequence[Attr | None]) -> list[Stat | None]:
         """`_full` for many, in few requests; None where there is nothing (any more)."""

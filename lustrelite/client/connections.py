@@ -99,6 +99,7 @@ class Connections:
         self.names = self._mdc.cache
         if self.names is not None:
             self.names.on_unwritten = self.lov.unwritten
+            self.names.data = self.lov
             self.local_opens = LocalOpens(self._mdc, self.names.locks, self.tasks)
         self._mdt_known.set()
 
@@ -108,9 +109,20 @@ class Connections:
         if self.lov.locked is not None:
             self.lov.locked.shared.on_lost = self.open_files.write_failed
             self.lov.locked.shared.metadata_leased = self._metadata_leased
+            self.lov.locked.shared.metadata_until = self._metadata_until
+            self.lov.locked.shared.metadata_instance = lambda: self.mdc.imp.instance  # type: ignore[attr-defined]
+            self.lov.locked.shared.on_heard = self._heard
 
     def _metadata_leased(self) -> bool:
         return self.names is not None and self.names.locks.lease_valid
+
+    def _metadata_until(self) -> float:
+        until: float = self.mdc.imp.lease_until  # type: ignore[attr-defined]
+        return until
+
+    def _heard(self, fid: Fid) -> None:
+        if self.names is not None:
+            self.names.not_sole(fid)
 
     def _target_changed(self, info: TargetInfo) -> None:
         if self.closed:

@@ -46,6 +46,7 @@ class DataCache:
         self.shared = shared
         self.objects: dict[int, CachedObject] = {}
         self.unwritten: dict[int, None] = {}  # new objects, which only we could have written to; no lock is needed to know them
+        self.sole: dict[int, int] = {}  # new objects of which nobody else has been told, by which instance of the MDT
         self.grant = Grant()
         self.writeback = WriteBack(osc, shared, self.grant)
         self.on_lost: Callable[[int, int], None] | None = None  # (OST index, object): a lock on it was lost
@@ -54,6 +55,9 @@ class DataCache:
         locks.drop = self._drop
         locks.glimpse_of = self._glimpse_of
         locks.stays = self._stays
+        locks.promised.ground = lambda: shared.metadata_leased()
+        locks.promised.heard = self._heard
+        locks.promised.pointless = self._pointless
 
     # locks ------------------------------------------------------------------------------------------------------
 
@@ -68,11 +72,26 @@ class DataCache:
 
     async def take(self, obj: int, start: int, end: int, mode: int) -> tuple[CachedObject, ClientLock]:
         """The same for as long as it takes; `locks.release` it.  Errors: ENOENT, Evicted"""
-        lock = await self.locks.take_extent(resource_of(obj), start, end - 1, mode)
+        resource = resource_of(obj)
+        if mode == PW and obj in self.sole and self._may_promise(resource):
+            lock = self.locks.promised.make(resource)
+            return self._adopted(obj, lock), lock
+        lock = await self.locks.take_extent(resource, start, end - 1, mode)
         if lock.holding not in _ALIVE:  # lost before this task came to run
             self.locks.release(lock)
             raise Evicted(self.osc.name)
         return self._adopted(obj, lock), lock
+
+    def _may_promise(self, resource: bytes) -> bool:
+        return self.locks.lease_valid and self.shared.metadata_leased() and not self.locks.locks_of(resource)
+
+    def _heard(self, lock: ClientLock) -> None:
+        if self.shared.on_heard is not None and isinstance(lock.data, CachedObject):
+            self.shared.on_heard(lock.data.owner)
+
+    def _pointless(self, lock: ClientLock) -> None:
+        if isinstance(lock.data, CachedObject):
+            self.writeback.discard(lock.data, 0, OBJECT_EOF)
 
     def _adopted(self, obj: int, lock: ClientLock) -> CachedObject:
         cached: CachedObject | None = lock.data
@@ -239,6 +258,7 @@ class DataCache:
 
         EIO, ENOENT
         """
+        await self.osc.redeem(lock.handle)
         resized = cached.resized
         try:
             done, size = await self.osc.read(cached.obj, start, pieces, cred=cred, lock=lock.handle)

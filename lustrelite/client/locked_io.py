@@ -524,6 +524,7 @@ class LockedIo:
         async def ask(one: Held) -> ost.SeekReply:
             start = one.extent.offset
             await one.data.writeback.flush(one.cached, start, OBJECT_EOF)
+            await one.data.osc.redeem(one.lock.handle)
             return await one.data.osc.seek(one.cached.obj, start, whence, cred=cred, lock=one.lock.handle)
 
         while True:

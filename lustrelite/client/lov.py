@@ -38,9 +38,12 @@ from lustrelite.wire.ost import (
     ObjectAttr,
     Punch,
     SeekReply,
+    resource_of,
 )
 
 _T = TypeVar("_T")
+
+PATIENCE = 0.75  # of the time that the MDT leaves us to give SOLE back: so long an OST may take to hear of a lock
 
 
 class Lov:
@@ -91,6 +94,54 @@ class Lov:
                     osc.data.unwritten[obj] = None
                 else:
                     osc.data.unwritten.pop(obj, None)
+
+    def sole(self, layout: Layout, so: bool, lost: bool = False) -> None:
+        """Can nobody but us reach these objects? If not (`lost`: when the lease is over), locks of them are not promised any more."""
+        for index, obj in layout.stripes:
+            osc = self.oscs.get(index)
+            if osc is None or osc.data is None or osc.locks is None:
+                continue
+            shared = osc.data.shared
+            if so:
+                osc.data.sole[obj] = shared.metadata_instance()
+                continue
+            instance = osc.data.sole.pop(obj, 0)
+            promise = osc.locks.promised.of(resource_of(obj)) if lost else None
+            if promise is not None:  # an MDT that has restarted does not know that we may believe in it still
+                until = shared.metadata_until() if instance == shared.metadata_instance() else 0.0
+                osc.locks.promised.salvage(promise, until)
+
+    def promises(self, layout: Layout) -> list[tuple[Osc, ClientLock]]:
+        """Locks of these objects of which their OSTs have not heard."""
+        found = []
+        for index, obj in layout.stripes:
+            osc = self.oscs.get(index)
+            promise = osc.locks.promised.of(resource_of(obj)) if osc is not None and osc.locks is not None else None
+            if osc is not None and promise is not None:
+                found.append((osc, promise))
+        return found
+
+    def redeem_soon(self, layout: Layout) -> None:
+        """Let the OSTs hear of these."""
+        for osc, promise in self.promises(layout):
+            assert osc.locks is not None
+            osc.locks.promised.redeem_soon((promise.handle,))
+
+    async def redeem(self, layout: Layout) -> None:
+        """Return when the OSTs have heard of these, or do not answer soon enough: then somebody may come before."""
+        promises = self.promises(layout)
+        patience = self._tasks.node.tunables.lock_callback_s * PATIENCE
+        tasks = [self._tasks.spawn(osc.redeem(promise.handle), "redeem") for osc, promise in promises]
+        if tasks:
+            await asyncio.wait(tasks, timeout=patience)
+        for osc, promise in promises:
+            locks = osc.locks
+            assert locks is not None
+            if promise.handle in locks.promised.unheard:
+                locks.promised.forsake(promise)
+                withdrawn = locks.withdraw(promise) if locks.withdraw is not None else None
+                if withdrawn is not None:
+                    await withdrawn
 
     async def osc(self, index: int) -> Osc:
         """The OST with `index`. A new one may be in a layout before we have heard of it, so wait a little; then EIO."""

@@ -25,11 +25,11 @@ from lustrelite.client.tasks import Tasks
 from lustrelite.errors import OpError
 from lustrelite.ids import Fid, make_fid
 from lustrelite.wire import mdt
-from lustrelite.wire.ldlm import BITS_ALL, LAYOUT, LOOKUP, OPEN, PERM, UPDATE, XATTR, Ride
+from lustrelite.wire.ldlm import BITS_ALL, LAYOUT, LOOKUP, OPEN, PERM, SOLE, UPDATE, XATTR, Ride
 from lustrelite.wire.mdt import Attr, ClosedFile, DirPage, OpenReply, RenameReply, StatfsReply, StripeHint, UnlinkReply
 from lustrelite.wire.message import ROOT_CRED, Cred
 
-MADE = STAT | XATTR | LAYOUT | OPEN  # what is wanted of a file that is made: all, and to hear when others open it to write
+MADE = STAT | XATTR | LAYOUT | OPEN | SOLE  # what is wanted of a file that is made: all, and to hear when others open it to write
 _PREFETCH_DIVISOR = 4  # the next sequence is asked for when this part of the current one is left
 
 
@@ -253,12 +253,19 @@ class Mdc:
     async def close(self, handle: int, fid: Fid, atime: int, mtime: int, size: int, *, cred: Cred) -> None:
         """Give an open handle back. `atime` and `mtime` are 0 where nothing was read or written.  ESTALE"""
         body = mdt.Close(handle, fid, atime, mtime, size, 0)
+        if self.cache is not None:
+            self.cache.not_sole(fid)
         await self._change(body, cred, (fid if atime or mtime else None, UPDATE))
 
     async def close_all(self, rows: tuple[ClosedFile, ...], pending: dict[Fid, tuple[int, int]]) -> None:
         """Give many handles back. Times that are not in `pending` any more when the answer comes were set since."""
-        ended = self.cache.own.closing(rows, pending) if self.cache is not None else None
-        await self.imp.call(mdt.Closes(rows), ended=ended)
+        cache = self.cache
+        if cache is None:
+            await self.imp.call(mdt.Closes(rows))
+            return
+        for row in rows:
+            cache.not_sole(row.fid)
+        await self.imp.call(mdt.Closes(rows), ended=cache.own.closing(rows, pending))
 
     async def getattr(self, fid: Fid, *, cred: Cred, need: int = STAT) -> Attr:
         """Attributes of `fid`; `need` is what shall be known of it afterwards.  ENOENT"""

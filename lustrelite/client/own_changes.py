@@ -47,11 +47,11 @@ class OwnChanges:
         return fid in self.going or self._ended.get(fid, self._forgotten)[0] > since
 
     def _begin(self, *fids: Fid) -> None:
-        on_lost = self.cache.on_lost
+        on_change = self.cache.on_change
         for fid in fids:
             self.going[fid] = self.going.get(fid, 0) + 1
-            if on_lost is not None:
-                on_lost(fid, UPDATE)
+            if on_change is not None:
+                on_change(fid)
 
     def _end(self, *fids: Fid, changed: bool, transno: int) -> bool:
         """False: the answer to what was done later was here before."""

@@ -79,6 +79,7 @@ class Through:
         results([await asyncio.shield(flight.done) for flight in flights])
 
     async def _write(self, cached: CachedObject, lock: ClientLock, flight: Flight, keep: bool) -> None:
+        await self.osc.redeem(lock.handle)
         async with self.osc.slots():
             if lock.data is not cached:  # lost meanwhile
                 raise Evicted(self.osc.name)
@@ -102,6 +103,7 @@ class Through:
             cached.grow(body.end)
 
         async def change() -> None:
+            await self.osc.redeem(lock.handle)
             attr = await self.osc.imp.call(body._replace(lock=lock.handle), cred=cached.cred)
             cached.pages.end_flight(flight, lost=False)
             if lock.data is cached:
@@ -144,6 +146,7 @@ class Through:
     async def cut_off(self, cached: CachedObject, lock: ClientLock, body: ost.Punch) -> Cut:
         """Have the OST make the object `body.start` bytes long. `finish` it, whatever comes.  Errors: EIO, ENOENT"""
         pages = cached.pages
+        await self.osc.redeem(lock.handle)
         while flights := pages.flights_in(body.start, OBJECT_EOF):
             await asyncio.wait([flights[0].done])
         if lock.data is not cached:

@@ -58,6 +58,9 @@ class Shared:
         self.ahead = 0  # bytes that are being read ahead
         self.on_lost: Callable[[Fid, int], None] = _nobody
         self.metadata_leased: Callable[[], bool] = bool  # may locks of the MDT be believed in?
+        self.metadata_until: Callable[[], float] = float  # until when they could be, or can
+        self.metadata_instance: Callable[[], int] = int  # of the MDT
+        self.on_heard: Callable[[Fid], None] | None = None  # an OST knows of a lock on an object of this file that was promised
         self.writebacks: list[WriteBack] = []
         self._waiters: list[asyncio.Future[None]] = []
 
@@ -312,6 +315,7 @@ class WriteBack:
         body = self.body(cached, flight, from_grant=True)
         ended = False
         try:
+            await self.osc.redeem(flight.lock)
             reply, _ = await self.osc.imp.call_bulk(body, bulk=flight.data, cred=cached.cred)
             ended = True
         except OpError as error:
@@ -381,6 +385,8 @@ class WriteBack:
 
     def discard(self, cached: CachedObject, start: int, end: int) -> None:
         """Forget what is dirty in the range: its file is gone."""
+        for flight in cached.pages.flights_in(start, end):
+            flight.reported = True
         cached.pages.cut(start, end)
         self.settle(cached)
 

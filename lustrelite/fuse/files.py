@@ -79,13 +79,19 @@ class Files:
         if request.opcode == op.TMPFILE:
             file = await view.open_tmpfile(parent.fid, flags, mode & 0o7777, umask=umask)
         else:
-            file = await view.open_at(parent.fid, name, flags, mode & 0o7777, umask=umask)
+            done = False
+            self.inodes.change_begins(parent, request.pid)
+            try:
+                file = await view.open_at(parent.fid, name, flags, mode & 0o7777, umask=umask)
+                done = True
+            finally:
+                self.inodes.change_ends(parent, done)
         try:
             stat = merge(file.opened_as, None) if file.created else await file.fstat()
         except BaseException:
             file.abandon()
             raise
-        entry = self.mount.names.entry(parent, name, stat)
+        entry = self.mount.names.entry(request.pid, parent, name, stat)
         return entry + self._opened(self.inodes.of(file.fid), file)
 
     def _opened(self, node: Node, file: File) -> bytes:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from stat import S_ISDIR
 from typing import TYPE_CHECKING
 
 from lustrelite.client.attributes import Stat
@@ -47,14 +48,16 @@ STAT = LOOKUP | PERM | UPDATE
 BLOCKED_S = 0.01  # an invalidation that lasts longer while something is being read is taken to wait for that
 ASKED_S, ASKED_TURNS = 0.005, 20  # so often it is looked whether attributes that the kernel has asked for are answered
 BELIEVED_S_MAX = 3600.0
+TOLD_MAX = 8  # threads that are told apart
+ANYBODY = -1  # or of another PID namespace, where they have no number
 
 
 class Node:
     """An inode that the kernel knows."""
 
     __slots__ = (
-        "arrived", "asked", "attr_until", "busy", "epoch", "fid", "leaving", "lookups", "mapped", "name_until", "number",
-        "objects", "opens", "pages", "started", "withdrawn",
+        "arrived", "asked", "attr_until", "busy", "changes", "epoch", "fid", "leaving", "lookups", "mapped", "name_until",
+        "number", "objects", "opens", "pages", "started", "told", "withdrawn",
     )  # fmt: skip
 
     def __init__(self, number: int, fid: Fid) -> None:
@@ -65,6 +68,8 @@ class Node:
         self.name_until = 0.0  # until then the kernel believes a name of it,
         self.epoch = -1  # if it was told in the present epoch
         self.attr_until = 0.0
+        self.told: dict[int, None] = {}  # threads that were told of a directory's attributes, and have perhaps not seen the answer
+        self.changes = 0  # requests of the kernel that change what is in the directory
         self.pages = False  # the kernel may have some of its data
         self.mapped = False  # it was written to through a mapping
         self.leaving: dict[ClientLock, None] = {}  # locks on its data that go as soon as the kernel has dropped its pages
@@ -138,8 +143,10 @@ class Inodes:
         until: float = self.view.connections.mdc.imp.lease_until  # type: ignore[attr-defined]
         return until
 
-    def newest(self, node: Node, stat: Stat, *, known: bool = False) -> tuple[float, Stat]:
-        """How long the kernel may believe what: what locks vouch for now, or else `stat`, for no time at all.
+    def newest(self, node: Node, stat: Stat, pid: int, *, known: bool = False) -> tuple[float, Stat]:
+        """How long the kernel may believe what, which it hears in thread `pid`.
+
+        What locks vouch for now, or else `stat`, for no time at all.
 
         `known`: `stat` is what they vouch for.
         """
@@ -160,6 +167,8 @@ class Inodes:
         if left <= 0:
             return 0.0, stat
         node.attr_until = max(node.attr_until, now + left)
+        if S_ISDIR(newest.mode):
+            node.told[pid if pid and len(node.told) < TOLD_MAX else ANYBODY] = None
         return left, newest
 
     def name_s(self, node: Node, parent: Fid, name: bytes) -> float:
@@ -207,11 +216,34 @@ class Inodes:
 
     def forget_attr(self, node: Node) -> None:
         """The kernel believes no attributes of the node any more."""
+        node.told.clear()
         if node.attr_until > self._now():
             node.attr_until = 0.0
             if not self.session.notify(kernel.inval_inode(node.number, -1, 0)):
                 # It has not got hold of the inode yet that an answer on its way will make it know: by the name.
                 self.forget_names()
+
+    def change_begins(self, node: Node, pid: int) -> None:
+        """The kernel asks, in thread `pid`, for a change of what is in a directory.
+
+        When it has the answer it forgets the directory's attributes, so it need not be told to: unless an earlier answer may
+        still be on its way to another thread, which would make it believe in older ones.
+        Source: fuse_dir_changed(), fuse_change_attributes(), fs/fuse of Linux
+        """
+        node.told.pop(pid, None)
+        node.changes += 1
+
+    def change_ends(self, node: Node, done: bool) -> None:
+        """It is about to be answered; if it was not done the kernel makes nothing of it."""
+        node.changes -= 1
+        if not done:
+            self.forget_attr(node)
+
+    def changing(self, fid: Fid) -> None:
+        """AttrCache's hook: an inode is about to be changed from here."""
+        node = self.fids.get(fid)
+        if node is not None and (node.told or not node.changes):
+            self.forget_attr(node)
 
     def trust(self, node: Node) -> bool:
         """The only name of the node is about to be removed through the kernel, which will know: spare the others.

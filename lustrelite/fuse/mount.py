@@ -45,7 +45,7 @@ class Mount:
         """Hear of every lock that goes."""
         connections = self.fs.connections
         if connections.names is not None:
-            connections.names.on_lost = self.inodes.lost
+            connections.names.on_lost, connections.names.on_change = self.inodes.lost, self.inodes.changing
         lov = connections.lov
         if self.caches:
             lov.on_withdraw, lov.on_lost, lov.believed = self.inodes.withdraw, self.inodes.lost_data, self.inodes.believes

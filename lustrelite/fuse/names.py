@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import errno
 import stat as modes
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lustrelite.client.attributes import DirEntry, Stat
 from lustrelite.client.by_fid import NOW, FidOperations
@@ -23,6 +24,8 @@ from lustrelite.fuse.kernel import Attributes, fattr, op
 from lustrelite.fuse.session import Answer, Handler, Later, Request
 from lustrelite.ids import Fid, fid_inode
 from lustrelite.tunables import limits
+
+_T = TypeVar("_T")
 
 if TYPE_CHECKING:
     from lustrelite.fuse.mount import Mount
@@ -62,12 +65,15 @@ class Names:
 
     # looking ------------------------------------------------------------------------------------------------------
 
-    def entry(self, parent: Node, name: bytes, stat: Stat, *, known: bool = False) -> bytes:
-        """`name` was found, or made: the kernel knows the inode once more. `known`: locks say so in this turn."""
+    def entry(self, pid: int, parent: Node, name: bytes, stat: Stat, *, known: bool = False) -> bytes:
+        """`name` was found, or made: the kernel knows the inode once more.
+
+        `pid`: the thread that asks; `known`: locks say so in this turn.
+        """
         inodes = self.inodes
         node = inodes.of(stat.fid)
         node.lookups += 1
-        attr_s, stat = inodes.newest(node, stat, known=known)
+        attr_s, stat = inodes.newest(node, stat, pid, known=known)
         return kernel.entry_out(node.number, inodes.name_s(node, parent.fid, name), attr_s, attributes(stat))
 
     def lookup(self, request: Request, body: memoryview) -> Answer | Later:
@@ -75,17 +81,17 @@ class Names:
         name, parent = kernel.name_of(body), self.node(request.node)
         stat = self.fs.stat_at_now(parent.fid, name)
         if stat is not None:
-            return self.entry(parent, name, stat, known=True)
-        return self._lookup(parent, name)
+            return self.entry(request.pid, parent, name, stat, known=True)
+        return self._lookup(request.pid, parent, name)
 
-    async def _lookup(self, parent: Node, name: bytes) -> Answer:
+    async def _lookup(self, pid: int, parent: Node, name: bytes) -> Answer:
         try:
             stat = await self.fs.stat_at(parent.fid, name)
         except OpError as error:
             if error.errno == errno.ENOENT and name in (b".", b".."):
                 raise OpError(errno.ESTALE) from None
             raise
-        return self.entry(parent, name, stat)
+        return self.entry(pid, parent, name, stat)
 
     async def _stat(self, node: Node) -> Stat:
         try:
@@ -100,14 +106,14 @@ class Names:
         node = self.node(request.node)
         stat = self.fs.known_stat(node.fid)
         if stat is None:
-            return self._getattr(node)
-        attr_s, stat = self.inodes.newest(node, stat, known=True)
+            return self._getattr(node, request.pid)
+        attr_s, stat = self.inodes.newest(node, stat, request.pid, known=True)
         return kernel.attr_out(attr_s, attributes(stat))
 
-    async def _getattr(self, node: Node) -> Answer:
+    async def _getattr(self, node: Node, pid: int) -> Answer:
         node.asked += 1
         try:
-            attr_s, stat = self.inodes.newest(node, await self._stat(node))
+            attr_s, stat = self.inodes.newest(node, await self._stat(node), pid)
             return kernel.attr_out(attr_s, attributes(stat))
         finally:
             node.asked -= 1
@@ -115,7 +121,7 @@ class Names:
     async def statx(self, request: Request, body: memoryview) -> Answer:
         """STATX: with the time of birth"""
         node = self.node(request.node)
-        attr_s, stat = self.inodes.newest(node, await self._stat(node))
+        attr_s, stat = self.inodes.newest(node, await self._stat(node), request.pid)
         return kernel.statx_out(attr_s, STATX_BTIME_AND_BASIC, attributes(stat), stat.btime)
 
     async def readlink(self, request: Request, body: memoryview) -> Answer:
@@ -145,7 +151,7 @@ class Names:
             mtime=_time(valid, fattr.MTIME, fattr.MTIME_NOW, mtime, mtime_ns),
             handle=opened.mdt_handle if opened is not None else 0,
         )
-        attr_s, stat = self.inodes.newest(node, stat)
+        attr_s, stat = self.inodes.newest(node, stat, request.pid)
         return kernel.attr_out(attr_s, attributes(stat))
 
     async def mknod(self, request: Request, body: memoryview) -> Answer:
@@ -154,26 +160,29 @@ class Names:
         parent, view = self.node(request.node), self.mount.callers.view(request)
         kind = modes.S_IFMT(mode)
         device = kernel.device_in(rdev) if kind in (modes.S_IFBLK, modes.S_IFCHR) else 0
-        return self.entry(parent, name, await view.mknod_at(parent.fid, name, mode, device, umask=umask))
+        stat = await self._changing(request, parent, view.mknod_at(parent.fid, name, mode, device, umask=umask))
+        return self.entry(request.pid, parent, name, stat)
 
     async def mkdir(self, request: Request, body: memoryview) -> Answer:
         """MKDIR"""
         (mode, umask), (name,), _ = kernel.decode(op.MKDIR, body)
         parent, view = self.node(request.node), self.mount.callers.view(request)
-        return self.entry(parent, name, await view.mkdir_at(parent.fid, name, mode, umask=umask))
+        stat = await self._changing(request, parent, view.mkdir_at(parent.fid, name, mode, umask=umask))
+        return self.entry(request.pid, parent, name, stat)
 
     async def symlink(self, request: Request, body: memoryview) -> Answer:
         """SYMLINK"""
         _, (name, target), _ = kernel.decode(op.SYMLINK, body)
         parent, view = self.node(request.node), self.mount.callers.view(request)
-        return self.entry(parent, name, await view.symlink_at(target, parent.fid, name))
+        stat = await self._changing(request, parent, view.symlink_at(target, parent.fid, name))
+        return self.entry(request.pid, parent, name, stat)
 
     async def link(self, request: Request, body: memoryview) -> Answer:
         """LINK"""
         (number,), (name,), _ = kernel.decode(op.LINK, body)
         parent, node = self.node(request.node), self.node(number)
         await self.mount.callers.view(request).link_at(node.fid, parent.fid, name)
-        return self.entry(parent, name, await self._stat(node))
+        return self.entry(request.pid, parent, name, await self._stat(node))
 
     async def unlink(self, request: Request, body: memoryview) -> Answer:
         """UNLINK"""
@@ -187,12 +196,23 @@ class Names:
         parent, view = self.node(request.node), self.mount.callers.view(request)
         trusted = self._trust_removed(parent, name)
         try:
-            await (view.rmdir_at if directory else view.unlink_at)(parent.fid, name)
+            await self._changing(request, parent, (view.rmdir_at if directory else view.unlink_at)(parent.fid, name))
         except BaseException:
             if trusted:
                 self.inodes.forget_names()
             raise
         return None
+
+    async def _changing(self, request: Request, directory: Node, change: Coroutine[Any, Any, _T]) -> _T:
+        """A change that the kernel knows to be one of its directory."""
+        done = False
+        self.inodes.change_begins(directory, request.pid)
+        try:
+            result = await change
+            done = True
+            return result
+        finally:
+            self.inodes.change_ends(directory, done)
 
     def _trust_removed(self, parent: Node, name: bytes) -> bool:
         """The kernel drops the name itself; if it is the only one, no other needs to be doubted."""
@@ -211,7 +231,8 @@ class Names:
         parent, target = self.node(request.node), self.node(fields[0])
         trusted = not flags and self._trust_removed(target, new_name)
         try:
-            await self.mount.callers.view(request).rename_at(parent.fid, name, target.fid, new_name, flags)
+            moving = self.mount.callers.view(request).rename_at(parent.fid, name, target.fid, new_name, flags)
+            await self._changing(request, parent, self._changing(request, target, moving))
         except BaseException:
             if trusted:
                 self.inodes.forget_names()
@@ -249,7 +270,7 @@ class Names:
                 if size > left:
                     return b"".join(made)
                 if plus:
-                    made.append(_NO_ENTRY if entry.stat is None else self.entry(node, entry.name, entry.stat))
+                    made.append(_NO_ENTRY if entry.stat is None else self.entry(request.pid, node, entry.name, entry.stat))
                 made.append(raw)
                 left -= size
             if end:

@@ -15,11 +15,14 @@ from lustrelite.ldlm.lru import REPLAY_FLAGS, Holding, LockLru
 from lustrelite.wire.ldlm import BLOCK_NOWAIT, GLIMPSE, GROUP, PR, Want
 
 if TYPE_CHECKING:
+    from lustrelite.ldlm.promised import Promised
     from lustrelite.rpc.client_import import ClientImport
 
 
 class HeldLocks:
     """What LockCache is built on."""
+
+    promised: Promised
 
     def __init__(self, imp: ClientImport) -> None:
         self.imp = imp
@@ -33,6 +36,7 @@ class HeldLocks:
         tunables = imp.node.tunables
         self.lru: LockLru[ClientLock] = LockLru(tunables.lru_size, tunables.lru_max_age_s)
         self._now = asyncio.get_running_loop().time  # node.now() without its way there: this is asked most of all
+        self._unheard: dict[int, ClientLock] = {}  # of `promised`, by handle
         self._locks: dict[int, ClientLock] = {}  # by handle
         self._resources: dict[bytes, list[ClientLock]] = {}
         self._replayed_to = 0  # instance of the target to which locks were replayed last
@@ -71,6 +75,8 @@ class HeldLocks:
                         continue
                     if self._now() >= self.imp.lease_until:
                         return None
+                    if self._unheard and not self.promised.believed(lock):
+                        return None
                     lock.touched = True
                     return lock
         return None
@@ -82,13 +88,16 @@ class HeldLocks:
         """
         if lock.holding is not Holding.GRANTED and lock.holding is not Holding.CANCELLING:
             return False
+        if self._unheard and not self.promised.believed(lock):
+            return False
         return self._now() < (self.imp.lease_until if lock.asked is None else lock.served_until)
 
     def locks_of(self, resource: bytes) -> list[ClientLock]:
         """Every lock of the resource, whatever its state."""
         return list(self._resources.get(resource, ()))
 
-    def _add(self, lock: ClientLock) -> None:
+    def add(self, lock: ClientLock) -> None:
+        """A lock more, in whatever state."""
         self._locks[lock.handle] = lock
         locks = self._resources.get(lock.resource)
         if locks is None:
@@ -101,6 +110,8 @@ class HeldLocks:
         lock.ready = False
         if self._locks.pop(lock.handle, None) is None:
             return
+        if lock.handle in self._unheard:
+            self.promised.gone(lock)
         self.lru.used(lock)
         locks = self._resources[lock.resource]
         if len(locks) == 1:

@@ -24,11 +24,12 @@ import errno
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lustrelite.errors import OpError
+from lustrelite.errors import Evicted, OpError
 from lustrelite.ldlm.client_lock import ClientLock
 from lustrelite.ldlm.locks_in_use import LocksInUse
 from lustrelite.ldlm.lru import Holding
 from lustrelite.ldlm.policy import EOF
+from lustrelite.ldlm.promised import Promised
 from lustrelite.wire.ldlm import (
     AST_SENT,
     BLOCK_GRANTED,
@@ -72,6 +73,8 @@ class LockCache(LocksInUse):
 
     def __init__(self, imp: ClientImport) -> None:
         super().__init__(imp)
+        self.promised = Promised(self)
+        self._unheard = self.promised.unheard
         self._rides: dict[int, _Riding] = {}  # by the first handle
         self._renewing: asyncio.Future[None] | None = None
 
@@ -106,6 +109,8 @@ class LockCache(LocksInUse):
         self, kind: int, resource: bytes, mode: int, bits: int, try_bits: int, start: int, end: int, gid: int, flags: int
     ) -> ClientLock:
         while True:
+            if self._unheard:
+                await self._keep_promise(resource)
             for lock in self._resources.get(resource, ()):
                 if not lock.covers(kind, mode, bits, start, end, gid):
                     continue
@@ -128,7 +133,7 @@ class LockCache(LocksInUse):
             self.imp.lock_handles(1), kind, resource, mode, bits=bits, try_bits=try_bits, start=start, end=end, gid=gid,
             flags=flags,
         )  # fmt: skip
-        self._add(lock)
+        self.add(lock)
         lock.users = 1
         lock.future = asyncio.get_running_loop().create_future()
         try:
@@ -145,6 +150,15 @@ class LockCache(LocksInUse):
             raise
         await self._granted_to_user(lock)
         return lock
+
+    async def _keep_promise(self, resource: bytes) -> None:
+        """Let the server hear of a lock of the object that does not serve as it is.  Errors: ENOENT"""
+        promise = self.promised.of(resource)
+        if promise is not None:
+            try:
+                await self.promised.redeem(promise.handle)
+            except Evicted:
+                pass  # then there is none that could be in the way
 
     async def _enqueue(self, lock: ClientLock) -> None:
         """Ask for it. What came of it is in `lock.future`."""
@@ -297,7 +311,7 @@ class LockCache(LocksInUse):
                 continue
             lock = ClientLock(granted.handle, IBITS, granted.resource, granted.mode, bits=granted.bits)
             lock.asked = riding.asked.get(granted.handle)
-            self._add(lock)
+            self.add(lock)
             self._granted(lock, granted)
 
     def ride_failed(self, ride: Ride, *, sent: bool) -> None:
@@ -325,6 +339,12 @@ class LockCache(LocksInUse):
         Errors (each for itself): ENOENT no such object.  (of all): Evicted
         """
         found: list[Lvb | OpError] = []
+        if self._unheard:
+            for resource in resources:
+                try:
+                    await self._keep_promise(resource)
+                except OpError:
+                    pass  # the answer will say the same
         for at in range(0, len(resources), WANTS_MAX):
             found += await self._glimpse(resources[at : at + WANTS_MAX])
         return found
@@ -333,7 +353,7 @@ class LockCache(LocksInUse):
         first = self.imp.lock_handles(len(resources))
         locks = [ClientLock(first + i, EXTENT, resource, PR, flags=GLIMPSE) for i, resource in enumerate(resources)]
         for lock in locks:
-            self._add(lock)
+            self.add(lock)
         try:
             reply = await self.imp.call(Enqueue(tuple(lock.want() for lock in locks), ()))
         except (OpError, asyncio.CancelledError):

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any
 
 from lustrelite.errors import Evicted, OpError
 from lustrelite.ldlm.cancels import Cancels
@@ -184,6 +184,22 @@ class LocksInUse(HeldLocks):
                 converts.append((lock.handle, going))
         return tuple(cancels), tuple(converts)
 
+    def give_up_bits(self, fid: bytes, bits: int) -> None:
+        """What nobody uses of these bits of own locks goes, and nobody waits for that."""
+        cancels, converts = self.cancels_for(fid, bits)
+        if cancels:
+            self._cancels.add(cancels)
+        for handle, drop_bits in converts:
+            self._cancels.convert(handle, drop_bits)
+
+    def give_back_handle(self, handle: int) -> None:
+        """The server may think that we have such a lock."""
+        self._cancels.add((handle,))
+
+    def spawn(self, coro: Coroutine[Any, Any, None], name: str) -> None:
+        """Run something for which an orderly end waits."""
+        self._cancels.spawn(coro, name)
+
     def clear_unused(self) -> None:
         """Give back every lock that nobody uses (lru_size=clear)."""
         for lock in self.lru.drop_before_replay(lambda _: False):
@@ -216,15 +232,19 @@ class LocksInUse(HeldLocks):
             self.node.events.emit("lock.lost", target=self.imp.target, count=len(locks))
         self._cancels.forget()
         for lock in locks:
-            held = lock.resolved
-            self._remove(lock)
-            if held and self.drop is not None:
-                lock.asked = None
-                self.drop(lock, True)
-            lock.fail(failure)
+            self.lose(lock, failure)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def lose(self, lock: ClientLock, error: OpError) -> None:
+        """It is gone, and so is what was cached under it; who waits for it fails."""
+        held = lock.resolved
+        self._remove(lock)
+        if held and self.drop is not None:
+            lock.asked = None
+            self.drop(lock, True)
+        lock.fail(error)
 
     def fail_waiting(self, error: OpError) -> None:
         """Who waits for a lock gets `error` instead. What the server grants after all is given back."""

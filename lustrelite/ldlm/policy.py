@@ -21,7 +21,7 @@ from lustrelite.wire.ost import OBJECT_EOF
 EOF = OBJECT_EOF
 MODES = (EX, PW, PR, CW, CR, NL, GROUP, COS, TXN)
 MODE_NAMES = {EX: "EX", PW: "PW", PR: "PR", CW: "CW", CR: "CR", NL: "NL", GROUP: "GROUP", COS: "COS", TXN: "TXN"}
-BIT_NAMES = ("LOOKUP", "UPDATE", "OPEN", "LAYOUT", "PERM", "XATTR")
+BIT_NAMES = ("LOOKUP", "UPDATE", "OPEN", "LAYOUT", "PERM", "XATTR", "SOLE")
 
 # The modes that may be held beside a mode. GROUP beside GROUP needs the same group id as well.
 COMPATIBLE: dict[int, int] = {

@@ -6,14 +6,16 @@ request is found again when they have been granted, because names and links may 
 runs in the same turn, and the locks go with its end.
 
     create, link                    parent UPDATE*; the file that is linked UPDATE
-    open                            parent UPDATE* if it makes the file; to write: the file OPEN*; O_TRUNC: UPDATE as well
+    open                            parent UPDATE* if it makes the file; else SOLE*; to write: OPEN*; O_TRUNC: UPDATE as well
     unlink, rename                  parents UPDATE*; moved LOOKUP* and UPDATE*; removed the same, all bits with the last name
-    setattr, chown                  UPDATE*; with mode or owner also PERM*; with a size OPEN*; XATTR if a capability goes
+    setattr, chown                  UPDATE*, SOLE*; with mode or owner also PERM*; with a size OPEN*; XATTR if a capability goes
     setxattr, default striping      UPDATE and XATTR; an access list also PERM
     close                           UPDATE if it sets times; all bits if it destroys the file
+    getattr, lookup                 SOLE*; a listing leaves out the attributes instead
 
 * What the caller holds of it he keeps: his request and its answer tell him what has changed (client/own_changes.py).
-OPEN is held by who has made a file, and says that nobody else has opened it to write.
+OPEN is held by who has made a file, and says that nobody else has opened it to write; SOLE, that nobody else has been told
+which objects it has: there are locks on them then of which the OSTs have not heard (ldlm/promised.py).
 
 Almost always nobody is in the way: that must cost about a microsecond, so the more expensive questions (whose name is
 it, is it the last) come after the cheap one (does anybody hold anything). In recovery there are no local locks: replays
@@ -35,6 +37,7 @@ from lustrelite.mdt import namespace
 from lustrelite.mdt.layout import Wish
 from lustrelite.mdt.open import OpenFile, times_of_close, times_of_read
 from lustrelite.store.schema import ORPHANS
+from lustrelite.target.handlers import LATER
 from lustrelite.wire.ldlm import (
     BITS_ALL,
     IBITS,
@@ -44,6 +47,7 @@ from lustrelite.wire.ldlm import (
     PERM,
     PR,
     REPLACE_EACH,
+    SOLE,
     UPDATE,
     XATTR,
     Granted,
@@ -151,6 +155,21 @@ def _uncovered(call: Call, req: Any, wants_of: WantsOf, taken: dict[Fid, int]) -
     return False
 
 
+def told(look: Callable[[Call, Any], Attr]) -> Callable[[Call, Any], Any]:
+    """A reading handler that tells which objects a file has: first whoever has made it hears of that."""
+
+    def handle(call: Call, req: Any) -> Any:
+        attr = look(call, req)
+        target = call.target
+        locks = target.namespace
+        if not locks.lock_count or target.recovering or not locks.busy(attr.fid, SOLE, call.export, SOLE):
+            return attr
+        target.again_after(call, locks.wait_local([(attr.fid, SOLE)]))
+        return LATER
+
+    return handle
+
+
 # with what is found ---------------------------------------------------------------------------------------------
 
 RESTLESS_S = 1.0  # so long after one client was in another's way nobody gets UPDATE of a directory in passing
@@ -201,9 +220,9 @@ def ride(call: Call, body: Any, want: Want) -> None:
         not_now = 0
         if opened and not body.disposition & DISP_OPEN_CREATE:
             # Others may write it already; and who writes it himself would have to give UPDATE back.
-            not_now = OPEN | UPDATE if request.flags & (OPEN_WRITE | OPEN_TRUNC) else OPEN
-        elif not opened and type(request) is not Create:
-            not_now = OPEN
+            not_now = OPEN | SOLE | UPDATE if request.flags & (OPEN_WRITE | OPEN_TRUNC) else OPEN | SOLE
+        elif not opened:
+            not_now = SOLE if type(request) is Create else OPEN | SOLE
         if mdt.contention.recent(attr.fid):
             not_now |= UPDATE
         if (want.bits | want.try_bits) & not_now:
@@ -256,7 +275,7 @@ def open_wants(call: Call, req: Open) -> Wants:
     """Of an open."""
     mdt: Mdt = call.target
     flags = req.flags
-    if not flags & (OPEN_CREATE | OPEN_TRUNC | OPEN_WRITE) or flags & OPEN_TMPFILE:
+    if flags & OPEN_TMPFILE:
         return NOTHING
     fid: Fid | None = req.fid
     if not flags & OPEN_BY_FID:
@@ -264,8 +283,8 @@ def open_wants(call: Call, req: Open) -> Wants:
     if fid is None:
         return ((req.parent, UPDATE, UPDATE),) if flags & OPEN_CREATE else NOTHING
     if flags & OPEN_TRUNC:
-        return ((fid, _truncation_bits(call, fid) | OPEN, OPEN),)
-    return ((fid, OPEN, OPEN),) if flags & OPEN_WRITE else NOTHING
+        return ((fid, _truncation_bits(call, fid) | OPEN | SOLE, OPEN | SOLE),)
+    return ((fid, OPEN | SOLE, OPEN | SOLE),) if flags & OPEN_WRITE else ((fid, SOLE, SOLE),)
 
 
 def _truncation_bits(call: Call, fid: Fid) -> int:
@@ -325,15 +344,15 @@ def setattr_wants(call: Call, req: Setattr) -> Wants:
     """Of a setattr."""
     valid = req.valid
     if not valid & ~SET_TIMES_EXPLICIT:
-        return NOTHING
-    bits = UPDATE
+        return ((req.fid, SOLE, SOLE),)
+    bits = UPDATE | SOLE
     if valid & (SET_UID | SET_GID | SET_SIZE):
         bits |= _truncation_bits(call, req.fid)
     if valid & (SET_MODE | SET_UID | SET_GID):
         bits |= PERM
     if valid & SET_SIZE:
         bits |= OPEN
-    return ((req.fid, bits, UPDATE | PERM | OPEN),)
+    return ((req.fid, bits, UPDATE | PERM | OPEN | SOLE),)
 
 
 def setxattr_wants(call: Call, req: Setxattr | SetDirStripe) -> Wants:

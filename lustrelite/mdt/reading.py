@@ -27,6 +27,7 @@ from lustrelite.store.schema import (
 )
 from lustrelite.target.handlers import EMPTY
 from lustrelite.tunables import limits
+from lustrelite.wire.ldlm import SOLE
 from lustrelite.wire.mdt import (
     STATFS_NO_SPACE,
     AllocateSequence,
@@ -91,7 +92,7 @@ def get_root(call: Call, req: GetRoot) -> RootReply:
 
 def readdir(call: Call, req: Readdir) -> DirPage:
     """A page of names.  Errors: ENOENT, ENOTDIR, EACCES, EINVAL."""
-    store = call.target.store
+    store, locks = call.target.store, call.target.namespace
     directory = namespace.get_directory(store, req.fid)
     if call.cred[0] and not access.permits(directory, call.cred, READ) and not _has_open(call, req.fid):
         raise OpError(errno.EACCES)
@@ -109,7 +110,7 @@ def readdir(call: Call, req: Readdir) -> DirPage:
         size += len(name) + 40
         if req.plus:
             inode = namespace.find_inode(store, fid)
-            if inode is not None:
+            if inode is not None and not locks.busy(fid, SOLE, call.export, SOLE):  # else he must ask, and wait
                 attr = namespace.attr_of(fid, inode)
                 size += 120 + len(attr.acl) + (0 if inode.layout is None else 14 * len(inode.layout.stripes))
         entries.append(Dirent(cookie, name, fid, kind, attr))

@@ -25,6 +25,7 @@ IN_FLIGHT_MAX = 8
 async def replay_locks(imp: ClientImport) -> None:
     """Stage REPLAY_LOCKS of the import.  LinkLost if it has to be begun again."""
     wants = imp.locks.wants_to_replay() if imp.locks is not None else []
+    handles = [want.handle for want in wants]
     if imp.records is not None:
         wants += imp.records.wants_to_replay()
     if not wants:
@@ -49,6 +50,8 @@ async def replay_locks(imp: ClientImport) -> None:
     finally:
         for task in tasks:
             task.cancel()
+    if imp.locks is not None:
+        imp.locks.promised.replayed(handles)
     imp.node.events.emit("import.locks_replayed", target=imp.target, count=len(wants))
 
 

@@ -347,6 +347,8 @@ class Cluster:
             life = self.clients[event.node].life
             self.oracle.client_gone(life, "evicted", event.fields["target"])
             self.oracle.client_noticed(life)
+        elif event.name == "lock.forsaken" and event.node in self.clients:  # what is written under it may be lost
+            self.oracle.client_gone(self.clients[event.node].life, "forsaken", event.fields["target"])
         elif event.name == "recovery.over" or (event.name == "target.started" and not event.fields["clients"]):
             self.oracle.target_back(event.fields["target"])
         self._hash.update(f"{event.time!r}{event.node}{event.name}{event.fields}".encode())

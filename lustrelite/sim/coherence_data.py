@@ -89,13 +89,15 @@ class _Losses:
             if death is not None and (not caches if op.done > death.when else op.kind == "truncate"):
                 again = op.done if op.done != NEVER else 0
                 self.undone[target] = max(history.seen_until(death), again)
+            if end is None and caches:
+                end = history.end_of_promises(op)
             if end is None:
                 continue
             self.ends[target] = end
             if op.kind in WRITES:
                 self.cached[target] = caches and not (op.ok and history.synced(op, end))
             elif op.kind != "truncate" and op.ok:
-                self.excused[target] = history.excused(op, target)
+                self.excused[target] = history.excused(op, end.target)
 
 
 # ------------------------------------------------------------------------------------------------------------- data

@@ -127,6 +127,7 @@ class Gone:
     target: str
     lost: int
     noticed: int = NEVER
+    forsaken: bool = False  # not an eviction (yet): a promised lock has lost its ground
     stale_until: float = 0.0  # virtual time: what it reads before it notices, and before this, may be old
     over: dict[str, int] = field(default_factory=dict)  # killed: from when on a target executes nothing of it any more
 
@@ -234,6 +235,19 @@ class History:
 
     # -- what happened to clients and targets
 
+    def forsaken(self, client: str, target: str) -> None:
+        """Somebody else may come before `target` hears of a lock that was promised: like an eviction, if it is lost."""
+        self.gone.append(Gone(client, target, self._next(), forsaken=True))
+
+    def forsaken_no_more(self, client: str, target: str, *, kept: bool) -> None:
+        """The oldest of these is lost, or was replayed first."""
+        gone = next(gone for gone in self.gone if gone.forsaken and (gone.client, gone.target) == (client, target))
+        gone.forsaken = False
+        if kept:
+            self.gone.remove(gone)
+        elif gone.noticed == NEVER:
+            gone.noticed = self._next()
+
     def killed(self, client: str) -> None:
         """All of it is gone at once.
 
@@ -286,6 +300,21 @@ class History:
         ends = [
             gone for gone in self.gone
             if gone.client == op.client and gone.target in ("", target) and gone.noticed >= op.invoked
+        ]  # fmt: skip
+        return min(ends, key=lambda gone: gone.noticed, default=None)
+
+    def end_of_promises(self, op: Op) -> Gone | None:
+        """How the life of its client ended at the MDT, if it has made the file and may have told the OSTs of no lock.
+
+        Source: ldlm/promised.py
+        """
+        made = any(
+            other.kind == "open" and other.client == op.client and other.args == (True,) and other.result == op.target
+            for other in self.ops
+        )
+        ends = [
+            gone for gone in self.gone
+            if made and gone.client == op.client and "-MDT" in gone.target and gone.noticed >= op.invoked
         ]  # fmt: skip
         return min(ends, key=lambda gone: gone.noticed, default=None)
 

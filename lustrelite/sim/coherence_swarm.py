@@ -100,6 +100,11 @@ class CoherenceCluster(Cluster):
                     )
         elif event.name == "import.evicted" and event.node in self.clients:
             self.history.noticed(self.clients[event.node].life, event.fields["target"])
+        elif event.name == "lock.forsaken":
+            self.history.forsaken(self.clients[event.node].life, event.fields["target"])
+        elif event.name in ("lock.forsaken_kept", "lock.forsaken_lost"):
+            kept = event.name == "lock.forsaken_kept"
+            self.history.forsaken_no_more(self.clients[event.node].life, event.fields["target"], kept=kept)
         elif event.name == "recovery.over" or (event.name == "target.started" and not event.fields["clients"]):
             self.history.is_back(event.fields["target"])
         elif event.name == "node.killed" and event.node in self.clients:
@@ -186,13 +191,22 @@ class Recorder:
         return found if found is not None else True
 
     def _vanished(self, ops: Sequence[Op], number: int) -> bool:
-        """An open was executed and its answer lost with the MDS; until it came again, others had removed the file.
+        """The file is gone with the MDS.
 
-        Source: mdt_reconstruct_open(), which evicts the client for it; rebuild_open(), mdt/open.py; seeds 2014, 3814
+        An open was executed and its answer lost; until it came again, others had removed the file. Or it was open here, and
+        whoever had made it died with the MDS before that was durable.
+        Source: mdt_reconstruct_open(), which evicts the client for it; rebuild_open(), mdt/open.py; seeds 2014, 3814, 2610389
         """
-        if number != errno.ESTALE or not ops or ops[0].kind != "open":
+        if number != errno.ESTALE or not ops:
             return False
-        return any(death.target == MDT and death.when > ops[0].invoked for death in self.history.deaths)
+        since = ops[0].invoked
+        if ops[0].kind != "open":
+            gone = {gone.client for gone in self.history.gone}
+            made = [op.invoked for op in self.history.ops if op.result == ops[0].target and op.client in gone]
+            if not made:
+                return False
+            since = min(made)
+        return any(death.target == MDT and death.when > since for death in self.history.deaths)
 
     def _gone(self) -> bool:
         return any(gone.client == self.client.life for gone in self.history.gone)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from lustrelite.errors import OpError, StoreFailed
 from lustrelite.ids import epoch_of, first_transno, target_uuid
-from lustrelite.ldlm.namespace import Namespace
+from lustrelite.ldlm.namespace import LocalLock, Namespace
 from lustrelite.ldlm.policy import TYPE_MODES
 from lustrelite.recovery.admit import Admit, admit
 from lustrelite.recovery.versions import UNCHECKED
@@ -458,6 +458,19 @@ class Target:
             raise OpError(fault.errno, f"fault at {point}")
         if fault is not None and fault.action == "crash":
             self.node.crash(f"fault at {point}")
+
+    def again_after(self, call: Call, locks: Awaitable[list[LocalLock]]) -> None:
+        """Serve a reading call anew in the turn in which these locks are there."""
+
+        async def again() -> None:
+            held = await locks
+            try:
+                if call.still_valid and not call.answered:
+                    self.execute(call)
+            finally:
+                self.namespace.release(held)
+
+        self.node.spawn(again(), call.spec.name)
 
     def _wait_for(self, call: Call, coroutine: Any) -> None:
         call.export.enter(call)

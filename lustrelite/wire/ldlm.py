@@ -41,7 +41,8 @@ OPEN = 0x04
 LAYOUT = 0x08
 PERM = 0x10  # mode, owner
 XATTR = 0x20
-BITS_ALL = 0x3F
+SOLE = 0x40  # nobody else has been told which objects it has
+BITS_ALL = 0x7F
 
 # flags, both ways
 LOCK_CHANGED = 1 << 0  # reply: mode, extent or resource are not what was asked for

@@ -170,8 +170,8 @@ def cached_pages_are_kept_after_a_revoke(patch):
 def attributes_are_kept_after_a_revoke(patch):
     forget = AttrCache._forget
 
-    def keep(self: Any, known: Any, gone: int) -> None:
-        forget(self, known, gone)
+    def keep(self: Any, known: Any, gone: int, lost: bool) -> None:
+        forget(self, known, gone, lost)
         known.fresh |= gone & (UPDATE | PERM)
 
     patch.setattr(AttrCache, "_forget", keep)
@@ -181,8 +181,8 @@ def attributes_are_kept_after_a_revoke(patch):
 def names_are_kept_after_a_revoke(patch):
     forget = AttrCache._forget
 
-    def keep(self: Any, known: Any, gone: int) -> None:
-        forget(self, known, gone & ~LOOKUP)
+    def keep(self: Any, known: Any, gone: int, lost: bool) -> None:
+        forget(self, known, gone & ~LOOKUP, lost)
         known.fresh &= ~gone | LOOKUP
 
     patch.setattr(AttrCache, "_forget", keep)
@@ -192,12 +192,17 @@ def names_are_kept_after_a_revoke(patch):
 def missing_names_and_listings_are_kept_after_a_revoke(patch):
     forget = AttrCache._forget
 
-    def keep(self: Any, known: Any, gone: int) -> None:
-        forget(self, known, gone & ~UPDATE)
+    def keep(self: Any, known: Any, gone: int, lost: bool) -> None:
+        forget(self, known, gone & ~UPDATE, lost)
         known.fresh &= ~gone
         known.bits |= gone & UPDATE
 
     patch.setattr(AttrCache, "_forget", keep)
+
+
+@mutation
+def sole_goes_before_the_osts_have_heard(patch):
+    patch.setattr(AttrCache, "_withdraw", lambda self, lock: None)
 
 
 @mutation

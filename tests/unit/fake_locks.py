@@ -12,6 +12,7 @@ from lustrelite.errors import OpError
 from lustrelite.ldlm.client_lock import SERVED_BY, ClientLock
 from lustrelite.ldlm.lru import Holding
 from lustrelite.ldlm.policy import EOF, WRITERS
+from lustrelite.ldlm.promised import Promised
 from lustrelite.wire.ldlm import EXTENT, PR, Lvb
 from lustrelite.wire.locks import Ask, Known
 
@@ -26,6 +27,7 @@ class FakeLocks:
         self.drop: Callable[[ClientLock, bool], None] | None = None
         self.glimpse_of: Callable[[ClientLock], Known | None] | None = None
         self.stays: Callable[[ClientLock], bool] | None = None
+        self.promised = Promised(self)  # type: ignore[arg-type]  # nobody makes any
         self.grow = True  # locks are granted on all of the object
         self.tell = True  # what the object is like
         self.lease_valid = True

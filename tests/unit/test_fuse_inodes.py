@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from stat import S_IFDIR
 from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from lustrelite.fuse.inodes import Inodes
 from lustrelite.ids import ROOT_FID
@@ -80,3 +83,41 @@ async def test_locks_that_go_at_the_same_time_all_hear_of_a_request_that_is_in_t
     node.begin(object(), 0, 4096)  # here it is: the others go on without that page
     await asyncio.wait_for(asyncio.gather(*going), 5)
     assert not node.leaving
+
+
+def changes(*, told_to: tuple[int, ...], by: int, kernel: bool = True, done: bool = True) -> list[str]:
+    """What the kernel hears of a directory that is changed, whose attributes these threads were told of."""
+    session: Any = Heard()
+    view: Any = SimpleNamespace(root=ROOT_FID, connections=SimpleNamespace(mdc=SimpleNamespace(imp=SimpleNamespace(lease_until=1e18))))
+    inodes = Inodes(view, session)
+    node, stat = inodes.root, SimpleNamespace(mode=S_IFDIR, layout=None)
+    for pid in told_to:
+        left, _ = inodes.newest(node, stat, pid, known=True)  # type: ignore[arg-type]
+        assert left > 0
+    if kernel:
+        inodes.change_begins(node, by)
+    inodes.changing(node.fid)
+    assert inodes.root.changes == int(kernel)
+    if kernel:
+        inodes.change_ends(node, done)
+    inodes.changing(b"x" * 16)  # type: ignore[arg-type]  # it has never heard of that one
+    told: list[str] = session.told
+    return told
+
+
+@pytest.mark.parametrize(
+    ("told_to", "by", "how", "hears"),
+    [
+        ((1,), 1, {}, False),  # who asks for it has seen the answer before
+        ((1, 1), 1, {}, False),
+        ((), 1, {}, False),
+        ((2,), 1, {}, True),  # it may still be on its way to that one
+        ((1, 2), 1, {}, True),
+        ((0,), 0, {}, True),  # of another PID namespace: anybody
+        (tuple(range(1, 40)), 39, {}, True),
+        ((1,), 1, {"kernel": False}, True),  # by a tool
+        ((1,), 1, {"done": False}, True),  # the kernel makes nothing of a refusal; perhaps it was done after all
+    ],
+)
+async def test_the_kernel_is_told_of_a_change_unless_it_asked_for_it(told_to: Any, by: int, how: Any, hears: bool) -> None:
+    assert bool(changes(told_to=told_to, by=by, **how)) is hears

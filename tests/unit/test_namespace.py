@@ -112,7 +112,7 @@ async def test_a_lock_without_waiting(sim: Any) -> None:
         extent(1, PW)._replace(resource=b""),
         extent(1, PW)._replace(resource=b"x" * 17),
         inode(1, 0),
-        inode(1, 64),
+        inode(1, 128),
         inode(1, LOOKUP, try_bits=-1),
     ],
 )

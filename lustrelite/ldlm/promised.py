@@ -1,0 +1,200 @@
+"""Locks that a client takes without a word, because nobody else can want them; the server hears of them later, many at once.
+
+Nobody but who has made a file can reach its objects as long as he holds SOLE of the file (docs/locks.md). So he may act
+as if he had a lock on such an object: `make`. It is a ClientLock like any other, under its own handle, and whatever
+would name it to the server waits for `redeem`: an Enqueue, which takes the oldest other promises along. After a restart of the server
+it is replayed as if it had been granted: then it has been heard of, too.
+
+A promise holds as long as its `ground` does (the lease of who granted SOLE). If somebody is in the way when it is redeemed
+the ground had gone before we heard of it: the lock is lost, as after an eviction. If SOLE had to be given back while the
+server did not answer, the promise is `forsaken`: only a replay can keep it then, because nobody is served before that. Who
+is evicted by the granter of SOLE has as long as his lease to `salvage` what he promised himself: so long nobody else gets it.
+Source: no such thing in Lustre; the idea is that of delegations (RFC 8881, 10.4)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from lustrelite.errors import Evicted, OpError
+from lustrelite.ldlm.client_lock import ClientLock
+from lustrelite.ldlm.lru import Holding
+from lustrelite.wire.ldlm import AST_SENT, BLOCK_WAIT, EX, EXTENT, PW, Granted, Lvb
+from lustrelite.wire.locks import Ask, Enqueue
+
+if TYPE_CHECKING:
+    from lustrelite.ldlm.lock_cache import LockCache
+
+TOGETHER_MAX = 64  # in an Enqueue, if not more are wanted at once
+NOTHING_YET = Lvb(0, 0, 0, 0, 0)
+
+
+class Promised:
+    """Those of one import. The hooks belong to the cache above."""
+
+    def __init__(self, locks: LockCache) -> None:
+        self.unheard: dict[int, ClientLock] = {}  # by handle, the oldest first
+        self.ground: Callable[[], bool] = bool
+        """May promises be believed in now?"""
+        self.heard: Callable[[ClientLock], None] | None = None
+        """The server knows of it from now on."""
+        self.pointless: Callable[[ClientLock], None] | None = None
+        """Its object is gone: what is cached under it will be missed by nobody."""
+        self._locks = locks
+        self._forsaken: dict[int, None] = {}
+        self._waiting: dict[int, asyncio.Future[None]] = {}  # who waits for an answer, by handle
+        self._to_ask: dict[int, None] = {}
+        self._asking = False  # in this turn
+
+    def make(self, resource: bytes) -> ClientLock:
+        """A lock of an object, with one user."""
+        locks = self._locks
+        lock = ClientLock(locks.imp.lock_handles(1), EXTENT, resource, PW)
+        lock.holding = Holding.GRANTED
+        lock.ready = True
+        lock.lvb = NOTHING_YET
+        lock.users = 1
+        locks.add(lock)
+        self.unheard[lock.handle] = lock
+        return lock
+
+    def believed(self, lock: ClientLock) -> bool:
+        """Is it either heard of, or a promise that holds?"""
+        return lock.handle not in self.unheard or (lock.handle not in self._forsaken and self.ground())
+
+    def of(self, resource: bytes) -> ClientLock | None:
+        """The promised lock of an object, if there is one."""
+        if self.unheard:
+            for lock in self._locks.locks_of(resource):
+                if lock.handle in self.unheard:
+                    return lock
+        return None
+
+    # keeping them -------------------------------------------------------------------------------------------------
+
+    async def redeem(self, handle: int) -> None:
+        """Return when the server knows of the lock.  Errors: ENOENT, Evicted: there is none (any more)"""
+        if handle in self.unheard:
+            self.redeem_soon((handle,))
+            await asyncio.shield(self._waiting[handle])
+
+    def redeem_soon(self, handles: Iterable[int]) -> None:
+        """The same, and nobody waits."""
+        for handle in handles:
+            if handle in self.unheard and handle not in self._waiting:
+                self._expect(handle)
+                self._to_ask[handle] = None
+        if self._to_ask and not self._asking:
+            self._asking = True
+            asyncio.get_running_loop().call_soon(self._ask)
+
+    def _expect(self, handle: int) -> None:
+        self._waiting[handle] = asyncio.get_running_loop().create_future()
+
+    def _ask(self) -> None:
+        self._asking = False
+        handles, self._to_ask = list(self._to_ask), {}
+        for handle in self.unheard:
+            if len(handles) >= TOGETHER_MAX:
+                break
+            if handle not in self._waiting:
+                self._expect(handle)
+                handles.append(handle)
+        locks = [self.unheard[handle] for handle in handles if handle in self.unheard]
+        for at in range(0, len(locks), TOGETHER_MAX):
+            self._locks.spawn(self._enqueue(locks[at : at + TOGETHER_MAX]), "redeem")
+
+    async def _enqueue(self, locks: list[ClientLock]) -> None:
+        try:
+            reply = await self._locks.imp.call(Enqueue(tuple([lock.want() for lock in locks]), ()))
+        except OpError as error:
+            for lock in locks:
+                self._answer(lock.handle, error)
+            return
+        answers = {granted.handle: granted for granted in reply.granted}
+        for lock in locks:
+            self._answered(lock, answers.get(lock.handle))
+
+    def _answered(self, lock: ClientLock, granted: Granted | None) -> None:
+        locks, handle = self._locks, lock.handle
+        if handle not in self.unheard:  # gone meanwhile, or replayed
+            if lock.holding is Holding.CANCELLED:
+                locks.give_back_handle(handle)
+        elif granted is None or granted.status:
+            self._refused(lock, OpError(-granted.status if granted is not None else errno.EPROTO))
+        elif granted.flags & BLOCK_WAIT or handle in self._forsaken:
+            locks.give_back_handle(handle)
+            self._refused(lock, Evicted(locks.imp.target))
+        else:
+            self._hear(lock)
+            if granted.flags & AST_SENT:
+                locks.blocked(Ask(handle, 0, EX, 0, lock.start, lock.end))
+
+    def _hear(self, lock: ClientLock) -> None:
+        del self.unheard[lock.handle]
+        if lock.handle in self._forsaken:
+            del self._forsaken[lock.handle]
+            self._say("lock.forsaken_kept", lock)
+        self._answer(lock.handle, None)
+        if self.heard is not None:
+            self.heard(lock)
+
+    def _answer(self, handle: int, error: OpError | None) -> None:
+        self._to_ask.pop(handle, None)
+        future = self._waiting.pop(handle, None)
+        if future is None or future.done():
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+            future.exception()  # seen: perhaps nobody waits
+
+    def replayed(self, handles: Iterable[int]) -> None:
+        """The server was told of these locks in its recovery."""
+        for handle in handles:
+            lock = self.unheard.get(handle)
+            if lock is not None:
+                self._hear(lock)
+
+    # breaking them ------------------------------------------------------------------------------------------------
+
+    def forsake(self, lock: ClientLock) -> None:
+        """SOLE goes, and the server did not answer."""
+        if lock.handle not in self._forsaken:
+            self._forsaken[lock.handle] = None
+            self._say("lock.forsaken", lock)
+
+    def salvage(self, lock: ClientLock, until: float) -> None:
+        """SOLE is lost, and until then nobody else is told of the object: then the promise is forsaken."""
+        self.redeem_soon((lock.handle,))
+        loop = asyncio.get_running_loop()
+        if until <= loop.time():
+            self.forsake(lock)
+        else:
+            loop.call_at(until, self._too_late, lock)
+
+    def _too_late(self, lock: ClientLock) -> None:
+        if lock.handle in self.unheard:
+            self.forsake(lock)
+
+    def _refused(self, lock: ClientLock, error: OpError) -> None:
+        if error.errno == errno.ENOENT and self.pointless is not None:
+            self.pointless(lock)
+        self._answer(lock.handle, error)
+        self._locks.lose(lock, error)
+
+    def _say(self, event: str, lock: ClientLock) -> None:
+        imp = self._locks.imp
+        imp.node.events.emit(event, target=imp.target, handle=lock.handle, resource=lock.resource.hex())
+
+    def gone(self, lock: ClientLock) -> None:
+        """There is no such lock any more."""
+        if self.unheard.pop(lock.handle, None) is not None:
+            if lock.handle in self._forsaken:
+                del self._forsaken[lock.handle]
+                self._say("lock.forsaken_lost", lock)
+            self._answer(lock.handle, Evicted(self._locks.imp.target))
