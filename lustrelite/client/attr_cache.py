@@ -95,7 +95,7 @@ class SoleData(Protocol):
     def redeem_soon(self, layout: Layout) -> None:
         """See Lov."""
 
-    async def redeem(self, layout: Layout) -> None:
+    async def redeem(self, layout: Layout, until: float) -> None:
         """See Lov."""
 
 
@@ -647,7 +647,7 @@ class AttrCache:
         if layout is not None:
             self.data.sole(layout, False)  # there will be no more of them
         promised = self._promises(lock.data)
-        return self.data.redeem(promised) if promised is not None else None
+        return self.data.redeem(promised, lock.served_until) if promised is not None else None
 
     def not_sole(self, fid: Fid) -> None:
         """Others may hear which objects the file has, as soon as the OSTs have heard of all our locks on them."""

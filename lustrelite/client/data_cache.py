@@ -24,7 +24,7 @@ from lustrelite.client.writeback import Shared, WriteBack, over
 from lustrelite.errors import Evicted, OpError
 from lustrelite.ldlm.client_lock import ClientLock
 from lustrelite.ldlm.lru import Holding
-from lustrelite.wire.ldlm import DISCARD_DATA, PR, PW, Lvb
+from lustrelite.wire.ldlm import DISCARD_DATA, PR, PW, UNTOUCHED, Lvb
 from lustrelite.wire.locks import Ask, Known
 from lustrelite.wire.message import Cred
 from lustrelite.wire.ost import OBJECT_EOF, resource_of
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from lustrelite.client.osc import Osc
     from lustrelite.ldlm.lock_cache import LockCache
 
-UNWRITTEN = Lvb(0, 0, 0, 0, 0)
 _ALIVE = (Holding.GRANTED, Holding.CANCELLING)
 
 
@@ -73,7 +72,7 @@ class DataCache:
     async def take(self, obj: int, start: int, end: int, mode: int) -> tuple[CachedObject, ClientLock]:
         """The same for as long as it takes; `locks.release` it.  Errors: ENOENT, Evicted"""
         resource = resource_of(obj)
-        if mode == PW and obj in self.sole and self._may_promise(resource):
+        if mode == PW and obj in self.sole and obj in self.unwritten and self._may_promise(resource):  # once
             lock = self.locks.promised.make(resource)
             return self._adopted(obj, lock), lock
         lock = await self.locks.take_extent(resource, start, end - 1, mode)
@@ -112,7 +111,7 @@ class DataCache:
     def known(self, obj: int) -> Lvb | None:
         """All that can be known of the object: somebody who asks the OST would learn no more."""
         if obj in self.unwritten and self.shared.metadata_leased():
-            return UNWRITTEN
+            return UNTOUCHED
         cached = self.objects.get(obj)
         if cached is not None and cached.resizing:
             return None

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from lustrelite.client import striping
 from lustrelite.client.attributes import ObjectsAttr
 from lustrelite.client.data_cache import DataCache, zero
+from lustrelite.client.grip import PATIENCE
 from lustrelite.client.locked_io import LockedIo, objects_attr
 from lustrelite.client.osc import Osc
 from lustrelite.client.tasks import Tasks
@@ -43,7 +44,7 @@ from lustrelite.wire.ost import (
 
 _T = TypeVar("_T")
 
-PATIENCE = 0.75  # of the time that the MDT leaves us to give SOLE back: so long an OST may take to hear of a lock
+WITHDRAWN_S = 1.0  # for the kernel to forget pages under a promise that is forsaken
 
 
 class Lov:
@@ -127,13 +128,16 @@ class Lov:
             assert osc.locks is not None
             osc.locks.promised.redeem_soon((promise.handle,))
 
-    async def redeem(self, layout: Layout) -> None:
-        """Return when the OSTs have heard of these, or do not answer soon enough: then somebody may come before."""
+    async def redeem(self, layout: Layout, until: float) -> None:
+        """Return when the OSTs have heard of these, or at `until` (of the loop): then somebody may come before.
+
+        A server that answers has some time in any case.
+        """
         promises = self.promises(layout)
-        patience = self._tasks.node.tunables.lock_callback_s * PATIENCE
+        now, patience = asyncio.get_running_loop().time(), self._tasks.node.tunables.lock_callback_s / PATIENCE
         tasks = [self._tasks.spawn(osc.redeem(promise.handle), "redeem") for osc, promise in promises]
         if tasks:
-            await asyncio.wait(tasks, timeout=patience)
+            await asyncio.wait(tasks, timeout=max(until - now, patience))
         for osc, promise in promises:
             locks = osc.locks
             assert locks is not None
@@ -141,7 +145,7 @@ class Lov:
                 locks.promised.forsake(promise)
                 withdrawn = locks.withdraw(promise) if locks.withdraw is not None else None
                 if withdrawn is not None:
-                    await withdrawn
+                    await asyncio.wait([asyncio.ensure_future(withdrawn)], timeout=WITHDRAWN_S)
 
     async def osc(self, index: int) -> Osc:
         """The OST with `index`. A new one may be in a layout before we have heard of it, so wait a little; then EIO."""

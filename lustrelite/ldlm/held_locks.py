@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lustrelite.ldlm.client_lock import SERVED_BY, ClientLock
 from lustrelite.ldlm.lru import REPLAY_FLAGS, Holding, LockLru
-from lustrelite.wire.ldlm import BLOCK_NOWAIT, GLIMPSE, GROUP, PR, Want
+from lustrelite.wire.ldlm import BLOCK_NOWAIT, GLIMPSE, GROUP, PR, PROMISED, Want
 
 if TYPE_CHECKING:
     from lustrelite.ldlm.promised import Promised
@@ -138,7 +138,7 @@ class HeldLocks:
         for lock in self._locks.values():
             flags = REPLAY_FLAGS[lock.holding]
             if flags is not None and not lock.flags & (GLIMPSE | BLOCK_NOWAIT):
-                wants.append(lock.want(flags))
+                wants.append(lock.want(flags | PROMISED if lock.handle in self._unheard else flags))
         return wants
 
     def _is_replayed(self, lock: ClientLock) -> bool:

@@ -45,6 +45,8 @@ from lustrelite.wire.ldlm import (
     LOCK_CHANGED,
     NL,
     NO_EXPANSION,
+    PROMISED,
+    UNTOUCHED,
     Granted,
     Lvb,
     Want,
@@ -88,6 +90,7 @@ class Namespace:
         # Called back when what was executed is durable: an eviction that a crash undoes must not have given locks away.
         self.when_durable: Callable[[Callable[[], None]], None] = _at_once
         self.all_aware: Callable[[], None] | None = None  # nobody who was evicted can believe in a lock any more
+        self._promised: list[Lock] = []  # that were replayed
         self.table = LockTable(frozen)
         self.flocks = FlockTable(frozen)
         # Before a client's cancel counts, for what must be durable first: True if it will call back later.
@@ -494,13 +497,29 @@ class Namespace:
         lock = _lock(export, want)
         lock.try_bits = 0 if granted else lock.try_bits
         lock = self.table.replay(want.resource, want.type, lock, granted, self.node.now())
+        if want.flags & PROMISED:
+            self._promised.append(lock)
         return self._said(lock, want, None)
 
     def thaw(self) -> None:
         """Recovery is over: grant, and ask for what is in the way of those who go on waiting."""
+        promised, self._promised = self._promised, []
+        for lock in promised:  # of objects to which nobody else could come, as their owners believe
+            if self._is_shared(lock) and self.table.find(lock.owner, lock.handle) is lock:
+                self.table.cancel(lock.owner, lock.handle, self.node.now())
         effects: list[Effect | FlockEffect] = [*self.table.thaw(self.node.now())]
         effects += self.flocks.thaw()
         self._run(effects)
+
+    def _is_shared(self, lock: Lock) -> bool:
+        """Has anybody else a lock on the object, or was it ever written to?"""
+        granted = lock.resource.granted
+        if granted is not None and any(other.owner is not lock.owner for other in granted):
+            return True
+        try:
+            return self._lvb(lock.resource.id) not in (None, UNTOUCHED)
+        except OpError:
+            return True
 
     # effects ----------------------------------------------------------------------------------------------------
 

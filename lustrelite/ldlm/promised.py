@@ -7,8 +7,8 @@ it is replayed as if it had been granted: then it has been heard of, too.
 
 A promise holds as long as its `ground` does (the lease of who granted SOLE). If somebody is in the way when it is redeemed
 the ground had gone before we heard of it: the lock is lost, as after an eviction. If SOLE had to be given back while the
-server did not answer, the promise is `forsaken`: only a replay can keep it then, because nobody is served before that. Who
-is evicted by the granter of SOLE has as long as his lease to `salvage` what he promised himself: so long nobody else gets it.
+server did not answer, the promise is `forsaken`: only a replay can keep it then (PROMISED: the server drops it if the object
+was written to, or somebody else has a lock on it), and is confirmed by an Enqueue. Who is evicted by the granter of SOLE has as long as his lease to `salvage` what he promised himself: so long nobody else gets it.
 Source: no such thing in Lustre; the idea is that of delegations (RFC 8881, 10.4)
 """
 
@@ -16,20 +16,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING
 
 from lustrelite.errors import Evicted, OpError
 from lustrelite.ldlm.client_lock import ClientLock
 from lustrelite.ldlm.lru import Holding
-from lustrelite.wire.ldlm import AST_SENT, BLOCK_WAIT, EX, EXTENT, PW, Granted, Lvb
+from lustrelite.wire.ldlm import AST_SENT, BLOCK_WAIT, EX, EXTENT, PW, UNTOUCHED, Granted
 from lustrelite.wire.locks import Ask, Enqueue
 
 if TYPE_CHECKING:
     from lustrelite.ldlm.lock_cache import LockCache
 
 TOGETHER_MAX = 64  # in an Enqueue, if not more are wanted at once
-NOTHING_YET = Lvb(0, 0, 0, 0, 0)
 
 
 class Promised:
@@ -45,6 +44,7 @@ class Promised:
         """Its object is gone: what is cached under it will be missed by nobody."""
         self._locks = locks
         self._forsaken: dict[int, None] = {}
+        self._replayed: dict[int, None] = {}
         self._waiting: dict[int, asyncio.Future[None]] = {}  # who waits for an answer, by handle
         self._to_ask: dict[int, None] = {}
         self._asking = False  # in this turn
@@ -55,7 +55,7 @@ class Promised:
         lock = ClientLock(locks.imp.lock_handles(1), EXTENT, resource, PW)
         lock.holding = Holding.GRANTED
         lock.ready = True
-        lock.lvb = NOTHING_YET
+        lock.lvb = UNTOUCHED
         lock.users = 1
         locks.add(lock)
         self.unheard[lock.handle] = lock
@@ -125,7 +125,7 @@ class Promised:
                 locks.give_back_handle(handle)
         elif granted is None or granted.status:
             self._refused(lock, OpError(-granted.status if granted is not None else errno.EPROTO))
-        elif granted.flags & BLOCK_WAIT or handle in self._forsaken:
+        elif self._is_broken(granted):
             locks.give_back_handle(handle)
             self._refused(lock, Evicted(locks.imp.target))
         else:
@@ -133,8 +133,14 @@ class Promised:
             if granted.flags & AST_SENT:
                 locks.blocked(Ask(handle, 0, EX, 0, lock.start, lock.end))
 
+    def _is_broken(self, granted: Granted) -> bool:
+        """Is somebody else there, was he, or may he have been?"""
+        forsaken = granted.handle in self._forsaken and granted.handle not in self._replayed
+        return forsaken or bool(granted.flags & BLOCK_WAIT) or granted.lvb != UNTOUCHED
+
     def _hear(self, lock: ClientLock) -> None:
         del self.unheard[lock.handle]
+        self._replayed.pop(lock.handle, None)
         if lock.handle in self._forsaken:
             del self._forsaken[lock.handle]
             self._say("lock.forsaken_kept", lock)
@@ -154,11 +160,10 @@ class Promised:
             future.exception()  # seen: perhaps nobody waits
 
     def replayed(self, handles: Iterable[int]) -> None:
-        """The server was told of these locks in its recovery."""
-        for handle in handles:
-            lock = self.unheard.get(handle)
-            if lock is not None:
-                self._hear(lock)
+        """The server was told of these locks in its recovery; afterwards it says which of the promised ones it has kept."""
+        promised = [handle for handle in handles if handle in self.unheard]
+        self._replayed.update(dict.fromkeys(promised))
+        self.redeem_soon(promised)
 
     # breaking them ------------------------------------------------------------------------------------------------
 
@@ -173,13 +178,16 @@ class Promised:
         self.redeem_soon((lock.handle,))
         loop = asyncio.get_running_loop()
         if until <= loop.time():
-            self.forsake(lock)
+            self._too_late(lock)
         else:
             loop.call_at(until, self._too_late, lock)
 
     def _too_late(self, lock: ClientLock) -> None:
-        if lock.handle in self.unheard:
+        if lock.handle in self.unheard and lock.handle not in self._forsaken:
             self.forsake(lock)
+            withdrawn = self._locks.withdraw(lock) if self._locks.withdraw is not None else None
+            if withdrawn is not None:
+                self._locks.spawn(_awaited(withdrawn), "withdraw")
 
     def _refused(self, lock: ClientLock, error: OpError) -> None:
         if error.errno == errno.ENOENT and self.pointless is not None:
@@ -194,7 +202,12 @@ class Promised:
     def gone(self, lock: ClientLock) -> None:
         """There is no such lock any more."""
         if self.unheard.pop(lock.handle, None) is not None:
+            self._replayed.pop(lock.handle, None)
             if lock.handle in self._forsaken:
                 del self._forsaken[lock.handle]
                 self._say("lock.forsaken_lost", lock)
             self._answer(lock.handle, Evicted(self._locks.imp.target))
+
+
+async def _awaited(what: Awaitable[None]) -> None:
+    await what

@@ -83,7 +83,7 @@ from lustrelite.wire.mdt import (
     Unlink,
     Xattrs,
 )
-from lustrelite.wire.message import REPLAY
+from lustrelite.wire.message import REPLAY, RESENT
 
 if TYPE_CHECKING:
     from lustrelite.mdt.mdt import Mdt
@@ -223,6 +223,8 @@ def ride(call: Call, body: Any, want: Want) -> None:
             not_now = OPEN | SOLE | UPDATE if request.flags & (OPEN_WRITE | OPEN_TRUNC) else OPEN | SOLE
         elif not opened:
             not_now = SOLE if type(request) is Create else OPEN | SOLE
+        if call.header.flags & RESENT:  # since its first copy others may have been told of what that has made
+            not_now |= OPEN | SOLE
         if mdt.contention.recent(attr.fid):
             not_now |= UPDATE
         if (want.bits | want.try_bits) & not_now:

@@ -467,6 +467,8 @@ class Target:
             try:
                 if call.still_valid and not call.answered:
                     self.execute(call)
+                else:
+                    self.abandon(call)
             finally:
                 self.namespace.release(held)
 

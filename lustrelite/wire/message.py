@@ -15,7 +15,7 @@ tests/unit/test_wire_bytes.py; programs of different versions refuse each other 
     5  2026-11-21  the answer to Rename says which file has moved; that to GlimpseCallback which truncation it may not know of.
     6  2026-11-21  Reopen; a Close without a handle.
     7  2026-11-21  Closes; a Close always has a handle.
-    8  2026-11-21  the bit SOLE of inode locks (nothing older changed).
+    8  2026-11-21  the bit SOLE of inode locks; PROMISED in lock replays (nothing older changed).
 """
 
 from __future__ import annotations

@@ -9,13 +9,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from mounts import Mount, drop_locks, mounts
+from mounts import Mount, clear_unused, drop_locks, mounts
 from steps import EVICTION, refused, soon
 
 from lustrelite.sim.cluster import Cluster
 from lustrelite.wire.ldlm import SOLE
 from lustrelite.wire.locks import Enqueue
-from lustrelite.wire.mdt import Getattr, Lookup
+from lustrelite.wire.mdt import Getattr, Lookup, Open
 
 DATA = b"what was written before the OST had heard of a lock"
 WRITE = os.O_CREAT | os.O_RDWR
@@ -296,3 +296,127 @@ async def test_who_waits_for_sole_and_goes_away_is_forgotten(cluster: Any, kind:
         await asyncio.gather(looking, return_exceptions=True)
         held.release()
         assert (await b.stat("/u/f0")).size == len(DATA)
+
+
+# somebody else was there, and has gone again ---------------------------------------------------------------------------
+
+
+NEW = b"N" * len(DATA)
+
+
+@asynccontextmanager
+async def changed_by_b(b: Mount, c: Any) -> Any:
+    """b writes the file and makes that durable; afterwards it gives back every lock, and with it what it knows."""
+    file = await b.open("/u/f0", os.O_RDWR)
+    await file.pwrite(NEW, 0)
+    await file.fsync()
+    yield file
+    await file.close()
+    await drop_locks(c, c.b, kind="OST")
+
+
+async def lost_by_a(c: Any, b: Mount, file: Mount) -> None:
+    """a is told that its data is lost, and both see b's."""
+    with refused(errno.EIO):
+        await file.fsync()
+    assert await b.content("/u/f0") == NEW == await file.pread(-1, 0)
+    c.saw("client.data_lost")
+
+
+@pytest.mark.parametrize("heals", ["the OST first", "0", "1", "2", "3"])
+async def test_who_was_cut_off_writes_over_nobody(cluster: Any, heals: str) -> None:
+    """The OST hears of the lock before its client hears that the MDT has evicted it. Nobody is in the way any more."""
+    async with written_by_a(cluster, oss=1) as (c, _, b, files):
+        c.expect(*EVICTION, "client.data_lost", "lock.flush_failed", "lock.expired")
+        await c.mds.commit()
+        c.net.cut(c.a, c.mds)
+        c.net.cut(c.a, c.oss[0])
+        async with changed_by_b(b, c):
+            pass
+        if heals == "the OST first":
+            c.net.heal()
+            c.net.cut(c.a, c.mds)
+            await asyncio.wait([soon(c.a.unrecorded(c.a.fs.connections.lov.locked.flush_all()))], timeout=30)
+        else:
+            await asyncio.sleep(int(heals) * 0.37)
+        c.net.heal()
+        await asyncio.sleep(20)
+        await lost_by_a(c, b, files[0])
+
+
+@pytest.mark.parametrize("other", ["has written nothing back", "is there still", "has gone"])
+async def test_an_ost_that_dies_after_it_has_served_others_drops_what_was_forsaken(cluster: Any, other: str) -> None:
+    """It was cut off from the author only: others have been served, whatever he replays."""
+    async with written_by_a(cluster, oss=1) as (c, _, b, files):
+        c.expect(*EVICTION, "client.data_lost", "lock.flush_failed", "lock.expired")
+        await c.mds.commit()
+        c.net.cut(c.a, c.oss[0])
+        file = await b.open("/u/f0", os.O_RDWR)
+        await file.pwrite(NEW, 0)
+        c.saw("lock.forsaken")
+        if other != "has written nothing back":
+            await file.fsync()
+        if other == "has gone":
+            await drop_locks(c, c.b, kind="OST")
+        await c.oss[0].kill()
+        c.net.heal()
+        await c.oss[0].start()
+        await asyncio.sleep(5)
+        assert await file.pread(-1, 0) == NEW
+        await lost_by_a(c, b, files[0])
+        await file.close()
+
+
+@pytest.mark.parametrize("how", ["append", "write", "stat"])
+async def test_there_is_one_promise_for_an_object(cluster: Any, how: str) -> None:
+    """A second one would not know what was written under the first."""
+    async with written_by_a(cluster, oss=1) as (c, a, b, files):
+        await drop_locks(c, c.a, kind="OST")
+        if how == "append":
+            await a.write_at("/u/f0", 0, b"more", os.O_WRONLY | os.O_APPEND)
+            assert await b.content("/u/f0") == DATA + b"more"
+        elif how == "write":
+            await files[0].pwrite(b"x", 3)
+            assert await files[0].pread(-1, 0) == DATA[:3] + b"x" + DATA[4:]
+        else:
+            await files[0].pwrite(b"x", 3)
+            assert (await a.stat("/u/f0")).size == len(DATA)
+        assert unheard(c) == 0
+
+
+async def test_an_open_that_is_answered_again_brings_no_sole(cluster: Any) -> None:
+    """Since it was executed others have been told of the file that it has made."""
+    async with cluster(caching=1, clients=2, oss=1) as c:
+        c.expect(*EVICTION)
+        a, b = mounts(c)
+        await a.mkdir("/u")
+        await warm(c, a)
+        c.net.cut(c.mds, c.a, one_way=True)
+        opening = soon(a.open("/u/f", WRITE))
+        await asyncio.sleep(0.3)
+        await c.mds.commit()
+        await c.mds.kill()
+        c.net.heal()
+        held = c.net.hold(Open, to=c.mds, source=c.a)
+        await c.mds.start()
+        await b.write_at("/u/f", 0, DATA)
+        held.release()
+        file = await opening
+        assert soles(c) == 0 and (await file.fstat()).size == len(DATA)
+        await file.pwrite(b"more", len(DATA))
+        assert unheard(c) == 0
+        await file.close()
+        assert await b.content("/u/f") == DATA + b"more"
+        await b.rmtree("/u")
+
+
+async def test_sole_is_given_up_while_the_mds_is_away(cluster: Any) -> None:
+    """Nobody has asked for it: the OST hears of the lock, however long the lease is over."""
+    async with written_by_a(cluster, oss=1) as (c, _, b, _):
+        await c.mds.kill()
+        await asyncio.sleep(8)
+        clear_unused(c.a, kind="MDT")
+        await asyncio.sleep(2)
+        await c.mds.start()
+        assert await b.content("/u/f0") == DATA
+        c.never_saw("client.data_lost")

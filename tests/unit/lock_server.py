@@ -37,6 +37,7 @@ class LockServer:
         self.imports: list[FakeImport] = []
         self.calls: list[Any] = []
         self.missing: set[bytes] = set()
+        self.lvb = LVB
 
     def add(self, **tunables: Any) -> FakeImport:
         """One client more."""
@@ -97,7 +98,7 @@ class LockServer:
         if isinstance(first, Deny):
             return Granted(want.handle, -first.errno, want.resource, 0, 0, 0, 0, 0, 0, None)
         self.run(effects[1:])
-        return _said(first.lock, LVB if not isinstance(first, Wait) else None)
+        return _said(first.lock, self.lvb if not isinstance(first, Wait) else None)
 
     def run(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -108,7 +109,7 @@ class LockServer:
                 owner.tell(lambda owner=owner, ask=ask, lock=effect.lock: self._blocked(owner, ask, lock))  # type: ignore[misc]
             else:
                 assert isinstance(effect, Completion)
-                granted = _said(effect.lock, LVB)
+                granted = _said(effect.lock, self.lvb)
                 owner.tell(lambda owner=owner, granted=granted, lock=effect.lock: self._completed(owner, granted, lock))  # type: ignore[misc]
 
     def _blocked(self, owner: FakeImport, ask: Ask, lock: Lock) -> None:
