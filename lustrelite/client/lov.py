@@ -28,6 +28,7 @@ from lustrelite.client.writeback import Shared
 from lustrelite.errors import OpError
 from lustrelite.ids import Fid
 from lustrelite.ldlm.client_lock import ClientLock
+from lustrelite.ldlm.promised import awaited
 from lustrelite.tunables import limits
 from lustrelite.wire.mdt import Layout, StatfsReply
 from lustrelite.wire.message import Cred
@@ -145,7 +146,7 @@ class Lov:
                 locks.promised.forsake(promise)
                 withdrawn = locks.withdraw(promise) if locks.withdraw is not None else None
                 if withdrawn is not None:
-                    await asyncio.wait([asyncio.ensure_future(withdrawn)], timeout=WITHDRAWN_S)
+                    await asyncio.wait([self._tasks.spawn(awaited(withdrawn), "withdraw")], timeout=WITHDRAWN_S)
 
     async def osc(self, index: int) -> Osc:
         """The OST with `index`. A new one may be in a layout before we have heard of it, so wait a little; then EIO."""

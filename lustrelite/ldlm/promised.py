@@ -187,7 +187,7 @@ class Promised:
             self.forsake(lock)
             withdrawn = self._locks.withdraw(lock) if self._locks.withdraw is not None else None
             if withdrawn is not None:
-                self._locks.spawn(_awaited(withdrawn), "withdraw")
+                self._locks.spawn(awaited(withdrawn), "withdraw")
 
     def _refused(self, lock: ClientLock, error: OpError) -> None:
         if error.errno == errno.ENOENT and self.pointless is not None:
@@ -209,5 +209,6 @@ class Promised:
             self._answer(lock.handle, Evicted(self._locks.imp.target))
 
 
-async def _awaited(what: Awaitable[None]) -> None:
+async def awaited(what: Awaitable[None]) -> None:
+    """To be run as a task."""
     await what
