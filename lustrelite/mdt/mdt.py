@@ -110,6 +110,9 @@ class Mdt(Target):
             self.run(destroy_orphans, orphans[start : start + ORPHANS_AT_ONCE])
         if orphans:
             self.node.events.emit("mdt.orphans_destroyed", target=self.name, count=len(orphans))
+        for locked in list(self.namespace.table.resources):
+            if self.store.get(INODES, locked) is None:  # made by who is gone, and lost: nobody may go on believing in it
+                self.namespace.revoke(locked)
         for osp in self.allocator.osps.values():
             osp.wake()
 

@@ -354,3 +354,24 @@ async def test_a_mount_goes_with_a_file_open(cluster: Any) -> None:
         await b.unlink("/u/f")
         c.never_saw("client.evicted")
         await c.a.start()
+
+
+async def test_a_file_that_is_lost_with_its_author_is_forgotten_although_it_is_open(cluster: Any) -> None:
+    """Its lock is in use, so it is replayed; the MDT asks for it, or its name would lead nowhere for ever. OST seed 63048"""
+    async with cluster(caching=1, clients=2) as c:
+        c.expect(*EVICTION)
+        a, b = mounts(c)
+        await a.mkdir("/u")
+        await c.mds.commit()
+        await c.replay_barrier(c.mds)
+        await b.write_file("/u/f", DATA)
+        await a.stat("/u/f")
+        file = await a.open("/u/f", os.O_RDONLY)
+        assert opens_of(c, c.a) == 0
+        await c.b.kill()
+        await c.fail(c.mds)
+        await a.write_file("/u/f", b"another one")
+        assert (await a.stat("/u/f")).size == len(b"another one")
+        assert await a.content("/u/f") == b"another one"
+        await file.close()
+        await a.rmtree("/u")
