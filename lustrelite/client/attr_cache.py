@@ -83,8 +83,11 @@ class Locks(Protocol):
         """See LockCache."""
 
 
-class SoleData(Protocol):
+class Objects(Protocol):
     """What is needed of client.lov.Lov."""
+
+    def unwritten(self, layout: Layout, so: bool) -> None:
+        """See Lov."""
 
     def sole(self, layout: Layout, so: bool, lost: bool = False) -> None:
         """See Lov."""
@@ -185,9 +188,7 @@ class AttrCache:
         self.entries = 0
         self.on_lost: Callable[[Fid, int], None] | None = None  # these bits of a file are not locked any more
         self.on_change: Callable[[Fid], None] | None = None  # it is about to be changed from here
-        # Nobody has written to these objects, and nobody but us can, until it is said (False) that this is over.
-        self.on_unwritten: Callable[[Layout, bool], None] | None = None
-        self.data: SoleData | None = None
+        self.objects: Objects | None = None  # of files: what OPEN and SOLE say of them
         self.own = OwnChanges(self)
         self.scattered = Scattered(PART_MAX if ahead_max else 0)
         self._listings: dict[Known, None] = {}  # the longest unread first
@@ -364,10 +365,11 @@ class AttrCache:
         if lock is None:
             return
         known = self._put(attr, lock, lock.bits)
-        if attr.layout is not None and lock.bits & OPEN and self.on_unwritten is not None:
-            self.on_unwritten(attr.layout, True)
-        if attr.layout is not None and lock.bits & SOLE and self.data is not None:
-            self.data.sole(attr.layout, True)
+        if attr.layout is not None and self.objects is not None:
+            if lock.bits & OPEN:
+                self.objects.unwritten(attr.layout, True)
+            if lock.bits & SOLE:
+                self.objects.sole(attr.layout, True)
         if S_ISDIR(attr.mode) and lock.bits & UPDATE and known.listing is None:
             known.listing = Listing()
             known.listing.complete = True
@@ -632,31 +634,31 @@ class AttrCache:
 
     def _promises(self, known: Known | None) -> Layout | None:
         """The objects of a file, if locks of them are promised on the ground that we hold SOLE."""
-        if self.data is None or known is None or not known.bits & SOLE or known.attr.layout is None:
+        if self.objects is None or known is None or not known.bits & SOLE or known.attr.layout is None:
             return None
-        return known.attr.layout if self.data.promises(known.attr.layout) else None
+        return known.attr.layout if self.objects.promises(known.attr.layout) else None
 
     def _has_promises(self, lock: ClientLock) -> bool:
         return bool(lock.bits & SOLE) and self._promises(lock.data) is not None
 
     def _withdraw(self, lock: ClientLock) -> Awaitable[None] | None:
         """The lock cache's hook: a lock is about to go, or some of its bits."""
-        if not lock.going_bits & SOLE or lock.data is None or self.data is None:
+        if not lock.going_bits & SOLE or lock.data is None or self.objects is None:
             return None
         layout = lock.data.attr.layout
         if layout is not None:
-            self.data.sole(layout, False)  # there will be no more of them
+            self.objects.sole(layout, False)  # there will be no more of them
         promised = self._promises(lock.data)
-        return self.data.redeem(promised, lock.served_until) if promised is not None else None
+        return self.objects.redeem(promised, lock.served_until) if promised is not None else None
 
     def not_sole(self, fid: Fid) -> None:
         """Others may hear which objects the file has, as soon as the OSTs have heard of all our locks on them."""
         known = self.files.get(fid)
-        if known is None or not known.bits & SOLE or self.data is None:
+        if known is None or not known.bits & SOLE or self.objects is None:
             return
         promised = self._promises(known)
         if promised is not None:
-            self.data.redeem_soon(promised)  # then we are called again
+            self.objects.redeem_soon(promised)  # then we are called again
         else:
             self.locks.give_up_bits(fid, SOLE)
 
@@ -668,10 +670,11 @@ class AttrCache:
                 del directory.names[name]
                 self._tidy(directory)
             known.places = ()
-        if gone & OPEN and known.attr.layout is not None and self.on_unwritten is not None:
-            self.on_unwritten(known.attr.layout, False)
-        if gone & SOLE and known.attr.layout is not None and self.data is not None:
-            self.data.sole(known.attr.layout, False, lost)
+        if gone & (OPEN | SOLE) and known.attr.layout is not None and self.objects is not None:
+            if gone & OPEN:
+                self.objects.unwritten(known.attr.layout, False)
+            if gone & SOLE:
+                self.objects.sole(known.attr.layout, False, lost)
         if gone & XATTR:
             known.xattrs = None
         if gone & UPDATE:

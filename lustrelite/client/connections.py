@@ -98,8 +98,7 @@ class Connections:
         self._mdc = Mdc(self.tasks, imp)
         self.names = self._mdc.cache
         if self.names is not None:
-            self.names.on_unwritten = self.lov.unwritten
-            self.names.data = self.lov
+            self.names.objects = self.lov
             self.local_opens = LocalOpens(self._mdc, self.names.locks, self.tasks)
         self._mdt_known.set()
 

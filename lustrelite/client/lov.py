@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 from lustrelite.client import striping
@@ -28,7 +28,7 @@ from lustrelite.client.writeback import Shared
 from lustrelite.errors import OpError
 from lustrelite.ids import Fid
 from lustrelite.ldlm.client_lock import ClientLock
-from lustrelite.ldlm.promised import awaited
+from lustrelite.ldlm.promised import Promised
 from lustrelite.tunables import limits
 from lustrelite.wire.mdt import Layout, StatfsReply
 from lustrelite.wire.message import Cred
@@ -87,47 +87,51 @@ class Lov:
         if self.on_lost is not None:
             self.on_lost(index, obj)
 
-    def unwritten(self, layout: Layout, so: bool) -> None:
-        """Has nobody written to these objects, and can nobody but us? If not, it is not known any more."""
+    def _cached(self, layout: Layout) -> Iterator[tuple[DataCache, int]]:
+        """The caches of the OSTs of these objects, as far as they are known."""
         for index, obj in layout.stripes:
             osc = self.oscs.get(index)
             if osc is not None and osc.data is not None:
-                if so:
-                    osc.data.unwritten[obj] = None
-                else:
-                    osc.data.unwritten.pop(obj, None)
+                yield osc.data, obj
+
+    def unwritten(self, layout: Layout, so: bool) -> None:
+        """Has nobody written to these objects, and can nobody but us? If not, it is not known any more."""
+        for data, obj in self._cached(layout):
+            if so:
+                data.unwritten[obj] = None
+            else:
+                data.unwritten.pop(obj, None)
 
     def sole(self, layout: Layout, so: bool, lost: bool = False) -> None:
-        """Can nobody but us reach these objects? If not (`lost`: when the lease is over), locks of them are not promised any more."""
-        for index, obj in layout.stripes:
-            osc = self.oscs.get(index)
-            if osc is None or osc.data is None or osc.locks is None:
-                continue
-            shared = osc.data.shared
+        """Can nobody but us reach these objects? If not, locks of them are not promised any more.
+
+        `lost`: others can when the lease is over.
+        """
+        for data, obj in self._cached(layout):
+            shared = data.shared
             if so:
-                osc.data.sole[obj] = shared.metadata_instance()
+                data.sole[obj] = shared.metadata_instance()
                 continue
-            instance = osc.data.sole.pop(obj, 0)
-            promise = osc.locks.promised.of(resource_of(obj)) if lost else None
+            instance = data.sole.pop(obj, 0)
+            promise = data.locks.promised.of(resource_of(obj)) if lost else None
             if promise is not None:  # an MDT that has restarted does not know that we may believe in it still
                 until = shared.metadata_until() if instance == shared.metadata_instance() else 0.0
-                osc.locks.promised.salvage(promise, until)
+                data.locks.promised.salvage(promise, until)
 
-    def promises(self, layout: Layout) -> list[tuple[Osc, ClientLock]]:
+    def promises(self, layout: Layout) -> list[tuple[Promised, ClientLock]]:
         """Locks of these objects of which their OSTs have not heard."""
         found = []
-        for index, obj in layout.stripes:
-            osc = self.oscs.get(index)
-            promise = osc.locks.promised.of(resource_of(obj)) if osc is not None and osc.locks is not None else None
-            if osc is not None and promise is not None:
-                found.append((osc, promise))
+        for data, obj in self._cached(layout):
+            promised = data.locks.promised
+            promise = promised.of(resource_of(obj))
+            if promise is not None:
+                found.append((promised, promise))
         return found
 
     def redeem_soon(self, layout: Layout) -> None:
         """Let the OSTs hear of these."""
-        for osc, promise in self.promises(layout):
-            assert osc.locks is not None
-            osc.locks.promised.redeem_soon((promise.handle,))
+        for promised, promise in self.promises(layout):
+            promised.redeem_soon((promise.handle,))
 
     async def redeem(self, layout: Layout, until: float) -> None:
         """Return when the OSTs have heard of these, or at `until` (of the loop): then somebody may come before.
@@ -136,17 +140,12 @@ class Lov:
         """
         promises = self.promises(layout)
         now, patience = asyncio.get_running_loop().time(), self._tasks.node.tunables.lock_callback_s / PATIENCE
-        tasks = [self._tasks.spawn(osc.redeem(promise.handle), "redeem") for osc, promise in promises]
+        tasks = [self._tasks.spawn(promised.redeem(promise.handle), "redeem") for promised, promise in promises]
         if tasks:
             await asyncio.wait(tasks, timeout=max(until - now, patience))
-        for osc, promise in promises:
-            locks = osc.locks
-            assert locks is not None
-            if promise.handle in locks.promised.unheard:
-                locks.promised.forsake(promise)
-                withdrawn = locks.withdraw(promise) if locks.withdraw is not None else None
-                if withdrawn is not None:
-                    await asyncio.wait([self._tasks.spawn(awaited(withdrawn), "withdraw")], timeout=WITHDRAWN_S)
+        withdrawn = [task for promised, promise in promises if (task := promised.forsake(promise)) is not None]
+        if withdrawn:
+            await asyncio.wait(withdrawn, timeout=WITHDRAWN_S)
 
     async def osc(self, index: int) -> Osc:
         """The OST with `index`. A new one may be in a layout before we have heard of it, so wait a little; then EIO."""

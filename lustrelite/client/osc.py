@@ -97,9 +97,8 @@ class Osc:
 
     async def redeem(self, handle: int) -> None:
         """Return when the OST knows of a lock that it is about to be told of.  Errors: ENOENT, Evicted"""
-        locks = self.locks
-        if locks is not None and handle in locks.promised.unheard:
-            await locks.promised.redeem(handle)
+        if self.locks is not None:
+            await self.locks.promised.redeem(handle)
 
     async def read(
         self, obj: int, offset: int, pieces: list[memoryview], *, cred: Cred, lock: int = 0

@@ -79,13 +79,8 @@ class Files:
         if request.opcode == op.TMPFILE:
             file = await view.open_tmpfile(parent.fid, flags, mode & 0o7777, umask=umask)
         else:
-            done = False
-            self.inodes.change_begins(parent, request.pid)
-            try:
-                file = await view.open_at(parent.fid, name, flags, mode & 0o7777, umask=umask)
-                done = True
-            finally:
-                self.inodes.change_ends(parent, done)
+            opening = view.open_at(parent.fid, name, flags, mode & 0o7777, umask=umask)
+            file = await self.mount.names.changing(request, parent, opening)
         try:
             stat = merge(file.opened_as, None) if file.created else await file.fstat()
         except BaseException:

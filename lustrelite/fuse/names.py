@@ -160,21 +160,21 @@ class Names:
         parent, view = self.node(request.node), self.mount.callers.view(request)
         kind = modes.S_IFMT(mode)
         device = kernel.device_in(rdev) if kind in (modes.S_IFBLK, modes.S_IFCHR) else 0
-        stat = await self._changing(request, parent, view.mknod_at(parent.fid, name, mode, device, umask=umask))
+        stat = await self.changing(request, parent, view.mknod_at(parent.fid, name, mode, device, umask=umask))
         return self.entry(request.pid, parent, name, stat)
 
     async def mkdir(self, request: Request, body: memoryview) -> Answer:
         """MKDIR"""
         (mode, umask), (name,), _ = kernel.decode(op.MKDIR, body)
         parent, view = self.node(request.node), self.mount.callers.view(request)
-        stat = await self._changing(request, parent, view.mkdir_at(parent.fid, name, mode, umask=umask))
+        stat = await self.changing(request, parent, view.mkdir_at(parent.fid, name, mode, umask=umask))
         return self.entry(request.pid, parent, name, stat)
 
     async def symlink(self, request: Request, body: memoryview) -> Answer:
         """SYMLINK"""
         _, (name, target), _ = kernel.decode(op.SYMLINK, body)
         parent, view = self.node(request.node), self.mount.callers.view(request)
-        stat = await self._changing(request, parent, view.symlink_at(target, parent.fid, name))
+        stat = await self.changing(request, parent, view.symlink_at(target, parent.fid, name))
         return self.entry(request.pid, parent, name, stat)
 
     async def link(self, request: Request, body: memoryview) -> Answer:
@@ -196,14 +196,14 @@ class Names:
         parent, view = self.node(request.node), self.mount.callers.view(request)
         trusted = self._trust_removed(parent, name)
         try:
-            await self._changing(request, parent, (view.rmdir_at if directory else view.unlink_at)(parent.fid, name))
+            await self.changing(request, parent, (view.rmdir_at if directory else view.unlink_at)(parent.fid, name))
         except BaseException:
             if trusted:
                 self.inodes.forget_names()
             raise
         return None
 
-    async def _changing(self, request: Request, directory: Node, change: Coroutine[Any, Any, _T]) -> _T:
+    async def changing(self, request: Request, directory: Node, change: Coroutine[Any, Any, _T]) -> _T:
         """A change that the kernel knows to be one of its directory."""
         done = False
         self.inodes.change_begins(directory, request.pid)
@@ -232,7 +232,7 @@ class Names:
         trusted = not flags and self._trust_removed(target, new_name)
         try:
             moving = self.mount.callers.view(request).rename_at(parent.fid, name, target.fid, new_name, flags)
-            await self._changing(request, parent, self._changing(request, target, moving))
+            await self.changing(request, parent, self.changing(request, target, moving))
         except BaseException:
             if trusted:
                 self.inodes.forget_names()

@@ -54,11 +54,12 @@ class Cancels:
             else:
                 await asyncio.sleep(0)
 
-    def spawn(self, coro: Coroutine[Any, Any, None], name: str) -> None:
+    def spawn(self, coro: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run something that `idle` waits for."""
         task = self.imp.node.spawn(coro, f"{name} {self.imp.target}")
         self._tasks[task] = None
         task.add_done_callback(lambda ended: self._tasks.pop(ended, None))
+        return task
 
     def _send_soon(self) -> None:
         if not self._scheduled:

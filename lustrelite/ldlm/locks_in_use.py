@@ -196,9 +196,9 @@ class LocksInUse(HeldLocks):
         """The server may think that we have such a lock."""
         self._cancels.add((handle,))
 
-    def spawn(self, coro: Coroutine[Any, Any, None], name: str) -> None:
+    def spawn(self, coro: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run something for which an orderly end waits."""
-        self._cancels.spawn(coro, name)
+        return self._cancels.spawn(coro, name)
 
     def clear_unused(self) -> None:
         """Give back every lock that nobody uses (lru_size=clear)."""

@@ -505,7 +505,7 @@ class Namespace:
         """Recovery is over: grant, and ask for what is in the way of those who go on waiting."""
         promised, self._promised = self._promised, []
         for lock in promised:  # of objects to which nobody else could come, as their owners believe
-            if self._is_shared(lock) and self.table.find(lock.owner, lock.handle) is lock:
+            if self.table.find(lock.owner, lock.handle) is lock and self._is_shared(lock):
                 self.table.cancel(lock.owner, lock.handle, self.node.now())
         effects: list[Effect | FlockEffect] = [*self.table.thaw(self.node.now())]
         effects += self.flocks.thaw()

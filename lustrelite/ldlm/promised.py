@@ -2,13 +2,14 @@
 
 Nobody but who has made a file can reach its objects as long as he holds SOLE of the file (docs/locks.md). So he may act
 as if he had a lock on such an object: `make`. It is a ClientLock like any other, under its own handle, and whatever
-would name it to the server waits for `redeem`: an Enqueue, which takes the oldest other promises along. After a restart of the server
-it is replayed as if it had been granted: then it has been heard of, too.
+would name it to the server waits for `redeem`: an Enqueue, which takes the oldest other promises along.
 
-A promise holds as long as its `ground` does (the lease of who granted SOLE). If somebody is in the way when it is redeemed
-the ground had gone before we heard of it: the lock is lost, as after an eviction. If SOLE had to be given back while the
-server did not answer, the promise is `forsaken`: only a replay can keep it then (PROMISED: the server drops it if the object
-was written to, or somebody else has a lock on it), and is confirmed by an Enqueue. Who is evicted by the granter of SOLE has as long as his lease to `salvage` what he promised himself: so long nobody else gets it.
+A promise holds as long as its `ground` does (the lease of who granted SOLE). If somebody is in the way when it is redeemed,
+or was there, the ground had gone before we heard of it: the lock is lost, as after an eviction. If SOLE had to be given back
+while the server did not answer, the promise is `forsaken`: only a replay can keep it then. After a restart of the server all
+are replayed as if they had been granted (PROMISED: the server drops those whose object was written to, or locked by somebody
+else), and what it has kept an Enqueue tells. Who is evicted by the granter of SOLE has as long as his lease to `salvage` what
+he promised himself: so long nobody else gets it.
 Source: no such thing in Lustre; the idea is that of delegations (RFC 8881, 10.4)
 """
 
@@ -120,7 +121,7 @@ class Promised:
 
     def _answered(self, lock: ClientLock, granted: Granted | None) -> None:
         locks, handle = self._locks, lock.handle
-        if handle not in self.unheard:  # gone meanwhile, or replayed
+        if handle not in self.unheard:  # gone meanwhile
             if lock.holding is Holding.CANCELLED:
                 locks.give_back_handle(handle)
         elif granted is None or granted.status:
@@ -167,27 +168,23 @@ class Promised:
 
     # breaking them ------------------------------------------------------------------------------------------------
 
-    def forsake(self, lock: ClientLock) -> None:
-        """SOLE goes, and the server did not answer."""
-        if lock.handle not in self._forsaken:
-            self._forsaken[lock.handle] = None
-            self._say("lock.forsaken", lock)
+    def forsake(self, lock: ClientLock) -> asyncio.Task[None] | None:
+        """SOLE goes, and the server did not answer. When the task is done nobody else believes in it any more."""
+        if lock.handle not in self.unheard or lock.handle in self._forsaken:
+            return None
+        self._forsaken[lock.handle] = None
+        self._say("lock.forsaken", lock)
+        withdrawn = self._locks.withdraw(lock) if self._locks.withdraw is not None else None
+        return self._locks.spawn(_awaited(withdrawn), "withdraw") if withdrawn is not None else None
 
     def salvage(self, lock: ClientLock, until: float) -> None:
         """SOLE is lost, and until then nobody else is told of the object: then the promise is forsaken."""
         self.redeem_soon((lock.handle,))
         loop = asyncio.get_running_loop()
         if until <= loop.time():
-            self._too_late(lock)
-        else:
-            loop.call_at(until, self._too_late, lock)
-
-    def _too_late(self, lock: ClientLock) -> None:
-        if lock.handle in self.unheard and lock.handle not in self._forsaken:
             self.forsake(lock)
-            withdrawn = self._locks.withdraw(lock) if self._locks.withdraw is not None else None
-            if withdrawn is not None:
-                self._locks.spawn(awaited(withdrawn), "withdraw")
+        else:
+            loop.call_at(until, self.forsake, lock)
 
     def _refused(self, lock: ClientLock, error: OpError) -> None:
         if error.errno == errno.ENOENT and self.pointless is not None:
@@ -209,6 +206,5 @@ class Promised:
             self._answer(lock.handle, Evicted(self._locks.imp.target))
 
 
-async def awaited(what: Awaitable[None]) -> None:
-    """To be run as a task."""
+async def _awaited(what: Awaitable[None]) -> None:
     await what

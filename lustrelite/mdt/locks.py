@@ -217,14 +217,14 @@ def ride(call: Call, body: Any, want: Want) -> None:
         attr = body.attr if opened else body
         if type(attr) is not Attr or not attr.mode:  # 0: vanished_attr
             return
+        made = body.disposition & DISP_OPEN_CREATE if opened else type(request) is Create
         not_now = 0
-        if opened and not body.disposition & DISP_OPEN_CREATE:
-            # Others may write it already; and who writes it himself would have to give UPDATE back.
-            not_now = OPEN | SOLE | UPDATE if request.flags & (OPEN_WRITE | OPEN_TRUNC) else OPEN | SOLE
-        elif not opened:
-            not_now = SOLE if type(request) is Create else OPEN | SOLE
-        if call.header.flags & RESENT:  # since its first copy others may have been told of what that has made
-            not_now |= OPEN | SOLE
+        if not made or call.header.flags & RESENT:  # others may write it already, or have been told of what a first copy has made
+            not_now = OPEN | SOLE
+        elif not opened:  # no close would give it back
+            not_now = SOLE
+        if opened and not made and request.flags & (OPEN_WRITE | OPEN_TRUNC):  # who writes it would have to give that back
+            not_now |= UPDATE
         if mdt.contention.recent(attr.fid):
             not_now |= UPDATE
         if (want.bits | want.try_bits) & not_now:

@@ -12,7 +12,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from lustrelite.errors import LinkLost, OpError
-from lustrelite.wire.ldlm import Want
+from lustrelite.wire.ldlm import PROMISED, Want
 from lustrelite.wire.locks import Enqueue
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ IN_FLIGHT_MAX = 8
 async def replay_locks(imp: ClientImport) -> None:
     """Stage REPLAY_LOCKS of the import.  LinkLost if it has to be begun again."""
     wants = imp.locks.wants_to_replay() if imp.locks is not None else []
-    handles = [want.handle for want in wants]
     if imp.records is not None:
         wants += imp.records.wants_to_replay()
     if not wants:
@@ -51,7 +50,7 @@ async def replay_locks(imp: ClientImport) -> None:
         for task in tasks:
             task.cancel()
     if imp.locks is not None:
-        imp.locks.promised.replayed(handles)
+        imp.locks.promised.replayed([want.handle for want in wants if want.flags & PROMISED])
     imp.node.events.emit("import.locks_replayed", target=imp.target, count=len(wants))
 
 

@@ -29,10 +29,11 @@ was seen. (Linearizability is local: Herlihy and Wing 1990; what takes several R
 An append is where the file ended, wherever it is seen, in one place only. Record locks exclude each other.
 
 Who is gone (killed, or evicted; from a file that he has made also if by the MDT, for his locks may have been promised):
-what its client had in its cache may be lost with it, each byte or not, unless an fsync said otherwise, or another client
-has read it, or another client has done anything there later (then it was written back). A size that another client was told may be lost: glimpses take no lock. What had no answer happened once
-or never. An evicted client's reads count like everybody's, except while it has not heard of an eviction that did not
-wait for its lease, and its lease lasts.
+what its client had in its cache may be lost with it, each byte or not, unless an fsync said otherwise, or another
+client has read it, or another client has done anything there later (then it was written back). A size that another
+client was told may be lost: glimpses take no lock. What had no answer happened once or never. An evicted client's reads
+count like everybody's, except while it has not heard of an eviction that did not wait for its lease, and its lease
+lasts.
 
 When a target dies before something is durable: what was acknowledged is lost if its client is gone, else it is replayed
 before anybody looks. What had no answer yet is sent again after recovery; others may have seen it before, and then not

@@ -308,15 +308,13 @@ class History:
 
         Source: ldlm/promised.py
         """
-        made = any(
+        mdts = dict.fromkeys(gone.target for gone in self.gone if "-MDT" in gone.target)
+        ends = [end for mdt in mdts if (end := self.end_of(op, mdt)) is not None]
+        made = ends and any(
             other.kind == "open" and other.client == op.client and other.args == (True,) and other.result == op.target
             for other in self.ops
         )
-        ends = [
-            gone for gone in self.gone
-            if made and gone.client == op.client and "-MDT" in gone.target and gone.noticed >= op.invoked
-        ]  # fmt: skip
-        return min(ends, key=lambda gone: gone.noticed, default=None)
+        return min(ends, key=lambda gone: gone.noticed) if made else None
 
     def excused(self, op: Op, target: str) -> bool:
         """May this read be old? The client is evicted, has not heard of it, and its lease is not over."""

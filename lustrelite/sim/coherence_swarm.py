@@ -102,7 +102,7 @@ class CoherenceCluster(Cluster):
             self.history.noticed(self.clients[event.node].life, event.fields["target"])
         elif event.name == "lock.forsaken":
             self.history.forsaken(self.clients[event.node].life, event.fields["target"])
-        elif event.name in ("lock.forsaken_kept", "lock.forsaken_lost"):
+        elif event.name.startswith("lock.forsaken_"):
             kept = event.name == "lock.forsaken_kept"
             self.history.forsaken_no_more(self.clients[event.node].life, event.fields["target"], kept=kept)
         elif event.name == "recovery.over" or (event.name == "target.started" and not event.fields["clients"]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import stat
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -672,7 +673,7 @@ def test_what_is_set_is_known_from_the_answer(bench: Bench) -> None:
 
 def test_objects_are_unwritten_as_long_as_open_is_held(bench: Bench) -> None:
     said: list[Any] = []
-    bench.cache.on_unwritten = lambda layout, so: said.append((layout, so))
+    bench.cache.objects = SimpleNamespace(unwritten=lambda layout, so: said.append((layout, so)))  # type: ignore[assignment]
     layout = Layout(1 << 20, 0, "", ((0, 7),))
     question = bench.cache.question_name(ROOT_FID, b"f", STAT | OPEN)
     ended, f = bench.cache.own.making(question, 50), bench.fid()
