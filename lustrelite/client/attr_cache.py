@@ -28,6 +28,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from stat import S_ISDIR
 from typing import Any, Protocol
 
+from lustrelite.client.kept_attrs import KeptAttrs
 from lustrelite.client.own_changes import SETTABLE, OwnChanges
 from lustrelite.client.scattered import Scattered
 from lustrelite.errors import OpError
@@ -189,12 +190,14 @@ class AttrCache:
         self.on_lost: Callable[[Fid, int], None] | None = None  # these bits of a file are not locked any more
         self.on_change: Callable[[Fid], None] | None = None  # it is about to be changed from here
         self.objects: Objects | None = None  # of files: what OPEN and SOLE say of them
+        self.on_attrs_lost: Callable[[Fid], None] | None = None  # of a file, that were changed from here
         self.own = OwnChanges(self)
+        self.kept = KeptAttrs(self)
         self.scattered = Scattered(PART_MAX if ahead_max else 0)
         self._listings: dict[Known, None] = {}  # the longest unread first
         locks.drop = self.dropped
         locks.withdraw = self._withdraw
-        locks.stays = self._has_promises
+        locks.stays = self._stays
 
     # looking ----------------------------------------------------------------------------------------------------
 
@@ -638,23 +641,37 @@ class AttrCache:
             return None
         return known.attr.layout if self.objects.promises(known.attr.layout) else None
 
-    def _has_promises(self, lock: ClientLock) -> bool:
-        return bool(lock.bits & SOLE) and self._promises(lock.data) is not None
+    def _stays(self, lock: ClientLock) -> bool:
+        """The lock cache's hook: is there more under it than what may be asked for again?"""
+        known = lock.data
+        return bool(lock.bits & SOLE) and known is not None and (known.fid in self.kept or self._promises(known) is not None)
 
     def _withdraw(self, lock: ClientLock) -> Awaitable[None] | None:
         """The lock cache's hook: a lock is about to go, or some of its bits."""
-        if not lock.going_bits & SOLE or lock.data is None or self.objects is None:
+        known = lock.data
+        if known is None:
             return None
-        layout = lock.data.attr.layout
-        if layout is not None:
-            self.objects.sole(layout, False)  # there will be no more of them
-        promised = self._promises(lock.data)
-        return self.objects.redeem(promised, lock.served_until) if promised is not None else None
+        promised: Layout | None = None
+        if lock.going_bits & SOLE and self.objects is not None and known.attr.layout is not None:
+            self.objects.sole(known.attr.layout, False)  # there will be no more of them
+            promised = self._promises(known)
+        redeemed = None
+        if promised is not None:
+            assert self.objects is not None
+            redeemed = self.objects.redeem(promised, lock.served_until)
+        if known.fid in self.kept and lock.going_bits & (STAT | SOLE):
+            return self._told_and(known.fid, redeemed)
+        return redeemed
+
+    async def _told_and(self, fid: Fid, other: Awaitable[None] | None) -> None:
+        if other is not None:
+            await other
+        await self.kept.until_told(fid)
 
     def not_sole(self, fid: Fid) -> None:
-        """Others may hear which objects the file has, as soon as the OSTs have heard of all our locks on them."""
+        """Others may hear of the file, as soon as the OSTs have heard of all our locks on it and the MDT of all our changes."""
         known = self.files.get(fid)
-        if known is None or not known.bits & SOLE or self.objects is None:
+        if known is None or not known.bits & SOLE or self.objects is None or self.kept.then_not_sole(fid):
             return
         promised = self._promises(known)
         if promised is not None:
@@ -662,7 +679,16 @@ class AttrCache:
         else:
             self.locks.give_up_bits(fid, SOLE)
 
+    def lost_attrs(self, fid: Fid) -> None:
+        """What was changed of a file from here is lost."""
+        self.own.doubt_attr(fid, SETTABLE)
+        if self.on_attrs_lost is not None:
+            self.on_attrs_lost(fid)
+
     def _forget(self, known: Known, gone: int, lost: bool) -> None:
+        if gone & (STAT | SOLE) and known.fid in self.kept:
+            assert lost, known.fid
+            self.kept.lose(known.fid)
         known.fresh &= ~gone
         known.merged = None
         if gone & LOOKUP:

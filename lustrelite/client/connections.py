@@ -99,6 +99,8 @@ class Connections:
         self.names = self._mdc.cache
         if self.names is not None:
             self.names.objects = self.lov
+            self.names.kept.teller = self.late_closes
+            self.names.on_attrs_lost = lambda fid: self.open_files.write_failed(fid, errno.EIO)
             self.local_opens = LocalOpens(self._mdc, self.names.locks, self.tasks)
         self._mdt_known.set()
 

@@ -97,6 +97,18 @@ class Mdc:
         self._seq, self._next_oid, self._last_oid = reply.seq, 1, reply.width
         self._prefetch_at = max(reply.width - reply.width // _PREFETCH_DIVISOR, 1)
 
+    # what it has not heard of -----------------------------------------------------------------------------------
+
+    @property
+    def kept_count(self) -> int:
+        """Files whose attributes were changed here only."""
+        return len(self.cache.kept) if self.cache is not None else 0
+
+    async def _until_told(self, *fids: Fid | None) -> None:
+        """Before it is asked for anything of these files."""
+        if self.cache is not None and len(self.cache.kept):
+            await self.cache.kept.until_told(*fids)
+
     # names ------------------------------------------------------------------------------------------------------
 
     async def get_root(self) -> mdt.RootReply:
@@ -109,6 +121,7 @@ class Mdc:
         cache = self.cache
         if cache is None:
             return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
+        await self._until_told(self._child(parent, name))
         if cred[0] and not cache.holds(parent, PERM):
             await self._learn_permissions(parent, cred)
         question = cache.question_name(parent, name, need)
@@ -145,12 +158,14 @@ class Mdc:
 
     async def link(self, fid: Fid, parent: Fid, name: bytes, time: int, *, cred: Cred) -> None:
         """Make `name` in `parent` another name of `fid`.  EEXIST, EMLINK, EPERM"""
+        await self._until_told(fid)
         ended = self.cache.own.linking(parent, name, time) if self.cache is not None else None
         await self._change(mdt.Link(fid, parent, name, time), cred, (fid, UPDATE), ended=ended)
 
     async def unlink(self, parent: Fid, name: bytes, time: int, *, cred: Cred, directory: bool = False) -> UnlinkReply:
         """Remove a name, a directory's only if `directory`.  ENOENT, EISDIR, ENOTDIR, ENOTEMPTY, EACCES, EPERM"""
         body = mdt.Unlink(parent, name, mdt.UNLINK_RMDIR if directory else 0, time)
+        await self._until_told(self._child(parent, name))
         ended = self.cache.own.removing(parent, name, time, directory=directory) if self.cache is not None else None
         return await self._change(body, cred, (self._child(parent, name), BITS_ALL), ended=ended)  # type: ignore[no-any-return]
 
@@ -162,6 +177,7 @@ class Mdc:
         cache = self.cache
         if cache is None:
             return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
+        await self._until_told(self._child(source, source_name), self._child(target, target_name))
         exchange = bool(flags & mdt.RENAME_EXCHANGE)
         moved, victim = cache.child(source, source_name), cache.child(target, target_name)
         ended = cache.own.moving(source, source_name, target, target_name, time, exchange=exchange)
@@ -190,6 +206,8 @@ class Mdc:
         question = cache.question_page(fid, count if plus else 0)
         page: DirPage = await self.imp.call(body, cred=cred, ride=question.ride)
         cache.found_page(question, fid, cookie, page)
+        if len(cache.kept):  # what it says of these is old
+            page = page._replace(entries=tuple([e._replace(attr=None) if e.fid in cache.kept else e for e in page.entries]))
         return page
 
     async def readlink(self, fid: Fid, *, cred: Cred) -> bytes:
@@ -220,6 +238,7 @@ class Mdc:
         cache = self.cache
         if cache is None:
             return await self.imp.call_open(body, cred=cred, unclaimed=unclaimed)
+        await self._until_told(fid if by_fid else self._child(parent, name))
         question = self._question_open(cache, body, by_fid)
         if flags & mdt.OPEN_CREATE and not by_fid and not flags & mdt.OPEN_TMPFILE:
             return await self.imp.call_open(
@@ -253,19 +272,26 @@ class Mdc:
     async def close(self, handle: int, fid: Fid, atime: int, mtime: int, size: int, *, cred: Cred) -> None:
         """Give an open handle back. `atime` and `mtime` are 0 where nothing was read or written.  ESTALE"""
         body = mdt.Close(handle, fid, atime, mtime, size, 0)
+        await self._until_told(fid)
         if self.cache is not None:
             self.cache.not_sole(fid)
         await self._change(body, cred, (fid if atime or mtime else None, UPDATE))
 
     async def close_all(self, rows: tuple[ClosedFile, ...], pending: dict[Fid, tuple[int, int]]) -> None:
-        """Give many handles back. Times that are not in `pending` any more when the answer comes were set since."""
+        """Give many handles back, and tell of all attributes that were changed here.
+
+        Times that are not in `pending` any more when the answer comes were set since.
+        """
         cache = self.cache
         if cache is None:
             await self.imp.call(mdt.Closes(rows))
             return
+        await cache.kept.until_gone(*[row.fid for row in rows])
         for row in rows:
             cache.not_sole(row.fid)
-        await self.imp.call(mdt.Closes(rows), ended=cache.own.closing(rows, pending))
+        setattrs = cache.kept.going()
+        if rows or setattrs:
+            await self.imp.call(mdt.Closes(rows, setattrs), ended=cache.own.closing(rows, setattrs, pending))
 
     async def getattr(self, fid: Fid, *, cred: Cred, need: int = STAT) -> Attr:
         """Attributes of `fid`; `need` is what shall be known of it afterwards.  ENOENT"""
@@ -273,6 +299,7 @@ class Mdc:
         cache = self.cache
         if cache is None:
             return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
+        await self._until_told(fid)
         question = cache.question(fid, need)
         attr: Attr = await self.imp.call(body, cred=cred, ride=question.ride)
         cache.found(question, attr)
@@ -282,17 +309,25 @@ class Mdc:
         self, fid: Fid, valid: int, time: int, *, cred: Cred, mode: int = 0, uid: int = 0, gid: int = 0,
         atime: int = 0, mtime: int = 0, flags: int = 0, projid: int = 0, handle: int = 0,
     ) -> Attr:  # fmt: skip
-        """Change the attributes that `valid` (SET_*) names; `time` is the new ctime.  EPERM, EACCES, ENOENT"""
+        """Change the attributes that `valid` (SET_*) names; `time` is the new ctime.  EPERM, EACCES, ENOENT
+
+        Of a new file, that nobody else has seen, the MDT may hear later (kept_attrs.py).
+        """
         body = mdt.Setattr(fid, valid, mode, uid, gid, atime, mtime, time, flags, handle, projid)
         cache = self.cache
         if cache is None:
             return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
+        kept = cache.kept.keep(body, cred)
+        if kept is not None:
+            return kept
+        await self._until_told(fid)
         question = cache.question(fid, STAT) if fid in cache.files else Question(None, None, 0)
         ended = cache.own.setting(question, fid)
         return await self.imp.call(body, cred=cred, ride=question.ride, ended=ended)  # type: ignore[no-any-return]
 
     async def getxattr(self, fid: Fid, name: bytes, *, cred: Cred) -> bytes:
         """Value of an extended attribute.  ENODATA"""
+        await self._until_told(fid)
         return (await self.imp.call(mdt.Getxattr(fid, name), cred=cred)).value  # type: ignore[no-any-return]
 
     async def setxattr(
@@ -300,6 +335,7 @@ class Mdc:
     ) -> None:
         """Set an extended attribute, or remove it with None.  EEXIST, ENODATA, ENOTSUP, E2BIG, EPERM"""
         bits = UPDATE | XATTR | PERM if name == acl.ACCESS else UPDATE | XATTR
+        await self._until_told(fid)
         await self._change(mdt.Setxattr(fid, name, value, flags, time), cred, (fid, bits))
 
     async def fetch_xattrs(self, fid: Fid, *, cred: Cred) -> None:
@@ -329,10 +365,12 @@ class Mdc:
     def settled(self) -> bool:
         """Is all that this client has changed on the MDT known to be durable?"""
         replays = getattr(self.imp, "replays", None)
-        return replays is not None and not replays.uncommitted
+        return replays is not None and not replays.uncommitted and not self.kept_count
 
     async def sync(self) -> None:
-        """Return when everything executed so far is durable on the MDT."""
+        """Return when everything done so far is durable on the MDT."""
+        if self.cache is not None:
+            await self.cache.kept.until_all_told()
         await self.imp.call(mdt.Sync())
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from lustrelite.ids import NO_FID, Fid
 from lustrelite.wire.ldlm import LOOKUP, PERM, UPDATE
-from lustrelite.wire.mdt import DISP_OPEN_CREATE, ClosedFile, OpenReply
+from lustrelite.wire.mdt import DISP_OPEN_CREATE, ClosedFile, OpenReply, Setattr
 
 if TYPE_CHECKING:
     from lustrelite.client.attr_cache import AttrCache, Known, Question
@@ -76,6 +76,13 @@ class OwnChanges:
             clock, highest = self._ended.pop(next(iter(self._ended)))
             self._forgotten = (clock, max(highest, self._forgotten[1]))
         return transno >= newest
+
+    def kept(self, fid: Fid) -> None:
+        """Attributes of `fid` were changed here, and the MDT will hear of it: an answer that is on its way is older."""
+        self.clock += 1
+        self._mark(fid, 0)
+        if self.cache.on_change is not None:
+            self.cache.on_change(fid)
 
     # the changes: each returns what is to be called with its answer ----------------------------------------------------
 
@@ -142,7 +149,7 @@ class OwnChanges:
             if exchange or not in_order:
                 for fid in (source, target):
                     self._doubt(fid)
-                self._doubt_attr(moved, UPDATE | LOOKUP)
+                self.doubt_attr(moved, UPDATE | LOOKUP)
             else:
                 self._moved(moved, source, name, target, new_name, time, transno, replaced=reply.fid != NO_FID)
 
@@ -151,19 +158,21 @@ class OwnChanges:
     def setting(self, question: Question, fid: Fid) -> Ended:
         """Attributes of `fid` are about to be changed."""
         self._begin(fid)
-        self._doubt_attr(fid, SETTABLE)
+        self.doubt_attr(fid, SETTABLE)
 
         def ended(reply: Any, transno: int) -> None:
             in_order = self._end(fid, changed=reply is not None, transno=transno)
             if reply is not None:
                 self.cache.changed(question, reply)
                 if not in_order:
-                    self._doubt_attr(fid, SETTABLE)
+                    self.doubt_attr(fid, SETTABLE)
 
         return ended
 
-    def closing(self, rows: tuple[ClosedFile, ...], pending: dict[Fid, tuple[int, int]]) -> Ended:
-        """Files are about to be closed, and it is told when they were written and read.
+    def closing(
+        self, rows: tuple[ClosedFile, ...], setattrs: tuple[Setattr, ...], pending: dict[Fid, tuple[int, int]]
+    ) -> Ended:
+        """Files are about to be closed, and it is told when they were written and read, and what was changed of them.
 
         Until that has ended `pending` has the times that count: (mtime, atime).
         """
@@ -175,9 +184,13 @@ class OwnChanges:
         ]
 
         def ended(reply: Any, transno: int) -> None:
+            if setattrs:
+                self.cache.kept.told(setattrs, made=reply is not None)
             if reply is None:
                 return
             self.clock += 1
+            for fid in dict.fromkeys(body.fid for body in setattrs):
+                self._mark(fid, transno)
             for known, mtime, atime in before:
                 self._mark(known.fid, transno)
                 counts = pending.get(known.fid, (0, 0))
@@ -192,7 +205,7 @@ class OwnChanges:
         if mtime <= attr.mtime and atime <= attr.atime:
             return
         if attr.mtime < mtime <= attr.ctime or attr.atime < atime <= attr.ctime:  # perhaps by a utimes()
-            self._doubt_attr(known.fid)
+            self.doubt_attr(known.fid)
             return
         wrote = mtime > attr.mtime
         known.attr = attr._replace(
@@ -211,7 +224,7 @@ class OwnChanges:
             links = 0
             if source != target or replaced:  # perhaps a directory: the link counts are not known
                 for each in (source, target):
-                    self._doubt_attr(each)
+                    self.doubt_attr(each)
         old, new = self._touch(source, time, -links), self._touch(target, time, links)
         if moved is not None and moved.fresh & UPDATE:
             moved.attr = moved.attr._replace(ctime=max(moved.attr.ctime, time), version=transno)
@@ -258,7 +271,8 @@ class OwnChanges:
         if directory.listing is None:
             self.cache.miss(directory, name)
 
-    def _doubt_attr(self, fid: Fid, bits: int = UPDATE) -> None:
+    def doubt_attr(self, fid: Fid, bits: int = UPDATE) -> None:
+        """These of its attributes must be asked for again."""
         known = self.cache.files.get(fid)
         if known is not None:
             known.fresh &= ~bits
@@ -268,6 +282,6 @@ class OwnChanges:
         """Whatever is known of a directory's content must be asked for again."""
         known = self.cache.files.get(fid)
         if known is not None:
-            self._doubt_attr(fid)
+            self.doubt_attr(fid)
             known.absent = None
             self.cache.forget_listing(known)

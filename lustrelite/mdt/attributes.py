@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
 OWNERSHIP = SET_UID | SET_GID | SET_PROJID
 VERSIONED = SET_MODE | OWNERSHIP | SET_FLAGS
+KEPT = SET_MODE | SET_UID | SET_GID | SET_ATIME | SET_MTIME | SET_TIMES_EXPLICIT  # those of client/kept_attrs.py
 KNOWN = VERSIONED | SET_ATIME | SET_MTIME | SET_SIZE | SET_TIMES_EXPLICIT
 ALL_BYTES_MAX = 4096  # of names and values in one answer to Getxattrs: clients keep them for each of 100,000 files
 XATTRS_BYTES_MAX = limits.xattr_bytes_max  # names of one file, so that listxattr(2) can return them
@@ -79,14 +80,29 @@ def setattr_(txn: Transaction, req: Setattr) -> Attr:
     access.require_setattr(inode, valid, req.uid, req.gid, req.flags, txn.cred, writable)
     if valid & SET_SIZE and not S_ISREG(inode.mode):
         raise OpError(errno.EISDIR if S_ISDIR(inode.mode) else errno.EINVAL)
+    return namespace.attr_of(fid, _change(txn, inode, req))
+
+
+def setattr_kept(txn: Transaction, req: Setattr) -> None:
+    """One of Closes: what the client may do it knew when it did it. A file that is gone is passed over.  Errors: EINVAL"""
+    valid = req.valid
+    if valid & ~KEPT or not (0 <= req.uid <= ID_MAX and 0 <= req.gid <= ID_MAX):
+        raise OpError(errno.EINVAL)
+    inode = namespace.find_inode(txn, req.fid)
+    if inode is not None:
+        _change(txn, inode, req)
+
+
+def _change(txn: Transaction, inode: Inode, req: Setattr) -> Inode:
+    valid = req.valid
     changed = _changed(txn, inode, req)
     if changed is not inode:
-        namespace.put_inode(txn, fid, changed)
+        namespace.put_inode(txn, req.fid, changed)
     if valid & OWNERSHIP:
         own(txn, changed.layout, namespace.owner_of(changed))
     if valid & SET_TIMES_EXPLICIT:
-        cast("Mdt", txn.target).open_files.times_set(fid, req.time, atime=bool(valid & SET_ATIME))
-    return namespace.attr_of(fid, changed)
+        cast("Mdt", txn.target).open_files.times_set(req.fid, req.time, atime=bool(valid & SET_ATIME))
+    return changed
 
 
 def _changed(txn: Transaction, inode: Inode, req: Setattr) -> Inode:

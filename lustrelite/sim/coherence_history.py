@@ -310,11 +310,14 @@ class History:
         """
         mdts = dict.fromkeys(gone.target for gone in self.gone if "-MDT" in gone.target)
         ends = [end for mdt in mdts if (end := self.end_of(op, mdt)) is not None]
-        made = ends and any(
+        return min(ends, key=lambda gone: gone.noticed) if ends and self.is_of_author(op) else None
+
+    def is_of_author(self, op: Op) -> bool:
+        """Has its client opened the file so that it may have been made by that?"""
+        return any(
             other.kind == "open" and other.client == op.client and other.args == (True,) and other.result == op.target
             for other in self.ops
         )
-        return min(ends, key=lambda gone: gone.noticed) if made else None
 
     def excused(self, op: Op, target: str) -> bool:
         """May this read be old? The client is evicted, has not heard of it, and its lease is not over."""

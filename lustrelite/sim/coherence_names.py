@@ -174,16 +174,23 @@ def check_modes(history: History, target: str) -> list[str]:
     problems = []
     for fid, ops in files.items():
         undone = {op.index: history.rolled_back(op, target) for op in ops if op.kind == "chmod"}
+        lost = _perhaps_lost(history, target, ops)
+        for op in lost:  # the MDT may have heard of it later
+            deaths = [death for death in history.deaths if death.target == target and death.when > op.invoked]
+            undone[op.index] = max(deaths, key=lambda death: death.when, default=None)
         seen_until = max(map(history.seen_until, undone.values()), default=0)
         reads = [
             (op.result, Call(op.invoked, op.done, op.result, True, op=op)) for op in ops
             if op.kind == "mode" and op.ok and op.invoked >= seen_until and not history.excused(op, target)
         ]  # fmt: skip
+        for op in lost:
+            if all(read.op is not None and read.op.client == op.client for mode, read in reads if mode == op.args[0]):
+                reads = [(mode, read) for mode, read in reads if mode != op.args[0]]
         seen = {mode for mode, _ in reads}
         writes = {}
         for op in ops:
             if op.kind == "chmod" and op.outcome != ERROR:  # one that was refused may have been undone before
-                doubtful = not op.ok or (undone[op.index] is not None and history.end_of(op, target) is not None)
+                doubtful = not op.ok or op in lost or (undone[op.index] is not None and history.end_of(op, target) is not None)
                 if not doubtful or op.args[0] in seen:
                     writes[op.args[0]] = Call(op.invoked, op.done, op.args[0], op=op)
         if unset := seen - writes.keys():
@@ -191,6 +198,19 @@ def check_modes(history: History, target: str) -> list[str]:
         if why := zones(writes, reads):
             problems.append(f"permissions of {fid}: {why}\n    {history.describe(ops)}")
     return problems
+
+
+def _perhaps_lost(history: History, target: str, ops: Sequence[Op]) -> list[Op]:
+    """The changes that the author of a file may have kept for himself, and taken along when his life ended.
+
+    Source: client/kept_attrs.py
+    """
+    found = []
+    for op in ops:
+        end = history.end_of(op, target) if op.kind == "chmod" and op.ok else None
+        if end is not None and history.is_of_author(op) and not history.synced(op, end):
+            found.append(op)
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------ record locks

@@ -219,7 +219,7 @@ class Recorder:
         """Open a file; `name` if it is one of those that come and go."""
         ops = [self.begin("open", name, bool(flags & os.O_CREAT))] if name else []
         file = await self.call(
-            ops, self.client.fs.open(path, flags, 0o644), lambda file: [fid_text(file.fid)] if ops else [],
+            ops, self.client.fs.open(path, flags, 0o600), lambda file: [fid_text(file.fid)] if ops else [],
             (errno.ENOENT, errno.EISDIR) if ops else (),
         )  # fmt: skip
         if file is None:
@@ -310,6 +310,7 @@ class Worker(Recorder):
         "open": 12, "chmod": 6,
     }  # fmt: skip
     READS_ONLY = 0.4  # of the opens of a name
+    CHMODS = 0.5  # of the files that are made
 
     def __init__(
         self, cluster: CoherenceCluster, client: SimClient, number: int, rng: random.Random, budget: Budget, theme: Theme
@@ -474,6 +475,8 @@ class Worker(Recorder):
         else:
             create = how < (1 + self.READS_ONLY) / 2
             handle = await self.open(f"/n/{name}", os.O_RDWR | (os.O_CREAT if create else 0), name)
+            if create and handle is not None and self.CHMODS and self.random.random() < self.CHMODS:  # nobody else may have seen it
+                await self.chmod(handle.fid, handle.file.fid)
         if handle is None:
             return
         old = self.handles.get((handle.fid, False))
@@ -498,9 +501,13 @@ class Worker(Recorder):
             link = self.client.fs.link_at(st.fid, self.cluster.names_fid, other.encode())
             await self.call([self.begin("link", other, fid_text(st.fid))], link, refusals=(errno.EEXIST, errno.ENOENT))
             return
+        await self.chmod(fid_text(st.fid), st.fid)
+
+    async def chmod(self, target: str, fid: Fid) -> None:
+        """Change its permissions."""
         mode = self.history.new_mode()
-        op = self.begin("chmod", fid_text(st.fid), mode)
-        await self.call([op], self.client.fs.change_fid(st.fid, mode=mode), refusals=(errno.ENOENT,))
+        op = self.begin("chmod", target, mode)
+        await self.call([op], self.client.fs.change_fid(fid, mode=mode), refusals=(errno.ENOENT,))
 
 
 class Watcher(Worker):

@@ -79,6 +79,7 @@ class DataWorker(Worker):
         "stat": 4, "list": 1, "create": 12, "mkdir": 0, "unlink": 26, "rmdir": 0, "rename": 12, "link": 3,
         "open": 40, "chmod": 6,
     }  # fmt: skip
+    CHMODS = 0
     READS_ONLY = 0.1
 
     async def open_name(self, name: str) -> None:

@@ -154,6 +154,23 @@ class Open(NamedTuple):
     umask: int = 0  # as of Create
 
 
+@message(op=40, reply=Attr, mutates=True)
+class Setattr(NamedTuple):
+    """Change the attributes in `valid`.  Errors: EPERM, EACCES, ENOENT.  Source: mdt_reint_setattr()"""
+
+    fid: Fid
+    valid: int
+    mode: int
+    uid: int
+    gid: int
+    atime: int
+    mtime: int
+    time: int  # the new ctime
+    flags: int
+    handle: int  # of an open file, whose mode then counts instead of permissions; 0 none
+    projid: int = 0
+
+
 @message(op=35, reply=Empty, mutates=True, klass=CLASS_CLOSE)
 class Close(NamedTuple):
     """Close the open whose xid was `handle`. The last close of an unlinked file destroys it.
@@ -199,10 +216,13 @@ class ClosedFile(NamedTuple):
 class Closes(NamedTuple):
     """Close all of these. Handles that are not known, and files that are not there, are passed over.
 
-    See client/late_closes.py
+    Before that change attributes as each of `setattrs` says: of files of which the client holds SOLE, who has checked that
+    they may be changed. Errors: EINVAL, one cannot be made this way; then nothing is done.
+    See client/late_closes.py, client/kept_attrs.py
     """
 
     rows: tuple[ClosedFile, ...]
+    setattrs: tuple[Setattr, ...] = ()
 
     @property
     def handles(self) -> tuple[int, ...]:
@@ -267,23 +287,6 @@ class Rename(NamedTuple):
     target_name: bytes
     flags: int
     time: int
-
-
-@message(op=40, reply=Attr, mutates=True)
-class Setattr(NamedTuple):
-    """Change the attributes in `valid`.  Errors: EPERM, EACCES, ENOENT.  Source: mdt_reint_setattr()"""
-
-    fid: Fid
-    valid: int
-    mode: int
-    uid: int
-    gid: int
-    atime: int
-    mtime: int
-    time: int  # the new ctime
-    flags: int
-    handle: int  # of an open file, whose mode then counts instead of permissions; 0 none
-    projid: int = 0
 
 
 @message(op=41, reply=Empty, mutates=True)

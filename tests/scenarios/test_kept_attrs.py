@@ -1,0 +1,366 @@
+"""Attributes of new files that are changed before anybody else has seen them: the MDT hears with the close (client/kept_attrs.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import stat
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from mounts import Asked, Mount, drop_locks, mounts
+from steps import EVICTION, refused, soon
+
+from lustrelite.wire.mdt import Closes, Lookup, Setattr
+
+NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR
+PATH = "/u/f"
+LOOKS = (0o100644, 1000, 1001, 5, 6)
+
+
+@asynccontextmanager
+async def changed_by_a(cluster: Any, **topology: Any) -> Any:
+    """(the cluster, mounts a and b, a's open file): a has made it for itself alone, written it and changed it to LOOKS."""
+    async with cluster(caching=1, clients=2, **topology) as c:
+        a, b = mounts(c)
+        await a.mkdir("/u")
+        await c.settle()
+        with Asked(c.a) as asked:
+            file = await a.open(PATH, NEW, 0o600)
+            await file.pwrite(b"data", 0)
+            await a.utimes(PATH, 5, 6)
+            await a.chown(PATH, 1000, 1001)
+            await a.chmod(PATH, 0o644)
+        assert asked == {"Open": 1} and kept(c) == 1
+        assert await looks(a) == LOOKS
+        yield c, a, b, file
+        await file.close()
+        await c.settle()
+        assert kept(c) == 0
+        await b.rmtree("/u")
+
+
+def kept(c: Any) -> int:
+    """Of how many files a has changed what the MDT has not heard of."""
+    return c.a.fs.connections.mdc.kept_count  # type: ignore[no-any-return]
+
+
+def shown(st: Any) -> tuple[int, int, int, int, int]:
+    return st.mode, st.uid, st.gid, st.atime, st.mtime
+
+
+async def looks(mount: Mount, path: str = PATH) -> tuple[int, int, int, int, int]:
+    return shown(await mount.stat(path))
+
+
+async def test_the_mdt_hears_of_many_with_their_closes(cluster: Any) -> None:
+    async with cluster(caching=1, clients=2) as c:
+        a, b = mounts(c)
+        await a.mkdir("/u")
+        await c.settle()
+        with Asked(c.a) as asked:
+            for number in range(50):
+                file = await a.open(f"/u/f{number}", NEW, 0o600)
+                await file.pwrite(b"data", 0)
+                await a.utimes(f"/u/f{number}", 5, 6)
+                await a.chmod(f"/u/f{number}", 0o644)
+                file.what.close_later()
+            await asyncio.sleep(5)
+        assert asked == {"Open": 50, "Closes": 1}
+        await drop_locks(c, c.a)
+        for number in range(50):
+            assert (await looks(b, f"/u/f{number}")) == (0o100644, 0, 0, 5, 6)
+        await b.rmtree("/u")
+
+
+@pytest.mark.parametrize("how", ["stat", "open", "list", "by number", "chmod", "link", "rename", "rename over", "xattr"])
+async def test_who_comes_finds_what_was_changed(cluster: Any, how: str) -> None:
+    async with changed_by_a(cluster) as (c, _, b, file):
+        fid, path, wanted = file.what.fid, PATH, LOOKS
+        fs = b.client.fs
+        if how == "stat":
+            assert await looks(b) == LOOKS
+        elif how == "open":
+            opened = await b.open(PATH, os.O_RDONLY)
+            assert shown(await opened.fstat()) == LOOKS
+            await opened.close()
+        elif how == "list":
+            (entry,) = await b.client.unrecorded(_entries(fs, "/u"))
+            assert shown(entry.stat) == LOOKS
+        elif how == "by number":
+            assert shown(await b.client.unrecorded(fs.stat_fid(fid))) == LOOKS
+        elif how == "chmod":
+            await b.chmod(PATH, 0o640)
+            wanted = (0o100640, *LOOKS[1:])
+        elif how == "link":
+            await b.client.unrecorded(fs.link_at(fid, (await b.stat("/u")).fid, b"other"))
+            path = "/u/other"
+        elif how == "rename":
+            await b.rename(PATH, "/u/other")
+            path = "/u/other"
+        elif how == "rename over":
+            await b.write_file("/u/new", b"new")
+            await b.rename("/u/new", PATH)
+            assert shown(await file.fstat()) == LOOKS
+        elif how == "xattr":
+            await b.client.unrecorded(fs.setxattr_fid(fid, b"user.a", b"1"))
+        assert kept(c) == 0
+        if how != "rename over":
+            assert await looks(b, path) == wanted == shown(await file.fstat())
+        c.never_saw("client.evicted")
+
+
+async def _entries(fs: Any, path: str) -> list[Any]:
+    return [entry async for entry in fs.scandir(path)]
+
+
+async def test_what_others_see_of_a_listing_its_author_sees(cluster: Any) -> None:
+    async with changed_by_a(cluster) as (c, a, _, file):
+        for name in range(20):
+            await a.write_file(f"/u/other{name}", b"")
+        fs = c.a.fs
+        fid = (await a.stat("/u")).fid
+        page, _ = await c.a.unrecorded(fs.readdir_page(fid, 0, ask=True))
+        found = {entry.name: entry.stat for entry in page}
+        assert shown(found[b"f"]) == LOOKS == shown(await file.fstat())
+
+
+@pytest.mark.parametrize("how", ["link", "rename", "unlink", "xattr", "truncate", "open", "acl"])
+async def test_its_author_goes_on_from_there(cluster: Any, how: str) -> None:
+    """Whatever else he asks the MDT of the file comes after it."""
+    async with changed_by_a(cluster) as (c, a, b, file):
+        path, wanted = PATH, LOOKS
+        owner = Mount(c.a, c.a.fs.as_user(1000, 1001))
+        if how == "link":
+            await a.link(PATH, "/u/other")
+        elif how == "rename":
+            await a.rename(PATH, path := "/u/other")
+        elif how == "unlink":
+            await a.unlink(PATH)
+            assert shown(await file.fstat()) == LOOKS
+        elif how == "xattr":
+            await owner.setxattr(PATH, "user.a", b"1")
+        elif how == "truncate":
+            await owner.truncate(PATH, 1)
+            wanted = (*LOOKS[:4], (await a.stat(PATH)).mtime)
+        elif how == "open":
+            opened = await owner.open(PATH, os.O_RDWR)  # the MDT asks to whom it belongs
+            await opened.close()
+            with refused(errno.EACCES):
+                await Mount(c.a, c.a.fs.as_user(7, 7)).open(PATH, os.O_RDWR)
+        else:
+            await a.chmod(PATH, 0o4755)  # more than is kept
+            wanted = (0o104755, *LOOKS[1:])
+        if how != "unlink":
+            assert await looks(a, path) == wanted
+            assert await looks(b, path) == wanted
+        c.never_saw("client.evicted")
+
+
+Change = Callable[[Mount], Any]
+NOT_KEPT: dict[str, tuple[int, Change]] = {
+    "it takes a right away": (0o644, lambda m: m.chmod(PATH, 0o600)),
+    "it takes what a group may do away": (0o640, lambda m: m.chown(PATH, -1, 7)),
+    "set-id": (0o600, lambda m: m.chmod(PATH, 0o4700)),
+    "size": (0o600, lambda m: m.truncate(PATH, 3)),
+    "project": (0o600, lambda m: m.chproj(PATH, 3)),
+}
+
+
+@pytest.mark.parametrize("why", NOT_KEPT)
+async def test_the_mdt_hears_at_once(cluster: Any, why: str) -> None:
+    mode, change = NOT_KEPT[why]
+    async with cluster(caching=1, clients=2) as c:
+        a, b = mounts(c)
+        await a.mkdir("/u")
+        await c.settle()
+        file = await a.open(PATH, NEW, mode)
+        with Asked(c.a) as asked:
+            await change(a)
+        assert asked == {"Setattr": 1} and kept(c) == 0
+        assert await looks(a) == await looks(b)
+        await file.close()
+        await b.rmtree("/u")
+
+
+async def test_a_right_that_was_given_and_is_taken_again(cluster: Any) -> None:
+    """What counts is what the MDT knows, not what was kept meanwhile; and it hears of all in their order."""
+    async with changed_by_a(cluster) as (c, a, b, _):
+        with Asked(c.a) as asked:
+            await a.chmod(PATH, 0o600)
+            await a.utimes(PATH, 7, 8)
+        assert not asked and kept(c) == 1
+        assert await looks(b) == (0o100600, 1000, 1001, 7, 8)
+
+
+async def test_who_may_not_is_told_so(cluster: Any) -> None:
+    async with cluster(caching=1) as c:
+        root, user = Mount(c.a), Mount(c.a, c.a.fs.as_user(7, 7))
+        await root.mkdir("/u", 0o777)
+        await c.settle()
+        file = await user.open(PATH, NEW, 0o600)
+        with Asked(c.a) as asked:
+            await user.chmod(PATH, 0o640)
+            await user.utimes(PATH, 5, 6)
+            await user.utimes(PATH)
+        assert not asked and kept(c) == 1
+        for change in (user.chown(PATH, 8), user.chown(PATH, -1, 8), Mount(c.a, c.a.fs.as_user(8, 8)).chmod(PATH, 0o666)):
+            with refused(errno.EPERM):
+                await change
+        assert kept(c) == 0
+        assert stat.S_IMODE((await looks(root))[0]) == 0o640
+        await file.close()
+        await root.rmtree("/u")
+
+
+async def test_the_order_of_writes_and_times(cluster: Any) -> None:
+    """The last that was done to a time counts, whether the MDT hears of it in a change or in a close."""
+    async with cluster(caching=1, clients=2) as c:
+        a, b = mounts(c)
+        await a.mkdir("/u")
+        await c.settle()
+        files = {}
+        for name in ("w", "tw", "wt", "wtw", "wm", "wmt", "tm", "tr"):
+            file = files[name] = await a.open(f"/u/{name}", NEW, 0o600)
+            for step in name:
+                if step == "w":
+                    await file.pwrite(b"data", 0)
+                elif step == "t":
+                    await a.utimes(f"/u/{name}", 5, 6)
+                elif step == "m":
+                    await a.chmod(f"/u/{name}", 0o640)
+                else:
+                    await file.pwrite(b"data", 0)
+                    await a.utimes(f"/u/{name}", 5, 6)
+                    await file.pread(4, 0)
+        mine = {name: shown(await a.stat(f"/u/{name}")) for name in files}
+        for file in files.values():
+            file.what.close_later()
+        await asyncio.sleep(3)
+        assert {name: shown(await a.stat(f"/u/{name}")) for name in files} == mine
+        await drop_locks(c, c.a)
+        assert {name: shown(await b.stat(f"/u/{name}")) for name in files} == mine
+        assert mine["wt"][3:] == mine["wmt"][3:] == mine["tm"][3:] == (5, 6) and mine["tr"][4] == 6
+        assert min(mine[name][4] for name in ("w", "tw", "wtw", "wm")) > 6
+        await b.rmtree("/u")
+
+
+async def test_it_is_told_after_a_second_also_of_an_open_file(cluster: Any) -> None:
+    async with changed_by_a(cluster) as (c, _, _, _):
+        with Asked(c.a) as asked:
+            await asyncio.sleep(2)
+        assert asked == {"Closes": 1} and kept(c) == 0
+
+
+async def test_it_is_durable_after_fsync(cluster: Any) -> None:
+    async with changed_by_a(cluster) as (c, _, b, file):
+        c.expect(*EVICTION)
+        await file.fsync()
+        await c.a.kill()
+        await c.fail(c.mds)
+        assert await looks(b) == LOOKS
+        await c.a.start()
+        file.what.closed = True
+
+
+async def test_who_dies_takes_it_along(cluster: Any) -> None:
+    """Nobody may do more with the file than before."""
+    async with changed_by_a(cluster) as (c, _, b, file):
+        c.expect(*EVICTION, "lock.expired")
+        await c.a.kill()
+        found = await b.stat(PATH)
+        assert (found.mode, found.uid, found.gid) == (0o100600, 0, 0)
+        await c.a.start()
+        file.what.closed = True
+
+
+@pytest.mark.parametrize("when", ["kept", "under way", "answered"])
+async def test_the_mds_dies(cluster: Any, when: str) -> None:
+    async with changed_by_a(cluster) as (c, _, b, file):
+        held = c.net.hold(Closes, to=c.mds) if when == "under way" else None
+        await c.replay_barrier(c.mds)
+        if when != "kept":
+            file.what.close_later()
+            await (held.caught() if held is not None else asyncio.sleep(2))
+        c.mds.kill()
+        looking = soon(b.stat(PATH))
+        if held is not None:
+            held.lift()
+        await c.mds.start()
+        assert shown(await looking) == LOOKS
+        await c.settle()
+        assert await looks(b) == LOOKS
+        c.never_saw("import.evicted")
+
+
+async def test_who_is_evicted_is_told_at_fsync(cluster: Any) -> None:
+    async with changed_by_a(cluster) as (c, a, b, file):
+        c.expect(*EVICTION, "client.data_lost")
+        await c.evict(c.a, c.mds)
+        await c.until(lambda: kept(c) == 0)
+        with refused(errno.EIO):
+            await file.fsync()
+        assert await looks(b) == await looks(a)
+        assert (await looks(b))[:3] == (0o100600, 0, 0)
+
+
+async def test_a_change_waits_for_those_under_way(cluster: Any) -> None:
+    """Closes could pass each other."""
+    async with changed_by_a(cluster) as (c, a, b, file):
+        held = c.net.hold(Closes, to=c.mds, times=1)
+        await held.caught()
+        later = soon(a.utimes(PATH, 7, 8))
+        file.what.close_later()
+        await asyncio.sleep(3)
+        assert not later.done()
+        held.release()
+        await later
+        assert await looks(b) == (*LOOKS[:3], 7, 8) == await looks(a)
+
+
+async def test_without_a_lease_it_is_not_kept(cluster: Any) -> None:
+    async with cluster(caching=1, clients=2) as c:
+        a, b = mounts(c)
+        await a.mkdir("/u")
+        file = await a.open(PATH, NEW, 0o600)
+        c.mds.kill()
+        await asyncio.sleep(10)
+        changing = soon(a.chmod(PATH, 0o644))
+        await asyncio.sleep(1)
+        assert kept(c) == 0 and not changing.done()
+        await c.mds.start()
+        await changing
+        assert (await looks(b))[0] == 0o100644
+        await file.close()
+        await b.rmtree("/u")
+
+
+async def test_who_asks_while_the_author_is_told_waits(cluster: Any) -> None:
+    """The answer to a lookup is older than nothing that its author has been told is done."""
+    async with changed_by_a(cluster) as (c, a, b, _):
+        held = c.net.hold(Lookup, to=c.mds, source=c.b)
+        looking = soon(b.stat(PATH))
+        await held.caught()
+        await a.utimes(PATH, 9, 10)
+        held.release()
+        assert shown(await looking) == (*LOOKS[:3], 9, 10)
+
+
+async def test_a_mount_that_ends_tells(cluster: Any) -> None:
+    async with changed_by_a(cluster) as (c, _, b, file):
+        await c.a.unmount()
+        assert await looks(b) == LOOKS
+        await c.a.start()
+        file.what.closed = True
+
+
+async def test_the_mdt_refuses_what_cannot_be_told_so(cluster: Any) -> None:
+    async with changed_by_a(cluster) as (c, _, b, file):
+        imp = next(imp for imp in c.a.imports if "MDT" in imp.target)
+        fid = file.what.fid
+        with refused(errno.EINVAL):
+            await c.a.unrecorded(imp.call(Closes((), (Setattr(fid, 0x20, 0, 0, 0, 0, 0, 1, 0, 0),))))
+        assert await looks(b) == LOOKS
