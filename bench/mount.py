@@ -144,6 +144,12 @@ def phases(mounted: Mounted, count: int) -> Iterator[tuple[str, int, Callable[[]
                 os.fchmod(fd, 0o644)
                 os.close(fd)
 
+    def read_by_tar() -> None:
+        with subprocess.Popen(["tar", "cf", "-", str(tree)], stdout=subprocess.PIPE) as tar:  # to /dev/null it reads nothing
+            assert tar.stdout is not None
+            while tar.stdout.read(1 << 20):
+                pass
+
     yield "mkdir", count // 5, over(os.mkdir, [top / f"d{number}" for number in range(count // 5)])
     yield "rmdir", count // 5, over(os.rmdir, [top / f"d{number}" for number in range(count // 5)])
     yield "create", count, over(_create, paths)
@@ -156,6 +162,10 @@ def phases(mounted: Mounted, count: int) -> Iterator[tuple[str, int, Callable[[]
     shuffled = list(paths)
     random.Random(1).shuffle(shuffled)
     yield "stat_cold", count, over(os.stat, shuffled)
+    mounted.again()
+    yield "small_read_cold", count, over(Path.read_bytes, [small / path.name for path in paths])
+    mounted.again()
+    yield "tar_read_cold", count // 20 * 20, read_by_tar
     mounted.again()
     yield "ls_l_cold", count, lambda: subprocess.run(["ls", "-lU", str(flat)], stdout=subprocess.DEVNULL, check=True) and None
     yield "rename", count, over(lambda path: os.rename(path, f"{path}n"), paths)

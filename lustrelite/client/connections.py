@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Sequence
 
 from lustrelite.client.attr_cache import AttrCache
+from lustrelite.client.files_ahead import FilesAhead
 from lustrelite.client.flocks import Flocks
 from lustrelite.client.late_closes import LateCloses
 from lustrelite.client.local_opens import LocalOpens
@@ -52,6 +53,7 @@ class Connections:
         self.lov = Lov(self.tasks)
         self.late_closes = LateCloses(self)
         self.open_files = OpenFiles(self.late_closes)
+        self.files_ahead = FilesAhead(self)
         self.flocks = Flocks(self)
         self.caching = bool(node.tunables.caching)  # at mount
         self.root: Fid = ROOT_FID

@@ -294,9 +294,62 @@ class DataCache:
     def _arrived_ahead(self, length: int) -> None:
         self.shared.ahead -= length
 
+    def whole_to_read(self, obj: int, bytes_max: int) -> int:
+        """How many bytes a small object has of which a lock is here, and nothing else; 0: it is not one of these."""
+        if obj in self.unwritten:
+            return 0
+        cached = self.objects.get(obj)
+        lock = self.locks.match_extent(cached.resource if cached is not None else resource_of(obj), 0, OBJECT_EOF, PR)
+        if lock is None or lock.handle in self.locks.promised.unheard:
+            return 0
+        if cached is None or lock.data is not cached:
+            cached = self._adopted(obj, lock)
+        pages = cached.pages
+        known = cached.exact and not cached.resizing and 0 < cached.size <= bytes_max
+        return cached.size if known and not pages.valid and not pages.fetches and not pages.flights else 0
+
+    def read_many(self, objects: dict[int, int], cred: Cred) -> None:
+        """Begin to read these objects {object: size}, of `whole_to_read`, with one request."""
+        rows = []
+        for obj, size in objects.items():
+            found = self.match(obj, 0, size, PR)
+            if found is not None:
+                cached, lock = found
+                fetch = cached.pages.begin_fetch(0, size)
+                fetch.done = asyncio.get_running_loop().create_future()
+                rows.append((cached, lock, fetch, cached.resized))
+        if rows:
+            self.shared.tasks.spawn(self._read_many(rows, cred), "read many")
+
+    async def _read_many(self, rows: list[tuple[CachedObject, ClientLock, Fetch, int]], cred: Cred) -> None:
+        total = sum(fetch.end for _, _, fetch, _ in rows)
+        self.shared.ahead += total
+        answers: Sequence[tuple[int, int]] = ()
+        data = memoryview(b"")
+        try:
+            answers, data = await self.osc.read_many([(cached.obj, fetch.end, lock.handle) for cached, lock, fetch, _ in rows], cred=cred)
+        finally:  # without an answer who wants them reads them himself
+            self.shared.ahead -= total
+            at = 0
+            for row, (length, size) in zip(rows, [*answers, *[(-1, 0)] * (len(rows) - len(answers))], strict=True):
+                self._arrived(*row, data[at : at + max(length, 0)] if length >= 0 else None, size)
+                at += max(length, 0)
+
+    def _arrived(
+        self, cached: CachedObject, lock: ClientLock, fetch: Fetch, resized: int, data: memoryview | None, size: int
+    ) -> None:
+        pages = cached.pages
+        if data is not None:
+            cached.seen(size, lock, resized)
+            if lock.data is cached and len(data) < min(fetch.end, cached.size):
+                pages.zeros(len(data), min(fetch.end, cached.size), fetch)
+            fetch.length = len(data)
+        pages.end_fetch(fetch, data if data is not None else b"")
+        fetch.done.set_result(None if data is not None else LockGone(errno.EIO, "not read with others"))
+
 
 class LockGone(OpError):
-    """What was read ahead came too late: its lock had been given back, and the OST refuses it."""
+    """It was not read: its lock had been given back before (the OST refuses it), or it was left out of many."""
 
 
 def copy_out(cached: CachedObject, start: int, pieces: Sequence[memoryview]) -> None:

@@ -136,6 +136,8 @@ class File:
         connections = self.fs.connections
         if self._cached is not None:
             done = self._cached.read_now(layout, view, offset)
+            if not offset:
+                self._began(found=done is not None)
         if done is None:
             done = await connections.lov.read_into(
                 layout, view, offset, cred=self.fs.cred, direct=self._direct, past=self._reads_ahead_himself
@@ -148,6 +150,14 @@ class File:
         if not self.flags & os.O_NOATIME:
             self.atime = connections.time()
         return done
+
+    def _began(self, *, found: bool) -> None:
+        """The file's beginning is read: other files, too?"""
+        ahead = self.fs.connections.files_ahead
+        if found:
+            ahead.found(self.fid)
+        else:
+            ahead.missed(self.fid, self.fs.cred)
 
     def _reads_ahead_himself(self) -> bool:
         """Does the caller have so much under way that he needs neither read-ahead nor cache?"""
@@ -196,6 +206,8 @@ class File:
         views = cached.views_now(layout, offset, size) if may else None
         if may:  # what comes next is on its way together with this
             cached.read_ahead(layout, self._ahead, offset, size, cred)
+        if not offset:
+            self._began(found=views is not None)
         if views is None:
             views = await cached.read_views(layout, offset, size, cred)
         if not may:

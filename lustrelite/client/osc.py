@@ -8,9 +8,11 @@ for it is bounded too. Buffers may not change, nor be used for anything else, un
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lustrelite.errors import OpError
 from lustrelite.ids import Fid
 from lustrelite.rpc.node import Node
 from lustrelite.tunables import limits
@@ -128,6 +130,19 @@ class Osc:
             if len(pieces) > 1:
                 _scatter(sink[:done], pieces)
             return done, size
+
+    async def read_many(
+        self, rows: list[tuple[int, int, int]], *, cred: Cred
+    ) -> tuple[tuple[tuple[int, int], ...], memoryview]:  # fmt: skip
+        """See ost.ReadMany: ((length or -1, size) of each, their data one after the other).  EPROTO"""
+        async with self.slots():
+            sink = memoryview(bytearray(sum(length for _, length, _ in rows)))
+            reply, data = await self.imp.call_bulk(ost.ReadMany(tuple(rows)), sink=sink, cred=cred)
+            answers: tuple[tuple[int, int], ...] = reply.rows
+            data = data if data is not None else sink[:0]
+            if len(answers) != len(rows) or sum(max(length, 0) for length, _ in answers) != len(data):
+                raise OpError(errno.EPROTO, f"{self.name} does not say whose data that is")
+            return answers, data
 
     async def write(
         self, obj: int, offset: int, pieces: list[memoryview], *, owner: Fid, stripe: int, time: int, cred: Cred

@@ -56,6 +56,8 @@ from lustrelite.wire.ost import (
     OstSync,
     Punch,
     Read,
+    ReadMany,
+    ReadManyReply,
     ReadReply,
     SeekReply,
     SetOwners,
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
 FILES = "files"  # a table for IndexRead only: object id -> size of its data file
 OBJECT_ID_MAX = (1 << 63) - 1
 INLINE_BYTES_MAX = limits.bulk_inline_bytes_max  # more goes to a worker thread
+READ_MANY_MAX = 64
 ANY_MODE = -1  # of a lock to read under
 PUNCH_INLINE_BYTES_MAX = 16 << 20  # freeing more blocks than this takes long
 
@@ -486,6 +489,55 @@ async def read(call: Call, body: Read) -> ReadReply:
     return ReadReply(length, size)
 
 
+async def read_many(call: Call, body: ReadMany) -> ReadManyReply:
+    """Read the beginnings of several objects.  Errors: EINVAL"""
+    ost = _ost(call)
+    total = sum(max(length, 0) for _, length, _ in body.rows)
+    if len(body.rows) > READ_MANY_MAX or total > limits.brw_bytes_max or any(length <= 0 for _, length, _ in body.rows):
+        raise OpError(errno.EINVAL, f"read of {len(body.rows)} objects, {total} bytes")
+    if ost.node.faults.any:
+        await ost.fault("ost.read", call)
+    rows: list[tuple[int, int, Hold] | None] = []
+    buffer = memoryview(bytearray(total))
+    try:
+        for oid, length, handle in body.rows:
+            lock = ost.namespace.holds(call.export, handle, resource_of(oid))
+            there = lock is not None and not lock.start and length - 1 <= lock.end and ost.exists(oid)
+            if lock is None or not there or not ost.ranges.free(oid, 0, length):
+                rows.append(None)
+                continue
+            ost.namespace.prolong(lock)
+            rows.append((oid, length, await ost.ranges.hold(oid, 0, length, shared=True)))  # which is free
+        if total > INLINE_BYTES_MAX:
+            found = await ost.node.run_blocking(_read_rows, ost, rows, buffer)
+            _check_valid(call)
+        else:
+            found = _read_rows(ost, rows, buffer)
+    finally:
+        for row in rows:
+            if row is not None:
+                ost.ranges.release(row[2])
+    call.reply_bulk = buffer[: sum(max(length, 0) for length, _ in found)]
+    return ReadManyReply(tuple(found))
+
+
+def _read_rows(ost: Ost, rows: list[tuple[int, int, Hold] | None], buffer: memoryview) -> list[tuple[int, int]]:
+    """Put one after the other into `buffer`; (length, the object's size) of each."""
+    found = []
+    at = 0
+    for row in rows:
+        length, size = -1, 0
+        if row is not None:
+            try:
+                size = ost.files.size(row[0])
+                length = ost.files.read_into(row[0], 0, buffer[at : at + min(row[1], size)]) if size else 0
+                at += length
+            except OpError:  # who asks for it alone will hear of it
+                length = -1
+        found.append((length, size))
+    return found
+
+
 async def seek(call: Call, body: ObjectSeek) -> SeekReply:
     """The next data, or the next hole.  Errors: ENOENT, EINVAL, EIO.  Source: ofd_lseek(), ofd_obd.c"""
     ost = _ost(call)
@@ -561,6 +613,7 @@ HANDLERS: dict[type, Handler] = {
     OstCreate: mutating(create, prepare=prepare_create, rebuild=rebuild_create, essential=True),
     Write: mutating(write, prepare=prepare_write, rebuild=rebuild_write, sync=lambda body: body.sync),
     Read: waiting(read),
+    ReadMany: waiting(read_many),
     Punch: mutating(punch, prepare=prepare_punch, rebuild=rebuild_attr),
     Fallocate: mutating(punch, prepare=prepare_punch, rebuild=rebuild_attr),
     ObjectSeek: waiting(seek),

@@ -113,6 +113,22 @@ class Read(NamedTuple):
     lock: int = 0  # handle of the lock it is read under, 0: none
 
 
+class ReadManyReply(NamedTuple):
+    """For each row how many bytes of the bulk are its own, one after the other (-1: not now, ask for it alone), and its size."""
+
+    rows: tuple[tuple[int, int], ...]
+
+
+@message(op=24, reply=ReadManyReply, bulk_out=True)
+class ReadMany(NamedTuple):
+    """Read the beginnings of several objects, each under a lock that the client has.
+
+    Nothing waits for another: what cannot be read at once is left out.  Errors: EINVAL too much
+    """
+
+    rows: tuple[tuple[int, int, int], ...]  # (object, length, lock)
+
+
 @message(op=10, reply=ObjectAttr, mutates=True)
 class Punch(NamedTuple):
     """Free [start, end); an `end` of OBJECT_EOF truncates to `start` (or extends to it)."""
