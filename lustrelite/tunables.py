@@ -26,7 +26,7 @@ class limits:
     links_max = 65000
     groups_max = 64
     mod_rpcs_max = 32  # modifying requests in flight per client and target
-    mod_rpcs_spare = 2  # more of them, each for one request on which others may wait: a Close, a Reopen
+    mod_rpcs_spare = 2  # more of them, each for one request on which others may wait: a Close; a Reopen or a Setattrs
     pre_versions_max = 4
     links_per_service_max = 4096
     requests_per_service_max = 4096

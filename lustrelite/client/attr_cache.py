@@ -354,10 +354,14 @@ class AttrCache:
         if not true:
             return
         overlaps, since = self.own.overlaps, question.clock
-        known = self._put(attr, lock, true & ~SETTABLE if overlaps(attr.fid, since) else true)
+        known = self._put(attr, lock, true & ~SETTABLE if self.is_old(attr.fid, question) else true)
         if question.name and true & LOOKUP and question.name not in (b".", b".."):
             if not overlaps(question.parent, since):
                 self.enter(self.file(question.parent), question.name, known)
+
+    def is_old(self, fid: Fid, question: Question) -> bool:
+        """May what the answer says of a file be older than what was changed of it here?"""
+        return fid in self.kept or self.own.overlaps(fid, question.clock)
 
     def made(self, question: Question, attr: Attr, *, named: bool) -> None:
         """The answer to a create, or to an open that has made the file, in the turn in which it came.
@@ -436,7 +440,7 @@ class AttrCache:
             attr = entries[place].attr if place >= 0 else None
             if attr is None or each.data is not None or each.resource != attr.fid:
                 continue
-            found = self._put(attr, each, each.bits & ~SETTABLE if overlaps(attr.fid, since) else each.bits)
+            found = self._put(attr, each, each.bits & ~SETTABLE if self.is_old(attr.fid, question) else each.bits)
             if each.bits & LOOKUP and not overlapped:
                 directory = directory or self.file(fid)
                 self.enter(directory, entries[place].name, found)
@@ -666,7 +670,7 @@ class AttrCache:
     async def _told_and(self, fid: Fid, other: Awaitable[None] | None) -> None:
         if other is not None:
             await other
-        await self.kept.until_told(fid)
+        await self.kept.until_told(lambda: (fid,))
 
     def not_sole(self, fid: Fid) -> None:
         """Others may hear of the file, as soon as the OSTs have heard of all our locks on it and the MDT of all our changes."""
@@ -682,6 +686,8 @@ class AttrCache:
     def lost_attrs(self, fid: Fid) -> None:
         """What was changed of a file from here is lost."""
         self.own.doubt_attr(fid, SETTABLE)
+        if self.on_change is not None:
+            self.on_change(fid)
         if self.on_attrs_lost is not None:
             self.on_attrs_lost(fid)
 

@@ -36,6 +36,7 @@ from lustrelite.wire.message import ROOT_CRED, Cred
 NOW = -1  # as a time: the client's clock, when the request is made
 READDIR_COUNT = 1000  # names asked for at once
 FEW = 16  # attributes that are asked for one by one rather than with their page
+_TIME_MIN, _TIME_MAX = -(1 << 63), (1 << 63) - 1  # nanoseconds
 _RENAME_FLAGS = mdt.RENAME_NOREPLACE | mdt.RENAME_EXCHANGE
 
 
@@ -148,6 +149,7 @@ class FidOperations:
         if size is not None and not 0 <= size <= limits.file_bytes_max:
             raise OpError(errno.EINVAL if size < 0 else errno.EFBIG, f"size {size}")
         now = connections.time()
+        atime, mtime = _storable(atime), _storable(mtime)
         valid = 0
         for bit, value in (
             (mdt.SET_MODE, mode), (mdt.SET_UID, uid), (mdt.SET_GID, gid), (mdt.SET_FLAGS, flags),
@@ -616,3 +618,8 @@ _OPEN_FLAGS = (
     (os.O_APPEND, mdt.OPEN_APPEND),
     (os.O_DIRECTORY, mdt.OPEN_DIRECTORY),
 )
+
+
+def _storable(time: int | None) -> int | None:
+    """The nearest time that an inode can hold.  Source: timestamp_truncate(), fs/inode.c"""
+    return None if time is None else min(max(time, _TIME_MIN), _TIME_MAX)

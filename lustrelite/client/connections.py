@@ -101,8 +101,7 @@ class Connections:
         self.names = self._mdc.cache
         if self.names is not None:
             self.names.objects = self.lov
-            self.names.kept.teller = self.late_closes
-            self.names.on_attrs_lost = lambda fid: self.open_files.write_failed(fid, errno.EIO)
+            self.names.on_attrs_lost = self.open_files.attrs_lost
             self.local_opens = LocalOpens(self._mdc, self.names.locks, self.tasks)
         self._mdt_known.set()
 
@@ -192,6 +191,8 @@ class Connections:
             async with asyncio.timeout(self.node.tunables.rpc_timeout_s):
                 await self.tasks.outcomes([file.close() for file in self.open_files.all()], "close")
                 self.late_closes.hurry()
+                if self.names is not None:
+                    self.names.kept.hurry()
                 await self.tasks.idle()
         except TimeoutError:
             self.node.events.emit("client.left_open", level="warning", client=self.uuid)

@@ -331,11 +331,15 @@ class File:
         if self._wrote and not self._lost:
             self._lost = number
 
+    def attrs_lost(self, number: int) -> None:
+        """What was changed of the file's attributes is lost: the same, whoever has changed them."""
+        self._lost = self._lost or number
+
     def say_lost(self) -> None:
-        """Raise, once, what became of data that was written here before.  EIO"""
+        """Raise, once, what became of data, or attributes, that were written here before.  EIO"""
         number, self._lost = self._lost, 0
         if number:
-            raise OpError(number, "data that was written before could not be written back")
+            raise OpError(number, "what was written before is lost: it could not be written back")
 
     async def write(self, data: Buffer) -> int:
         """Write all of `data` at the position, which moves on (with O_APPEND: to the end of what was written)."""

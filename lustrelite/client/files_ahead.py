@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SMALL_BYTES = 64 << 10  # larger files are read by themselves
 ALONE_MIN = 3  # files that are read by themselves before others are read along
 FILES_MAX = 64  # in one request
-BYTES_MAX = 512 << 10  # of one OST
+BYTES_MAX = 1 << 20  # of one OST
 UNUSED_MAX, UNUSED_PART = FILES_MAX, 16  # so many, and so many for each that was asked for, may be read in vain
 ALONG_MAX = 10_000  # that are remembered
 DIRECTORIES_MAX = 256
@@ -116,7 +116,7 @@ class FilesAhead:
             if found is None:
                 continue
             index, obj, size = found
-            if left.setdefault(index, BYTES_MAX) < size:
+            if left.setdefault(index, min(BYTES_MAX, locked.caches[index].osc.bytes_max)) < size:
                 break
             chosen.setdefault(index, {})[obj] = size
             self._along[other.fid] = walk

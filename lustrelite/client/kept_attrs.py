@@ -2,44 +2,51 @@
 
 Nobody else sees the attributes of a file whose author holds SOLE of it: who asks the MDT waits until that is given back
 (docs/locks.md). So the author may set mode, owner and times without asking, as everybody does who unpacks or copies a tree,
-once the file is written and before it is closed. The MDT is told with the close (Closes), each change as it was made; also
-before a lock of the file goes, before this client asks the MDT for anything else of the file, at an fsync, and after a second
-(late_closes.py sends it). What the file looks like meanwhile is in the AttrCache: nothing that comes from the MDT replaces
-what is known there.
+once the file is written and before it is closed. The MDT is told of many at once, each change as it was made (Setattrs): before
+the close, before a lock of the file goes, before this client asks the MDT for anything else of the file, at an fsync, and after a
+second. A Setattrs waits for nobody, as a Reopen: everybody may be waiting for the lock that goes when it is answered.
+What the file looks like meanwhile is in the AttrCache: nothing that comes from the MDT replaces what is known there.
 
-What is kept goes when its author does, like data that he has not written back, and an open file that he still has says so at
-the next fsync. So that is not kept which takes a right from anybody: else data could arrive and its protection not.
+What is kept goes when its author does, like data that he has not written back; if he lives, each open file says so once, at
+fsync or close. So that is not kept which takes a right from anybody: else data could arrive and its protection not.
 Source: no such thing in Lustre; delegated timestamps (RFC 9754) are the same idea
 """
 
 from __future__ import annotations
 
 import asyncio
-from stat import S_IRWXG, S_IRWXO, S_ISREG
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable
+from stat import S_ISREG
+from typing import TYPE_CHECKING
 
+from lustrelite.errors import OpError
 from lustrelite.ids import Fid
 from lustrelite.wire.ldlm import LOOKUP, PERM, SOLE, UPDATE
-from lustrelite.wire.mdt import SET_ATIME, SET_GID, SET_MODE, SET_MTIME, SET_TIMES_EXPLICIT, SET_UID, Attr, Setattr
+from lustrelite.wire.mdt import (
+    SET_ATIME,
+    SET_GID,
+    SET_MODE,
+    SET_MTIME,
+    SET_TIMES_EXPLICIT,
+    SET_UID,
+    Attr,
+    Setattr,
+    Setattrs,
+)
 from lustrelite.wire.message import Cred
 
 if TYPE_CHECKING:
     from lustrelite.client.attr_cache import AttrCache, Known
+    from lustrelite.client.mdc import MetadataImport
+    from lustrelite.client.tasks import Tasks
 
 NEEDED = LOOKUP | PERM | UPDATE | SOLE  # the lock under which a change is kept
-CHANGES_MAX = 16  # of one file
+TOLD_AFTER_S = 1.0
+FILE_MAX = 16  # changes of one file
+TOGETHER_MAX = 1024  # changes in one message, or a file more
+FILES_MAX = 128  # more are told at once
 _PERMISSIONS = 0o777
 _ID_MAX = (1 << 32) - 2
-
-
-class Teller(Protocol):
-    """What is needed of client.late_closes.LateCloses."""
-
-    def kept(self) -> None:
-        """There is something to be told within a second."""
-
-    def hurry(self) -> None:
-        """Tell it now."""
 
 
 class _Changes:
@@ -59,9 +66,15 @@ class KeptAttrs:
     """Those of one MDT's files."""
 
     def __init__(self, cache: AttrCache) -> None:
-        self.teller: Teller | None = None  # without one nothing is kept
         self._cache = cache
         self._of: dict[Fid, _Changes] = {}
+        self._imp: MetadataImport | None = None  # without one nothing is kept
+        self._tasks: Tasks | None = None
+        self._due: asyncio.Event | None = None  # `_tell` tells them soon, or when this is set
+
+    def tell_by(self, imp: MetadataImport, tasks: Tasks) -> None:
+        """The MDT is told through `imp`."""
+        self._imp, self._tasks = imp, tasks
 
     def __contains__(self, fid: Fid) -> bool:
         return fid in self._of
@@ -74,62 +87,90 @@ class KeptAttrs:
         cache, fid = self._cache, body.fid
         changes = self._of.get(fid)
         known = cache.find(fid, NEEDED & ~SOLE)
-        if known is None or self.teller is None or not known.places or not _lasts(known):
+        if known is None or self._imp is None or not known.places or not _lasts(known):
             return None  # without a place: it could be asked for under a name of which we do not know that it is this file
         before = changes.before if changes is not None else known.attr
-        if not _harmless(before, known.attr, body, cred):
+        if not _certain(known.attr, body, cred):
+            return None
+        changed = _changed(known.attr, body)
+        if _takes_rights(before, changed):
             return None
         if changes is None:
             changes = self._of[fid] = _Changes(before)
-        elif changes.going or len(changes.made) >= CHANGES_MAX:
+        elif changes.going or len(changes.made) >= FILE_MAX:
             return None
         changes.made.append(body)
-        known.attr = _changed(known.attr, body)
+        known.attr = changed
         known.merged = None
         cache.own.kept(fid)
-        self.teller.kept()
-        return known.attr
+        self._soon()
+        return changed
 
-    def going(self) -> tuple[Setattr, ...]:
-        """All that is not on its way yet is now; `told` is called with it afterwards."""
+    # telling ------------------------------------------------------------------------------------------------------
+
+    def _soon(self) -> None:
+        assert self._tasks is not None
+        if self._due is None:
+            self._due = asyncio.Event()
+            self._tasks.spawn(self._tell(self._due), "kept attributes")
+        elif len(self._of) >= FILES_MAX:
+            self.hurry()
+
+    def hurry(self) -> None:
+        """Tell the MDT now."""
+        if self._due is not None:
+            self._due.set()
+
+    async def _tell(self, due: asyncio.Event) -> None:
+        assert self._imp is not None
+        try:
+            await asyncio.wait_for(due.wait(), TOLD_AFTER_S)
+        except TimeoutError:
+            pass
+        self._due = None
+        while rows := self._going():
+            try:
+                await self._imp.call(Setattrs(rows), ended=self._cache.own.telling(rows))
+            except OpError:
+                pass  # `told` has heard of it
+
+    def _going(self) -> tuple[Setattr, ...]:
+        """What is told next."""
         found: list[Setattr] = []
         for changes in self._of.values():
+            if len(found) >= TOGETHER_MAX:
+                break
             if not changes.going:
                 changes.going = True
                 found += changes.made
         return tuple(found)
 
-    def told(self, setattrs: tuple[Setattr, ...], *, made: bool) -> None:
+    def told(self, rows: tuple[Setattr, ...], *, made: bool) -> None:
         """The MDT has made them, or it will not."""
         cache = self._cache
-        for fid in dict.fromkeys(body.fid for body in setattrs):
+        for fid in dict.fromkeys(row.fid for row in rows):
             changes = self._of.pop(fid, None)
             if changes is None:  # lost meanwhile
                 continue
             changes.over.set_result(None)
             if not made:
                 cache.lost_attrs(fid)
-            elif changes.not_sole:
+            if changes.not_sole:
                 cache.not_sole(fid)
 
-    async def until_told(self, *fids: Fid | None) -> None:
-        """Return when the MDT knows all of these files, or never will."""
-        for fid in fids:
-            while fid is not None and (changes := self._of.get(fid)) is not None:
-                assert self.teller is not None
-                self.teller.hurry()
-                await asyncio.shield(changes.over)
-
-    async def until_gone(self, *fids: Fid) -> None:
-        """Return when nothing of these files is on its way: what is sent now comes after it."""
-        for fid in fids:
-            changes = self._of.get(fid)
-            if changes is not None and changes.going:
-                await asyncio.shield(changes.over)
+    async def until_told(self, fids: Callable[[], Iterable[Fid | None]]) -> None:
+        """Return when the MDT knows all that was changed of `fids()`, in the turn in which that is so, or never will."""
+        while self._of:
+            waiting = [changes for fid in fids() if fid is not None and (changes := self._of.get(fid)) is not None]
+            if not waiting:
+                break
+            self.hurry()
+            await asyncio.shield(waiting[0].over)
 
     async def until_all_told(self) -> None:
-        """The same of all that are kept now."""
-        await self.until_told(*list(self._of))
+        """The same of all that were changed until now."""
+        fids = list(self._of)
+        await self.until_told(lambda: fids)
 
     def then_not_sole(self, fid: Fid) -> bool:
         """Shall SOLE of it go when the MDT has been told? False: there is nothing to be told."""
@@ -151,8 +192,8 @@ def _lasts(known: Known) -> bool:
     return any(not NEEDED & ~lock.bits and lock.ready and lock.asked is None for lock in known.locks)
 
 
-def _harmless(before: Attr, now: Attr, body: Setattr, cred: Cred) -> bool:
-    """May the caller do that for certain, and is nobody worse off if it is lost? `before` is what the MDT has."""
+def _certain(now: Attr, body: Setattr, cred: Cred) -> bool:
+    """Would the MDT make this change for certain, and nothing else with it?"""
     valid = body.valid
     if valid & ~(SET_MODE | SET_UID | SET_GID | SET_ATIME | SET_MTIME | SET_TIMES_EXPLICIT):
         return False
@@ -160,14 +201,25 @@ def _harmless(before: Attr, now: Attr, body: Setattr, cred: Cred) -> bool:
         return False
     if cred[0] and (cred[0] != now.uid or valid & (SET_UID | SET_GID)):
         return False
-    if not valid & (SET_MODE | SET_UID | SET_GID):
-        return True
-    mode = body.mode if valid & SET_MODE else now.mode & 0o7777
-    gid = body.gid if valid & SET_GID else now.gid
-    if (mode | now.mode & 0o7777) & ~_PERMISSIONS or not (0 <= body.uid <= _ID_MAX and 0 <= body.gid <= _ID_MAX):
+    if (now.mode & 0o7777 | (body.mode if valid & SET_MODE else 0)) & ~_PERMISSIONS and valid & (SET_MODE | SET_UID | SET_GID):
         return False
-    of_others = before.mode & (S_IRWXG | S_IRWXO)
-    return not of_others & ~mode and (gid == before.gid or not of_others & S_IRWXG)
+    return 0 <= body.uid <= _ID_MAX and 0 <= body.gid <= _ID_MAX
+
+
+def _takes_rights(before: Attr, after: Attr) -> bool:
+    """May there be somebody, other than root, who may do less afterwards?"""
+    owner, group, other = before.mode >> 6 & 7, before.mode >> 3 & 7, before.mode & 7
+    by_owner, by_group, by_other = after.mode >> 6 & 7, after.mode >> 3 & 7, after.mode & 7
+    taken = other & ~by_other
+    if before.uid:
+        taken |= owner if after.uid != before.uid else owner & ~by_owner
+    if after.uid != before.uid:
+        taken |= (group | other) & ~by_owner  # the new owner was one of these
+    if after.gid != before.gid:
+        taken |= group & ~by_other | other & ~by_group  # groups change places with the others
+    else:
+        taken |= group & ~by_group
+    return bool(taken)
 
 
 def _changed(attr: Attr, body: Setattr) -> Attr:

@@ -2,7 +2,7 @@
 
 The kernel does not wait for its RELEASE. So what it closes is gathered for up to a second and told in one message
 (Closes), with when each file was written and read last; also for files that were open here alone (local_opens.py) and of which
-there is nothing to tell but that they were read; and what was changed of the attributes of new files (kept_attrs.py). Until the MDT has answered, this client shows the times from here
+there is nothing to tell but that they were read. Until the MDT has answered, this client shows the times from here
 (OpenFiles.pending_times). Of a file whose attributes it knows it goes on knowing them. A utimes() in between wins: here it
 is forgotten, and the MDT knows when it has set the times of what is open or was read (OpenFiles.times_set(), mdt/open.py).
 Who waits for his close, in the library, waits for the MDT (File.close()). The end of the mount waits for all; a client
@@ -55,10 +55,6 @@ class LateCloses:
         wrote, read = self.pending.get(fid, (0, 0))
         self.pending[fid] = (max(mtime, wrote), max(atime, read))
 
-    def kept(self) -> None:
-        """Attributes of an open file were changed here (kept_attrs.py)."""
-        self._soon()
-
     def _soon(self) -> None:
         if self._due is None:
             self._due = asyncio.Event()
@@ -82,7 +78,7 @@ class LateCloses:
     @property
     def waiting(self) -> int:
         """How many are not on their way yet."""
-        return len(self._closed) + len(self._read) + self._connections.mdc.kept_count
+        return len(self._closed) + len(self._read)
 
     def hurry(self) -> None:
         """Tell them now."""
@@ -104,7 +100,7 @@ class LateCloses:
         rows = (*self._closed, *(ClosedFile(0, fid, self.pending[fid][1], 0) for fid in self._read))
         self._closed.clear()
         self._read.clear()
-        if not rows and not self._connections.mdc.kept_count:
+        if not rows:
             return
         try:
             await self._connections.mdc.close_all(rows, self.pending)

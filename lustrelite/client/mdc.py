@@ -68,6 +68,7 @@ class Mdc:
         self.cache: AttrCache | None = None
         if locks is not None:
             self.cache = AttrCache(locks, entries_max=tunables.lru_size, ahead_max=tunables.statahead_max)
+            self.cache.kept.tell_by(imp, tasks)
 
     # FIDs -------------------------------------------------------------------------------------------------------
 
@@ -99,15 +100,15 @@ class Mdc:
 
     # what it has not heard of -----------------------------------------------------------------------------------
 
-    @property
-    def kept_count(self) -> int:
-        """Files whose attributes were changed here only."""
-        return len(self.cache.kept) if self.cache is not None else 0
-
     async def _until_told(self, *fids: Fid | None) -> None:
         """Before it is asked for anything of these files."""
-        if self.cache is not None and len(self.cache.kept):
-            await self.cache.kept.until_told(*fids)
+        if self.cache is not None:
+            await self.cache.kept.until_told(lambda: fids)
+
+    async def _until_named_told(self, *places: tuple[Fid, bytes]) -> None:
+        """The same of those to which these names lead by then."""
+        if self.cache is not None:
+            await self.cache.kept.until_told(lambda: [self._child(*place) for place in places])
 
     # names ------------------------------------------------------------------------------------------------------
 
@@ -121,9 +122,9 @@ class Mdc:
         cache = self.cache
         if cache is None:
             return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
-        await self._until_told(self._child(parent, name))
         if cred[0] and not cache.holds(parent, PERM):
             await self._learn_permissions(parent, cred)
+        await self._until_named_told((parent, name))
         question = cache.question_name(parent, name, need)
         try:
             attr: Attr = await self.imp.call(body, cred=cred, ride=question.ride)
@@ -165,7 +166,7 @@ class Mdc:
     async def unlink(self, parent: Fid, name: bytes, time: int, *, cred: Cred, directory: bool = False) -> UnlinkReply:
         """Remove a name, a directory's only if `directory`.  ENOENT, EISDIR, ENOTDIR, ENOTEMPTY, EACCES, EPERM"""
         body = mdt.Unlink(parent, name, mdt.UNLINK_RMDIR if directory else 0, time)
-        await self._until_told(self._child(parent, name))
+        await self._until_named_told((parent, name))
         ended = self.cache.own.removing(parent, name, time, directory=directory) if self.cache is not None else None
         return await self._change(body, cred, (self._child(parent, name), BITS_ALL), ended=ended)  # type: ignore[no-any-return]
 
@@ -177,7 +178,7 @@ class Mdc:
         cache = self.cache
         if cache is None:
             return await self.imp.call(body, cred=cred)  # type: ignore[no-any-return]
-        await self._until_told(self._child(source, source_name), self._child(target, target_name))
+        await self._until_named_told((source, source_name), (target, target_name))
         exchange = bool(flags & mdt.RENAME_EXCHANGE)
         moved, victim = cache.child(source, source_name), cache.child(target, target_name)
         ended = cache.own.moving(source, source_name, target, target_name, time, exchange=exchange)
@@ -206,8 +207,10 @@ class Mdc:
         question = cache.question_page(fid, count if plus else 0)
         page: DirPage = await self.imp.call(body, cred=cred, ride=question.ride)
         cache.found_page(question, fid, cookie, page)
-        if len(cache.kept):  # what it says of these is old
-            page = page._replace(entries=tuple([e._replace(attr=None) if e.fid in cache.kept else e for e in page.entries]))
+        if len(cache.kept) or cache.own.clock != question.clock:  # who wants these asks for them one by one
+            page = page._replace(
+                entries=tuple([e._replace(attr=None) if cache.is_old(e.fid, question) else e for e in page.entries])
+            )
         return page
 
     async def readlink(self, fid: Fid, *, cred: Cred) -> bytes:
@@ -238,7 +241,7 @@ class Mdc:
         cache = self.cache
         if cache is None:
             return await self.imp.call_open(body, cred=cred, unclaimed=unclaimed)
-        await self._until_told(fid if by_fid else self._child(parent, name))
+        await (self._until_told(fid) if by_fid else self._until_named_told((parent, name)))
         question = self._question_open(cache, body, by_fid)
         if flags & mdt.OPEN_CREATE and not by_fid and not flags & mdt.OPEN_TMPFILE:
             return await self.imp.call_open(
@@ -278,20 +281,15 @@ class Mdc:
         await self._change(body, cred, (fid if atime or mtime else None, UPDATE))
 
     async def close_all(self, rows: tuple[ClosedFile, ...], pending: dict[Fid, tuple[int, int]]) -> None:
-        """Give many handles back, and tell of all attributes that were changed here.
-
-        Times that are not in `pending` any more when the answer comes were set since.
-        """
+        """Give many handles back. Times that are not in `pending` any more when the answer comes were set since."""
         cache = self.cache
         if cache is None:
             await self.imp.call(mdt.Closes(rows))
             return
-        await cache.kept.until_gone(*[row.fid for row in rows])
+        await self._until_told(*[row.fid for row in rows])
         for row in rows:
             cache.not_sole(row.fid)
-        setattrs = cache.kept.going()
-        if rows or setattrs:
-            await self.imp.call(mdt.Closes(rows, setattrs), ended=cache.own.closing(rows, setattrs, pending))
+        await self.imp.call(mdt.Closes(rows), ended=cache.own.closing(rows, pending))
 
     async def getattr(self, fid: Fid, *, cred: Cred, need: int = STAT) -> Attr:
         """Attributes of `fid`; `need` is what shall be known of it afterwards.  ENOENT"""
@@ -365,7 +363,7 @@ class Mdc:
     def settled(self) -> bool:
         """Is all that this client has changed on the MDT known to be durable?"""
         replays = getattr(self.imp, "replays", None)
-        return replays is not None and not replays.uncommitted and not self.kept_count
+        return replays is not None and not replays.uncommitted and not (self.cache is not None and len(self.cache.kept))
 
     async def sync(self) -> None:
         """Return when everything done so far is durable on the MDT."""

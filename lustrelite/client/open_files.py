@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,11 @@ class OpenFiles:
         """Data that was written to `fid` and answered is lost: who wrote it hears of it once."""
         for file in self.of(fid):
             file.write_failed(number)
+
+    def attrs_lost(self, fid: Fid) -> None:
+        """Attributes of `fid` that were changed here are lost: every open file says so once."""
+        for file in self.of(fid):
+            file.attrs_lost(errno.EIO)
 
     def all(self) -> Iterator[File]:
         """Every open file, oldest inode first."""

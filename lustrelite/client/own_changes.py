@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 from lustrelite.ids import NO_FID, Fid
 from lustrelite.wire.ldlm import LOOKUP, PERM, UPDATE
-from lustrelite.wire.mdt import DISP_OPEN_CREATE, ClosedFile, OpenReply, Setattr
+from lustrelite.wire.mdt import DISP_OPEN_CREATE, SET_GID, SET_MODE, SET_UID, ClosedFile, OpenReply, Setattr
 
 if TYPE_CHECKING:
     from lustrelite.client.attr_cache import AttrCache, Known, Question
 
 Ended = Callable[[Any, int], None]  # of a change: its reply's body and transno; None and 0 if it was refused
 SETTABLE = UPDATE | PERM  # what they change of a file
+VERSIONED = SET_MODE | SET_UID | SET_GID  # of a Setattr: these give the file another version
 ENDED_MAX = 1024  # inodes whose last change is remembered
 
 
@@ -169,10 +170,23 @@ class OwnChanges:
 
         return ended
 
-    def closing(
-        self, rows: tuple[ClosedFile, ...], setattrs: tuple[Setattr, ...], pending: dict[Fid, tuple[int, int]]
-    ) -> Ended:
-        """Files are about to be closed, and it is told when they were written and read, and what was changed of them.
+    def telling(self, rows: tuple[Setattr, ...]) -> Ended:
+        """The MDT is about to be told of what was changed here."""
+
+        def ended(reply: Any, transno: int) -> None:
+            self.clock += 1
+            self.cache.kept.told(rows, made=reply is not None)
+            for row in rows:
+                self._mark(row.fid, transno)
+                known = self.cache.files.get(row.fid)
+                if reply is not None and known is not None and known.fresh & UPDATE and row.valid & VERSIONED:
+                    known.attr = known.attr._replace(version=transno)
+                    known.merged = None
+
+        return ended
+
+    def closing(self, rows: tuple[ClosedFile, ...], pending: dict[Fid, tuple[int, int]]) -> Ended:
+        """Files are about to be closed, and it is told when they were written and read.
 
         Until that has ended `pending` has the times that count: (mtime, atime).
         """
@@ -184,13 +198,9 @@ class OwnChanges:
         ]
 
         def ended(reply: Any, transno: int) -> None:
-            if setattrs:
-                self.cache.kept.told(setattrs, made=reply is not None)
             if reply is None:
                 return
             self.clock += 1
-            for fid in dict.fromkeys(body.fid for body in setattrs):
-                self._mark(fid, transno)
             for known, mtime, atime in before:
                 self._mark(known.fid, transno)
                 counts = pending.get(known.fid, (0, 0))

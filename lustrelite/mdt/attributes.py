@@ -42,6 +42,7 @@ from lustrelite.wire.mdt import (
     Listxattr,
     Names,
     Setattr,
+    Setattrs,
     SetDirStripe,
     Setxattr,
     StripeHint,
@@ -83,14 +84,16 @@ def setattr_(txn: Transaction, req: Setattr) -> Attr:
     return namespace.attr_of(fid, _change(txn, inode, req))
 
 
-def setattr_kept(txn: Transaction, req: Setattr) -> None:
-    """One of Closes: what the client may do it knew when it did it. A file that is gone is passed over.  Errors: EINVAL"""
-    valid = req.valid
-    if valid & ~KEPT or not (0 <= req.uid <= ID_MAX and 0 <= req.gid <= ID_MAX):
-        raise OpError(errno.EINVAL)
-    inode = namespace.find_inode(txn, req.fid)
-    if inode is not None:
-        _change(txn, inode, req)
+def setattr_many(txn: Transaction, req: Setattrs) -> Empty:
+    """Setattrs. It waits for no lock: under SOLE nobody else has one, and whoever wants one waits for this.  Errors: EINVAL"""
+    for row in req.rows:
+        if row.valid & ~KEPT or not (0 <= row.uid <= ID_MAX and 0 <= row.gid <= ID_MAX):
+            raise OpError(errno.EINVAL)
+    for row in req.rows:
+        inode = namespace.find_inode(txn, row.fid)
+        if inode is not None:
+            _change(txn, inode, row)
+    return EMPTY
 
 
 def _change(txn: Transaction, inode: Inode, req: Setattr) -> Inode:

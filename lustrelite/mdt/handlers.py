@@ -28,6 +28,7 @@ HANDLERS: dict[type, Handler] = {
     wire.Setattr: mutating(
         attributes.setattr_, prepare=prepared(locks.setattr_wants), rebuild=attributes.rebuild_attr
     ),
+    wire.Setattrs: mutating(attributes.setattr_many, essential=True),
     wire.Setxattr: mutating(attributes.setxattr, prepare=prepared(locks.setxattr_wants)),
     wire.SetDirStripe: mutating(attributes.set_dir_stripe, prepare=prepared(locks.setxattr_wants)),
     wire.Getattr: looking(locks.told(reading.getattr_)),

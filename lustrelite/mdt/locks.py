@@ -374,7 +374,7 @@ def closes_wants(call: Call, req: Closes) -> Wants:
     mdt: Mdt = call.target
     opens = call.export.opens
     going = Counter(opens[row.handle].fid for row in req.rows if row.handle in opens)
-    wants: list[tuple[Fid, int, int]] = [want for change in req.setattrs for want in setattr_wants(call, change)]
+    wants: list[tuple[Fid, int, int]] = []
     for handle, fid, atime, mtime in req.rows:
         file = opens.get(handle)
         if file is not None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from lustrelite.errors import OpError
 from lustrelite.ids import Fid, fid_text
-from lustrelite.mdt import access, attributes, namespace
+from lustrelite.mdt import access, namespace
 from lustrelite.mdt.access import EXECUTE, READ, WRITE
 from lustrelite.mdt.create import make_child, wish_to_wait_for
 from lustrelite.mdt.layout import Wish
@@ -318,12 +318,10 @@ def close(txn: Transaction, req: Close) -> Empty:
 
 
 def close_many(txn: Transaction, req: Closes) -> Empty:
-    """Close, of all that are open; before, what was changed of them."""
+    """Close, of all that are open."""
     mdt = cast("Mdt", txn.target)
     export = txn.export
     assert export is not None
-    for setattr_ in req.setattrs:
-        attributes.setattr_kept(txn, setattr_)
     for handle, fid, atime, mtime in req.rows:
         file: OpenFile | None = export.opens.get(handle)
         if file is not None:

@@ -32,9 +32,9 @@ from lustrelite.rpc.import_recovery import ImportRecovery
 from lustrelite.rpc.links import ClientLink, LinkPool
 from lustrelite.rpc.node import CORRUPT, Node
 from lustrelite.rpc.request import Request, Xids, end, fail, withdraw
-from lustrelite.rpc.slots import CLOSE, REOPEN, ModSlots
+from lustrelite.rpc.slots import CLOSE, PROMPT, ModSlots
 from lustrelite.wire.ldlm import Granted, Ride
-from lustrelite.wire.mdt import DISP_OPEN_OPEN, Close, Closes, Open, Reopen
+from lustrelite.wire.mdt import DISP_OPEN_OPEN, Close, Closes, Open, Reopen, Setattrs
 from lustrelite.wire.message import (
     BY_CLASS,
     RESENT,
@@ -52,7 +52,7 @@ from lustrelite.wire.session import (
 if TYPE_CHECKING:
     from lustrelite.ldlm.lock_cache import LockCache
 
-_SPARE = {Close: CLOSE, Closes: CLOSE, Reopen: REOPEN}  # whose spare reply slot a request may take
+_SPARE = {Close: CLOSE, Closes: CLOSE, Reopen: PROMPT, Setattrs: PROMPT}  # whose spare reply slot a request may take
 _NOT_EXECUTED = frozenset({-errno.EBUSY, -errno.EAGAIN})
 _NOT_CONNECTED = frozenset({-errno.ENOTCONN, -errno.ENODEV})
 

@@ -10,7 +10,7 @@ import asyncio
 
 from lustrelite.tunables import limits
 
-CLOSE, REOPEN = 1, 2  # whose spare tag
+CLOSE, PROMPT = 1, 2  # whose spare tag: a prompt request waits for nobody
 
 
 class ModSlots:
@@ -24,7 +24,7 @@ class ModSlots:
         self._spare_taken: dict[int, None] = {}
 
     def try_take(self, spare: int = 0) -> int:
-        """A tag, or 0 if all are in use. `spare`: a CLOSE, or a REOPEN, has one more."""
+        """A tag, or 0 if all are in use. `spare`: a CLOSE, or what is PROMPT, has one more."""
         if self._free:
             tag = self._free.pop()
             self._taken[tag] = None

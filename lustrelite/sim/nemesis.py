@@ -355,7 +355,7 @@ ACTS = (
 
 LOCK_MESSAGES = (
     "Enqueue", "Cancel", "Convert", "BlockingCallback", "BlockingCallback", "CompletionCallback", "GlimpseCallback",
-    "Read", "Write", "Punch", "Lookup", "Getattr", "Open", "Reopen", "Closes", "Readdir",
+    "Read", "ReadMany", "Write", "Punch", "Lookup", "Getattr", "Open", "Reopen", "Closes", "Setattrs", "Readdir",
 )  # fmt: skip
 
 

@@ -171,6 +171,17 @@ class Setattr(NamedTuple):
     projid: int = 0
 
 
+@message(op=58, reply=Empty, mutates=True, klass=CLASS_CLOSE)
+class Setattrs(NamedTuple):
+    """All of these, in their order: of files of which the client holds SOLE. It has checked that they may be made.
+
+    Files that are not there are passed over. Errors: EINVAL, one cannot be made this way; then none is.
+    See client/kept_attrs.py
+    """
+
+    rows: tuple[Setattr, ...]
+
+
 @message(op=35, reply=Empty, mutates=True, klass=CLASS_CLOSE)
 class Close(NamedTuple):
     """Close the open whose xid was `handle`. The last close of an unlinked file destroys it.
@@ -216,13 +227,10 @@ class ClosedFile(NamedTuple):
 class Closes(NamedTuple):
     """Close all of these. Handles that are not known, and files that are not there, are passed over.
 
-    Before that change attributes as each of `setattrs` says: of files of which the client holds SOLE, who has checked that
-    they may be changed. Errors: EINVAL, one cannot be made this way; then nothing is done.
-    See client/late_closes.py, client/kept_attrs.py
+    See client/late_closes.py
     """
 
     rows: tuple[ClosedFile, ...]
-    setattrs: tuple[Setattr, ...] = ()
 
     @property
     def handles(self) -> tuple[int, ...]:

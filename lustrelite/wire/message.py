@@ -16,7 +16,7 @@ tests/unit/test_wire_bytes.py; programs of different versions refuse each other 
     6  2026-11-21  Reopen; a Close without a handle.
     7  2026-11-21  Closes; a Close always has a handle.
     8  2026-11-21  the bit SOLE of inode locks; PROMISED in lock replays (nothing older changed).
-    9  2026-11-22  setattrs in Closes; ReadMany.
+    9  2026-11-22  Setattrs; ReadMany.
 """
 
 from __future__ import annotations

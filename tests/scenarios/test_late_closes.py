@@ -129,8 +129,7 @@ async def test_the_last_close_of_an_orphan_destroys_it(cluster: Any, who: str, h
 @pytest.mark.parametrize("who", ["a", "b"])
 async def test_times_that_are_set_afterwards_count(cluster: Any, who: str, when: str) -> None:
     async with closed_by_a(cluster, count=1) as (c, a, b, names):
-        # What a sets may travel in another Closes (kept_attrs.py), which passes the first.
-        held = c.net.hold(Closes, to=c.mds, times=-1 if who == "b" else int(when == "under way"))
+        held = c.net.hold(Closes, to=c.mds)
         if when == "under way":
             await held.caught()
         await {"a": a, "b": b}[who].utimes(names[0], 5, 6)

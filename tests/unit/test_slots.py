@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from lustrelite.rpc.slots import CLOSE, REOPEN, ModSlots
+from lustrelite.rpc.slots import CLOSE, PROMPT, ModSlots
 
 
 def take_all(slots: ModSlots) -> list[int]:
@@ -37,11 +37,11 @@ def test_a_tag_that_is_given_back_twice_is_there_once() -> None:
 def test_a_close_and_a_reopen_have_a_tag_each_when_all_others_are_taken() -> None:
     slots = ModSlots()
     taken = take_all(slots)
-    spare = [slots.try_take(kind) for kind in (CLOSE, REOPEN)]
+    spare = [slots.try_take(kind) for kind in (CLOSE, PROMPT)]
     assert len({*taken, *spare}) == len(taken) + 2 and all(spare)
-    assert not slots.try_take(CLOSE) and not slots.try_take(REOPEN)
+    assert not slots.try_take(CLOSE) and not slots.try_take(PROMPT)
     slots.free(spare[1])
-    assert not slots.try_take(CLOSE) and slots.try_take(REOPEN) == spare[1]
+    assert not slots.try_take(CLOSE) and slots.try_take(PROMPT) == spare[1]
 
 
 async def test_a_spare_tag_that_is_free_again_goes_to_who_may_have_it() -> None:
@@ -49,12 +49,12 @@ async def test_a_spare_tag_that_is_free_again_goes_to_who_may_have_it() -> None:
     slots = ModSlots()
     take_all(slots)
     spare = slots.try_take(CLOSE)
-    waiting = {kind: asyncio.create_task(slots.wait(kind)) for kind in (0, REOPEN, CLOSE)}
+    waiting = {kind: asyncio.create_task(slots.wait(kind)) for kind in (0, PROMPT, CLOSE)}
     await asyncio.sleep(0)
     slots.free(spare)
     done, _ = await asyncio.wait(waiting.values(), return_when=asyncio.FIRST_COMPLETED)
     assert done == {waiting[CLOSE]}
     slots.free(1)
-    done, _ = await asyncio.wait([waiting[0], waiting[REOPEN]], return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait([waiting[0], waiting[PROMPT]], return_when=asyncio.FIRST_COMPLETED)
     assert done == {waiting[0]}
-    waiting[REOPEN].cancel()
+    waiting[PROMPT].cancel()
