@@ -50,6 +50,7 @@ class DataCache:
         self.writeback = WriteBack(osc, shared, self.grant)
         self.on_lost: Callable[[int, int], None] | None = None  # (OST index, object): a lock on it was lost
         self.shrinker = Shrinker(osc, self.grant, shared.tasks)
+        self._reading_many = 0  # requests
         locks.flush = self._flush
         locks.drop = self._drop
         locks.glimpse_of = self._glimpse_of
@@ -296,17 +297,20 @@ class DataCache:
 
     def whole_to_read(self, obj: int, bytes_max: int) -> int:
         """How many bytes a small object has of which a lock is here, and nothing else; 0: it is not one of these."""
-        if obj in self.unwritten:
-            return 0
         cached = self.objects.get(obj)
-        lock = self.locks.match_extent(cached.resource if cached is not None else resource_of(obj), 0, OBJECT_EOF, PR)
+        if obj in self.unwritten or (cached is not None and (cached.pages.valid or cached.pages.fetches or cached.pages.flights)):
+            return 0
+        resource = cached.resource if cached is not None else resource_of(obj)
+        lock = self.locks.match_extent(resource, 0, OBJECT_EOF, PR, touch=False)
         if lock is None or lock.handle in self.locks.promised.unheard:
             return 0
         if cached is None or lock.data is not cached:
             cached = self._adopted(obj, lock)
-        pages = cached.pages
-        known = cached.exact and not cached.resizing and 0 < cached.size <= bytes_max
-        return cached.size if known and not pages.valid and not pages.fetches and not pages.flights else 0
+        return cached.size if cached.exact and not cached.resizing and 0 < cached.size <= bytes_max else 0
+
+    def may_read_many(self) -> bool:
+        """Are there slots left for those who wait for what they read?"""
+        return self._reading_many < self.osc.node.tunables.max_rpcs_in_flight // 2
 
     def read_many(self, objects: dict[int, int], cred: Cred) -> None:
         """Begin to read these objects {object: size}, of `whole_to_read`, with one request."""
@@ -318,34 +322,36 @@ class DataCache:
                 fetch = cached.pages.begin_fetch(0, size)
                 fetch.done = asyncio.get_running_loop().create_future()
                 rows.append((cached, lock, fetch, cached.resized))
-        if rows:
-            self.shared.tasks.spawn(self._read_many(rows, cred), "read many")
-
-    async def _read_many(self, rows: list[tuple[CachedObject, ClientLock, Fetch, int]], cred: Cred) -> None:
+        if not rows:
+            return
         total = sum(fetch.end for _, _, fetch, _ in rows)
         self.shared.ahead += total
-        answers: Sequence[tuple[int, int]] = ()
-        data = memoryview(b"")
-        try:
-            answers, data = await self.osc.read_many([(cached.obj, fetch.end, lock.handle) for cached, lock, fetch, _ in rows], cred=cred)
-        finally:  # without an answer who wants them reads them himself
-            self.shared.ahead -= total
-            at = 0
-            for row, (length, size) in zip(rows, [*answers, *[(-1, 0)] * (len(rows) - len(answers))], strict=True):
-                self._arrived(*row, data[at : at + max(length, 0)] if length >= 0 else None, size)
-                at += max(length, 0)
+        self._reading_many += 1
 
-    def _arrived(
-        self, cached: CachedObject, lock: ClientLock, fetch: Fetch, resized: int, data: memoryview | None, size: int
-    ) -> None:
-        pages = cached.pages
-        if data is not None:
+        def ended(_: object) -> None:
+            self.shared.ahead -= total
+            self._reading_many -= 1
+            for cached, _, fetch, _ in rows:
+                if not fetch.done.done():  # who wants it reads it himself
+                    cached.pages.end_fetch(fetch, b"")
+                    fetch.done.set_result(LockGone(errno.EIO, "not read with others"))
+
+        self.shared.tasks.spawn(self._read_many(rows, cred), "read many").add_done_callback(ended)
+
+    async def _read_many(self, rows: list[tuple[CachedObject, ClientLock, Fetch, int]], cred: Cred) -> None:
+        wanted = [(cached.obj, fetch.end, lock.handle) for cached, lock, fetch, _ in rows]
+        answers, data = await self.osc.read_many(wanted, cred=cred)
+        at = 0
+        for (cached, lock, fetch, resized), (length, size) in zip(rows, answers, strict=True):
+            if length < 0:
+                continue
             cached.seen(size, lock, resized)
-            if lock.data is cached and len(data) < min(fetch.end, cached.size):
-                pages.zeros(len(data), min(fetch.end, cached.size), fetch)
-            fetch.length = len(data)
-        pages.end_fetch(fetch, data if data is not None else b"")
-        fetch.done.set_result(None if data is not None else LockGone(errno.EIO, "not read with others"))
+            if lock.data is cached and length < min(fetch.end, cached.size):
+                cached.pages.zeros(length, min(fetch.end, cached.size), fetch)
+            fetch.length = length
+            cached.pages.end_fetch(fetch, data[at : at + length])
+            fetch.done.set_result(None)
+            at += length
 
 
 class LockGone(OpError):

@@ -543,9 +543,9 @@ class File:
             return
         if not self._closed_here():
             await self.fs.connections.tasks.finish(self._close(), "close")
-            self.say_lost()
         elif self.atime:
             await self.fs.connections.late_closes.tell()
+        self.say_lost()
 
     def close_later(self) -> None:
         """`close` in the background, a little later. What was lost nobody hears of any more."""

@@ -13,7 +13,7 @@ Source: no such thing in Lustre; what comes nearest is Data on MDT, where the op
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
 from stat import S_ISREG
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from lustrelite.wire.message import Cred
 if TYPE_CHECKING:
     from lustrelite.client.attr_cache import Known
     from lustrelite.client.connections import Connections
+    from lustrelite.client.data_cache import DataCache
 
 SMALL_BYTES = 64 << 10  # larger files are read by themselves
 ALONE_MIN = 3  # files that are read by themselves before others are read along
@@ -30,21 +31,23 @@ FILES_MAX = 64  # in one request
 BYTES_MAX = 1 << 20  # of one OST
 UNUSED_MAX, UNUSED_PART = FILES_MAX, 16  # so many, and so many for each that was asked for, may be read in vain
 ALONG_MAX = 10_000  # that are remembered
+REST_MAX = 1000  # names that are looked at from one place on
+LOOKS_MAX = 4 * FILES_MAX  # at once
 DIRECTORIES_MAX = 256
 
 
 class _Walk:
     """What was read of one directory."""
 
-    __slots__ = ("alone", "along", "directory", "rest", "size", "used")
+    __slots__ = ("alone", "along", "rest", "skip", "used", "vain")
 
-    def __init__(self, directory: Known) -> None:
-        self.directory = directory
-        self.alone = 0  # files that were asked for and not there
+    def __init__(self, alone: int) -> None:
+        self.alone = alone  # files that were asked for and not there
         self.along = 0  # files that were read with these
         self.used = 0  # of them, those that were asked for
-        self.rest: Iterator[Known] = iter(())  # those that may come next
-        self.size = 0  # how many names were known when `rest` was made
+        self.rest: list[Fid] = []  # those that may come next, the last first
+        self.skip = 0  # so many times nobody looks for more of them,
+        self.vain = 0  # because nothing was found the last time
 
 
 class FilesAhead:
@@ -54,7 +57,7 @@ class FilesAhead:
         self._connections = connections
         self._walks: dict[Fid, _Walk] = {}  # the longest unused first
         self._along: dict[Fid, _Walk] = {}  # files that were read along and not asked for, the oldest first
-        self._last: _Walk | None = None
+        self._last = _Walk(0)
 
     def found(self, fid: Fid) -> None:
         """The beginning of a file was read, and was here."""
@@ -64,75 +67,84 @@ class FilesAhead:
 
     def missed(self, fid: Fid, cred: Cred) -> None:
         """The beginning of a file is about to be read, and nothing of it is here: read its neighbours, too."""
-        connections = self._connections
-        names, locked = connections.names, connections.lov.locked
+        if fid in self._along:  # it is on its way
+            self.found(fid)
+            return
+        names = self._connections.names
         known = names.files.get(fid) if names is not None else None
-        if known is None or locked is None or names is None or not names.ahead_max or not known.places:
+        if known is None or names is None or not names.ahead_max or not known.places or self._whole(known) is None:
             return
-        if self._size(known, names.locks.lease_valid) is None:
-            return
-        directory = known.places[0][0]
-        walk = self._walks.pop(directory.fid, None)
-        if walk is None or walk.directory is not directory:
-            walk = _Walk(directory)
-            if self._last is not None and self._last.along <= 2 * self._last.used:
-                walk.alone = self._last.used
-        self._walks[directory.fid] = self._last = walk
+        directory = known.places[0][0].fid
+        walk = self._walks.pop(directory, None)
+        if walk is None:
+            walk = _Walk(self._last.used if self._last.along <= 2 * self._last.used else 0)
+        self._walks[directory] = self._last = walk
         if len(self._walks) > DIRECTORIES_MAX:
             del self._walks[next(iter(self._walks))]
         walk.alone += 1
         if walk.alone >= ALONE_MIN and walk.along - walk.used <= UNUSED_MAX + UNUSED_PART * (walk.alone + walk.used):
-            self._read(walk, known, cred)
+            asyncio.get_running_loop().call_soon(self._read, walk, known, cred)  # his own read comes first
 
-    def _size(self, known: Known, leased: bool) -> tuple[int, int, int] | None:
-        """(OST index, object, bytes) of a small file of which nothing is here."""
-        layout = known.attr.layout if known.fresh and leased else None
-        if layout is None or len(layout.stripes) != 1 or not S_ISREG(known.attr.mode):
+    def _whole(self, known: Known) -> tuple[DataCache, int, int] | None:
+        """(its OST's cache, object, bytes) of a small file of which nothing is here."""
+        names, locked = self._connections.names, self._connections.lov.locked
+        if names is None or locked is None or not known.fresh or not names.locks.lease_valid or not S_ISREG(known.attr.mode):
+            return None
+        layout = known.attr.layout
+        if layout is None or len(layout.stripes) != 1:
             return None
         ((index, obj),) = layout.stripes
-        locked = self._connections.lov.locked
-        data = locked.caches.get(index) if locked is not None else None
+        data = locked.caches.get(index)
         size = data.whole_to_read(obj, SMALL_BYTES) if data is not None else 0
-        return (index, obj, size) if size else None
+        return (data, obj, size) if data is not None and size else None
 
     def _read(self, walk: _Walk, known: Known, cred: Cred) -> None:
-        connections = self._connections
-        locked, names = connections.lov.locked, connections.names
-        assert locked is not None and names is not None
-        leased = names.locks.lease_valid
-        tunables = connections.node.tunables
+        names, locked = self._connections.names, self._connections.lov.locked
+        if names is None or locked is None or self._connections.closed:
+            return
+        tunables = self._connections.node.tunables
         room = min(tunables.max_read_ahead_bytes, tunables.max_cached_bytes // 4) - locked.shared.ahead
         count = min(walk.alone + walk.used, FILES_MAX)
-        chosen: dict[int, dict[int, int]] = {}  # by OST index: {object: bytes}
-        left: dict[int, int] = {}
-        while count and room > 0:
-            other = next(walk.rest, None)
-            if other is None:
-                if walk.size == len(walk.directory.names):
-                    break
-                walk.rest = self._from(walk, known)
-                continue
-            found = self._size(other, leased) if other is not known else None
-            if found is None:
-                continue
-            index, obj, size = found
-            if left.setdefault(index, min(BYTES_MAX, locked.caches[index].osc.bytes_max)) < size:
+        chosen: dict[DataCache, dict[int, int]] = {}  # {object: bytes} of each OST
+        left: dict[DataCache, int] = {}
+        for _ in range(LOOKS_MAX):
+            if not count or (not walk.rest and not self._look_on(walk, known)):
                 break
-            chosen.setdefault(index, {})[obj] = size
-            self._along[other.fid] = walk
-            walk.along += 1
-            left[index] -= size
+            other = names.files.get(walk.rest.pop())
+            found = self._whole(other) if other is not None and other is not known else None
+            if other is None or found is None:
+                continue
+            data, obj, size = found
+            if data not in left:
+                left[data] = min(BYTES_MAX, data.osc.bytes_max) if data.may_read_many() else 0
+            if left[data] < size or room < size:
+                walk.rest.append(other.fid)
+                break
+            chosen.setdefault(data, {})[obj] = size
+            left[data] -= size
             room -= size
             count -= 1
+            self._along[other.fid] = walk
+            walk.along += 1
         while len(self._along) > ALONG_MAX:
             del self._along[next(iter(self._along))]
-        for index, objects in chosen.items():
-            locked.caches[index].read_many(objects, cred)
+        if chosen:
+            walk.vain = walk.skip = 0
+        for data, objects in chosen.items():
+            data.read_many(objects, cred)
 
     @staticmethod
-    def _from(walk: _Walk, known: Known) -> Iterator[Known]:
-        """All files of the directory of which anything is known, those behind `known` first."""
-        files = list(walk.directory.names.values())
-        walk.size = len(files)
-        place = next((number for number, each in enumerate(files) if each is known), -1) + 1
-        return iter(files[place:] + files[:place])
+    def _look_on(walk: _Walk, known: Known) -> bool:
+        """Have what is known of the directory behind `known`, and then from its beginning on. Seldom, if it was in vain."""
+        if walk.skip:
+            walk.skip -= 1
+            return False
+        walk.vain = min(2 * walk.vain + 1, FILES_MAX)
+        walk.skip = walk.vain
+        if not known.places:
+            return False
+        files = list(known.places[0][0].names.values())
+        place = files.index(known) + 1
+        part = (files[place : place + REST_MAX] + files[:place])[:REST_MAX]
+        walk.rest = [each.fid for each in reversed(part)]
+        return bool(walk.rest)

@@ -149,9 +149,10 @@ class KeptAttrs:
         """The MDT has made them, or it will not."""
         cache = self._cache
         for fid in dict.fromkeys(row.fid for row in rows):
-            changes = self._of.pop(fid, None)
-            if changes is None:  # lost meanwhile
+            changes = self._of.get(fid)
+            if changes is None or not changes.going:  # lost meanwhile
                 continue
+            del self._of[fid]
             changes.over.set_result(None)
             if not made:
                 cache.lost_attrs(fid)
@@ -211,12 +212,14 @@ def _takes_rights(before: Attr, after: Attr) -> bool:
     owner, group, other = before.mode >> 6 & 7, before.mode >> 3 & 7, before.mode & 7
     by_owner, by_group, by_other = after.mode >> 6 & 7, after.mode >> 3 & 7, after.mode & 7
     taken = other & ~by_other
-    if before.uid:
-        taken |= owner if after.uid != before.uid else owner & ~by_owner
     if after.uid != before.uid:
+        if before.uid:
+            return True  # an owner may do more than his bits say
         taken |= (group | other) & ~by_owner  # the new owner was one of these
+    elif before.uid:
+        taken |= owner & ~by_owner
     if after.gid != before.gid:
-        taken |= group & ~by_other | other & ~by_group  # groups change places with the others
+        taken |= (group | other) & ~(by_group & by_other)  # each may be in either group, or in both
     else:
         taken |= group & ~by_group
     return bool(taken)

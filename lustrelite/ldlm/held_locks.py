@@ -64,8 +64,13 @@ class HeldLocks:
                     return lock
         return None
 
-    def match_extent(self, resource: bytes, start: int, end: int, mode: int, gid: int = 0) -> ClientLock | None:
-        """A lock under which [start, end] may be read (PR) or written (PW), now: it may be gone at the next await."""
+    def match_extent(
+        self, resource: bytes, start: int, end: int, mode: int, gid: int = 0, *, touch: bool = True
+    ) -> ClientLock | None:
+        """A lock under which [start, end] may be read (PR) or written (PW), now: it may be gone at the next await.
+
+        Without `touch` that is no use of it.
+        """
         locks = self._resources.get(resource)
         if locks is not None:
             serving = SERVED_BY[mode]
@@ -77,7 +82,8 @@ class HeldLocks:
                         return None
                     if self._unheard and not self.promised.believed(lock):
                         return None
-                    lock.touched = True
+                    if touch:
+                        lock.touched = True
                     return lock
         return None
 

@@ -51,7 +51,7 @@ from lustrelite.wire.ldlm import (
     Lvb,
     Want,
 )
-from lustrelite.wire.locks import Ask, BlockingCallback, CompletionCallback, GlimpseCallback
+from lustrelite.wire.locks import Ask, BlockingCallback, CompletionCallback, GlimpseCallback, locks_of
 
 if TYPE_CHECKING:
     from lustrelite.rpc.export import Call, Export
@@ -673,7 +673,7 @@ class Namespace:
         for lock in self.table.expired(now):
             if lock.state is LockState.GRANTED and lock.asked:
                 owner: Any = lock.owner
-                if any(getattr(call.body, "lock", 0) == lock.handle for call in owner.calls_in_progress()):
+                if any(lock.handle in locks_of(call.body) for call in owner.calls_in_progress()):
                     self.table.arm(lock, now + self._limit(owner))  # we are at work under it: ldlm_lock_busy()
                     continue
                 self.node.events.emit(

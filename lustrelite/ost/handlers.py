@@ -511,6 +511,8 @@ async def read_many(call: Call, body: ReadMany) -> ReadManyReply:
         if total > INLINE_BYTES_MAX:
             found = await ost.node.run_blocking(_read_rows, ost, rows, buffer)
             _check_valid(call)
+            for handle in body.under:
+                ost.prolong(call.export, handle)
         else:
             found = _read_rows(ost, rows, buffer)
     finally:

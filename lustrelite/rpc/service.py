@@ -20,7 +20,7 @@ from lustrelite.rpc.export import Call, Export, ServerLink
 from lustrelite.rpc.node import CORRUPT, Link, Listener, Node
 from lustrelite.tunables import limits
 from lustrelite.wire import frame
-from lustrelite.wire.locks import check_callback_reply
+from lustrelite.wire.locks import check_callback_reply, locks_of
 from lustrelite.wire.message import CLASS_NORMAL, REPLAY, RESENT, decode_request
 from lustrelite.wire.session import Connect
 
@@ -247,7 +247,7 @@ class Service:
 
     def _check_capacity(self, call: Call) -> None:
         room = limits.requests_per_service_max
-        under_lock = getattr(call.body, "lock", 0)  # all that are here may wait for it
+        under_lock = locks_of(call.body)  # all that are here may wait for it
         if call.spec.klass == CLASS_NORMAL and not under_lock and not call.header.flags & (RESENT | REPLAY):
             room -= limits.requests_reserved_max
         if len(self.waiting) >= room:

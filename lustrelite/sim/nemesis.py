@@ -288,6 +288,7 @@ async def _slow_messages(n: Nemesis) -> None:
 async def _corrupt(n: Nemesis) -> None:
     n.cluster.net.corrupt("Write", times=2)
     n.cluster.net.corrupt("Read", reply=True, times=2)
+    n.cluster.net.corrupt("ReadMany", reply=True, times=2)
 
 
 async def _pause(n: Nemesis) -> None:

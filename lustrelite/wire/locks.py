@@ -55,6 +55,15 @@ class Cancel(NamedTuple):
     handles: tuple[int, ...]
 
 
+def locks_of(body: Any) -> tuple[int, ...]:
+    """Handles of the locks under which a request works, as its client says."""
+    lock = getattr(body, "lock", None)
+    if lock is None:
+        under: tuple[int, ...] = getattr(body, "under", ())
+        return under
+    return (lock,) if lock else ()
+
+
 # server -> client, in CALLBACK frames
 
 

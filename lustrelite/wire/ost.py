@@ -128,6 +128,11 @@ class ReadMany(NamedTuple):
 
     rows: tuple[tuple[int, int, int], ...]  # (object, length, lock)
 
+    @property
+    def under(self) -> tuple[int, ...]:
+        """All locks that it names."""
+        return tuple([lock for _, _, lock in self.rows])
+
 
 @message(op=10, reply=ObjectAttr, mutates=True)
 class Punch(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import random
 from contextlib import asynccontextmanager
@@ -13,8 +14,10 @@ import pytest
 from mounts import Mount, drop_locks, mounts
 from steps import EVICTION, refused, soon
 
+from lustrelite.client.attr_cache import Known
 from lustrelite.errors import OpError
-from lustrelite.wire.ost import ReadMany
+from lustrelite.tunables import limits
+from lustrelite.wire.ost import Read, ReadMany, Write
 
 COUNT = 60
 
@@ -237,3 +240,120 @@ async def test_the_ost_refuses_too_much(cluster: Any) -> None:
                 await c.b.unrecorded(imp.call_bulk(ReadMany(rows), sink=memoryview(bytearray(100))))
         reply, _ = await c.b.unrecorded(imp.call_bulk(ReadMany(((1, 10, 12345),)), sink=memoryview(bytearray(10))))
         assert reply.rows == ((-1, 0),)
+
+
+# what a review found ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("many", [True, False])
+async def test_a_lock_does_not_expire_while_its_owner_reads_along_under_it(cluster: Any, many: bool) -> None:
+    async with written_by_a(cluster, oss=1) as (c, a, b, files):
+        paths = await listed(b)
+        for path in paths[: 2 if many else 0]:
+            assert await b.content(path) == files[path]
+        delay_s = 2 * c.tunables.lock_callback_s
+        if many:
+            held = c.net.hold(ReadMany, times=1)
+            assert await b.content(paths[2]) == files[paths[2]]
+            await held.caught()
+            fault = c.faults.arm("ost.read", "delay", on=c.oss[0], delay_s=delay_s, peer=c.b.uuid)
+            held.release()
+            await c.until(lambda: not fault.times)
+        else:
+            c.faults.arm("ost.read", "delay", on=c.oss[0], delay_s=delay_s, peer=c.b.uuid)
+        reading = soon(b.content(paths[3]))
+        await asyncio.sleep(0.5)
+        assert not reading.done()
+        await a.write_at(paths[3], 0, b"new")
+        await reading
+        c.never_saw("client.evicted")
+
+
+@pytest.mark.parametrize("many", [True, False])
+async def test_the_queue_is_never_too_full_for_it(cluster: Any, monkeypatch: Any, many: bool) -> None:
+    """Those who fill it wait for a lock under which it reads."""
+    async with written_by_a(cluster, oss=1) as (c, _, b, files):
+        paths = await listed(b)
+        file = await b.open(paths[3])
+        ((_, obj),) = file.what.layout.stripes
+        rule = c.net.hold(ReadMany if many else Read, to=c.oss[0], times=1)
+        for path in paths[: 3 if many else 0]:
+            assert await b.content(path) == files[path]
+        reading = soon(file.pread(10_000, 0))
+        await rule.caught()
+        await asyncio.sleep(0.1)
+        monkeypatch.setattr(limits, "requests_per_service_max", 12)
+        monkeypatch.setattr(limits, "requests_reserved_max", 4)
+        imp = next(imp for imp in c.a.imports if "OST" in imp.target)
+        fid = file.what.fid
+        writes = [soon(c.a.unrecorded(imp.call_bulk(Write(obj, 0, fid, 0, 1), bulk=b"new"))) for _ in range(20)]
+        await asyncio.sleep(0.5)
+        rule.release()
+        await asyncio.gather(*writes)
+        await reading
+        c.never_saw("client.evicted")
+        await file.close()
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+async def test_a_read_does_not_wait_for_what_is_read_along(cluster: Any, slots: int) -> None:
+    async with written_by_a(cluster, oss=1) as (c, _, b, files):
+        c.b.node.tunables.max_rpcs_in_flight = slots
+        paths = await listed(b)
+        rule = c.net.hold(ReadMany)
+        for path in (*paths[:3], *reversed(paths)):
+            if slots == 1 or path not in paths[3:6]:
+                assert await b.content(path) == files[path]
+        rule.release()
+
+
+async def test_who_waits_for_one_that_is_given_up_reads_it_himself(cluster: Any) -> None:
+    async with written_by_a(cluster, oss=1) as (c, _, b, files):
+        path = (await listed(b))[0]
+        file = await b.open(path)
+        ((index, obj),) = file.what.layout.stripes
+        locked = c.b.fs.connections.lov.locked
+
+        async def give_up() -> None:
+            data = locked.caches[index]
+            tasks = data.shared.tasks
+            before = dict(tasks._running)
+            data.read_many({obj: data.whole_to_read(obj, 1 << 20)}, (0, 0))
+            (task,) = tasks._running.keys() - before
+            task.cancel()
+
+        await c.b.unrecorded(give_up())
+        assert await file.pread(100_000, 0) == files[path]
+        assert locked.shared.ahead == 0
+        await file.close()
+
+
+async def test_no_more_is_read_along_than_may_be(cluster: Any) -> None:
+    async with written_by_a(cluster) as (c, _, b, files):
+        c.b.node.tunables.max_read_ahead_bytes = 4000
+        shared = c.b.fs.connections.lov.locked.shared
+        paths = await listed(b)
+        for path in paths[:2]:
+            await b.content(path)
+        readings = [soon(b.content(path)) for path in paths[2:30:3]]
+        most = 0
+        while not all(reading.done() for reading in readings):
+            most = max(most, shared.ahead)
+            await asyncio.sleep(0.0001)
+        assert [await reading for reading in readings] == [files[path] for path in paths[2:30:3]]
+        assert 0 < most <= 4000 and shared.ahead == 0
+
+
+async def test_a_large_directory_is_not_kept(cluster: Any) -> None:
+    """What is remembered of it are numbers, and not all of them."""
+    async with written_by_a(cluster) as (c, _, b, _):
+        for path in (await listed(b))[:5]:
+            await b.content(path)
+        await drop_locks(c, c.b)
+        gc.collect()
+        assert len(c.b.fs.connections.names.files) <= 2
+        mine = c.b.fs.connections.names
+        strays = [each for each in gc.get_objects() if type(each) is Known and each.attr is not None and each.locks]
+        assert all(each.fid in mine.files or each.fid in c.a.fs.connections.names.files for each in strays)
+        ahead = c.b.fs.connections.files_ahead
+        assert not any(type(each) is Known for walk in ahead._walks.values() for each in walk.rest)
