@@ -655,14 +655,11 @@ class AttrCache:
         known = lock.data
         if known is None:
             return None
-        promised: Layout | None = None
-        if lock.going_bits & SOLE and self.objects is not None and known.attr.layout is not None:
-            self.objects.sole(known.attr.layout, False)  # there will be no more of them
-            promised = self._promises(known)
-        redeemed = None
-        if promised is not None:
-            assert self.objects is not None
-            redeemed = self.objects.redeem(promised, lock.served_until)
+        redeemed: Awaitable[None] | None = None
+        if lock.going_bits & SOLE and self.objects is not None and (layout := known.attr.layout) is not None:
+            self.objects.sole(layout, False)  # there will be no more of them
+            if self.objects.promises(layout):
+                redeemed = self.objects.redeem(layout, lock.served_until)
         if known.fid in self.kept and lock.going_bits & (STAT | SOLE):
             return self._told_and(known.fid, redeemed)
         return redeemed

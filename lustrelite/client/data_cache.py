@@ -242,14 +242,21 @@ class DataCache:
 
     async def _read(self, cached: CachedObject, lock: ClientLock, fetch: Fetch, cred: Cred) -> None:
         data = cached.pages.sink(fetch)
-        done = 0
         try:
             done = await self.read(cached, lock, fetch.start, [data], cred)
-            if lock.data is cached and fetch.start + done < min(fetch.end, cached.size):
-                cached.pages.zeros(fetch.start + done, min(fetch.end, cached.size), fetch)
-        finally:
-            fetch.length = done
-            cached.pages.end_fetch(fetch, data[:done])
+        except BaseException:
+            cached.pages.end_fetch(fetch, b"")
+            raise
+        self._arrived(cached, lock, fetch, data[:done])
+
+    @staticmethod
+    def _arrived(cached: CachedObject, lock: ClientLock, fetch: Fetch, data: memoryview) -> None:
+        """This is all that the OST has; the rest of the object is a hole."""
+        end = fetch.start + len(data)
+        if lock.data is cached and end < min(fetch.end, cached.size):
+            cached.pages.zeros(end, min(fetch.end, cached.size), fetch)
+        fetch.length = len(data)
+        cached.pages.end_fetch(fetch, data)
 
     async def read(
         self, cached: CachedObject, lock: ClientLock, start: int, pieces: list[memoryview], cred: Cred
@@ -346,10 +353,7 @@ class DataCache:
             if length < 0:
                 continue
             cached.seen(size, lock, resized)
-            if lock.data is cached and length < min(fetch.end, cached.size):
-                cached.pages.zeros(length, min(fetch.end, cached.size), fetch)
-            fetch.length = length
-            cached.pages.end_fetch(fetch, data[at : at + length])
+            self._arrived(cached, lock, fetch, data[at : at + length])
             fetch.done.set_result(None)
             at += length
 

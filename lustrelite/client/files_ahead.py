@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from lustrelite.ids import Fid
 from lustrelite.wire.message import Cred
+from lustrelite.wire.ost import READ_MANY_MAX
 
 if TYPE_CHECKING:
     from lustrelite.client.attr_cache import Known
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 SMALL_BYTES = 64 << 10  # larger files are read by themselves
 ALONE_MIN = 3  # files that are read by themselves before others are read along
-FILES_MAX = 64  # in one request
+FILES_MAX = READ_MANY_MAX  # at once
 BYTES_MAX = 1 << 20  # of one OST
 UNUSED_MAX, UNUSED_PART = FILES_MAX, 16  # so many, and so many for each that was asked for, may be read in vain
 ALONG_MAX = 10_000  # that are remembered

@@ -19,16 +19,18 @@ from collections.abc import Callable, Iterable
 from stat import S_ISREG
 from typing import TYPE_CHECKING
 
+from lustrelite.client.tasks import Later, Tasks
 from lustrelite.errors import OpError
 from lustrelite.ids import Fid
 from lustrelite.wire.ldlm import LOOKUP, PERM, SOLE, UPDATE
 from lustrelite.wire.mdt import (
+    ID_MAX,
     SET_ATIME,
     SET_GID,
     SET_MODE,
     SET_MTIME,
-    SET_TIMES_EXPLICIT,
     SET_UID,
+    SETATTRS_VALID,
     Attr,
     Setattr,
     Setattrs,
@@ -38,7 +40,6 @@ from lustrelite.wire.message import Cred
 if TYPE_CHECKING:
     from lustrelite.client.attr_cache import AttrCache, Known
     from lustrelite.client.mdc import MetadataImport
-    from lustrelite.client.tasks import Tasks
 
 NEEDED = LOOKUP | PERM | UPDATE | SOLE  # the lock under which a change is kept
 TOLD_AFTER_S = 1.0
@@ -46,7 +47,6 @@ FILE_MAX = 16  # changes of one file
 TOGETHER_MAX = 1024  # changes in one message, or a file more
 FILES_MAX = 128  # more are told at once
 _PERMISSIONS = 0o777
-_ID_MAX = (1 << 32) - 2
 
 
 class _Changes:
@@ -68,13 +68,11 @@ class KeptAttrs:
     def __init__(self, cache: AttrCache) -> None:
         self._cache = cache
         self._of: dict[Fid, _Changes] = {}
-        self._imp: MetadataImport | None = None  # without one nothing is kept
-        self._tasks: Tasks | None = None
-        self._due: asyncio.Event | None = None  # `_tell` tells them soon, or when this is set
+        self._later: Later | None = None  # without one nothing is kept
 
     def tell_by(self, imp: MetadataImport, tasks: Tasks) -> None:
         """The MDT is told through `imp`."""
-        self._imp, self._tasks = imp, tasks
+        self._later = Later(tasks, TOLD_AFTER_S, lambda: self._tell(imp), "kept attributes")
 
     def __contains__(self, fid: Fid) -> bool:
         return fid in self._of
@@ -87,7 +85,7 @@ class KeptAttrs:
         cache, fid = self._cache, body.fid
         changes = self._of.get(fid)
         known = cache.find(fid, NEEDED & ~SOLE)
-        if known is None or self._imp is None or not known.places or not _lasts(known):
+        if known is None or self._later is None or not known.places or not _lasts(known):
             return None  # without a place: it could be asked for under a name of which we do not know that it is this file
         before = changes.before if changes is not None else known.attr
         if not _certain(known.attr, body, cred):
@@ -103,34 +101,21 @@ class KeptAttrs:
         known.attr = changed
         known.merged = None
         cache.own.kept(fid)
-        self._soon()
+        if not self._later.want() and len(self._of) >= FILES_MAX:
+            self.hurry()
         return changed
 
     # telling ------------------------------------------------------------------------------------------------------
 
-    def _soon(self) -> None:
-        assert self._tasks is not None
-        if self._due is None:
-            self._due = asyncio.Event()
-            self._tasks.spawn(self._tell(self._due), "kept attributes")
-        elif len(self._of) >= FILES_MAX:
-            self.hurry()
-
     def hurry(self) -> None:
         """Tell the MDT now."""
-        if self._due is not None:
-            self._due.set()
+        if self._later is not None:
+            self._later.hurry()
 
-    async def _tell(self, due: asyncio.Event) -> None:
-        assert self._imp is not None
-        try:
-            await asyncio.wait_for(due.wait(), TOLD_AFTER_S)
-        except TimeoutError:
-            pass
-        self._due = None
+    async def _tell(self, imp: MetadataImport) -> None:
         while rows := self._going():
             try:
-                await self._imp.call(Setattrs(rows), ended=self._cache.own.telling(rows))
+                await imp.call(Setattrs(rows), ended=self._cache.own.telling(rows))
             except OpError:
                 pass  # `told` has heard of it
 
@@ -196,7 +181,7 @@ def _lasts(known: Known) -> bool:
 def _certain(now: Attr, body: Setattr, cred: Cred) -> bool:
     """Would the MDT make this change for certain, and nothing else with it?"""
     valid = body.valid
-    if valid & ~(SET_MODE | SET_UID | SET_GID | SET_ATIME | SET_MTIME | SET_TIMES_EXPLICIT):
+    if valid & ~SETATTRS_VALID:
         return False
     if not S_ISREG(now.mode) or now.nlink != 1 or now.flags or now.acl or now.xattrs:
         return False
@@ -204,7 +189,7 @@ def _certain(now: Attr, body: Setattr, cred: Cred) -> bool:
         return False
     if (now.mode & 0o7777 | (body.mode if valid & SET_MODE else 0)) & ~_PERMISSIONS and valid & (SET_MODE | SET_UID | SET_GID):
         return False
-    return 0 <= body.uid <= _ID_MAX and 0 <= body.gid <= _ID_MAX
+    return 0 <= body.uid <= ID_MAX and 0 <= body.gid <= ID_MAX
 
 
 def _takes_rights(before: Attr, after: Attr) -> bool:

@@ -13,8 +13,9 @@ Source: Lustre's MDT is told at close, and writes an access time down only if it
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lustrelite.client.tasks import Later
 from lustrelite.ids import Fid
 from lustrelite.wire.mdt import ClosedFile
 
@@ -35,8 +36,7 @@ class LateCloses:
         self._connections = connections
         self._closed: list[ClosedFile] = []  # not on their way yet
         self._read: dict[Fid, None] = {}  # nor these, which had no handle
-        self._due: asyncio.Event | None = None  # `_telling` tells them soon, or when this is set
-        self._telling: asyncio.Task[Any] | None = None
+        self._later = Later(connections.tasks, TOLD_AFTER_S, self._tell, "late closes")
 
     def closed(self, handle: int, fid: Fid, mtime: int, atime: int) -> None:
         """A file was closed."""
@@ -56,10 +56,7 @@ class LateCloses:
         self.pending[fid] = (max(mtime, wrote), max(atime, read))
 
     def _soon(self) -> None:
-        if self._due is None:
-            self._due = asyncio.Event()
-            self._telling = self._connections.tasks.spawn(self._tell(self._due), "late closes")
-        elif self.waiting >= ROWS_MAX:
+        if not self._later.want() and self.waiting >= ROWS_MAX:
             self.hurry()
 
     def forget(self, fid: Fid, *, mtime: bool, atime: bool) -> None:
@@ -82,21 +79,15 @@ class LateCloses:
 
     def hurry(self) -> None:
         """Tell them now."""
-        if self._due is not None:
-            self._due.set()
+        self._later.hurry()
 
     async def tell(self) -> None:
         """The same; done when the MDT has answered."""
-        if self._telling is not None:
+        if self._later.task is not None:
             self.hurry()
-            await asyncio.wait([self._telling])
+            await asyncio.wait([self._later.task])
 
-    async def _tell(self, due: asyncio.Event) -> None:
-        try:
-            await asyncio.wait_for(due.wait(), TOLD_AFTER_S)
-        except TimeoutError:
-            pass
-        self._due = None
+    async def _tell(self) -> None:
         rows = (*self._closed, *(ClosedFile(0, fid, self.pending[fid][1], 0) for fid in self._read))
         self._closed.clear()
         self._read.clear()

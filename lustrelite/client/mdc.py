@@ -207,7 +207,7 @@ class Mdc:
         question = cache.question_page(fid, count if plus else 0)
         page: DirPage = await self.imp.call(body, cred=cred, ride=question.ride)
         cache.found_page(question, fid, cookie, page)
-        if len(cache.kept) or cache.own.clock != question.clock:  # who wants these asks for them one by one
+        if plus and (len(cache.kept) or cache.own.clock != question.clock):  # who wants these asks for them one by one
             page = page._replace(
                 entries=tuple([e._replace(attr=None) if cache.is_old(e.fid, question) else e for e in page.entries])
             )

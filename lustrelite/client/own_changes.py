@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from lustrelite.ids import NO_FID, Fid
 from lustrelite.wire.ldlm import LOOKUP, PERM, UPDATE
-from lustrelite.wire.mdt import DISP_OPEN_CREATE, SET_GID, SET_MODE, SET_UID, ClosedFile, OpenReply, Setattr
+from lustrelite.wire.mdt import DISP_OPEN_CREATE, SET_VERSIONED, ClosedFile, OpenReply, Setattr
 
 if TYPE_CHECKING:
     from lustrelite.client.attr_cache import AttrCache, Known, Question
 
 Ended = Callable[[Any, int], None]  # of a change: its reply's body and transno; None and 0 if it was refused
 SETTABLE = UPDATE | PERM  # what they change of a file
-VERSIONED = SET_MODE | SET_UID | SET_GID  # of a Setattr: these give the file another version
 ENDED_MAX = 1024  # inodes whose last change is remembered
 
 
@@ -179,7 +178,7 @@ class OwnChanges:
             for row in rows:
                 self._mark(row.fid, transno)
                 known = self.cache.files.get(row.fid)
-                if reply is not None and known is not None and known.fresh & UPDATE and row.valid & VERSIONED:
+                if reply is not None and known is not None and known.fresh & UPDATE and row.valid & SET_VERSIONED:
                     known.attr = known.attr._replace(version=transno)
                     known.merged = None
 

@@ -104,3 +104,36 @@ class Tasks:
         """Cancel everything."""
         for task in list(self._running):
             task.cancel()
+
+
+class Later:
+    """Work that is done a while after it was first wanted, or when that is hurried. From its beginning on it may be wanted anew."""
+
+    def __init__(self, tasks: Tasks, after_s: float, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        self.task: asyncio.Task[Any] | None = None  # what was begun last
+        self._tasks = tasks
+        self._after_s = after_s
+        self._work = work
+        self._name = name
+        self._due: asyncio.Event | None = None  # of the work that is wanted and not begun
+
+    def want(self) -> bool:
+        """Was it not wanted already?"""
+        if self._due is not None:
+            return False
+        self._due = asyncio.Event()
+        self.task = self._tasks.spawn(self._run(self._due), self._name)
+        return True
+
+    def hurry(self) -> None:
+        """What is wanted is done now."""
+        if self._due is not None:
+            self._due.set()
+
+    async def _run(self, due: asyncio.Event) -> None:
+        try:
+            await asyncio.wait_for(due.wait(), self._after_s)
+        except TimeoutError:
+            pass
+        self._due = None
+        await self._work()

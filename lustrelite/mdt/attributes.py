@@ -20,6 +20,7 @@ from lustrelite.store.schema import XATTRS, Inode, ReplyRecord, split_xattr_key,
 from lustrelite.target.handlers import EMPTY
 from lustrelite.tunables import limits
 from lustrelite.wire.mdt import (
+    ID_MAX,
     OPEN_WRITE,
     SET_ATIME,
     SET_FLAGS,
@@ -30,6 +31,8 @@ from lustrelite.wire.mdt import (
     SET_SIZE,
     SET_TIMES_EXPLICIT,
     SET_UID,
+    SET_VERSIONED,
+    SETATTRS_VALID,
     XATTR_CREATE,
     XATTR_REPLACE,
     Attr,
@@ -59,19 +62,16 @@ if TYPE_CHECKING:
     from lustrelite.target.transaction import Transaction
 
 OWNERSHIP = SET_UID | SET_GID | SET_PROJID
-VERSIONED = SET_MODE | OWNERSHIP | SET_FLAGS
-KEPT = SET_MODE | SET_UID | SET_GID | SET_ATIME | SET_MTIME | SET_TIMES_EXPLICIT  # those of client/kept_attrs.py
-KNOWN = VERSIONED | SET_ATIME | SET_MTIME | SET_SIZE | SET_TIMES_EXPLICIT
+KNOWN = SET_VERSIONED | SET_ATIME | SET_MTIME | SET_SIZE | SET_TIMES_EXPLICIT
 ALL_BYTES_MAX = 4096  # of names and values in one answer to Getxattrs: clients keep them for each of 100,000 files
 XATTRS_BYTES_MAX = limits.xattr_bytes_max  # names of one file, so that listxattr(2) can return them
-ID_MAX = (1 << 32) - 2  # -1 is nobody
 
 
 def setattr_(txn: Transaction, req: Setattr) -> Attr:
     """Setattr.  Errors: see wire.mdt.Setattr."""
     fid, valid = req.fid, req.valid
     inode = namespace.find_inode(txn, fid)
-    if valid & VERSIONED:
+    if valid & SET_VERSIONED:
         txn.check(0, namespace.version_of(inode))
     if inode is None:
         raise OpError(errno.ENOENT)
@@ -87,7 +87,7 @@ def setattr_(txn: Transaction, req: Setattr) -> Attr:
 def setattr_many(txn: Transaction, req: Setattrs) -> Empty:
     """Setattrs. It waits for no lock: under SOLE nobody else has one, and whoever wants one waits for this.  Errors: EINVAL"""
     for row in req.rows:
-        if row.valid & ~KEPT or not (0 <= row.uid <= ID_MAX and 0 <= row.gid <= ID_MAX):
+        if row.valid & ~SETATTRS_VALID or not (0 <= row.uid <= ID_MAX and 0 <= row.gid <= ID_MAX):
             raise OpError(errno.EINVAL)
     for row in req.rows:
         inode = namespace.find_inode(txn, row.fid)
@@ -127,7 +127,7 @@ def _changed(txn: Transaction, inode: Inode, req: Setattr) -> Inode:
         atime=req.atime if valid & SET_ATIME else inode.atime,
         mtime=mtime,
         ctime=max(inode.ctime, req.time),
-        version=txn.transno if valid & VERSIONED else inode.version,
+        version=txn.transno if valid & SET_VERSIONED else inode.version,
         projid=req.projid if valid & SET_PROJID else inode.projid,
     )
 

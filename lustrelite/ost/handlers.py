@@ -41,6 +41,7 @@ from lustrelite.wire.ost import (
     OBJECT_GID,
     OBJECT_MTIME,
     OBJECT_UID,
+    READ_MANY_MAX,
     SEEK_DATA,
     SEEK_HOLE,
     Destroy,
@@ -68,6 +69,7 @@ from lustrelite.wire.ost import (
 from lustrelite.wire.session import FEATURE_SERVER, Empty, IndexPage, IndexRead
 
 if TYPE_CHECKING:
+    from lustrelite.ldlm.lock import Lock
     from lustrelite.ldlm.namespace import LocalLock
     from lustrelite.ost.ost import Ost
     from lustrelite.ost.ranges import Hold
@@ -77,7 +79,6 @@ if TYPE_CHECKING:
 FILES = "files"  # a table for IndexRead only: object id -> size of its data file
 OBJECT_ID_MAX = (1 << 63) - 1
 INLINE_BYTES_MAX = limits.bulk_inline_bytes_max  # more goes to a worker thread
-READ_MANY_MAX = 64
 ANY_MODE = -1  # of a lock to read under
 PUNCH_INLINE_BYTES_MAX = 16 << 20  # freeing more blocks than this takes long
 
@@ -123,10 +124,15 @@ def _check_lock(ost: Ost, call: Call, body: Change | Read | ObjectSeek, start: i
     """
     if not body.lock:
         return
-    lock = ost.namespace.holds(call.export, body.lock, resource_of(body.object))
-    if lock is None or not lock.mode & modes or not lock.start <= start or not end - 1 <= lock.end:
+    lock = _lock_on(ost, call, body.lock, body.object, start, end, modes)
+    if lock is None:
         raise OpError(errno.ESTALE, f"object {body.object}: {call.spec.name} without its lock {body.lock:#x}")
     ost.namespace.prolong(lock)
+
+
+def _lock_on(ost: Ost, call: Call, handle: int, oid: int, start: int, end: int, modes: int) -> Lock | None:
+    lock = ost.namespace.holds(call.export, handle, resource_of(oid))
+    return lock if lock is not None and lock.mode & modes and lock.start <= start and end - 1 <= lock.end else None
 
 
 # ---------------------------------------------------------------- ids
@@ -501,9 +507,8 @@ async def read_many(call: Call, body: ReadMany) -> ReadManyReply:
     buffer = memoryview(bytearray(total))
     try:
         for oid, length, handle in body.rows:
-            lock = ost.namespace.holds(call.export, handle, resource_of(oid))
-            there = lock is not None and not lock.start and length - 1 <= lock.end and ost.exists(oid)
-            if lock is None or not there or not ost.ranges.free(oid, 0, length):
+            lock = _lock_on(ost, call, handle, oid, 0, length, ANY_MODE)
+            if lock is None or not ost.exists(oid) or not ost.ranges.free(oid, 0, length):
                 rows.append(None)
                 continue
             ost.namespace.prolong(lock)

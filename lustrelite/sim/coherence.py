@@ -31,7 +31,8 @@ An append is where the file ended, wherever it is seen, in one place only. Recor
 Who is gone (killed, or evicted; from a file that he has made also if by the MDT, for his locks may have been promised):
 what its client had in its cache may be lost with it, each byte or not, unless an fsync said otherwise, or another
 client has read it, or another client has done anything there later (then it was written back). A size that another
-client was told may be lost: glimpses take no lock. What had no answer happened once or never. An evicted client's reads
+client was told may be lost: glimpses take no lock; so may the permissions that an author has given his file, if nobody
+else has seen them (client/kept_attrs.py). What had no answer happened once or never. An evicted client's reads
 count like everybody's, except while it has not heard of an eviction that did not wait for its lease, and its lease
 lasts.
 

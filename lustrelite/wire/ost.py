@@ -113,6 +113,9 @@ class Read(NamedTuple):
     lock: int = 0  # handle of the lock it is read under, 0: none
 
 
+READ_MANY_MAX = 64  # objects
+
+
 class ReadManyReply(NamedTuple):
     """For each row how many bytes of the bulk are its own, one after the other (-1: not now, ask for it alone), and its size."""
 

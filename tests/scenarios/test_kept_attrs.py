@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from mounts import Asked, Mount, drop_locks, mounts
+from mounts import Asked, Mount, drop_locks, mounts, two_mounts
 from steps import EVICTION, refused, soon
 
 from lustrelite.wire.mdt import RENAME_EXCHANGE, RENAME_NOREPLACE, Closes, Lookup, Readdir, Reopen, Setattr, Setattrs
@@ -57,10 +57,7 @@ async def looks(mount: Mount, path: str = PATH) -> tuple[int, int, int, int, int
 
 
 async def test_the_mdt_hears_of_many_with_their_closes(cluster: Any) -> None:
-    async with cluster(caching=1, clients=2) as c:
-        a, b = mounts(c)
-        await a.mkdir("/u")
-        await c.settle()
+    async with two_mounts(cluster) as (c, a, b):
         with Asked(c.a) as asked:
             for number in range(50):
                 file = await a.open(f"/u/f{number}", NEW, 0o600)
@@ -73,7 +70,6 @@ async def test_the_mdt_hears_of_many_with_their_closes(cluster: Any) -> None:
         await drop_locks(c, c.a)
         for number in range(50):
             assert (await looks(b, f"/u/f{number}")) == (0o100644, 0, 0, 5, 6)
-        await b.rmtree("/u")
 
 
 @pytest.mark.parametrize("how", ["stat", "open", "list", "by number", "chmod", "link", "rename", "rename over", "xattr"])
@@ -173,17 +169,13 @@ NOT_KEPT: dict[str, tuple[int, Change]] = {
 @pytest.mark.parametrize("why", NOT_KEPT)
 async def test_the_mdt_hears_at_once(cluster: Any, why: str) -> None:
     mode, change = NOT_KEPT[why]
-    async with cluster(caching=1, clients=2) as c:
-        a, b = mounts(c)
-        await a.mkdir("/u")
-        await c.settle()
+    async with two_mounts(cluster) as (c, a, b):
         file = await a.open(PATH, NEW, mode)
         with Asked(c.a) as asked:
             await change(a)
         assert asked == {"Setattr": 1} and kept(c) == 0
         assert await looks(a) == await looks(b)
         await file.close()
-        await b.rmtree("/u")
 
 
 async def test_a_right_that_was_given_and_is_taken_again(cluster: Any) -> None:
@@ -218,10 +210,7 @@ async def test_who_may_not_is_told_so(cluster: Any) -> None:
 
 async def test_the_order_of_writes_and_times(cluster: Any) -> None:
     """The last that was done to a time counts, whether the MDT hears of it in a change or in a close."""
-    async with cluster(caching=1, clients=2) as c:
-        a, b = mounts(c)
-        await a.mkdir("/u")
-        await c.settle()
+    async with two_mounts(cluster) as (c, a, b):
         files = {}
         for name in ("w", "tw", "wt", "wtw", "wm", "wmt", "tm", "tr"):
             file = files[name] = await a.open(f"/u/{name}", NEW, 0o600)
@@ -245,7 +234,6 @@ async def test_the_order_of_writes_and_times(cluster: Any) -> None:
         assert {name: shown(await b.stat(f"/u/{name}")) for name in files} == mine
         assert mine["wt"][3:] == mine["wmt"][3:] == mine["tm"][3:] == (5, 6) and mine["tr"][4] == 6
         assert min(mine[name][4] for name in ("w", "tw", "wtw", "wm")) > 6
-        await b.rmtree("/u")
 
 
 async def test_it_is_told_after_a_second_also_of_an_open_file(cluster: Any) -> None:
@@ -425,10 +413,7 @@ async def test_who_renames_over_it_waits_for_no_close_of_another(cluster: Any) -
 
 @pytest.mark.parametrize("flags", [RENAME_EXCHANGE, RENAME_NOREPLACE])
 async def test_one_is_changed_again_while_the_other_is_told(cluster: Any, flags: int) -> None:
-    async with cluster(caching=1, clients=2) as c:
-        a, b = mounts(c)
-        await a.mkdir("/u")
-        await c.settle()
+    async with two_mounts(cluster) as (c, a, _):
         f, g = await a.open("/u/f", NEW, 0o600), await a.open("/u/g", NEW, 0o600)
         await a.chmod("/u/f", 0o644)
         one = c.net.hold(Setattrs, to=c.mds, times=1)
@@ -450,7 +435,6 @@ async def test_one_is_changed_again_while_the_other_is_told(cluster: Any, flags:
         assert (await looks(a, "/u/f"))[0] == (0o100666 if flags == RENAME_NOREPLACE else 0o100644)
         await f.close()
         await g.close()
-        await b.rmtree("/u")
 
 
 RIGHTS: dict[str, tuple[int, Change]] = {
@@ -509,10 +493,7 @@ async def test_an_answer_that_comes_late_is_old(cluster: Any) -> None:
 
 async def test_what_is_doubted_does_not_become_old(cluster: Any) -> None:
     """A close tells of times that may be older than what is kept; then a listing brings what the MDT has."""
-    async with cluster(caching=1, clients=2) as c:
-        a, b = mounts(c)
-        await a.mkdir("/u")
-        await c.settle()
+    async with two_mounts(cluster) as (c, a, b):
         top = (await a.stat("/u")).fid
         file = await a.open(PATH, NEW, 0o600)
         await file.pwrite(b"data", 0)
@@ -528,7 +509,6 @@ async def test_what_is_doubted_does_not_become_old(cluster: Any) -> None:
         assert await looks(a) == await looks(b)
         assert (await looks(a))[3] == 5
         await reader.close()
-        await b.rmtree("/u")
 
 
 async def test_very_many(cluster: Any) -> None:
