@@ -21,6 +21,7 @@ from lustrelite.errors import OpError
 from lustrelite.fuse import kernel
 from lustrelite.fuse.inodes import Node, attributes
 from lustrelite.fuse.kernel import Attributes, fattr, op
+from lustrelite.fuse.listings import Listings
 from lustrelite.fuse.session import Answer, Handler, Later, Request
 from lustrelite.ids import Fid, fid_inode
 from lustrelite.tunables import limits
@@ -46,7 +47,7 @@ class Names:
         self.inodes = mount.inodes
         self.fs = mount.fs
         self._labels = SELINUX.is_dir()
-        self._pages: dict[int, _Page] = {}  # by node: what was read of a directory and not handed over yet
+        self._listings = Listings(mount.fs)
         self.handlers: dict[int, Handler] = {
             op.LOOKUP: self.lookup, op.GETATTR: self.getattr, op.STATX: self.statx, op.SETATTR: self.setattr,
             op.READLINK: self.readlink, op.SYMLINK: self.symlink, op.MKNOD: self.mknod, op.MKDIR: self.mkdir,
@@ -278,24 +279,12 @@ class Names:
             cookie = entries[-1].cookie
 
     async def _entries(self, node: Node, cookie: int, plus: bool) -> tuple[list[DirEntry], bool]:
-        """What follows `cookie`: what is left of the page that was read last, or the next one."""
-        page = self._pages.get(node.number)
-        if page is not None and page.plus >= plus:
-            at = page.places.get(cookie)
-            if at is not None and at < len(page.entries):
-                return page.entries[at:], page.end
-        self._pages.pop(node.number, None)
         try:
-            entries, end = await self.fs.readdir_page(node.fid, cookie, plus=plus, sizes=plus)
+            return await self._listings.after(node, cookie, plus=plus)
         except OpError as error:
             if error.errno == errno.ENOENT:  # it was removed, and is open
                 return [], True
             raise
-        if cookie or not end:
-            if len(self._pages) >= PAGES_MAX:
-                del self._pages[next(iter(self._pages))]
-            self._pages[node.number] = _Page(cookie, entries, end, plus)
-        return entries, end
 
     async def fsyncdir(self, request: Request, body: memoryview) -> Answer:
         """FSYNCDIR"""
@@ -352,19 +341,7 @@ class Names:
         return None
 
 
-PAGES_MAX = 64  # directories that are being read
 _NO_ENTRY = kernel.entry_out(0, 0, 0, Attributes(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0))  # "no attributes come along"
-
-
-class _Page:
-    """Entries of a directory that follow a cookie."""
-
-    def __init__(self, cookie: int, entries: list[DirEntry], end: bool, plus: bool) -> None:
-        self.entries = entries
-        self.end = end
-        self.plus = plus
-        self.places = {entry.cookie: place + 1 for place, entry in enumerate(entries)}
-        self.places[cookie] = 0
 
 
 def _inode(stat: Stat) -> int:

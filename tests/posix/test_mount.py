@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -12,6 +13,7 @@ import random
 import shutil
 import signal
 import stat
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -94,6 +96,52 @@ def everyday(top: Path) -> None:
     for entry in os.listdir(top):
         shutil.rmtree(top / entry) if entry == "d" else os.unlink(top / entry)
     assert os.listdir(top) == []
+
+
+@pytest.mark.processes
+async def test_who_begins_a_listing_sees_what_is_there_now(world: Any) -> None:
+    """Somebody else has read a little of the directory, of which more is on its way to him."""
+    async with world(oss=1, clients=1) as w, Mounted(w) as m:
+        fs = w.a.fs
+        await w.a.unrecorded(fs.mkdir("/d"))
+        names = [f"name-{number:04}" for number in range(1100)]
+        for name in names:
+            await w.a.unrecorded(fs.mknod(f"/d/{name}", stat.S_IFIFO | 0o600))
+
+        def listed(fd: int) -> list[str]:
+            os.lseek(fd, 0, os.SEEK_SET)
+            found: list[str] = []
+            while more := getdents(fd):
+                found += more
+            return found
+
+        def look() -> tuple[int, int, list[str]]:
+            first, second = (os.open(m.path / "d", os.O_RDONLY | os.O_DIRECTORY) for _ in range(2))
+            return first, second, [name for name in getdents(first) if name not in (".", "..")]
+
+        first, second, some = await m.call(look)
+        assert 10 < len(some) < 100
+        for name in some[:10]:
+            await w.a.unrecorded(fs.unlink(f"/d/{name}"))
+        await w.a.unrecorded(fs.mknod("/d/new", stat.S_IFIFO | 0o600))
+        expected = sorted({".", "..", "new", *names} - set(some[:10]))
+        for fd in (second, first):
+            assert sorted(await m.call(listed, fd)) == expected
+            await m.call(os.close, fd)
+        await m.call(shutil.rmtree, m.path / "d")
+
+
+def getdents(fd: int) -> list[str]:
+    """A few names of an open directory, as of a program that reads it in small pieces."""
+    buffer = ctypes.create_string_buffer(4096)
+    size = ctypes.CDLL(None, use_errno=True).getdents64(fd, buffer, len(buffer))
+    assert size >= 0, os.strerror(ctypes.get_errno())
+    names, at = [], 0
+    while at < size:
+        (length,) = struct.unpack_from("=H", buffer, at + 16)
+        names.append(os.fsdecode(buffer.raw[at + 19 : at + length].split(b"\0")[0]))
+        at += length
+    return names
 
 
 @pytest.mark.processes
