@@ -579,10 +579,8 @@ class LockedIo:
     async def flush_all(self) -> None:
         """Return when everything that is dirty now, or on its way, was written back."""
         works = [
-            data.writeback.flush(cached)
+            data.writeback.flush_all([cached for cached in data.objects.values() if cached.pages.dirty or cached.pages.flights])
             for data in self.caches.values()
-            for cached in data.objects.values()
-            if cached.pages.dirty or cached.pages.flights
         ]
         await self.shared.tasks.gather(works, "flush")
 

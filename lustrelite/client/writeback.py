@@ -3,7 +3,7 @@
 Written back is what
 
     fills an RPC                      at once, so that a stream never waits
-    is older than write_back_after_s  by and by
+    is older than write_back_after_s  by and by, and with it what is half as old: small objects share their requests
     lies under a lock that is asked for, or that an fsync, O_DIRECT or a hole wants clean    before these go on
     stands in the way of new data     max_dirty_bytes of this OST, half of max_cached_bytes of the mount, the grant
 
@@ -25,7 +25,8 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from lustrelite.client.cached_object import CachedObject
@@ -44,6 +45,12 @@ from lustrelite.wire.ost import OBJECT_EOF
 
 if TYPE_CHECKING:
     from lustrelite.client.osc import Osc
+
+
+LITTLE_BYTES = 64 << 10  # of an object: it is written back with others
+TOGETHER_AGE = 0.5  # what is so much of its time old goes with what is due
+
+Load = tuple[CachedObject, Flight]
 
 
 class Shared:
@@ -192,13 +199,60 @@ class WriteBack:
                     size = self.osc.bytes_max
                     await self._send(cached, number * size, (number + 1) * size)
                 elif self._due:
-                    cached = next(iter(self._due))
-                    del self._due[cached]
-                    await self._send(cached, 0, OBJECT_EOF)
+                    await self._send_first(self._due)
                 else:
                     return
         finally:
             self._worker = False
+
+    async def _send_first(self, due: dict[CachedObject, None]) -> None:
+        """Send off the first of what is due; if that is little, with more of its kind."""
+        first = next(iter(due))
+        if self._little(first) is None:
+            del due[first]
+            await self._send(first, 0, OBJECT_EOF)
+            return
+        slots = self.osc.slots()
+        await slots.acquire()
+        together = self._collect_little(due)
+        if len(together) > 1:
+            task = self.shared.tasks.spawn(self._fly_together(together, slots), "write many")
+            for _, flight in together:
+                flight.done = task
+        elif together:
+            self._take_off(*together[0], slots)
+        else:  # all has changed meanwhile
+            slots.release()
+
+    def _little(self, cached: CachedObject) -> tuple[int, int, ClientLock] | None:
+        """The one range of a few bytes that is dirty, and its lock; None: there is more to it."""
+        dirty = cached.pages.dirty
+        if len(dirty.starts) != 1 or cached.pages.flights:
+            return None
+        low, high, size = dirty.starts[0], dirty.ends[0], self.osc.bytes_max
+        if high - low > LITTLE_BYTES or low // size != (high - 1) // size:
+            return None
+        lock = cached.lock_at(low, WRITERS)
+        return (low, high, lock) if lock is not None and high <= lock.end + 1 else None
+
+    def _collect_little(self, due: dict[CachedObject, None]) -> list[Load]:
+        """Flights of what is due, as far as one request carries them."""
+        together: list[Load] = []
+        size = room = self.osc.bytes_max
+        for cached in list(islice(due, 4 * ost.WRITE_MANY_MAX)):
+            found = self._little(cached)
+            if found is None or found[1] - found[0] > room or (together and cached.cred != together[0][0].cred):
+                continue
+            low, high, lock = found
+            flight = cached.pages.collect(low, high, size)
+            assert flight is not None
+            del due[cached]
+            self._prepare(cached, flight, lock)
+            together.append((cached, flight))
+            room -= high - low
+            if len(together) == ost.WRITE_MANY_MAX:
+                break
+        return together
 
     def _arm_timer(self, pause: float) -> None:
         self._timer = asyncio.get_running_loop().call_later(max(pause, 0.01), self._look_at_clock)
@@ -207,7 +261,7 @@ class WriteBack:
         self._timer = None
         now, age = self.node.now(), self.node.tunables.write_back_after_s
         for cached, since in list(self.dirty.items()):
-            if since + age > now:
+            if since + age * TOGETHER_AGE > now:
                 break
             self._due[cached] = None
             del self.dirty[cached]
@@ -228,6 +282,16 @@ class WriteBack:
         await self._send(cached, start, end)
         for flight in cached.pages.flights_in(start, end):
             await over(flight)
+
+    async def flush_all(self, objects: Iterable[CachedObject]) -> None:
+        """`flush` them, little ones together."""
+        due = dict.fromkeys(objects)
+        flying = list(due)
+        while due:
+            await self._send_first(due)
+        for cached in flying:
+            for flight in list(cached.pages.flights):
+                await over(flight)
 
     async def flush_durably(self, cached: CachedObject) -> bool:
         """`flush` all of it; True if it is durable, too, because one write was left to do, answered when that was so."""
@@ -309,42 +373,82 @@ class WriteBack:
 
     def _launch(self, cached: CachedObject, flight: Flight, lock: ClientLock, slots: asyncio.Semaphore) -> None:
         self._prepare(cached, flight, lock)
+        self._take_off(cached, flight, slots)
+
+    def _take_off(self, cached: CachedObject, flight: Flight, slots: asyncio.Semaphore) -> None:
         flight.done = self.shared.tasks.spawn(self._fly(cached, flight, slots), "write")
 
     async def _fly(self, cached: CachedObject, flight: Flight, slots: asyncio.Semaphore) -> None:
-        body = self.body(cached, flight, from_grant=True)
-        ended = False
         try:
-            await self.osc.redeem(flight.lock)
-            reply, _ = await self.osc.imp.call_bulk(body, bulk=flight.data, cred=cached.cred)
-            ended = True
-        except OpError as error:
-            ended = True
-            self._crashed(cached, flight, error)
-        else:
-            self._landed(cached, flight, reply)
+            if await self._redeem(cached, flight):
+                await self._write(cached, flight)
         finally:
             slots.release()
-            if ended:
-                self.shared.landed()
+
+    async def _fly_together(self, together: list[Load], slots: asyncio.Semaphore) -> None:
+        try:
+            ready = [load for load in together if await self._redeem(*load)]
+            if len(ready) < 2 or not await self._write_many(ready):
+                for load in ready:
+                    await self._write(*load)
+        finally:
+            slots.release()
+
+    async def _redeem(self, cached: CachedObject, flight: Flight) -> bool:
+        try:
+            await self.osc.redeem(flight.lock)
+        except OpError as error:
+            self._crashed(cached, flight, error)
+            return False
+        return True
+
+    async def _write(self, cached: CachedObject, flight: Flight) -> None:
+        body = self.body(cached, flight, from_grant=True)
+        try:
+            reply, _ = await self.osc.imp.call_bulk(body, bulk=flight.data, cred=cached.cred)
+        except OpError as error:
+            self._crashed(cached, flight, error)
+            return
+        self.grant.used(flight.cost, reply.grant)
+        self._landed(cached, flight, reply.attr)
+
+    async def _write_many(self, loads: list[Load]) -> bool:
+        """False: the OST would not do it; none of them has landed."""
+        parts = tuple([
+            ost.Part(cached.obj, flight.start, flight.end - flight.start, cached.owner, cached.stripe, flight.time, flight.lock)
+            for cached, flight in loads
+        ])  # fmt: skip
+        data = b"".join([flight.data for _, flight in loads])
+        try:
+            reply, _ = await self.osc.imp.call_bulk(ost.WriteMany(parts, self._wish()), bulk=data, cred=loads[0][0].cred)
+        except OpError:
+            return False
+        if len(reply.attrs) != len(loads):
+            return False
+        self.grant.used(sum([flight.cost for _, flight in loads]), reply.grant)
+        for (cached, flight), attr in zip(loads, reply.attrs, strict=True):
+            self._landed(cached, flight, attr)
+        return True
 
     def body(self, cached: CachedObject, flight: Flight, *, from_grant: bool) -> ost.Write:
         """The request for a flight. Without a grant it is answered when it is durable."""
-        tunables = self.node.tunables
-        wanted = tunables.max_dirty_bytes + tunables.max_rpcs_in_flight * self.osc.bytes_max
         return ost.Write(
             cached.obj, flight.start, cached.owner, cached.stripe, flight.time, flight.lock, from_grant,
-            self.grant.wish(wanted), flight.release, flight.durable or not from_grant,
+            self._wish(), flight.release, flight.durable or not from_grant,
         )  # fmt: skip
 
-    def _landed(self, cached: CachedObject, flight: Flight, reply: ost.WriteReply) -> None:
+    def _wish(self) -> int:
+        tunables = self.node.tunables
+        return self.grant.wish(tunables.max_dirty_bytes + tunables.max_rpcs_in_flight * self.osc.bytes_max)
+
+    def _landed(self, cached: CachedObject, flight: Flight, attr: ost.ObjectAttr) -> None:
         cached.pages.end_flight(flight, lost=False)
         cached.charged -= flight.cost
         self.shared.dirty -= flight.cost
-        self.grant.used(flight.cost, reply.grant)
         if flight.lock in cached.locks:  # else what it says may be old
-            cached.told(reply.attr)
-        self.remember(reply.attr.version, cached.owner)
+            cached.told(attr)
+        self.remember(attr.version, cached.owner)
+        self.shared.landed()
 
     def _crashed(self, cached: CachedObject, flight: Flight, error: OpError) -> None:
         flight.failed = True
@@ -355,6 +459,7 @@ class WriteBack:
             self.osc.forget(lock)  # the object may be shorter than we thought
         if not flight.reported:
             self._report(cached.owner, flight.end - flight.start, error)
+        self.shared.landed()
 
     def settle(self, cached: CachedObject) -> None:
         """What is dirty has changed without `accept`: tell the grant."""

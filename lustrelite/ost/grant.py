@@ -30,6 +30,11 @@ EXPORT_BYTES_MAX = 1 << 30  # one client holds no more
 BUDGET_BYTES_MAX = 1 << 30  # written or promised before the disk is asked again how full it is
 
 
+def cost_of(body: Write, length: int) -> int:
+    """Bytes of grant that a write of `length` bytes takes."""
+    return grant_bytes(body.offset, body.offset + length) if body.from_grant else 0
+
+
 class _Claim(NamedTuple):
     """What a client said when it connected is counted up to here."""
 
@@ -74,7 +79,7 @@ class Grants:
     def covers(self, export: Export, body: Write, length: int) -> bool:
         """Is a write of `length` bytes within the client's grant? Then it may not be refused for want of space."""
         # The client's dirty data may be cut in other places than its grant was counted for: a block at each end.
-        cost = grant_bytes(body.offset, body.offset + length) - 2 * GRANT_BLOCK_BYTES
+        cost = cost_of(body, length) - 2 * GRANT_BLOCK_BYTES
         return body.from_grant and self.held.get(export, 0) >= max(cost, 1)
 
     def take(self, length: int) -> bool:
@@ -86,27 +91,26 @@ class Grants:
         self._budget = min(max(left - length, 0) // 8, BUDGET_BYTES_MAX)
         return left >= length
 
-    def written(self, export: Export, body: Write, length: int) -> int:
-        """A write was executed: what it took from its grant is used up. Returns what the client gets on top."""
+    def written(self, export: Export, cost: int, undirty: int) -> int:
+        """What took `cost` bytes of grant was written. Returns what the client, who would like `undirty`, gets on top."""
         if not export.features & FEATURE_GRANT:
             return 0
         held = self.held.get(export, 0)
-        if body.from_grant:
-            used = min(held, grant_bytes(body.offset, body.offset + length))
-            self._set(export, held - used)
-            held -= used
-        wanted = min(body.undirty, EXPORT_BYTES_MAX - held)
+        if cost:
+            held -= min(held, cost)
+            self._set(export, held)
+        wanted = min(undirty, EXPORT_BYTES_MAX - held)
         return self._give(export, wanted) if wanted > 0 else 0
 
-    def written_before(self, export: Export, body: Write, length: int, record: ReplyRecord) -> int:
-        """A write that was executed as `record` says is answered again: what the client shall add to its grant."""
+    def written_before(self, export: Export, cost: int, record: ReplyRecord) -> int:
+        """What was executed as `record` says is answered again: what the client shall add to its grant."""
         claim = self._claims.get(export)
         if claim is None or record.transno > claim.transno:
             return record.data
-        if body.from_grant and record.xid not in claim.counted:
+        if cost and record.xid not in claim.counted:
             claim.counted[record.xid] = None
             held = self.held.get(export, 0)
-            self._set(export, held - min(held, grant_bytes(body.offset, body.offset + length)))
+            self._set(export, held - min(held, cost))
         return 0
 
     def given_back(self, export: Export, amount: int) -> None:

@@ -1,46 +1,25 @@
 """What an OST does with each message: one table at the end.
 
-A write, punch or fallocate has two halves. The first (`prepare`) takes the byte range, checks that the object is there
-and, if much is to be done, does it to the file in a worker thread. The second is the sync handler: it does the little
-that was not worth a thread, declares versions, and stages the record. Between the two nothing else runs, and the range
-is given back after the second, so overlapping requests have their transnos in the order of their data.
-
-The file is thus changed before the transaction exists. That is sound because nothing is answered before the record is
-staged, because a repeated write is the same write, and because the rest of D4 holds for the record.
-
-A replay does everything in the handler: its versions must be checked before its data may touch the file.
-
-Which version rules: protocol-facts 3.7 (setattr and punch declare the object's version, a write only sets it).
+What changes the data of objects is in changes.py.
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lustrelite.errors import OpError
-from lustrelite.ids import NO_FID
-from lustrelite.ldlm.policy import WRITERS
-from lustrelite.ost import lockless
-from lustrelite.recovery.versions import ABSENT
-from lustrelite.store.schema import ObjectRecord
-from lustrelite.target.handlers import EMPTY, LATER, Handler, NotReady, mutating, reading, waiting
+from lustrelite.ost import changes, lockless
+from lustrelite.ost.changes import INLINE_BYTES_MAX, check_lock, lock_on
+from lustrelite.target.handlers import EMPTY, LATER, Handler, mutating, reading, waiting
 from lustrelite.target.target import INDEX_READ_MAX, index_read
 from lustrelite.tunables import limits
-from lustrelite.wire.ldlm import DISCARD_DATA, PR, PW, Granted
+from lustrelite.wire.ldlm import DISCARD_DATA, PR, Granted
 from lustrelite.wire.mdt import StatfsReply
-from lustrelite.wire.message import REPLAY
 from lustrelite.wire.ost import (
     CREATE_DELORPHAN,
-    FALLOC_KEEP_SIZE,
-    FALLOC_ZERO_RANGE,
-    OBJECT_ATIME,
     OBJECT_EOF,
-    OBJECT_GID,
-    OBJECT_MTIME,
-    OBJECT_UID,
     READ_MANY_MAX,
     SEEK_DATA,
     SEEK_HOLE,
@@ -63,14 +42,12 @@ from lustrelite.wire.ost import (
     SeekReply,
     SetOwners,
     Write,
-    WriteReply,
+    WriteMany,
     resource_of,
 )
 from lustrelite.wire.session import FEATURE_SERVER, Empty, IndexPage, IndexRead
 
 if TYPE_CHECKING:
-    from lustrelite.ldlm.lock import Lock
-    from lustrelite.ldlm.namespace import LocalLock
     from lustrelite.ost.ost import Ost
     from lustrelite.ost.ranges import Hold
     from lustrelite.rpc.export import Call
@@ -78,20 +55,7 @@ if TYPE_CHECKING:
 
 FILES = "files"  # a table for IndexRead only: object id -> size of its data file
 OBJECT_ID_MAX = (1 << 63) - 1
-INLINE_BYTES_MAX = limits.bulk_inline_bytes_max  # more goes to a worker thread
 ANY_MODE = -1  # of a lock to read under
-PUNCH_INLINE_BYTES_MAX = 16 << 20  # freeing more blocks than this takes long
-
-
-Change = Write | Punch | Fallocate  # of an object's data
-
-
-class Prepared(NamedTuple):
-    """What `prepare` leaves for the handler of one call."""
-
-    hold: Hold
-    locks: list[LocalLock]  # of the target itself, for a client that has none
-    done: bool  # the file is changed
 
 
 def _ost(owner: Any) -> Ost:
@@ -110,29 +74,6 @@ def _check_valid(call: Call) -> None:
 def _check_server(call: Call) -> None:
     if not call.export.features & FEATURE_SERVER:
         raise OpError(errno.EPERM, f"{call.spec.name} is for servers")
-
-
-# ---------------------------------------------------------------- locks
-
-
-def _check_lock(ost: Ost, call: Call, body: Change | Read | ObjectSeek, start: int, end: int, modes: int) -> None:
-    """If the client says under which lock it works: it gets more time to give that back.
-
-    Errors: ESTALE, it has no such lock on [start, end). Its cache is not what it thinks: nothing of it may be written.
-    Not for replays, which come before the locks are.  Source: tgt_brw_lock(), ldlm_lock_prolong_one(); protocol-facts
-    5.4
-    """
-    if not body.lock:
-        return
-    lock = _lock_on(ost, call, body.lock, body.object, start, end, modes)
-    if lock is None:
-        raise OpError(errno.ESTALE, f"object {body.object}: {call.spec.name} without its lock {body.lock:#x}")
-    ost.namespace.prolong(lock)
-
-
-def _lock_on(ost: Ost, call: Call, handle: int, oid: int, start: int, end: int, modes: int) -> Lock | None:
-    lock = ost.namespace.holds(call.export, handle, resource_of(oid))
-    return lock if lock is not None and lock.mode & modes and lock.start <= start and end - 1 <= lock.end else None
 
 
 # ---------------------------------------------------------------- ids
@@ -198,255 +139,6 @@ def prepare_destroy(call: Call, body: Destroy) -> Awaitable[None] | None:
     return _ost(call).fault("ost.destroy", call) if call.target.node.faults.any else None
 
 
-# ---------------------------------------------------------------- write
-
-
-def prepare_write(call: Call, body: Write) -> Awaitable[None] | None:
-    """A small write that meets nobody, and a replay, are left to the handler."""
-    ost = _ost(call)
-    end = body.offset + (len(call.bulk) if call.bulk is not None else 0)
-    if call.header.flags & REPLAY:
-        return ost.fault("ost.write", call) if ost.node.faults.any else None
-    _check_lock(ost, call, body, body.offset, end, WRITERS)
-    small = end - body.offset <= INLINE_BYTES_MAX
-    if small and not ost.node.faults.any and _nobody_there(ost, body, body.offset, end):
-        return None
-    return _write_data(ost, call, body)
-
-
-def _check_write(body: Write, bulk: memoryview | None) -> tuple[memoryview, int]:
-    """(data, end offset)."""
-    if bulk is None or body.offset < 0 or body.stripe < 0 or not 0 < len(bulk) <= limits.brw_bytes_max:
-        raise OpError(errno.EINVAL, f"write of {len(bulk or b'')} bytes at {body.offset}")
-    if body.offset + len(bulk) > limits.object_bytes_max:
-        raise OpError(errno.EFBIG)
-    return bulk, body.offset + len(bulk)
-
-
-def _nobody_there(ost: Ost, body: Change, start: int, end: int) -> bool:
-    """May the range be changed in this turn?"""
-    return ost.ranges.free(body.object, start, end) and not (
-        body.lock == 0 and lockless.in_the_way(ost, body.object, start, end, PW)
-    )
-
-
-async def _hold(ost: Ost, body: Change, start: int, end: int) -> tuple[Hold, list[LocalLock]]:
-    """The range for a change. First the lock: whoever gives it back writes to the range."""
-    locks = [] if body.lock else await lockless.take(ost, body.object, start, end, PW)
-    try:
-        return await ost.ranges.hold(body.object, start, end), locks
-    except BaseException:
-        ost.namespace.release(locks)
-        raise
-
-
-async def _write_data(ost: Ost, call: Call, body: Write) -> None:
-    data, end = _check_write(body, call.bulk)
-    await ost.fault("ost.write", call)
-    hold, locks = await _hold(ost, body, body.offset, end)
-    done = False
-    try:
-        if call.still_valid and (len(data) > INLINE_BYTES_MAX or ost.node.faults.any):
-            ost.record(body.object)
-            _check_lock(ost, call, body, body.offset, end, WRITERS)
-            ost.make_room(call.export, body, len(data))
-            await ost.node.run_blocking(ost.files.write, body.object, body.offset, data)
-            done = True
-            await ost.fault("ost.write_done", call)
-    finally:
-        _leave(ost, call, hold, locks, done)
-
-
-def _leave(ost: Ost, call: Call, hold: Hold, locks: list[LocalLock], done: bool) -> None:
-    """Leave the range to the handler, which comes at once if it comes at all: give it back after this turn."""
-    ost.prepared[call] = Prepared(hold, locks, done)
-    asyncio.get_running_loop().call_soon(_give_back, ost, call)
-
-
-def _give_back(ost: Ost, call: Call) -> None:
-    prepared = ost.prepared.pop(call, None)
-    if prepared is not None:
-        ost.ranges.release(prepared.hold)
-        ost.namespace.release(prepared.locks)
-
-
-def write(txn: Transaction, body: Write) -> WriteReply:
-    """Write data, stage the record. `owner` and `stripe` count at the first write only.
-
-    Times never go back behind a newer setattr or write: the newest ctime wins (the idea of tgt_fmd.c).
-    Errors: ENOENT, ENOSPC, EFBIG, EIO.  Source: ofd_commitrw_write(), ofd_io.c
-    """
-    ost, call = _ost(txn), txn.call
-    assert call is not None
-    data, end = _check_write(body, call.bulk)
-    record = ost.record_for(txn, body.object)
-    if not _is_done(ost, txn, call, body, body.offset, end):
-        if not txn.replay:  # its space was found once
-            ost.make_room(call.export, body, len(data))
-        ost.files.write(body.object, body.offset, data)
-    attr = ost.stage(txn, body.object, _written(txn, record, body), data=False)
-    ost.written(body.object, body.offset, data)
-    ost.prolong(call.export, body.lock)
-    if body.release and not txn.replay:
-        txn.then = lambda: ost.release(call.export, body.lock)
-    if not txn.replay:  # of a replay the client has counted the answer
-        export, grants = call.export, ost.grants
-        held = grants.held.get(export, 0)
-        txn.undo(lambda: grants.restore(export, held))
-        txn.data = grants.written(export, body, len(data))
-    return WriteReply(attr, txn.data)
-
-
-def _is_done(ost: Ost, txn: Transaction, call: Call, body: Change, start: int, end: int) -> bool:
-    """Whether `prepare` has changed the file. If it has not, the handler may do so now: nobody is in the way."""
-    prepared = ost.prepared.get(call)
-    if prepared is not None:
-        return prepared.done
-    if not txn.replay and not _nobody_there(ost, body, start, end):
-        raise NotReady
-    return False
-
-
-def _written(txn: Transaction, record: ObjectRecord, body: Change) -> ObjectRecord:
-    owner, stripe = (body.owner, body.stripe) if record.owner == NO_FID else (record.owner, record.stripe)
-    if body.time >= record.ctime:
-        record = record._replace(mtime=body.time, ctime=body.time)
-    return record._replace(version=txn.transno, owner=owner, stripe=stripe)
-
-
-# ---------------------------------------------------------------- punch, fallocate, setattr
-
-
-def prepare_punch(call: Call, body: Punch | Fallocate) -> Awaitable[None] | None:
-    """One that has little to do and meets nobody, and a replay, are left to the handler."""
-    ost = _ost(call)
-    if not call.header.flags & REPLAY:
-        _check_lock(ost, call, body, body.start, body.end, WRITERS)
-    if call.header.flags & REPLAY:
-        return None
-    alone = body.object not in ost.logged and _nobody_there(ost, body, body.start, body.end)
-    if alone and not ost.node.faults.any and _is_short(ost, body):
-        return None
-    return _punch_data(ost, call, body)
-
-
-def _check_punch(body: Punch | Fallocate) -> None:
-    if not 0 <= body.start <= body.end or body.stripe < 0:
-        raise OpError(errno.EINVAL, f"[{body.start}, {body.end})")
-    if type(body) is Fallocate:
-        if body.mode & ~(FALLOC_KEEP_SIZE | FALLOC_ZERO_RANGE):
-            raise OpError(errno.EOPNOTSUPP, f"fallocate mode {body.mode:#x}")
-        if body.start == body.end:
-            raise OpError(errno.EINVAL, "nothing to allocate")
-        if body.end > limits.object_bytes_max:
-            raise OpError(errno.EFBIG)
-    elif body.end >= OBJECT_EOF and body.start > limits.object_bytes_max:
-        raise OpError(errno.EFBIG)
-
-
-def _is_short(ost: Ost, body: Punch | Fallocate) -> bool:
-    if type(body) is Fallocate:
-        return body.end - body.start <= PUNCH_INLINE_BYTES_MAX
-    try:
-        return min(ost.files.size(body.object), body.end) - body.start <= PUNCH_INLINE_BYTES_MAX
-    except OpError:
-        return True  # the handler meets it again, and answers it
-
-
-def _punch_file(ost: Ost, body: Punch | Fallocate) -> None:
-    if type(body) is Fallocate:
-        ost.files.allocate(body.object, body.start, body.end, body.mode)
-    else:
-        ost.files.punch(body.object, body.start, body.end)
-
-
-async def _punch_data(ost: Ost, call: Call, body: Punch | Fallocate) -> None:
-    _check_punch(body)
-    await ost.fault("ost.punch", call)
-    hold, locks = await _hold(ost, body, body.start, body.end)
-    done = False
-    try:
-        if call.still_valid and (body.object in ost.logged or not _is_short(ost, body)):
-            ost.record(body.object)
-            _check_lock(ost, call, body, body.start, body.end, WRITERS)
-            _make_room(ost, body)
-            await ost.cut(body.object)
-            await ost.node.run_blocking(_punch_file, ost, body)
-            done = True
-    finally:
-        _leave(ost, call, hold, locks, done)
-
-
-def _make_room(ost: Ost, body: Punch | Fallocate) -> None:
-    """What is allocated may not be what was promised to others.  Errors: ENOSPC"""
-    if type(body) is Fallocate and not ost.grants.take(body.end - body.start):
-        raise OpError(errno.ENOSPC, f"{ost.name} is full")
-
-
-def punch(txn: Transaction, body: Punch | Fallocate) -> ObjectAttr:
-    """Free a range, truncate or extend; or find room for a range.  Errors: ENOENT, EOVERFLOW, ENOSPC, EFBIG, EOPNOTSUPP
-
-    Source: ofd_object_punch(), ofd_object_fallocate(), ofd_objects.c
-    """
-    ost, call = _ost(txn), txn.call
-    assert call is not None
-    _check_punch(body)
-    record = _checked(txn, ost, body.object)
-    if not _is_done(ost, txn, call, body, body.start, body.end):
-        if not txn.replay:
-            _make_room(ost, body)
-        _punch_file(ost, body)
-    changed = _written(txn, record, body)
-    if record.owner == NO_FID and not ost.files.size(body.object):  # still without a file: fsck tells by the owner
-        changed = changed._replace(owner=NO_FID, stripe=0)
-    attr = ost.stage(txn, body.object, changed, data=True)
-    ost.prolong(call.export, body.lock)
-    return attr
-
-
-def _checked(txn: Transaction, ost: Ost, oid: int) -> ObjectRecord:
-    """The record, whose version the change depends on."""
-    if txn.replay and not ost.exists(oid):
-        txn.check(0, ABSENT)
-    record = ost.record_for(txn, oid)
-    txn.check(0, record.version)
-    return record
-
-
-def setattr_(txn: Transaction, body: ObjectSetattr) -> ObjectAttr:
-    """Change owner or times.  Errors: ENOENT, EOVERFLOW.  Source: ofd_attr_set(), ofd_objects.c"""
-    ost = _ost(txn)
-    record = _checked(txn, ost, body.object)
-    record = record._replace(
-        uid=body.uid if body.valid & OBJECT_UID else record.uid,
-        gid=body.gid if body.valid & OBJECT_GID else record.gid,
-        atime=body.atime if body.valid & OBJECT_ATIME else record.atime,
-        mtime=body.mtime if body.valid & OBJECT_MTIME else record.mtime,
-        ctime=max(record.ctime, body.time),
-        version=txn.transno,
-    )
-    return ost.stage(txn, body.object, record, data=False)
-
-
-def rebuild_write(call: Call, body: Write, record: Any) -> WriteReply:
-    """See rebuild_attr. The lock goes with it this time, too: a restart since may have brought it back."""
-    length = len(call.bulk) if call.bulk is not None else 0
-    grant = 0
-    if not call.header.flags & REPLAY:
-        grant = _ost(call).grants.written_before(call.export, body, length, record)
-        if body.release:
-            _ost(call).release(call.export, body.lock)
-    return WriteReply(rebuild_attr(call, body, record), grant)
-
-
-def rebuild_attr(call: Call, body: Change | ObjectSetattr, record: Any) -> ObjectAttr:
-    """The answer to what was done before: the attributes of today, none if the object was destroyed since."""
-    ost = _ost(call)
-    if not ost.exists(body.object):
-        return ObjectAttr(0, 0, 0, 0, 0, record.transno)
-    return ost.attr(body.object, ost.record(body.object))
-
-
 # ---------------------------------------------------------------- read
 
 
@@ -461,7 +153,7 @@ async def read(call: Call, body: Read) -> ReadReply:
     if ost.node.faults.any:
         await ost.fault("ost.read", call)
     end = body.offset + body.length
-    _check_lock(ost, call, body, body.offset, end, ANY_MODE)
+    check_lock(ost, call, body, body.offset, end, ANY_MODE)
     locks = [] if body.lock else await lockless.take(ost, body.object, body.offset, end, PR)
     hold = None
     try:
@@ -473,7 +165,7 @@ async def read(call: Call, body: Read) -> ReadReply:
         hold = await ost.ranges.hold(body.object, body.offset, end, shared=True)
         _check_valid(call)
         ost.record(body.object)
-        _check_lock(ost, call, body, body.offset, end, ANY_MODE)
+        check_lock(ost, call, body, body.offset, end, ANY_MODE)
         size = ost.files.size(body.object)
         length = max(0, min(body.length, size - body.offset))
         large = length > INLINE_BYTES_MAX
@@ -507,7 +199,7 @@ async def read_many(call: Call, body: ReadMany) -> ReadManyReply:
     buffer = memoryview(bytearray(total))
     try:
         for oid, length, handle in body.rows:
-            lock = _lock_on(ost, call, handle, oid, 0, length, ANY_MODE)
+            lock = lock_on(ost, call, handle, oid, 0, length, ANY_MODE)
             if lock is None or not ost.exists(oid) or not ost.ranges.free(oid, 0, length):
                 rows.append(None)
                 continue
@@ -550,7 +242,7 @@ async def seek(call: Call, body: ObjectSeek) -> SeekReply:
     ost = _ost(call)
     if not 0 <= body.offset <= OBJECT_EOF or body.whence not in (SEEK_DATA, SEEK_HOLE):
         raise OpError(errno.EINVAL, f"seek to {body.offset}, whence {body.whence}")
-    _check_lock(ost, call, body, body.offset, OBJECT_EOF, ANY_MODE)
+    check_lock(ost, call, body, body.offset, OBJECT_EOF, ANY_MODE)
     locks = [] if body.lock else await lockless.take(ost, body.object, body.offset, OBJECT_EOF, PR)
     hold = None
     try:
@@ -618,13 +310,14 @@ async def read_index(call: Call, body: IndexRead) -> IndexPage:
 
 HANDLERS: dict[type, Handler] = {
     OstCreate: mutating(create, prepare=prepare_create, rebuild=rebuild_create, essential=True),
-    Write: mutating(write, prepare=prepare_write, rebuild=rebuild_write, sync=lambda body: body.sync),
+    Write: mutating(changes.write, prepare=changes.prepare_write, rebuild=changes.rebuild_write, sync=lambda body: body.sync),
+    WriteMany: mutating(changes.write_many, prepare=changes.prepare_write_many, rebuild=changes.rebuild_write_many),
     Read: waiting(read),
     ReadMany: waiting(read_many),
-    Punch: mutating(punch, prepare=prepare_punch, rebuild=rebuild_attr),
-    Fallocate: mutating(punch, prepare=prepare_punch, rebuild=rebuild_attr),
+    Punch: mutating(changes.punch, prepare=changes.prepare_punch, rebuild=changes.rebuild_attr),
+    Fallocate: mutating(changes.punch, prepare=changes.prepare_punch, rebuild=changes.rebuild_attr),
     ObjectSeek: waiting(seek),
-    ObjectSetattr: mutating(setattr_, rebuild=rebuild_attr),
+    ObjectSetattr: mutating(changes.setattr_, rebuild=changes.rebuild_attr),
     ObjectGetattr: reading(getattr_),
     Destroy: mutating(destroy, prepare=prepare_destroy, essential=True),
     SetOwners: mutating(set_owners),

@@ -27,8 +27,9 @@ from typing import Any
 
 from lustrelite.errors import OpError, StoreFailed
 from lustrelite.ldlm.lock import Lock
+from lustrelite.ost.changes import Prepared
 from lustrelite.ost.grant import Grants
-from lustrelite.ost.handlers import HANDLERS, Prepared
+from lustrelite.ost.handlers import HANDLERS
 from lustrelite.ost.object_ids import ObjectIds
 from lustrelite.ost.ranges import Ranges
 from lustrelite.rpc.export import Call, Export

@@ -287,6 +287,7 @@ async def _slow_messages(n: Nemesis) -> None:
 
 async def _corrupt(n: Nemesis) -> None:
     n.cluster.net.corrupt("Write", times=2)
+    n.cluster.net.corrupt("WriteMany", times=2)
     n.cluster.net.corrupt("Read", reply=True, times=2)
     n.cluster.net.corrupt("ReadMany", reply=True, times=2)
 
@@ -356,7 +357,7 @@ ACTS = (
 
 LOCK_MESSAGES = (
     "Enqueue", "Cancel", "Convert", "BlockingCallback", "BlockingCallback", "CompletionCallback", "GlimpseCallback",
-    "Read", "ReadMany", "Write", "Punch", "Lookup", "Getattr", "Open", "Reopen", "Closes", "Setattrs", "Readdir",
+    "Read", "ReadMany", "Write", "WriteMany", "Punch", "Lookup", "Getattr", "Open", "Reopen", "Closes", "Setattrs", "Readdir",
 )  # fmt: skip
 
 

@@ -96,6 +96,46 @@ class Write(NamedTuple):
     sync: bool = False  # answer when it is durable; else the client keeps the data until last_committed passes it
 
 
+WRITE_MANY_MAX = 64  # objects
+
+
+class Part(NamedTuple):
+    """What of the bulk belongs to one object, and the rest of a Write of it."""
+
+    object: int
+    offset: int
+    length: int
+    owner: Fid
+    stripe: int
+    time: int
+    lock: int
+
+
+class WriteManyReply(NamedTuple):
+    """`attrs` of the objects, in the order of the parts; `grant` as in WriteReply."""
+
+    attrs: tuple[ObjectAttr, ...]
+    grant: int
+
+
+@message(op=25, reply=WriteManyReply, mutates=True, bulk_in=True)
+class WriteMany(NamedTuple):
+    """Write to several objects, with one part of the bulk after the other: all of them, or none. One change, one transno.
+
+    Each part is written under a lock that the client has, and out of its grant. Nothing waits for another: then the
+    client may write them one by one, and hear of each how it went.
+    Errors: EINVAL too much; ESTALE a lock is not held, or somebody is at an object just now; those of Write
+    """
+
+    parts: tuple[Part, ...]
+    undirty: int  # as in Write
+
+    @property
+    def under(self) -> tuple[int, ...]:
+        """All locks that it names."""
+        return tuple([part.lock for part in self.parts])
+
+
 class ReadReply(NamedTuple):
     """`length` bytes of bulk follow; fewer than asked for at the end of the object."""
 

@@ -36,6 +36,7 @@ class CachingOst(FakeOst):
         self.gives = 1 << 40  # at most so much for each wish
         self.room = 1 << 50  # bytes of disk
         self.bytes_written = 0
+        self.refuses = 0  # so many WriteMany
         self.replies: asyncio.Event | None = None  # changes are executed, their answers wait for this
         self.read_replies: asyncio.Event | None = None  # the same for reads
         self.reads: asyncio.Event | None = None  # reads are executed after this
@@ -91,6 +92,8 @@ class CachingOst(FakeOst):
             if self.read_replies is not None:
                 await self.read_replies.wait()
             return answer
+        if isinstance(body, ost.WriteMany):
+            return await self._write_many(body, bytes(bulk)), None
         assert isinstance(body, ost.Write)
         self._check_lock(body, body.offset, body.offset + len(bulk), WRITERS)
         sent = bytes(bulk)
@@ -121,6 +124,40 @@ class CachingOst(FakeOst):
         if self.replies is not None:
             await self.replies.wait()
         return ost.WriteReply(attr, given), data
+
+    async def _write_many(self, body: ost.WriteMany, bulk: bytes) -> ost.WriteManyReply:
+        assert 0 < len(bulk) <= self.max_bytes_per_rpc and 1 < len(body.parts) <= ost.WRITE_MANY_MAX
+        await self._travel(body)
+        if self.errors:
+            raise self.errors.pop(0)
+        if self.refuses:
+            self.refuses -= 1
+            raise OpError(errno.ESTALE)
+        if any(part.object in self.destroyed for part in body.parts):
+            raise OpError(errno.ENOENT)
+        for part in body.parts:
+            self._check_lock(part, part.offset, part.offset + part.length, WRITERS)
+        self.transno += 1
+        at, attrs = 0, []
+        for part in body.parts:
+            end = part.offset + part.length
+            data = self.objects.setdefault(part.object, bytearray())
+            data.extend(bytes(max(end - len(data), 0)))
+            data[part.offset : end] = bulk[at : at + part.length]
+            at += part.length
+            self.times[part.object] = max(self.times.get(part.object, 0), part.time)
+            cost = grant_bytes(part.offset, end)
+            assert self.promised >= cost, "within its grant"
+            self.promised -= cost
+            self.room -= cost
+            attrs.append(self._attr(part.object)._replace(version=self.transno))
+        assert at == len(bulk) and self.room >= 0
+        given = min(body.undirty, self.gives, max(self.room - self.promised, 0) // 4 // 4096 * 4096)
+        self.promised += given
+        self.bytes_written += len(bulk)
+        if self.replies is not None:
+            await self.replies.wait()
+        return ost.WriteManyReply(tuple(attrs), given)
 
 
 class CachingWorld(World):

@@ -10,7 +10,7 @@ import pytest
 from lustrelite.client.grant import Grant
 from lustrelite.ids import make_fid
 from lustrelite.ost import grant as ost_grant
-from lustrelite.ost.grant import Grants
+from lustrelite.ost.grant import Grants, cost_of
 from lustrelite.store.schema import ReplyRecord
 from lustrelite.wire.ost import GRANT_BLOCK_BYTES as BLOCK
 from lustrelite.wire.ost import Write, grant_bytes
@@ -33,8 +33,8 @@ def connect(claim: int = 0) -> Connect:
     return Connect("ost", "client", 1, 0, 0, 0, 0, 0, FEATURE_GRANT, "here", claim)
 
 
-def write(offset: int, *, promised: bool = True, undirty: int = 0) -> Write:
-    return Write(1, offset, FILE, 0, 1, 0, promised, undirty)
+def write(offset: int, *, promised: bool = True) -> Write:
+    return Write(1, offset, FILE, 0, 1, 0, promised)
 
 
 # ---------------------------------------------------------------------------------------------------- the client
@@ -99,10 +99,11 @@ def test_a_write_uses_its_grant_up_and_brings_more() -> None:
     grants, client = Grants(lambda: 64 * GIB), export()
     first = grants.connected(client, connect(), 0, known=False)
     assert grants.covers(client, write(100), 5000)
-    given = grants.written(client, write(100, undirty=1 << 20), 5000)
+    assert cost_of(write(100), 5000) == 2 * BLOCK and cost_of(write(0, promised=False), 1 << 20) == 0
+    given = grants.written(client, 2 * BLOCK, 1 << 20)
     assert given == 1 << 20
     assert grants.held[client] == grants.promised == first - 2 * BLOCK + given
-    assert grants.written(client, write(0, promised=False), 1 << 20) == 0
+    assert grants.written(client, 0, 0) == 0
     assert grants.held[client] == first - 2 * BLOCK + given, "a write through takes nothing of the grant"
 
 
@@ -115,16 +116,16 @@ def test_a_write_is_counted_once_however_often_it_is_answered() -> None:
     grants, client = Grants(lambda: 64 * GIB), export()
     grants.connected(client, connect(), 0, known=False)
     grants.connected(client, connect(claim=10 * BLOCK), 50, known=True)
-    given = grants.written(client, write(0, undirty=3 * BLOCK), BLOCK)
+    given = grants.written(client, BLOCK, 3 * BLOCK)
     assert given == 3 * BLOCK and grants.held[client] == 12 * BLOCK
-    assert grants.written_before(client, write(0), BLOCK, record(7, 51, given)) == given, "only the answer was lost"
+    assert grants.written_before(client, BLOCK, record(7, 51, given)) == given, "only the answer was lost"
     assert grants.held[client] == 12 * BLOCK
     # The connection is lost with the answer: the client still counts the block, and knows nothing of what it was given.
     grants.connected(client, connect(claim=10 * BLOCK), 51, known=True)
     for _ in range(3):
-        assert grants.written_before(client, write(0), BLOCK, record(7, 51, given)) == 0
+        assert grants.written_before(client, BLOCK, record(7, 51, given)) == 0
         assert grants.held[client] == 9 * BLOCK
-    assert grants.written_before(client, write(0, promised=False), BLOCK, record(8, 51)) == 0
+    assert grants.written_before(client, 0, record(8, 51)) == 0
     assert grants.held[client] == 9 * BLOCK
     grants.check()
 
@@ -144,10 +145,10 @@ def test_nobody_gets_more_than_a_share_nor_more_than_the_bound() -> None:
     grants, client = Grants(lambda: 100 << 20), export()
     grants.connected(client, connect(), 0, known=False)
     before = grants.left
-    assert grants.written(client, write(0, promised=False, undirty=90 << 20), 1) == before // 8 // BLOCK * BLOCK
+    assert grants.written(client, 0, 90 << 20) == before // 8 // BLOCK * BLOCK
     rich, greedy = Grants(lambda: 1000 * GIB), export()
     for _ in range(100):
-        rich.written(greedy, write(0, promised=False, undirty=100 * GIB), 1)
+        rich.written(greedy, 0, 100 * GIB)
     assert rich.held[greedy] == ost_grant.EXPORT_BYTES_MAX
 
 
@@ -170,7 +171,7 @@ def test_a_client_is_believed_after_a_restart() -> None:
     assert grants.connected(client, connect(claim=50 << 20), 0, known=True) == 50 << 20
     assert grants.left < 0, "its data is accepted, whoever has filled the disk"
     assert not grants.take(1)
-    assert grants.written(client, write(0, undirty=1 << 20), 1 << 20) == 0
+    assert grants.written(client, 1 << 20, 1 << 20) == 0
     assert grants.covers(client, write(0), 1 << 20)
     assert grants.connected(client, connect(claim=0), 0, known=True) == 0 and not grants.promised
 
@@ -196,20 +197,22 @@ def test_what_a_client_accepts_always_finds_room(seed: int) -> None:
                 dirty[number].append((place, length))
             place += length + rng.randrange(9000)
         elif kind == "flush" and dirty[number]:
-            offset, length = dirty[number].pop(0)
-            cost = grant_bytes(offset, offset + length)
-            body = write(offset, undirty=grant.wish(32 << 20))
-            assert grants.covers(who, body, length)
+            count = rng.choice((1, 1, 3))
+            together, dirty[number] = dirty[number][:count], dirty[number][count:]
+            cost = 0
+            for offset, length in together:  # of one request
+                assert grants.covers(who, write(offset), length)
+                cost += cost_of(write(offset), length)
             disk[0] -= cost
             assert disk[0] >= 0, "what was accepted found no room"
-            given = grants.written(who, body, length)
+            given = grants.written(who, cost, grant.wish(32 << 20))
             if rng.random() < 0.1:  # the answer is lost; what it gave is, too, until the next connect
                 given = 0
             grant.used(cost, given)
         elif kind == "through":
             if grants.take(length):
                 disk[0] -= grant_bytes(place, place + length)
-                grants.written(who, write(place, promised=False), length)
+                grants.written(who, 0, 0)
                 place += length + 1
                 disk[0] = max(disk[0], grants.promised)  # blocks, not bytes: the reserve has them
         elif kind == "reconnect" and rng.random() < 0.3:

@@ -86,7 +86,7 @@ def pinned() -> dict[str, dict[str, str]]:
 
 def test_programs_say_the_newest_version_of_the_log():
     """So that a program of another version is refused at the HELLO, and not at the first message that differs."""
-    numbers = [int(number) for number in re.findall(r"^    (\d+)  20\d\d-", message.__doc__ or "", re.MULTILINE)]
+    numbers = [int(number) for number in re.findall(r"^    (\d+) +20\d\d-", message.__doc__ or "", re.MULTILINE)]
     assert numbers == list(range(1, WIRE_VERSION + 1))
 
 

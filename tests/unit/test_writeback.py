@@ -183,6 +183,45 @@ async def test_tasks_on_one_file_see_whole_blocks_and_their_own_last_write(seed:
         await file.close()
 
 
+@pytest.mark.parametrize("seed", range(20))
+async def test_many_files_at_once_reach_the_osts_as_they_were_written(seed: int) -> None:
+    """They share their requests, of which some fail, while others write to them, cut them, and take their locks."""
+    rng = random.Random(seed)
+    async with CachingWorld(2, bytes_max=rng.choice((4096, 1 << 20)), seed=seed, grant=rng.choice((1 << 16, 8 << 20))) as world:
+        world.node.tunables.max_dirty_bytes = rng.choice((1 << 14, 1 << 20))
+        paths = [f"/f{number}" for number in range(30)]
+        files = {path: await opened(world, path=path, stripes=1) for path in paths}
+        models = {path: FileModel() for path in paths}
+        for _ in range(300):
+            path = rng.choice(paths)
+            model = models[path]
+            kind = rng.choice(("write",) * 12 + ("cut", "fsync", "revoke", "back", "refuse"))
+            if kind == "write":
+                data, offset = rng.randbytes(rng.choice((1, 100, 5000))), rng.choice((0, len(model)))
+                await files[path].pwrite(data, offset)
+                model.write(offset, data)
+            elif kind == "cut":
+                size = rng.randrange(len(model) + 10)
+                await files[path].truncate(size)
+                model.truncate(size)
+            elif kind == "fsync":
+                await files[path].fsync()
+            elif kind == "revoke":
+                await rng.choice(world.osts).locks.revoke()
+            elif kind == "back":
+                world.data(rng.randrange(2)).writeback.write_back_soon()
+            else:
+                rng.choice(world.osts).refuses += 1
+            for _ in range(rng.randrange(6)):
+                await asyncio.sleep(0)
+        assert sum(name == "WriteMany" for index in range(2) for name in world.osts[index].names())
+        for path, file in files.items():
+            assert await file.pread(1 << 20, 0) == models[path]
+            await file.fsync()
+            assert world.content(file) == models[path]
+            await file.close()
+
+
 # ---------------------------------------------------------------------------------------------------- reading
 
 
