@@ -304,6 +304,28 @@ async def test_written_back_data_that_the_ost_loses_is_replayed(cluster: Any) ->
             assert await get(c.b, f"/f{number}") == bytes(number) + bytes([number]) * 200_000
 
 
+async def test_a_lock_goes_to_the_next_when_what_was_written_under_it_is_durable(cluster: Any) -> None:
+    """Its author may not have heard that it was written: after a crash he sends it again, behind what the next has written.
+
+    Source: sync_lock_cancel, protocol-facts 5.11
+    """
+    async with caching(cluster, oss=1, write_back_after_s=1000.0) as c:
+        c.expect("commit.waiting")
+        first, second = await opened(c.a, "/f"), await opened(c.b, "/f")
+        await c.a.unrecorded(first.pwrite(b"old" * 100, 0))
+        await c.oss[0].hold_commits()
+        lost = c.net.drop("Write", reply=True, source=c.oss[0], times=1)
+        writing = asyncio.ensure_future(c.b.unrecorded(second.pwrite(b"new", 0)))
+        await lost.caught()
+        await asyncio.sleep(0.5)
+        assert not writing.done()
+        c.oss[0].power_cut()
+        await c.oss[0].start()
+        await writing
+        await c.b.unrecorded(second.fsync())
+        assert on_disk(c, first) == b"new" + b"old" * 99
+
+
 async def test_dirty_data_and_its_grant_live_through_a_restart_of_the_ost(cluster: Any) -> None:
     async with caching(cluster, oss=1, write_back_after_s=1000.0) as c:
         file = await opened(c.a, "/f")

@@ -9,7 +9,7 @@ import asyncio
 import errno
 from typing import Any
 
-from mutations import Mutation, Plant
+from mutations import Mutation, Plant, rare
 
 from lustrelite.client.attr_cache import AttrCache
 from lustrelite.client.cached_object import CachedObject
@@ -19,7 +19,7 @@ from lustrelite.ldlm.held_locks import HeldLocks
 from lustrelite.ldlm.lock import LOCAL
 from lustrelite.ldlm.lock_cache import LockCache
 from lustrelite.ldlm.namespace import Namespace, refused
-from lustrelite.ost import handlers as ost_handlers
+from lustrelite.ost import changes as ost_changes
 from lustrelite.ost.ost import Ost
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.rpc.export import Call
@@ -74,7 +74,7 @@ def a_glimpse_asks_nobody(patch):
     patch.setattr(Namespace, "glimpse", alone)
 
 
-@mutation
+@rare
 def a_lock_goes_before_its_data_is_durable(patch):
     patch.setattr(Ost, "_cancel_waits", lambda self, lock, with_change, cancel: False)
 
@@ -120,7 +120,7 @@ def cancel_before_the_flush(patch: Any) -> None:
 @mutation
 def a_cancel_overtakes_its_flush(patch):
     cancel_before_the_flush(patch)
-    patch.setattr(ost_handlers, "_check_lock", lambda *args: None)  # the second defence
+    patch.setattr(ost_changes, "check_lock", lambda *args: None)  # the second defence
 
 
 @mutation

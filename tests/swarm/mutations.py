@@ -46,11 +46,18 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS: list[Mutation] = []
+RARE_MUTATIONS: list[Mutation] = []
 
 
 def mutation(plant: Plant) -> Plant:
     """Enter a mutation under its function's name."""
     MUTATIONS.append(Mutation(plant.__name__.replace("_", " "), plant))
+    return plant
+
+
+def rare(plant: Plant) -> Plant:
+    """Enter one that needs more luck than a swarm has in 300 runs: a scenario finds it."""
+    RARE_MUTATIONS.append(Mutation(plant.__name__.replace("_", " "), plant))
     return plant
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import mutations
-from mutations import Mutation, Plant
+from mutations import Mutation, Plant, rare
 
 from lustrelite.mdt.ost_log import OstLog
 from lustrelite.ost.handlers import HANDLERS
@@ -23,18 +23,11 @@ from lustrelite.wire.ost import OstCreate, OstSync, Punch, Write
 from lustrelite.wire.session import Empty
 
 OST_MUTATIONS: list[Mutation] = []
-RARE_MUTATIONS: list[Mutation] = []
 
 
 def mutation(plant: Plant) -> Plant:
     """Enter a mutation under its function's name."""
     OST_MUTATIONS.append(Mutation(plant.__name__.replace("_", " "), plant))
-    return plant
-
-
-def rare(plant: Plant) -> Plant:
-    """Enter one that needs more luck than the swarm has in 300 runs."""
-    RARE_MUTATIONS.append(Mutation(plant.__name__.replace("_", " "), plant))
     return plant
 
 

@@ -15,10 +15,11 @@ from lustrelite.sim import swarm
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parent.parent / "scenarios")]
 
+import test_cache
 import test_lost_grants
 from lock_mutations import LOCK_MUTATIONS
-from mutations import MUTATIONS, Mutation, planted
-from ost_mutations import OST_MUTATIONS, RARE_MUTATIONS
+from mutations import MUTATIONS, RARE_MUTATIONS, Mutation, planted
+from ost_mutations import OST_MUTATIONS
 
 RUNS_MAX = 400
 LOCK_RUNS_MAX = 300
@@ -57,14 +58,16 @@ def test_a_planted_bug_around_objects_is_found(mutation: Mutation):
 
 
 FOUND_BY = {
+    "a lock goes before its data is durable": (
+        test_cache.test_a_lock_goes_to_the_next_when_what_was_written_under_it_is_durable, {}),
     "a replay makes no lost object again": (
-        test_lost_grants.test_without_the_mds_replays_make_lost_objects_again_and_everything_else_waits, {}),
+        test_lost_grants.test_without_the_mds_replays_make_lost_objects_again_and_everything_else_waits, {"power": False}),
     "an id that a crash took is granted again": (
-        test_lost_grants.test_a_lost_id_is_not_granted_again_while_somebody_has_data_for_it, {}),
+        test_lost_grants.test_a_lost_id_is_not_granted_again_while_somebody_has_data_for_it, {"power": False}),
     "grants of ids are not replayed": (
-        test_lost_grants.test_an_object_is_destroyed_for_good_whose_grant_is_lost_later, {"mds_restarts": False}),
+        test_lost_grants.test_an_object_is_destroyed_for_good_whose_grant_is_lost_later, {"power": False, "mds_restarts": False}),
     "destroys are sent before the orphan pass": (
-        test_lost_grants.test_an_object_is_destroyed_for_good_whose_grant_is_lost_later, {"mds_restarts": True}),
+        test_lost_grants.test_an_object_is_destroyed_for_good_whose_grant_is_lost_later, {"power": False, "mds_restarts": True}),
 }  # fmt: skip
 
 
@@ -72,7 +75,7 @@ FOUND_BY = {
 def test_a_rare_bug_is_found_by_its_scenario(mutation: Mutation, cluster: Any):
     scenario, args = FOUND_BY[mutation.name]
     with planted(mutation), pytest.raises(AssertionError):
-        sim_loop.run(lambda: inspect.unwrap(scenario)(cluster, power=False, **args), cluster.seed)
+        sim_loop.run(lambda: inspect.unwrap(scenario)(cluster, **args), cluster.seed)
 
 
 @pytest.mark.parametrize("plan", [swarm.RECOVERY, swarm.COHERENCE, swarm.OST], ids=["recovery", "coherence", "ost"])
