@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lustrelite.errors import OpError
@@ -96,6 +96,15 @@ class Osc:
         """What is believed under the lock may be wrong: it goes as soon as nobody uses it."""
         assert self.locks is not None
         self.locks.cancel(lock)
+
+    def is_promised(self, handle: int) -> bool:
+        """Has the OST not heard of this lock yet?"""
+        return self.locks is not None and handle in self.locks.promised.unheard
+
+    def redeem_soon(self, handles: Sequence[int]) -> None:
+        """Let it hear of those that it has not heard of."""
+        if self.locks is not None:
+            self.locks.promised.redeem_soon(handles)
 
     async def redeem(self, handle: int) -> None:
         """Return when the OST knows of a lock that it is about to be told of.  Errors: ENOENT, Evicted"""

@@ -11,6 +11,10 @@ Data is accepted only within the grant (grant.py), or it is written through whil
 ENOSPC. So a write-back can fail in one way only: the disk is broken, or we were evicted. Then the bytes are lost,
 forgotten here, and every open file that wrote to them says EIO once (`Shared.on_lost`).
 
+What is little travels with others of its kind (WriteMany). None of them waits for another for longer than a request
+takes: if one cannot be written at once the OST refuses all, and they go on one by one. Those under promised locks
+(ldlm/promised.py) keep to themselves, for their first request is an Enqueue, which may wait.
+
 A write is answered before it is durable; its copy stays on the import's replay list until it is. If we are evicted
 before that, it may be lost, too: `_unstable` remembers whose. A write through is answered when it is durable, because
 its data is the caller's.
@@ -48,7 +52,7 @@ if TYPE_CHECKING:
 
 
 LITTLE_BYTES = 64 << 10  # of an object: it is written back with others
-TOGETHER_AGE = 0.5  # what is so much of its time old goes with what is due
+TOGETHER_AGE = 0.5  # what is so little, and so much of its time old, goes with what is due
 
 Load = tuple[CachedObject, Flight]
 
@@ -214,13 +218,11 @@ class WriteBack:
             return
         slots = self.osc.slots()
         await slots.acquire()
-        together = self._collect_little(due)
-        if len(together) > 1:
-            task = self.shared.tasks.spawn(self._fly_together(together, slots), "write many")
-            for _, flight in together:
-                flight.done = task
-        elif together:
-            self._take_off(*together[0], slots)
+        loads = self._collect_little(due)
+        if len(loads) > 1:
+            self.shared.tasks.spawn(self._fly_together(loads, slots), "write many")
+        elif loads:
+            self.shared.tasks.spawn(self._fly(*loads[0], slots), "write")
         else:  # all has changed meanwhile
             slots.release()
 
@@ -236,23 +238,27 @@ class WriteBack:
         return (low, high, lock) if lock is not None and high <= lock.end + 1 else None
 
     def _collect_little(self, due: dict[CachedObject, None]) -> list[Load]:
-        """Flights of what is due, as far as one request carries them."""
-        together: list[Load] = []
-        size = room = self.osc.bytes_max
+        """Flights of what is due, as far as one request carries them, and they wait for nothing that others do not."""
+        loads: list[Load] = []
+        room, kind = self.osc.bytes_max, None
         for cached in list(islice(due, 4 * ost.WRITE_MANY_MAX)):
             found = self._little(cached)
-            if found is None or found[1] - found[0] > room or (together and cached.cred != together[0][0].cred):
+            if found is None or found[1] - found[0] > room:
                 continue
             low, high, lock = found
-            flight = cached.pages.collect(low, high, size)
-            assert flight is not None
+            own_kind = (cached.cred, self.osc.is_promised(lock.handle))
+            if kind is None:
+                kind = own_kind
+            elif kind != own_kind:
+                continue
             del due[cached]
-            self._prepare(cached, flight, lock)
-            together.append((cached, flight))
+            flight = self._flight(cached, low, high, lock)
+            assert flight is not None
+            loads.append((cached, flight))
             room -= high - low
-            if len(together) == ost.WRITE_MANY_MAX:
+            if len(loads) == ost.WRITE_MANY_MAX:
                 break
-        return together
+        return loads
 
     def _arm_timer(self, pause: float) -> None:
         self._timer = asyncio.get_running_loop().call_later(max(pause, 0.01), self._look_at_clock)
@@ -263,6 +269,8 @@ class WriteBack:
         for cached, since in list(self.dirty.items()):
             if since + age * TOGETHER_AGE > now:
                 break
+            if since + age > now and self._little(cached) is None:
+                continue
             self._due[cached] = None
             del self.dirty[cached]
             self.dirty[cached] = now  # what is dirtied from now on has its own time
@@ -303,10 +311,10 @@ class WriteBack:
             await self.flush(cached)
             return False
         await slots.acquire()  # at once
-        flight = pages.collect(*dirty[0], size)
+        flight = self._flight(cached, *dirty[0], lock)
         assert flight is not None
         flight.durable = True
-        self._launch(cached, flight, lock, slots)
+        self.shared.tasks.spawn(self._fly(cached, flight, slots), "write")
         await over(flight)
         return not flight.failed
 
@@ -324,16 +332,11 @@ class WriteBack:
             await self.flush(cached, start, end)
             return False
         await slots.acquire()  # at once
-        flight = pages.collect(start, end, size)
+        flight = self._flight(cached, start, end, lock)
         assert flight is not None
-        self._prepare(cached, flight, lock)
         leave(cached, lock)
         flight.release = True
-        flight.done = asyncio.get_running_loop().create_future()
-        try:
-            await self._fly(cached, flight, slots)
-        finally:
-            flight.done.set_result(None)
+        await self._fly(cached, flight, slots)
         return not flight.failed
 
     async def _send(self, cached: CachedObject, start: int, end: int) -> None:
@@ -360,23 +363,22 @@ class WriteBack:
             await slots.acquire()
             flight = None
             if lock.data is cached:  # all may have changed meanwhile
-                flight = pages.collect(at, min(still[0][1], lock.end + 1), self.osc.bytes_max)
+                flight = self._flight(cached, at, min(still[0][1], lock.end + 1), lock)
             if flight is None:
                 slots.release()
                 continue
-            self._launch(cached, flight, lock, slots)
+            self.shared.tasks.spawn(self._fly(cached, flight, slots), "write")
 
-    def _prepare(self, cached: CachedObject, flight: Flight, lock: ClientLock) -> None:
+    def _flight(self, cached: CachedObject, start: int, end: int, lock: ClientLock) -> Flight | None:
+        """The first of what is dirty in the range, about to be written; None: there is nothing."""
+        flight = cached.pages.collect(start, end, self.osc.bytes_max)
+        if flight is None:
+            return None
         self.settle(cached)
         flight.lock = lock.handle
         flight.time = cached.mtime
-
-    def _launch(self, cached: CachedObject, flight: Flight, lock: ClientLock, slots: asyncio.Semaphore) -> None:
-        self._prepare(cached, flight, lock)
-        self._take_off(cached, flight, slots)
-
-    def _take_off(self, cached: CachedObject, flight: Flight, slots: asyncio.Semaphore) -> None:
-        flight.done = self.shared.tasks.spawn(self._fly(cached, flight, slots), "write")
+        flight.done = asyncio.get_running_loop().create_future()
+        return flight
 
     async def _fly(self, cached: CachedObject, flight: Flight, slots: asyncio.Semaphore) -> None:
         try:
@@ -384,15 +386,40 @@ class WriteBack:
                 await self._write(cached, flight)
         finally:
             slots.release()
+            flight.done.set_result(None)
 
-    async def _fly_together(self, together: list[Load], slots: asyncio.Semaphore) -> None:
+    async def _fly_together(self, loads: list[Load], slots: asyncio.Semaphore) -> None:
+        """If they are refused, each flies on alone: from then on none waits for another."""
+        alone: list[Load] = []
         try:
-            ready = [load for load in together if await self._redeem(*load)]
+            self.osc.redeem_soon([flight.lock for _, flight in loads])
+            redeemed = [load for load in loads if await self._redeem(*load)]
+            ready = [load for load in redeemed if self._is_held(*load)]
             if len(ready) < 2 or not await self._write_many(ready):
-                for load in ready:
-                    await self._write(*load)
+                alone = ready
         finally:
             slots.release()
+            for load in loads:
+                if load not in alone:
+                    load[1].done.set_result(None)
+        for load in alone:
+            self.shared.tasks.spawn(self._fly_alone(*load), "write")
+
+    async def _fly_alone(self, cached: CachedObject, flight: Flight) -> None:
+        slots = self.osc.slots()
+        await slots.acquire()
+        if self._is_held(cached, flight):
+            await self._fly(cached, flight, slots)
+        else:
+            slots.release()
+            flight.done.set_result(None)
+
+    def _is_held(self, cached: CachedObject, flight: Flight) -> bool:
+        """Was its lock lost while it waited for others? The OST may not have heard of that yet."""
+        if flight.lock in cached.locks:
+            return True
+        self._crashed(cached, flight, Evicted(self.osc.name))
+        return False
 
     async def _redeem(self, cached: CachedObject, flight: Flight) -> bool:
         try:
@@ -423,8 +450,7 @@ class WriteBack:
             reply, _ = await self.osc.imp.call_bulk(ost.WriteMany(parts, self._wish()), bulk=data, cred=loads[0][0].cred)
         except OpError:
             return False
-        if len(reply.attrs) != len(loads):
-            return False
+        assert len(reply.attrs) == len(loads), "the OST speaks of all parts"
         self.grant.used(sum([flight.cost for _, flight in loads]), reply.grant)
         for (cached, flight), attr in zip(loads, reply.attrs, strict=True):
             self._landed(cached, flight, attr)

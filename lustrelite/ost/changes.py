@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from lustrelite.target.transaction import Transaction
 
 INLINE_BYTES_MAX = limits.bulk_inline_bytes_max  # more goes to a worker thread
+INLINE_PARTS_MAX = 16  # so do more files than this
 PUNCH_INLINE_BYTES_MAX = 16 << 20  # freeing more blocks than this takes long
 
 Change = Write | Punch | Fallocate  # of an object's data
@@ -192,7 +193,7 @@ async def _write_data(ost: Ost, call: Call, body: Write) -> None:
         if call.still_valid and (len(data) > INLINE_BYTES_MAX or ost.node.faults.any):
             ost.record(body.object)
             check_lock(ost, call, body, body.offset, end, WRITERS)
-            ost.make_room(call.export, body, len(data))
+            ost.make_room(call.export, (body, data))
             await ost.node.run_blocking(ost.files.write, body.object, body.offset, data)
             done = True
             await ost.fault("ost.write_done", call)
@@ -212,7 +213,7 @@ def write(txn: Transaction, body: Write) -> WriteReply:
     record = ost.record_for(txn, body.object)
     if not _is_done(ost, txn, call, [(body, body.offset, end)]):
         if not txn.replay:  # its space was found once
-            ost.make_room(call.export, body, len(data))
+            ost.make_room(call.export, (body, data))
         ost.files.write(body.object, body.offset, data)
     attr = _write_staged(ost, txn, record, body, data)
     ost.prolong(call.export, body.lock)
@@ -283,18 +284,19 @@ def prepare_write_many(call: Call, body: WriteMany) -> Awaitable[None] | None:
         return ost.fault("ost.write", call) if ost.node.faults.any else None
     parts = _parts(body, call.bulk)
     _check_many(ost, call, parts)
-    if len(call.bulk or b"") <= INLINE_BYTES_MAX and not ost.node.faults.any:
+    small = len(parts) <= INLINE_PARTS_MAX and len(call.bulk or b"") <= INLINE_BYTES_MAX
+    if small and not ost.node.faults.any:
         return None
     return _write_data_many(ost, call, parts)
 
 
 def _check_many(ost: Ost, call: Call, parts: Parts) -> None:
-    """ESTALE: somebody is in the way, or a lock is not there."""
+    """ESTALE: a lock is not there, or there is something that one of them would have to wait for."""
     for part, data in parts:
         end = part.offset + len(data)
         check_lock(ost, call, part, part.offset, end, WRITERS)
-        if not ost.ranges.free(part.object, part.offset, end):
-            raise OpError(errno.ESTALE, f"object {part.object} is in use")
+        if not ost.ranges.free(part.object, part.offset, end) or ost.may_turn_up(resource_of(part.object)):
+            raise OpError(errno.ESTALE, f"object {part.object} is not to be had now")
 
 
 async def _write_data_many(ost: Ost, call: Call, parts: Parts) -> None:
@@ -302,9 +304,9 @@ async def _write_data_many(ost: Ost, call: Call, parts: Parts) -> None:
     if not call.still_valid:
         return
     _check_many(ost, call, parts)
-    for part, data in parts:
+    for part, _ in parts:
         ost.record(part.object)
-        ost.make_room(call.export, part, len(data))
+    ost.make_room(call.export, *parts)
     holds: list[Hold] = []
     done = False
     try:
@@ -337,8 +339,7 @@ def write_many(txn: Transaction, body: WriteMany) -> WriteManyReply:
             records.append(None)
     if not _is_done(ost, txn, call, [(part, part.offset, part.offset + len(data)) for part, data in parts]):
         if not txn.replay:
-            for part, data in parts:
-                ost.make_room(call.export, part, len(data))
+            ost.make_room(call.export, *parts)
         _write_files(ost, [parts[at] for at, record in enumerate(records) if record is not None])
     attrs = []
     for (part, data), record in zip(parts, records, strict=True):

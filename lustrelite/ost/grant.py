@@ -76,11 +76,10 @@ class Grants:
         self._claims.pop(export, None)
         assert self.promised >= 0
 
-    def covers(self, export: Export, body: Write, length: int) -> bool:
-        """Is a write of `length` bytes within the client's grant? Then it may not be refused for want of space."""
+    def covers(self, export: Export, cost: int) -> bool:
+        """Is what takes `cost` bytes within the client's grant? Then it may not be refused for want of space."""
         # The client's dirty data may be cut in other places than its grant was counted for: a block at each end.
-        cost = cost_of(body, length) - 2 * GRANT_BLOCK_BYTES
-        return body.from_grant and self.held.get(export, 0) >= max(cost, 1)
+        return cost > 0 and self.held.get(export, 0) >= max(cost - 2 * GRANT_BLOCK_BYTES, 1)
 
     def take(self, length: int) -> bool:
         """`length` bytes are about to be written that nobody was promised: is there room for them?"""

@@ -117,10 +117,12 @@ class ObjectIds:
 
         Errors: ENOENT, too far above to be believed.  Source: ofd_preprw_write(), ofd_io.c; protocol-facts 7.2
         """
-        last = self.last_id
+        value = txn.get(META, LAST_ID)  # it may name several
+        last = int(schema.unpack_meta(value)) if value is not None else 0
         if oid - last > GRANT_JUMP_MAX:
             raise OpError(errno.ENOENT, f"object {oid}")
-        self._make_again(txn, last, oid, last)
+        if oid > last:
+            self._make_again(txn, last, oid, last)
         return BLANK
 
     def _make_again(self, txn: Transaction, after: int, upto: int, last: int) -> None:

@@ -28,7 +28,7 @@ from typing import Any
 from lustrelite.errors import OpError, StoreFailed
 from lustrelite.ldlm.lock import Lock
 from lustrelite.ost.changes import Prepared
-from lustrelite.ost.grant import Grants
+from lustrelite.ost.grant import Grants, cost_of
 from lustrelite.ost.handlers import HANDLERS
 from lustrelite.ost.object_ids import ObjectIds
 from lustrelite.ost.ranges import Ranges
@@ -135,14 +135,15 @@ class Ost(Target):
         """See Grants.connected."""
         return self.grants.connected(export, body, self.last_transno, known=known)
 
-    def make_room(self, export: Export, body: Write, length: int) -> None:
-        """Before a write of `length` bytes.  Errors: ENOSPC, what is left of the disk is reserved, or promised to others
+    def make_room(self, export: Export, *parts: tuple[Write, Buffer]) -> None:
+        """Before these writes.  Errors: ENOSPC, what is left of the disk is reserved, or promised to others
 
         The reserve is for the database, which needs room to destroy things. Rewriting what is there is always allowed.
         """
-        if self.grants.covers(export, body, length) or self.grants.take(length):
+        cost = sum([cost_of(body, len(data)) for body, data in parts])
+        if self.grants.covers(export, cost) or self.grants.take(sum([len(data) for _, data in parts])):
             return
-        if body.offset + length > self.files.size(body.object):
+        if any(body.offset + len(data) > self.files.size(body.object) for body, data in parts):
             raise OpError(errno.ENOSPC, f"{self.name} is full")
 
     @property

@@ -228,7 +228,7 @@ async def _kill_what_others_stand_on(n: Nemesis) -> None:
 async def lose_reply_and_kill(n: Nemesis) -> None:
     """The change is durable, but its client does not know of it, and the server that does dies."""
     server = n.server()
-    changes = CHANGES_ONCE if server is n.cluster.mds else ("Write", "Punch")
+    changes = CHANGES_ONCE if server is n.cluster.mds else ("Write", "WriteMany", "Punch")
     what = n.random.choice((*changes, None)) if n.random.random() < 0.8 else n.random.choice(CHANGES)
     lost = n.cluster.net.drop(what, reply=True, source=server, times=n.random.choice((1, 2, 3)))
 

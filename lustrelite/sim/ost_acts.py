@@ -12,7 +12,7 @@ from lustrelite.sim import nemesis
 from lustrelite.sim.nemesis import Act, Nemesis
 from lustrelite.sim.processes import SimServer
 
-OST_MESSAGES = ("Write", "Write", "Punch", "OstCreate", "OstCreate", "Destroy", "Destroy", "ObjectSetattr", "Connect")
+OST_MESSAGES = ("Write", "WriteMany", "Punch", "OstCreate", "OstCreate", "Destroy", "Destroy", "ObjectSetattr", "Connect")
 
 
 def _kill_oss(n: Nemesis, oss: SimServer) -> None:

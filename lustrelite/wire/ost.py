@@ -120,11 +120,12 @@ class WriteManyReply(NamedTuple):
 
 @message(op=25, reply=WriteManyReply, mutates=True, bulk_in=True)
 class WriteMany(NamedTuple):
-    """Write to several objects, with one part of the bulk after the other: all of them, or none. One change, one transno.
+    """Write to several objects, with one part of the bulk after the other: one change, one transno.
 
-    Each part is written under a lock that the client has, and out of its grant. Nothing waits for another: then the
-    client may write them one by one, and hear of each how it went.
-    Errors: EINVAL too much; ESTALE a lock is not held, or somebody is at an object just now; those of Write
+    Each part is written under a lock that the client has, and out of its grant. If one cannot be written, or would have
+    to wait, none is (but for data in files, which a Write may leave behind an error, too): the client sends them one by
+    one and hears of each how it went.
+    Errors: EINVAL too much; ESTALE a lock is not held, or one would have to wait; those of Write
     """
 
     parts: tuple[Part, ...]

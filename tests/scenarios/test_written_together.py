@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import random
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from mounts import mounts
+from mounts import drop_locks, mounts
 from steps import EVICTION, refused, soon
+from test_lost_grants import AWAY_S
+from test_promised_locks import written_by_a
 
 from lustrelite.errors import OpError
 from lustrelite.tunables import limits
@@ -342,3 +345,241 @@ async def test_the_queue_is_never_too_full_for_it(cluster: Any, monkeypatch: pyt
         c.never_saw("client.evicted")
         files["/u/f3"] = b"new" + files["/u/f3"][3:]
         await c.a.unrecorded(file.close())
+
+
+# what a review found ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_promise_is_broken_while_its_data_waits_with_others(cluster: Any, count: int) -> None:
+    """As test_who_was_cut_off_writes_over_nobody (test_promised_locks.py), but the data is on its way already."""
+    async with written_by_a(cluster, count, oss=1) as (c, _, b, files):
+        c.expect(*EVICTION, "client.data_lost", "lock.flush_failed", "lock.expired", "request.timed_out")
+        await c.mds.commit()
+        c.net.cut(c.a, [c.mds, c.oss[0]])
+        (data,) = c.a.fs.connections.lov.locked.caches.values()
+        data.writeback.write_back_soon()
+        path, file = f"/u/f{count - 1}", files[-1]
+        await b.write_at(path, 0, b"what b has written much later, when a was cut off")
+        expected = await b.content(path)
+        await drop_locks(c, c.b, kind="OST")
+        c.net.heal()
+        c.net.cut(c.a, c.mds)
+        await asyncio.sleep(30)
+        c.net.heal()
+        await asyncio.sleep(20)
+        with refused(errno.EIO):
+            await file.fsync()
+        assert await b.content(path) == expected
+
+
+@pytest.mark.parametrize("order", [1, -1])
+async def test_lost_objects_are_made_again_whatever_their_order(cluster: Any, order: int) -> None:
+    """The OST has lost them, and is up before the MDT. What it knows of them is what was replayed."""
+    async with cluster(oss=1, clients=2, caching=1) as c:
+        a, b = mounts(c)
+        c.expect(*EVICTION)  # of the MDT, which is away
+        await a.mkdir("/u")
+        await a.write_file("/u/warm", b"w")
+        await a.sync()
+        await c.mds.commit()
+        await c.replay_barrier(c.oss[0])
+        durable = c.oss[0].target().last_id
+        paths = [f"/u/f{number}" for number in range(12)]
+        opened = [await a.open(path, os.O_CREAT | os.O_RDWR) for path in paths]
+        for file in opened[::order]:
+            await file.pwrite(b"data", 0)
+        objects = [file.what.layout.stripes[0][1] for file in opened]
+        assert objects[-2] > durable
+        for file in opened:
+            file.what.close_later()
+        await c.a.unrecorded(c.a.fs.connections.lov.locked.flush_all())
+        await asyncio.sleep(2)
+        await c.mds.commit()
+        before = [await a.stat(path) for path in paths]
+        await c.mds.kill()
+        c.oss[0].power_cut()
+        await c.oss[0].start()
+        await asyncio.sleep(AWAY_S)
+        await c.mds.start()
+        await c.settle()
+        await drop_locks(c, c.a, kind="OST")
+        for path, obj, old in zip(paths, objects, before, strict=True):
+            assert await b.content(path) == b"data" and (await b.stat(path)).mtime == old.mtime
+            assert c.oss[0].target().record(obj).owner == old.fid
+        await a.rmtree("/u")
+
+
+@pytest.mark.parametrize("heard", [False, True])
+async def test_one_is_lost_and_the_mdt_is_away(cluster: Any, heard: bool) -> None:
+    """The others are there, and who wants one of them does not wait for the MDT."""
+    async with cluster(oss=1, clients=2, caching=1, write_back_after_s=1000.0) as c:
+        a, b = mounts(c)
+        c.expect(*EVICTION)  # of the MDT
+        await a.mkdir("/u")
+        await a.write_file("/u/warm", b"w")
+        old = [f"/u/old{number}" for number in range(5)]
+        for path in old:
+            await a.write_file(path, b"old")
+        await a.sync()
+        await c.mds.commit()
+        await c.oss[0].commit()
+        looking = [await b.open(path) for path in old]
+        writing = [await a.open(path, os.O_RDWR) for path in old]
+        await c.replay_barrier(c.oss[0])
+        durable = c.oss[0].target().last_id
+        new = [await a.open(f"/u/f{number}", os.O_CREAT | os.O_RDWR) for number in range(12)]
+        lost = next(file for file in reversed(new) if file.what.layout.stripes[0][1] > durable)
+        for file in (*writing, lost):
+            await file.pwrite(b"newer", 0)
+        (data,) = c.a.fs.connections.lov.locked.caches.values()
+        if heard:
+            ((_, obj),) = lost.what.layout.stripes
+            (lock,) = data.objects[obj].locks.values()
+            await data.osc.redeem(lock.handle)
+        await c.mds.commit()
+        await c.mds.kill()
+        c.oss[0].power_cut()
+        await c.oss[0].start()
+        await c.until(lambda: not c.oss[0].target().recovering)
+        data.writeback.write_back_soon()
+        await asyncio.sleep(5)
+        for file in looking:
+            async with asyncio.timeout(5):
+                assert await file.pread(10, 0) == b"newer"
+        c.never_saw("client.evicted", client=c.a.uuid)
+        await c.mds.start()
+        await c.settle()
+        assert await b.content("/u/f" + str(new.index(lost))) == b"newer"
+        for file in (*looking, *writing, *new):
+            await file.close()
+        await a.rmtree("/u")
+
+
+async def test_after_a_refusal_none_waits_for_another(cluster: Any) -> None:
+    """One cannot be written for long. Another is wanted by somebody, and of a third there is an fsync."""
+    async with dirty_files(cluster, 20) as (c, a, b, files):
+        file = await a.open("/u/f1", os.O_RDWR)
+        rule = c.net.hold(WriteMany, to=c.oss[0], times=1)
+        await rule.caught()
+        ranges = c.oss[0].target().ranges
+        hold = await ranges.hold(await object_of(a, "/u/f3"), 0, 1)
+        reading, syncing = soon(b.content("/u/f10")), soon(file.fsync())
+        await asyncio.sleep(0.5)
+        rule.release()
+        async with asyncio.timeout(2):
+            assert await reading == files["/u/f10"]
+            await syncing
+        assert not is_clean(c)
+        await asyncio.sleep(3 * c.tunables.lock_callback_s)
+        ranges.release(hold)
+        await file.close()
+        c.never_saw("client.evicted")
+
+
+async def test_after_a_refusal_messages_are_lost(cluster: Any) -> None:
+    """Each is sent again in time, and somebody waits for the last one."""
+    async with dirty_files(cluster, 20) as (c, a, b, files):
+        c.expect("request.timed_out")
+        target, obj = c.oss[0].target(), await object_of(a, "/u/f19")
+        rule = c.net.hold(WriteMany, to=c.oss[0], times=1)
+        await rule.caught()
+        await b.unlink("/u/f19")
+        del files["/u/f19"]
+        await c.until(lambda: not target.exists(obj))
+        reading = soon(b.content("/u/f18"))
+        await asyncio.sleep(0.5)
+        for skip in range(3):
+            c.net.drop(Write, to=c.oss[0], times=1, skip=skip)
+        rule.release()
+        await written_back(c)
+        assert await reading == files["/u/f18"]
+        c.never_saw("client.evicted")
+
+
+@pytest.mark.parametrize("number", range(12))
+async def test_random_work_on_many_files_while_messages_are_lost_and_the_ost_dies(cluster: Any, number: int) -> None:
+    rng = random.Random(number)
+    async with cluster(caching=1, clients=2, oss=1, sync_lock_cancel=rng.choice(("blocking", "always"))) as c:
+        a, b = mounts(c)
+        c.expect("request.timed_out", "bulk.corrupt", "client.evicted")  # the OST by the MGS, when it was dead for long
+        await a.mkdir("/u")
+        await a.write_file("/u/warm", b"w")
+        await a.sync()
+        files: dict[str, bytes] = {}
+        for place in range(60):
+            path, data = f"/u/f{place}", rng.randbytes(rng.choice((1, 4096, 20_000)))
+            file = await a.open(path, os.O_CREAT | os.O_RDWR)
+            await file.pwrite(data, 0)
+            file.what.close_later()
+            files[path] = data
+        for _ in range(25):
+            await _disturb(c, rng)
+            for path in rng.sample(sorted(files), min(len(files), rng.randrange(30))):
+                await _work(rng, a, b, files, path)
+            await asyncio.sleep(rng.choice((0, 0.5, 3)))
+            if rng.random() < 0.2:
+                await a.sync()
+                c.oss[0].power_cut()
+                await c.oss[0].start()
+        c.net.rules.clear()
+        await c.settle()
+        for mount in (a, b):
+            await mount.sync()
+        grants = c.oss[0].target().grants
+        grants.check()
+        held = {export.uuid: held for export, held in grants.held.items()}
+        for client in (c.a, c.b):
+            assert held.get(client.uuid, 0) == client.fs.connections.lov.locked.caches[0].grant.total
+        for mount in (b, a):
+            for path, data in files.items():
+                assert await mount.content(path) == data
+            await drop_locks(c, c.a, kind="OST")
+        c.never_saw("client.evicted", target="lustre-OST0000")
+        c.never_saw("client.data_lost")
+        await a.rmtree("/u")
+
+
+async def _disturb(c: Any, rng: random.Random) -> None:
+    c.net.rules.clear()
+    kind = rng.choice(("drop", "reply", "double", "corrupt", "slow", "die", "die"))
+    if kind in ("drop", "reply"):
+        c.net.drop(WriteMany, reply=kind == "reply", times=1)
+    elif kind == "double":
+        c.net.double(WriteMany, times=2, delay_s=rng.choice((0.0, 0.5, 3.0)))
+    elif kind == "corrupt":
+        c.net.corrupt(WriteMany, times=1)
+    elif kind == "slow":
+        c.net.slow(WriteMany, reply=rng.random() < 0.5, times=2, delay_s=rng.choice((0.1, 2.0)))
+    elif rng.random() < 0.5:
+        if rng.random() < 0.5:
+            c.oss[0].power_cut()
+        else:
+            await c.oss[0].kill()
+        await asyncio.sleep(rng.random())
+        await c.oss[0].start()
+
+
+async def _work(rng: random.Random, a: Any, b: Any, files: dict[str, bytes], path: str) -> None:
+    old = files[path]
+    what = rng.choice(("write", "write", "write", "cut", "unlink", "look", "other", "append"))
+    if what == "write":
+        data, offset = rng.randbytes(rng.choice((1, 5000))), rng.choice((0, 100, 8192))
+        await a.write_at(path, offset, data)
+        old = old.ljust(offset, b"\0")
+        files[path] = old[:offset] + data + old[offset + len(data) :]
+    elif what == "cut":
+        size = rng.randrange(6000)
+        await a.truncate(path, size)
+        files[path] = old[:size].ljust(size, b"\0")
+    elif what == "unlink" and len(files) > 20:
+        await rng.choice((a, b)).unlink(path)
+        del files[path]
+    elif what == "look":
+        assert await b.content(path) == old
+    elif what == "other":
+        await b.write_at(path, 0, b"B")
+        files[path] = b"B" + old[1:]
+    elif what == "append":
+        await a.write_at(path, 0, b"xyz", os.O_WRONLY | os.O_APPEND)
+        files[path] = old + b"xyz"

@@ -98,7 +98,7 @@ def test_a_new_client_gets_a_part_of_what_is_left_and_who_wants_none_gets_none()
 def test_a_write_uses_its_grant_up_and_brings_more() -> None:
     grants, client = Grants(lambda: 64 * GIB), export()
     first = grants.connected(client, connect(), 0, known=False)
-    assert grants.covers(client, write(100), 5000)
+    assert grants.covers(client, cost_of(write(100), 5000))
     assert cost_of(write(100), 5000) == 2 * BLOCK and cost_of(write(0, promised=False), 1 << 20) == 0
     given = grants.written(client, 2 * BLOCK, 1 << 20)
     assert given == 1 << 20
@@ -158,9 +158,9 @@ def test_others_may_not_write_into_what_is_promised() -> None:
     grants.connected(client, connect(claim=9 << 20), 0, known=True)
     assert grants.left == 1 << 20
     assert grants.take(1 << 20) and not grants.take((1 << 20) + 1)
-    assert grants.covers(client, write(0), 9 << 20)
-    assert not grants.covers(client, write(0), 10 << 20) and not grants.covers(client, write(0, promised=False), 1)
-    assert not grants.covers(export(), write(0), 1), "who was promised nothing"
+    assert grants.covers(client, 9 << 20)
+    assert not grants.covers(client, 10 << 20) and not grants.covers(client, cost_of(write(0, promised=False), 1))
+    assert not grants.covers(export(), BLOCK), "who was promised nothing"
     grants.gone(client)
     assert grants.take(10 << 20), "what an evicted client was promised is free"
     assert not grants.promised and not grants.held
@@ -172,7 +172,7 @@ def test_a_client_is_believed_after_a_restart() -> None:
     assert grants.left < 0, "its data is accepted, whoever has filled the disk"
     assert not grants.take(1)
     assert grants.written(client, 1 << 20, 1 << 20) == 0
-    assert grants.covers(client, write(0), 1 << 20)
+    assert grants.covers(client, 1 << 20)
     assert grants.connected(client, connect(claim=0), 0, known=True) == 0 and not grants.promised
 
 
@@ -201,8 +201,8 @@ def test_what_a_client_accepts_always_finds_room(seed: int) -> None:
             together, dirty[number] = dirty[number][:count], dirty[number][count:]
             cost = 0
             for offset, length in together:  # of one request
-                assert grants.covers(who, write(offset), length)
                 cost += cost_of(write(offset), length)
+            assert not cost or grants.covers(who, cost)
             disk[0] -= cost
             assert disk[0] >= 0, "what was accepted found no room"
             given = grants.written(who, cost, grant.wish(32 << 20))

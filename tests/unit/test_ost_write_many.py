@@ -21,7 +21,17 @@ from lustrelite.tunables import limits
 from lustrelite.wire.ldlm import BLOCK_GRANTED, EXTENT, PR, PW, Want
 from lustrelite.wire.locks import Enqueue
 from lustrelite.wire.message import RESENT
-from lustrelite.wire.ost import OBJECT_EOF, WRITE_MANY_MAX, Destroy, Part, Write, WriteMany, resource_of
+from lustrelite.wire.ost import (
+    CREATE_DELORPHAN,
+    OBJECT_EOF,
+    WRITE_MANY_MAX,
+    Destroy,
+    OstCreate,
+    Part,
+    Write,
+    WriteMany,
+    resource_of,
+)
 from lustrelite.wire.session import FEATURE_GRANT, FEATURE_SERVER
 
 S = 1_000_000_000
@@ -226,6 +236,38 @@ async def test_a_replay_leaves_out_what_is_gone_for_good(rig: Rig) -> None:
     await asyncio.gather(rig.client.replay_done(), rig.mdt.replay_done())
     assert [content(rig, oid) for oid in (1, OBJECTS + 1)] == [b"new", b"nxt"]
     assert rig.files() == [1, OBJECTS + 1] and not rig.ost.exists(far)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+async def test_lost_objects_are_made_again_in_any_order(rig: Rig, order: int) -> None:
+    """And what was replayed of them stays when the MDT says which it has used."""
+    first = await rig.client.ask(many(part(1, 3)), b"old")
+    await rig.commit()
+    await rig.kill()
+    await rig.start()
+    await rig.reconnect(first.transno + 1)
+    first.transno += 1
+    lost = [OBJECTS + 2, OBJECTS + 4][::order]
+    body = many(*[part(oid, 3, time=7 * S) for oid in lost])
+    assert (await rig.client.replay(body, b"aaabbb", first, 7001)).status == 0
+    await asyncio.gather(rig.client.replay_done(), rig.mdt.replay_done())
+    assert rig.ost.last_id == OBJECTS + 4 and rig.ost.exists(OBJECTS + 3)
+    await rig.mdt.call(OstCreate(OBJECTS + 4, CREATE_DELORPHAN))
+    for oid in lost:
+        record = rig.ost.record(oid)
+        assert (record.mtime, record.owner, record.version) == (7 * S, FILE, first.transno)
+
+
+async def test_all_parts_together_are_within_the_grant(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk, a block at each end is let pass; of the parts one by one as many as are within it."""
+    grants, export = rig.ost.grants, rig.ost.exports["writer_UUID"]
+    grants.given_back(export, grants.held[export] - (56 << 10))
+    monkeypatch.setattr(rig.node.tunables, "reserved_permille", 1000)
+    grants._budget = 0
+    await fails(errno.ENOSPC, rig.client.call(many(part(1, 1 << 16), part(2, 1 << 16)), bytes(2 << 16)))
+    assert rig.files() == []
+    await rig.client.call(Write(1, 0, FILE, 0, S, 101, from_grant=True), bytes(1 << 16))
+    await fails(errno.ENOSPC, rig.client.call(Write(2, 0, FILE, 0, S, 102, from_grant=True), bytes(1 << 16)))
 
 
 @pytest.mark.parametrize("point", ["ost.write", "ost.write_done"])
