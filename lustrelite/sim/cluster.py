@@ -342,7 +342,7 @@ class Cluster:
             self.evictions.append(event)
             for client in self.clients.values():
                 if event.fields.get("client") in client.uuids:
-                    self.oracle.client_doubted(client.life)
+                    self.oracle.client_doubted(client.life, event.fields["target"])
         if event.name == "import.evicted" and event.node in self.clients:
             life = self.clients[event.node].life
             self.oracle.client_gone(life, "evicted", event.fields["target"])

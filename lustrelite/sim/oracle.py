@@ -98,6 +98,7 @@ class Oracle:
         self.gone_data: dict[str, str] = {}  # client -> why: killed, or evicted by an OST
         self.caching: dict[str, None] = {}  # clients that write data later than they say
         self.doubted: dict[str, int] = {}  # clients that cache -> since when they are evicted from somewhere
+        self.handles_lost: dict[str, None] = {}  # clients that an MDT has evicted: what they had open may be destroyed
         self.deaths: list[Death] = []
         self.noticed: dict[str, int] = {}  # clients that were told of an eviction -> when first
         self._backs: list[int] = []  # when an MDT served again
@@ -132,9 +133,7 @@ class Oracle:
     def error(self, op: Op, number: int) -> None:
         """It was refused: nothing was changed. What may be half done (no space) counts as unknown."""
         op.errno = number
-        if number == errno.ESTALE and op.client in self.gone:
-            self.unknown(op)  # it has lost its handles
-        elif number in (errno.ENOSPC, errno.EDQUOT, errno.EIO) and op.name not in READS:
+        if (number == errno.ESTALE and (op.client in self.gone or op.client in self.handles_lost)) or (number in (errno.ENOSPC, errno.EDQUOT, errno.EIO) and op.name not in READS):
             self.unknown(op)
         else:
             self._end(op, ERROR)
@@ -152,8 +151,10 @@ class Oracle:
         if not target or "-OST" in target:
             self.gone_data.setdefault(client, why)
 
-    def client_doubted(self, client: str) -> None:
-        """Some target has thrown `client` out, which does not know it yet."""
+    def client_doubted(self, client: str, target: str) -> None:
+        """`target` has thrown `client` out, which does not know it yet."""
+        if "-MDT" in target:
+            self.handles_lost[client] = None
         if client in self.caching:
             self._count += 1
             self.doubted.setdefault(client, self._count)

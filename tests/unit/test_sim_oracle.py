@@ -151,9 +151,21 @@ def test_what_an_evicted_client_reads_from_its_cache_is_not_judged_here():
         if caching:
             h.oracle.caching["a"] = None
         h.did("b", "create", "/f")
-        h.oracle.client_doubted("a")
+        h.oracle.client_doubted("a", "x-MDT0000")
         h.did("b", "unlink", "/f")
         h.did("a", "exists", "/f", result=True)
+        assert bool(h.problems({})) == wrong
+
+
+def test_who_was_evicted_may_find_an_open_file_destroyed_before_he_knows_it():
+    """Seed 9400012 of the recovery swarm."""
+    for evicted_by, wrong in (("x-MDT0000", False), ("x-OST0000", True), ("", True)):
+        h = History()
+        h.did("a", "open", "/f", True, 1)
+        h.did("a", "unlink", "/f")
+        if evicted_by:
+            h.oracle.client_doubted("a", evicted_by)
+        h.refused("a", "pwrite", 1, 0, b"data", number=errno.ESTALE)
         assert bool(h.problems({})) == wrong
 
 
