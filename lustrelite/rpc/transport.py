@@ -136,6 +136,8 @@ class SocketNetwork:
         link.waiter = answered
 
         def hello(connection: Connection, answer: Hello) -> None:
+            if answered.cancelled():  # in this turn: who dials has been stopped, and is about to hang up
+                return
             if answer.link != link.id or answer.index != index or answered.done():
                 raise ProtocolError("the HELLO answers another one")
             answered.set_result(answer)

@@ -420,6 +420,44 @@ def test_a_program_of_another_version_is_refused_and_told_ours(run, nid):
     run(scenario())
 
 
+def test_who_is_stopped_in_the_turn_of_the_answer_has_met_no_liar(run, monkeypatch):
+    """Seen once when a client was killed: a warning that the HELLO answered another one."""
+
+    async def scenario():
+        heard = asyncio.Event()
+        dialled = []
+        attach = transport.SocketLink.attach
+
+        def watch(link, index, connection):
+            dialled.append((link, connection))
+            attach(link, index, connection)
+
+        monkeypatch.setattr(transport.SocketLink, "attach", watch)
+
+        async def serve(reader, writer):
+            await reader.read(PREFIX_BYTES)
+            heard.set()
+            while await reader.read(4096):
+                pass
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        network = SocketNetwork(random.Random(1), name="caller")
+        calling = asyncio.ensure_future(network.connect(Nid(f"127.0.0.1:{port}@tcp"), Recorder()))
+        await asyncio.wait_for(heard.wait(), WAIT_S)
+        ((link, connection),) = dialled
+        calling.cancel()
+        connection._on_hello(connection, Hello(link.id, 0, "server", 0))
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+        assert link.closed
+        server.close()
+        await asyncio.sleep(0.01)
+
+    run(scenario())
+
+
 @asynccontextmanager
 async def server_of_before(answer: str) -> AsyncIterator[tuple[Nid, list[float]]]:
     """A server of the version before ours: where it is, and when it was called."""
