@@ -45,6 +45,7 @@ TOP = "/python"
 KILL_MDS_AT, LOSE_REPLIES_AT, KILL_OSS_AT, KILL_CLIENT_AT = 0.15, 0.30, 0.45, 0.65
 REPLIES_LOST = 6
 COPY_WAIT_S = 150.0
+LEAVE_S = 150.0  # for a client, to have its data written: longer than a recovery may take
 LEFT_OUT = ("site-packages", "dist-packages")
 
 
@@ -124,17 +125,20 @@ class Copier:
         self.process.kill()
         return self.process.pid
 
-    async def leave(self) -> None:
-        """Unmount and end."""
+    async def leave(self) -> str:
+        """Unmount and end; returns what went wrong. What was not written yet is: that may have to wait for a recovery."""
         assert self.process is not None
         if self.process.returncode is None:
             assert self.process.stdin is not None
             self.process.stdin.close()
             try:
-                await asyncio.wait_for(self.process.wait(), 20)
+                await asyncio.wait_for(self.process.wait(), LEAVE_S)
             except TimeoutError:
                 self.process.kill()
-        await self.process.wait()
+                await self.process.wait()
+                return f"{self.name} had not left after {LEAVE_S:g} s"
+        status = await self.process.wait()
+        return f"{self.name} ended with status {status}" if status and not self.killed else ""
 
 
 class Demo:
@@ -179,8 +183,7 @@ class Demo:
             trouble.cancel()
         self.report["copy_s"] = round(time.monotonic() - began, 2)
         self.say(f"copied in {self.report['copy_s']} s")
-        for copier in self.copiers:
-            await copier.leave()
+        self.problems += filter(None, await asyncio.gather(*(copier.leave() for copier in self.copiers)))
         await self._verify()
 
     def _progress(self) -> None:

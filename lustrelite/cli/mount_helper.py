@@ -9,6 +9,7 @@ SOURCE is MGSNID[,MGSNID...]:/FSNAME; a bare HOST is HOST:988@tcp.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import sys
@@ -28,7 +29,8 @@ from lustrelite.fuse import attach
 from lustrelite.ids import Nid
 
 WAIT_S = 60.0  # for the servers, at the mount
-LEAVE_S = 100.0  # for the process, at the unmount: longer than it waits for a recovery
+LEAVE_S = 100.0  # for the process, at the unmount: longer than a recovery may take
+FORCE_S = 2.0  # for it to hear that it is not to wait for servers
 POLL_S = 0.01
 # options of fstab(5) that are other programs' business
 IGNORED = ("auto", "noauto", "_netdev", "nofail", "group", "owner", "dev", "suid", "default_permissions", "allow_root",
@@ -146,6 +148,9 @@ def unmount(point: str, run_dirs: list[Path], *, force: bool = False, lazy: bool
         raise Refused(f"{point}: nothing of ours is mounted there")
     try:
         if force:
+            if record:
+                with contextlib.suppress(control.ControlFailed, OSError):
+                    control.call(Path(str(record["control"])), "forced", FORCE_S)
             attach.abort(device)
         attach.detach(point, (attach.MNT_FORCE if force else 0) | (attach.MNT_DETACH if lazy or force else 0))
     except OpError as error:

@@ -184,18 +184,10 @@ class Connections:
             self.tasks.spawn(self.mdc.close(handle, fid, 0, 0, 0, cred=ROOT_CRED), "close")
 
     async def disconnect(self) -> None:
-        """Leave in good order; gives up on servers that do not answer in time."""
+        """Leave in good order. Servers that are away are waited for if they have not got all that was acknowledged here."""
         if self.closed:
             return
-        try:
-            async with asyncio.timeout(self.node.tunables.rpc_timeout_s):
-                await self.tasks.outcomes([file.close() for file in self.open_files.all()], "close")
-                self.late_closes.hurry()
-                if self.names is not None:
-                    self.names.kept.hurry()
-                await self.tasks.idle()
-        except TimeoutError:
-            self.node.events.emit("client.left_open", level="warning", client=self.uuid)
+        await self._close_all()
         self.closed = True
         for kind in ("OST", "MDT"):
             leaving = [imp.disconnect() for name, imp in self.imports.items() if f"-{kind}" in name]
@@ -206,6 +198,28 @@ class Connections:
         self.tasks.stop()
         self.links.close()
         self.node.events.emit("client.unmounted", fsname=self.fsname, client=self.uuid)
+
+    async def _close_all(self) -> None:
+        """Close what is open, and tell the MDT what it has not heard; gives up on servers that answer, but not in time."""
+        closing = self.node.spawn(self._closed_and_told(), "close all")
+        waits = True
+        try:
+            while waits:
+                lacked = any(imp.lacks for imp in self.imports.values())
+                await asyncio.wait([closing], timeout=self.node.tunables.rpc_timeout_s)
+                if closing.done():
+                    return
+                waits = lacked or any(imp.lacks for imp in self.imports.values())  # once back it has its time, too
+            self.node.events.emit("client.left_open", level="warning", client=self.uuid)
+        finally:
+            closing.cancel()
+
+    async def _closed_and_told(self) -> None:
+        await self.tasks.outcomes([file.close() for file in self.open_files.all()], "close")
+        self.late_closes.hurry()
+        if self.names is not None:
+            self.names.kept.hurry()
+        await self.tasks.idle()
 
     def stop(self) -> None:
         """Go without a word: nothing is closed, nobody is told."""

@@ -71,9 +71,15 @@ class FuseProcess(MountProcess):
     def __init__(self, process: Process, fs: FileSystem, mount: Mount) -> None:
         super().__init__(process, fs)
         self.mount = mount
+        self.forced = False
         process.tree.add_source(self._fuse_params)
         process.commands["fuse"] = lambda _: self.fuse_counts()
         process.commands["atime"] = self._set_atime
+        process.commands["forced"] = self._will_be_forced
+
+    def _will_be_forced(self, request: dict[str, Any]) -> None:
+        """`umount -f` follows. Without fusectl the kernel does not tell it from any other end."""
+        self.forced = True
 
     def _set_atime(self, request: dict[str, Any]) -> None:
         """A remount says when access times are told; it counts for files that are opened from now on."""
@@ -116,6 +122,7 @@ async def serve(process: Process, tell: Callable[[], None]) -> None:
         raise Refused("stopped before it was mounted")
     fs = connecting.result()
     session: Session | None = None
+    served: FuseProcess | None = None
     try:
         try:
             fd = await loop.run_in_executor(None, _attach, options)
@@ -140,7 +147,8 @@ async def serve(process: Process, tell: Callable[[], None]) -> None:
             await _detach(process, session)
         process.node.events.emit("fuse.unmounted", mountpoint=options.mountpoint, **_flat(served.fuse_counts()))
     finally:
-        forced = session is not None and session.ended.done() and session.ended.result() == errno.ECONNABORTED
+        aborted = session is not None and session.ended.done() and session.ended.result() == errno.ECONNABORTED
+        forced = aborted or (served is not None and served.forced)
         if session is not None:
             session.close()
         stopped.cancel()

@@ -9,7 +9,8 @@
     COMPLETE
 
 The timer starts with the first attempt, known client or not. When it expires, only those are evicted that contribute
-nothing in this stage, and the wait goes on; at the hard limit everybody unfinished goes.
+nothing in this stage, and the wait goes on; at the hard limit everybody unfinished goes. GATHER must leave time for the
+stages behind it: else the dead would take those along who wait for them.
 Counts are sizes of the sets below, never counters of their own (LU-1166, LU-2397).
 Source: target_recovery_thread(), ldlm/ldlm_lib.c; protocol-facts 3.5, 3.6; chapter 30.2.5 to 30.2.7.
 """
@@ -87,7 +88,7 @@ class Window(Generic[I]):
             self.stage = Stage.GATHER
 
     def connected(self, client: str, waited_s: float, now: float) -> None:
-        """A known client is back (perhaps again) and may replay; its requests have been waiting for `waited_s` already."""
+        """A known client is back (perhaps again) and may replay; it took `waited_s` to notice that we were away (30.2.5)."""
         self.attempt(now)
         # A client that comes again and again must not keep the others waiting for one that is dead.
         if client in self.missing or not self.missing:
@@ -98,9 +99,10 @@ class Window(Generic[I]):
             self.locking[client] = None
 
     def extend(self, now: float, by_s: float) -> None:
-        """Somebody needs `by_s` more from now; never past the hard limit."""
+        """Somebody needs `by_s` more from now; never past the limit of the stage."""
         if self.started_at is not None:
-            self.deadline = min(max(self.deadline, now + by_s), self.started_at + self.hard_s)
+            most_s = max(self.soft_s, self.hard_s - 2 * self.soft_s) if self.missing else self.hard_s
+            self.deadline = max(self.deadline, min(now + by_s, self.started_at + most_s))
 
     def enqueue(self, client: str, transno: int, item: I) -> I | None:
         """Queue a replay. A second copy of one replaces the first, which is returned."""

@@ -28,6 +28,7 @@ from lustrelite.recovery.import_fsm import IN_RECOVERY, ImportFsm, State
 from lustrelite.recovery.replay_list import ReplayList
 from lustrelite.rpc.callbacks_received import CallbacksReceived, RecordLocks
 from lustrelite.rpc.failout import Failout
+from lustrelite.rpc.goodbye import leave
 from lustrelite.rpc.import_recovery import ImportRecovery
 from lustrelite.rpc.links import ClientLink, LinkPool
 from lustrelite.rpc.node import CORRUPT, Node
@@ -42,12 +43,7 @@ from lustrelite.wire.message import (
     Cred,
     pack,
 )
-from lustrelite.wire.session import (
-    FEATURE_MULTIMOD,
-    Connect,
-    ConnectReply,
-    Disconnect,
-)
+from lustrelite.wire.session import FEATURE_MULTIMOD, Connect, ConnectReply
 
 if TYPE_CHECKING:
     from lustrelite.ldlm.lock_cache import LockCache
@@ -68,6 +64,10 @@ class Promised(Protocol):
     @property
     def total(self) -> int:
         """Bytes that the OST has promised."""
+
+    @property
+    def reserved(self) -> int:
+        """Those of them that are dirty here, or being written."""
 
     def connected(self, total: int) -> None:
         """It promises that much."""
@@ -117,13 +117,14 @@ class ClientImport:
         self.index = 0
         self.estimate_ms = 0  # how long the server says that requests may take it
         self.slots = ModSlots()
-        self._full: asyncio.Event = asyncio.Event()
+        self.full: asyncio.Event = asyncio.Event()
         self.lost: asyncio.Event = asyncio.Event()
         self.kick: asyncio.Event = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.last_reply_at = node.now()
         self.down_since: float | None = None
+        self.waited_s = 0.0  # for answers, before it was noticed that the server is away
         self.locks: LockCache | None = None  # if this client caches
         self.grant: Promised | None = None  # the same, and the target is an OST
         self.records: RecordLocks | None = None  # record locks, if there ever was one
@@ -172,9 +173,9 @@ class ClientImport:
         new = self.fsm.state
         self.node.events.emit("import.state", target=self.target, old=str(old), new=str(new))
         if new is State.FULL:
-            self._full.set()
+            self.full.set()
         else:
-            self._full.clear()
+            self.full.clear()
         if self.failout is not None:
             self.failout.state_changed(new is State.FULL)
 
@@ -185,10 +186,10 @@ class ClientImport:
 
     async def wait_full(self) -> None:
         """Return when the import is FULL.  Raises Deactivated if it is closed."""
-        while not self._full.is_set():
+        while not self.full.is_set():
             if self.state is State.CLOSED:
                 raise Deactivated(self.target)
-            await self._full.wait()
+            await self.full.wait()
 
     def stop(self) -> None:
         """Close without a word, as if this process had died."""
@@ -197,49 +198,17 @@ class ClientImport:
             self._task.cancel()
 
     async def disconnect(self, *, patient: bool = True) -> None:
-        """Leave in good order: what we did is committed, the server forgets us. Gives up after a timeout.
+        """Leave in good order (rpc/goodbye.py)."""
+        await leave(self, patient=patient)
 
-        If the server is away and may have lost what it has answered, it is waited for as long as a recovery may take:
-        nobody else can replay that (`patient`).
-        """
-        orderly = False
-        try:
-            async with asyncio.timeout(self.node.tunables.recovery_time_hard_s):
-                if self.locks is not None:
-                    await self.locks.flush_all(cancel=False)
-                self.leaving = True
-                await self._first_connect_answered()
-                while not (orderly := await self._say_goodbye()) and patient and self.replays.uncommitted:
-                    await self.wait_full()
-        except (TimeoutError, OpError):
-            pass  # the server will evict us in its own time
-        self.stop()
-        self.node.events.emit("import.disconnected", target=self.target, orderly=orderly)
-
-    async def _first_connect_answered(self) -> None:
-        """A server that is about to make a record of us must hear that we leave: its next recovery would wait for us."""
-        if self.link is None or self.fsm.handle:
-            return  # it was not asked yet, or it was and we know what came of it
-        ends = [self.node.spawn(end.wait(), f"first connect to {self.target}") for end in (self._full, self.lost)]
-        try:
-            await asyncio.wait(ends, timeout=self.node.tunables.rpc_timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in ends:
-                task.cancel()
-
-    async def _say_goodbye(self) -> bool:
-        """False if the connection is or gets broken.  Raises OpError if there is no answer, or it is an error."""
-        if self.state is not State.FULL:
+    @property
+    def lacks(self) -> bool:
+        """It is away, and has not got, or may have lost, what was written or changed here."""
+        if self.state in (State.FULL, State.CLOSED) or self.inactive:
             return False
-        timeout_s = self.node.tunables.rpc_timeout_s
-        began = self.node.now()
-        try:
-            await self.exchange(Disconnect(), timeout_s=timeout_s)
-        except LinkLost:
-            if self.node.now() - began >= timeout_s:
-                raise OpError(errno.ETIMEDOUT) from None
-            return False
-        return True
+        if self.replays.uncommitted or (self.grant is not None and self.grant.reserved):
+            return True
+        return any(request.spec.mutates for request in (*self.sending.values(), *self.delayed))
 
     def _close(self) -> None:
         if self.state is State.CLOSED:
@@ -250,7 +219,7 @@ class ClientImport:
         for lost in (self.locks, self.records):
             if lost is not None:
                 lost.lost_all(Deactivated(self.target))
-        self._full.set()  # whoever waits must look again
+        self.full.set()  # whoever waits must look again
         if self._timer is not None:
             self._timer.cancel()
         if self.failout is not None:
@@ -728,7 +697,9 @@ class ClientImport:
         if not self.fsm.lost(conn_cnt, self.node.now()):
             return
         if old is State.FULL:
-            self.down_since = self.node.now()
+            now = self.down_since = self.node.now()
+            sent_at = min((request.sent_at for request in self.sending.values()), default=now)
+            self.waited_s = now - max(sent_at, self.last_reply_at)
             self.node.events.emit(
                 "import.lost", target=self.target, nid=str(self.current_nid), why=why,
                 message=f"Connection to {self.target} (at {self.current_nid}) was lost; in progress operations using "

@@ -107,11 +107,10 @@ class ImportRecovery:
         link.imports[self.imp] = None
         first = self.imp.replays.first_transno()
         flags = (CONNECT_TRANSNO if first else 0) | (0 if self.imp.fsm.handle else CONNECT_INITIAL)
-        waited = 0.0 if self.imp.down_since is None else self.imp.node.now() - self.imp.down_since
         body = Connect(
             self.imp.target_uuid, self.imp.client_uuid, self.imp.incarnation, self.imp.fsm.handle, flags, first,
             self.imp.replays.uncommitted[-1].transno if self.imp.replays.uncommitted else self.imp.replays.last_committed,
-            int(waited * 1000), self.imp.features, self.imp.node.name,
+            int(self.imp.waited_s * 1000), self.imp.features, self.imp.node.name,
             self.imp.grant.total if self.imp.grant is not None else 0,
         )  # fmt: skip
         request = await self.imp.exchange(body, timeout_s=self.imp.node.tunables.connect_timeout_s)

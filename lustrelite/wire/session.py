@@ -61,7 +61,7 @@ class Connect(NamedTuple):
     flags: int
     first_transno: int  # lowest transno to replay, with CONNECT_TRANSNO
     last_transno: int  # highest seen
-    waited_ms: int  # how long requests have been waiting already
+    waited_ms: int  # how long requests had waited when the client noticed that the server is away (30.2.5)
     features: int
     nid: str  # where the client says it is: for messages and `evict_client nid:`
     grant: int  # OST: bytes of grant the client has, dirty data included

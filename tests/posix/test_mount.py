@@ -452,6 +452,30 @@ async def test_an_unmount_writes_back_and_says_goodbye(world: Any) -> None:
 
 
 @pytest.mark.processes
+async def test_an_unmount_waits_for_servers_that_are_dead(world: Any) -> None:
+    """Nobody else has what was written, and with which times."""
+    async with world(oss=1, clients=0) as w:
+        servers = [w.mds, *w.oss]
+        async with Mounted(w) as m:
+            files = [m.path / f"f{number}" for number in range(20)]
+            for number, file in enumerate(files):
+                await m.call(file.write_bytes, b"data" * 1000)
+                await m.call(os.utime, file, (5, 6 + number))
+            await asyncio.gather(*(server.kill() for server in servers))
+            leaving = asyncio.ensure_future(m.umount())
+            await asyncio.sleep(6)  # longer than two timeouts
+            assert not leaving.done() and m.alive and not os.path.ismount(m.path)
+            await asyncio.gather(*(server.start() for server in servers))
+            await leaving
+        async with Mounted(w, "again") as again:
+            for number, file in enumerate(files):
+                there = again.path / file.name
+                assert (await again.call(os.stat, there)).st_mtime == 6 + number
+                assert await again.call(there.read_bytes) == b"data" * 1000
+                await again.call(there.unlink)
+
+
+@pytest.mark.processes
 async def test_a_forced_unmount_leaves_nobody_behind(world: Any) -> None:
     """The servers are dead and somebody waits: `umount -f` fails him at once, and the process ends."""
     async with world(oss=1, clients=0) as w, Mounted(w) as m:

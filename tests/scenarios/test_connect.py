@@ -84,7 +84,7 @@ async def test_a_client_keeps_trying_while_its_connects_are_not_answered(world: 
         lost = c.net.drop(Connect, reply=True, source=c.oss[0], to=c.a, times=-1)
         await c.oss[0].kill()
         await c.oss[0].start()
-        c.expect(*EVICTION)
+        c.expect(*EVICTION, "client.data_lost")  # it cannot know what the OST had made durable
         reading = soon(c.a.read("/f"))
         async with asyncio.timeout(150.0):
             await lost.caught(6)

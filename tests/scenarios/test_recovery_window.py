@@ -210,3 +210,35 @@ async def test_an_unmount_waits_for_a_server_that_lost_what_it_had_answered(worl
         await leaving
         await c.settle()
         assert await c.b.exists("/f")
+
+
+async def test_a_long_outage_and_a_dead_client_cost_the_others_nothing_but_time(cluster: Any) -> None:
+    """How long a server was away says nothing of how long its clients need to come back (30.2.5).
+
+    Source: `lustrelite demo`, where recovery waited up to the hard limit, and then threw everybody out.
+    """
+    async with cluster(clients=3) as c:
+        c.expect(*EVICTION)
+        await c.replay_barrier(c.mds)
+        await c.a.create("/f")
+        await c.mds.kill()
+        creating = soon(c.b.create("/g"))
+        await c.c.kill()
+        await asyncio.sleep(120)
+        await c.mds.start()
+        await creating
+        over = c.saw("recovery.over", target=c.mds, completed=2, evicted=1)
+        assert over[0].fields["duration_s"] < c.tunables.recovery_time_soft_s + 1
+        assert await c.b.exists("/f")
+
+
+async def test_a_client_tells_how_long_it_took_to_notice(cluster: Any) -> None:
+    """That a server is silent. Source: chapter 30.2.5"""
+    async with cluster(clients=2) as c:
+        imp = next(imp for imp in c.a.imports if "MDT" in imp.target)
+        c.net.cut(c.a, c.mds)
+        creating = soon(c.a.create("/f"))
+        await c.until(lambda: imp.down_since is not None)
+        c.net.heal()
+        await creating
+        assert c.tunables.rpc_timeout_s < imp.waited_s < 4 * c.tunables.rpc_timeout_s

@@ -120,7 +120,7 @@ async def test_an_eviction_that_is_not_durable_gives_no_lock_away(cluster: Any) 
         await asyncio.sleep(1)
         c.net.heal()
         await c.fail(c.oss[0])
-        await c.until(lambda: import_of(c.a)._full.is_set())
+        await c.until(lambda: import_of(c.a).full.is_set())
         rows = [row for row in held(c.oss[0], "lustre-OST0000", resource) if row[0] == "GRANTED" and row[1] == PW]
         c.oss[0].release_commits()
         await writing
@@ -424,7 +424,7 @@ async def test_a_link_that_breaks_at_the_end_of_recovery_costs_no_time(cluster: 
         c.net.break_links(c.a, c.oss[0])
         began = c.loop.time()
         await failing
-        await c.until(lambda: import_of(c.a)._full.is_set(), 60)
+        await c.until(lambda: import_of(c.a).full.is_set(), 60)
         assert c.loop.time() - began < 8
         assert len(held(c.oss[0], "lustre-OST0000", resource)) == 2
         locks_of(c.a, OST).release(lock)

@@ -179,6 +179,25 @@ def test_the_hard_limit_ends_it_however_slow_the_replays() -> None:
     assert now >= SOFT
 
 
+def test_who_is_back_is_not_thrown_out_with_who_is_not() -> None:
+    """However long they had waited: whoever is here by the hard limit has time for his replays and locks."""
+    w = window("a", "dead")
+    w.connected("a", 10 * HARD, 0.0)
+    w.enqueue("a", 101, "a101")
+    wake = w.step(0.0).wake
+    assert wake is not None and SOFT < wake <= HARD - 2 * SOFT
+    assert w.step(wake).evict == ("dead",)
+    w.gone("dead")
+    assert w.step(wake).execute == "a101"
+    w.enqueue_locks("a", "locks")
+    now = wake + SOFT - 1
+    assert w.step(now).execute == "locks"
+    now += SOFT - 1
+    assert not w.step(now).evict
+    w.locks_done("a", "pa")
+    assert w.step(now).finish and list(w.final) == ["a"]
+
+
 def test_eviction_before_any_attempt_ends_it() -> None:
     w = window("a")
     w.gone("a")
