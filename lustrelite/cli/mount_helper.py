@@ -146,14 +146,19 @@ def unmount(point: str, run_dirs: list[Path], *, force: bool = False, lazy: bool
     device = attach.device_of(point)
     if not device:
         raise Refused(f"{point}: nothing of ours is mounted there")
+
+    def tell_forced(forced: bool) -> None:
+        if record and force:
+            with contextlib.suppress(control.ControlFailed, OSError):
+                control.call(Path(str(record["control"])), "forced", FORCE_S, forced=forced)
+
+    tell_forced(True)
     try:
         if force:
-            if record:
-                with contextlib.suppress(control.ControlFailed, OSError):
-                    control.call(Path(str(record["control"])), "forced", FORCE_S)
             attach.abort(device)
         attach.detach(point, (attach.MNT_FORCE if force else 0) | (attach.MNT_DETACH if lazy or force else 0))
     except OpError as error:
+        tell_forced(False)
         raise Refused(f"{point}: {error.what if error.errno == 1 else os.strerror(error.errno)}") from None
     if lazy or not record:
         return

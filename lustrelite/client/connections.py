@@ -29,6 +29,7 @@ from lustrelite.ldlm.lock_cache import LockCache
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.rpc.config import ConfigFollower
 from lustrelite.rpc.failout import Failout
+from lustrelite.rpc.goodbye import Patience
 from lustrelite.rpc.links import LinkPool
 from lustrelite.rpc.node import Node
 from lustrelite.rpc.request import Request, Xids
@@ -57,7 +58,8 @@ class Connections:
         self.flocks = Flocks(self)
         self.caching = bool(node.tunables.caching)  # at mount
         self.root: Fid = ROOT_FID
-        self.closed = False
+        self.closed = False  # nothing begins any more
+        self._gone = False
         self.names: AttrCache | None = None  # what is known of the MDT's files, if this client caches
         self.local_opens: LocalOpens | None = None
         self._mdc: Mdc | None = None
@@ -127,14 +129,12 @@ class Connections:
             self.names.not_sole(fid)
 
     def _target_changed(self, info: TargetInfo) -> None:
-        if self.closed:
-            return
         nids = [Nid(nid) for nid in info.nids]
         known = self.imports.get(info.name)
         if known is not None:
-            known.set_nids(nids, info.instance)
+            known.set_nids(nids, info.instance)  # also while we leave: we may be waiting for it
             return
-        if info.kind not in ("MDT", "OST") or (info.kind == "MDT" and info.index != 0):
+        if self.closed or info.kind not in ("MDT", "OST") or (info.kind == "MDT" and info.index != 0):
             return
         imp = ClientImport(
             self.node, self.links, target_uuid=info.uuid, nids=nids, client_uuid=self.uuid,
@@ -184,33 +184,36 @@ class Connections:
             self.tasks.spawn(self.mdc.close(handle, fid, 0, 0, 0, cred=ROOT_CRED), "close")
 
     async def disconnect(self) -> None:
-        """Leave in good order. Servers that are away are waited for if they have not got all that was acknowledged here."""
-        if self.closed:
+        """Leave in good order. Servers that have not got all that was acknowledged here are waited for (rpc/goodbye.py).
+
+        Cancelled, it can be asked for again, or `stop` for good.
+        """
+        if self._gone:
             return
-        await self._close_all()
+        if not self.closed:
+            await self._close_all()
         self.closed = True
         for kind in ("OST", "MDT"):
             leaving = [imp.disconnect() for name, imp in self.imports.items() if f"-{kind}" in name]
-            if kind == "MDT" and self.config is not None:
-                leaving.append(self.config.disconnect())
             await self.tasks.outcomes(leaving, "disconnect")
+        if self.config is not None:  # last: it tells where those are that we wait for
+            await self.config.disconnect()
+        self._gone = True
         self.lov.stop()
         self.tasks.stop()
         self.links.close()
         self.node.events.emit("client.unmounted", fsname=self.fsname, client=self.uuid)
 
     async def _close_all(self) -> None:
-        """Close what is open, and tell the MDT what it has not heard; gives up on servers that answer, but not in time."""
+        """Close what is open, and tell the MDT what it has not heard; gives up if that takes time and nothing is owed."""
         closing = self.node.spawn(self._closed_and_told(), "close all")
-        waits = True
+        patience = Patience(self.node, self.imports.values())
         try:
-            while waits:
-                lacked = any(imp.lacks for imp in self.imports.values())
+            while not closing.done():
                 await asyncio.wait([closing], timeout=self.node.tunables.rpc_timeout_s)
-                if closing.done():
+                if not closing.done() and not patience.lasts():
+                    self.node.events.emit("client.left_open", level="warning", client=self.uuid)
                     return
-                waits = lacked or any(imp.lacks for imp in self.imports.values())  # once back it has its time, too
-            self.node.events.emit("client.left_open", level="warning", client=self.uuid)
         finally:
             closing.cancel()
 
@@ -223,9 +226,9 @@ class Connections:
 
     def stop(self) -> None:
         """Go without a word: nothing is closed, nobody is told."""
-        if self.closed:
+        if self._gone:
             return
-        self.closed = True
+        self.closed = self._gone = True
         self.links.close()  # unplugged first, so that nothing that ends below can say goodbye
         if self.config is not None:
             self.config.stop()

@@ -592,12 +592,13 @@ class File:
         return True
 
     async def _close(self) -> None:
-        flocks = self.fs.connections.flocks
+        connections = self.fs.connections
+        flocks = connections.flocks
+        works = [flocks.release(self.fid, self.lock_owner, bsd=False), self._give_back(self.atime, self.mtime, self._size)]
         if self._lock_number:
-            await flocks.release(self.fid, self._lock_number, bsd=True)
-        await flocks.release(self.fid, self.lock_owner, bsd=False)
+            works.insert(0, flocks.release(self.fid, self._lock_number, bsd=True))
         try:
-            await self._give_back(self.atime, self.mtime, self._size)
+            results(await connections.tasks.outcomes(works, "close"))  # none behind another: the times shall be on their way
         except OpError as error:
             # The MDT does not know the handle (any more): it is as good as closed. Data that is lost is told of by its OST.
             if error.errno != errno.ESTALE and not isinstance(error, Evicted):

@@ -78,8 +78,8 @@ class FuseProcess(MountProcess):
         process.commands["forced"] = self._will_be_forced
 
     def _will_be_forced(self, request: dict[str, Any]) -> None:
-        """`umount -f` follows. Without fusectl the kernel does not tell it from any other end."""
-        self.forced = True
+        """Does `umount -f` follow? Without fusectl the kernel does not tell it from any other end."""
+        self.forced = bool(request["forced"])
 
     def _set_atime(self, request: dict[str, Any]) -> None:
         """A remount says when access times are told; it counts for files that are opened from now on."""

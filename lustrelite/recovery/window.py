@@ -9,8 +9,9 @@
     COMPLETE
 
 The timer starts with the first attempt, known client or not. When it expires, only those are evicted that contribute
-nothing in this stage, and the wait goes on; at the hard limit everybody unfinished goes. GATHER must leave time for the
-stages behind it: else the dead would take those along who wait for them.
+nothing in this stage, and the wait goes on; at the hard limit everybody unfinished goes. GATHER is drawn out no further than
+leaves soft_s for each of REQUESTS and LOCKS, or the dead would take those along who wait for them; so hard_s should be three
+times soft_s or more.
 Counts are sizes of the sets below, never counters of their own (LU-1166, LU-2397).
 Source: target_recovery_thread(), ldlm/ldlm_lib.c; protocol-facts 3.5, 3.6; chapter 30.2.5 to 30.2.7.
 """
@@ -215,9 +216,10 @@ class Window(Generic[I]):
 
     def _wait_or_evict(self, now: float, clients: tuple[str, ...], why: str) -> Decision[I]:
         assert self.started_at is not None
+        end = self.started_at + self.hard_s
         if now < self.deadline:
-            return Decision(wake=self.deadline)
-        self.deadline = min(now + self.soft_s, self.started_at + self.hard_s)
+            return Decision(wake=min(self.deadline, end))
+        self.deadline = min(now + self.soft_s, end)
         if not clients:
             return Decision(wake=max(self.deadline, now + 0.001))
         return Decision(evict=clients, why=why)

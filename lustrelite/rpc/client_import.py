@@ -58,6 +58,18 @@ def _patient(request: Request) -> OpError | None:
     return None
 
 
+def _is_owed(request: Request) -> bool:
+    """Does somebody wait for this change, or believe that it was made?"""
+    body = request.body
+    if not request.spec.mutates or request.future.done():  # who asked for it has gone, and was told nothing
+        return False
+    if type(body) is Close:
+        return bool(body.atime or body.mtime)
+    if type(body) is Closes:
+        return any(row.atime or row.mtime for row in body.rows)
+    return True
+
+
 class Promised(Protocol):
     """What is told of grants with a connect (client/grant.py)."""
 
@@ -111,6 +123,7 @@ class ClientImport:
         self.gives_up: Callable[[Request], OpError | None] = _patient  # asked when the server says "come again"
         self._configured = ""  # what the configuration says of `inactive`
         self.leaving = False
+        self.said_goodbye_to = 0  # incarnation of the target that was told that we leave
         # Data comes from OSTs only: on other servers a connection per client would be memory for nothing.
         self.bulk_connections = node.tunables.bulk_connections if "-OST" in target_uuid else 0
         self.max_bytes_per_rpc = node.tunables.max_bytes_per_rpc
@@ -202,13 +215,13 @@ class ClientImport:
         await leave(self, patient=patient)
 
     @property
-    def lacks(self) -> bool:
-        """It is away, and has not got, or may have lost, what was written or changed here."""
-        if self.state in (State.FULL, State.CLOSED) or self.inactive:
+    def owed(self) -> bool:
+        """Was something written or changed here that is not known to be durable there, and can still be brought?"""
+        if self.state is State.CLOSED or self.inactive or (self.failout is not None and self.failout.refuses):
             return False
         if self.replays.uncommitted or (self.grant is not None and self.grant.reserved):
             return True
-        return any(request.spec.mutates for request in (*self.sending.values(), *self.delayed))
+        return any(map(_is_owed, (*self.sending.values(), *self.delayed)))
 
     def _close(self) -> None:
         if self.state is State.CLOSED:

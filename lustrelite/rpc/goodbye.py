@@ -1,16 +1,18 @@
 """Leaving a target in good order: what is cached goes to it, it hears that we leave, and what we did is durable then.
 
-A server that is away is waited for as long as something would be lost that was answered already, or is dirty here: nobody
-else could bring it. A recovery may take its time, and waits for others who may be dead; a server that nobody starts is
-waited for until somebody does, or this process is told to end at once. One that lacks nothing of ours is not waited for:
-it evicts us in its own time.
+A server to which something is owed (ClientImport.owed: what was acknowledged here, and is not known to be durable there) is
+waited for as long as it takes: nobody else could bring it. It may be away, and its recovery wait for others who are dead; a
+server that nobody starts is waited for until somebody does, or this process is told to end at once. One to which nothing is
+owed is not waited for: it evicts us in its own time.
+
+A Disconnect is answered when all that we did is durable; until then the server says now and then that it is still working.
+If the answer gets lost we are unknown at the next connect, and leave once more.
 Source: umount waits for dirty pages (truncate_inode_pages); ptlrpc_disconnect_import(), which gives up on a replay
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 from typing import TYPE_CHECKING
 
 from lustrelite.errors import LinkLost, OpError
@@ -18,38 +20,71 @@ from lustrelite.recovery.import_fsm import State
 from lustrelite.wire.session import Disconnect
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from lustrelite.rpc.client_import import ClientImport
+    from lustrelite.rpc.node import Node
+
+
+class Patience:
+    """Who waits for targets says so now and then."""
+
+    def __init__(self, node: Node, imports: Collection[ClientImport]) -> None:
+        self.imports = imports
+        self._node = node
+        self._said = node.now()
+
+    def lasts(self) -> bool:
+        """Is something owed to one of them?"""
+        owed = [imp.target for imp in self.imports if imp.owed]
+        now = self._node.now()
+        if owed and now - self._said >= self._node.tunables.recovery_time_hard_s:
+            self._said = now
+            self._node.events.emit(
+                "import.awaited", level="warning", target=", ".join(owed),
+                message=f"{', '.join(owed)} has not got everything that was written or changed: waiting for it",
+            )  # fmt: skip
+        return bool(owed)
 
 
 async def leave(imp: ClientImport, *, patient: bool) -> None:
-    """Say goodbye and close the import. Not `patient`: nothing of ours is worth waiting for beyond a recovery's time."""
-    orderly = False
+    """Say goodbye and close the import. Not `patient`: nothing of ours is worth waiting for."""
+    if imp.state is State.CLOSED:
+        return
+    tunables = imp.node.tunables
+    began, patience = imp.node.now(), Patience(imp.node, [imp])
+    goodbye = imp.node.spawn(_leave(imp, patient=patient), f"leave {imp.target}")
     try:
-        while True:
-            try:
-                async with asyncio.timeout(imp.node.tunables.recovery_time_hard_s):
-                    orderly = await _leave(imp, patient=patient)
+        while not goodbye.done():
+            await asyncio.wait([goodbye], timeout=tunables.rpc_timeout_s)
+            if patient and patience.lasts():
+                continue
+            if imp.state is not State.FULL or imp.node.now() - began >= tunables.recovery_time_hard_s:
                 break
-            except TimeoutError:
-                if not patient or not imp.lacks:
-                    break
-                imp.node.events.emit(
-                    "import.awaited", level="warning", target=imp.target,
-                    message=f"{imp.target} is away and has not got everything that was written: waiting for it",
-                )  # fmt: skip
-    except OpError:
-        pass
+        orderly = goodbye.done() and goodbye.result()
+    finally:
+        goodbye.cancel()
+    uncommitted = len(imp.replays.uncommitted)
     imp.stop()
     imp.node.events.emit("import.disconnected", target=imp.target, orderly=orderly)
+    if patient and uncommitted and not orderly:
+        imp.node.events.emit(
+            "import.left_uncommitted", level="warning", target=imp.target, count=uncommitted,
+            message=f"{uncommitted} changes that {imp.target} had answered are lost if it is restarted now",
+        )  # fmt: skip
 
 
 async def _leave(imp: ClientImport, *, patient: bool) -> bool:
+    """Was it heard?"""
     if imp.locks is not None:
         await imp.locks.flush_all(cancel=False)
     imp.leaving = True
     await _first_connect_answered(imp)
-    while not (orderly := await _say_goodbye(imp)) and patient and imp.replays.uncommitted:
-        await imp.wait_full()
+    try:
+        while not (orderly := await _say_goodbye(imp)) and patient and imp.replays.uncommitted:
+            await imp.wait_full()
+    except OpError:
+        return False
     return orderly
 
 
@@ -66,15 +101,12 @@ async def _first_connect_answered(imp: ClientImport) -> None:
 
 
 async def _say_goodbye(imp: ClientImport) -> bool:
-    """False if the connection is or gets broken.  Raises OpError if there is no answer, or it is an error."""
+    """False if the connection is or gets broken, or is silent.  Raises OpError if the answer is an error."""
     if imp.state is not State.FULL:
         return False
-    timeout_s = imp.node.tunables.rpc_timeout_s
-    began = imp.node.now()
+    imp.said_goodbye_to = imp.instance
     try:
-        await imp.exchange(Disconnect(), timeout_s=timeout_s)
+        await imp.exchange(Disconnect(), timeout_s=imp.node.tunables.rpc_timeout_s)
     except LinkLost:
-        if imp.node.now() - began >= timeout_s:
-            raise OpError(errno.ETIMEDOUT) from None
         return False
     return True

@@ -260,11 +260,12 @@ class ImportRecovery:
         Source: ptlrpc_invalidate_import()
         """
         self.imp.fsm.evicted()
-        self.imp.counts["evicted"] += 1
-        self.imp.node.events.emit(
-            "import.evicted", level="warning", target=self.imp.target, lost=len(self.imp.replays.uncommitted),
-            message=f"This client was evicted by {self.imp.target}; in progress operations using this service will fail.",
-        )  # fmt: skip
+        if self.imp.said_goodbye_to != self.imp.instance:  # else it has heard that, and done all that it had answered
+            self.imp.counts["evicted"] += 1
+            self.imp.node.events.emit(
+                "import.evicted", level="warning", target=self.imp.target, lost=len(self.imp.replays.uncommitted),
+                message=f"This client was evicted by {self.imp.target}; in progress operations using this service will fail.",
+            )  # fmt: skip
         self.imp.replays.clear()
         self.imp.fail_all(Evicted(self.imp.target))
         for callback in list(self.imp.on_evicted):

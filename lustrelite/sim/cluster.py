@@ -11,7 +11,7 @@ import hashlib
 import os
 import random
 import stat
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, Self, TypeVar
 
@@ -243,14 +243,17 @@ class Cluster:
     async def bury(self) -> None:
         """Evict the clients that are dead: nobody has to wait for it to happen by itself.
 
-        `unjust` remembers evictions of the living until now that no change of theirs can explain.
+        `unjust` remembers evictions of the living until now that no change of theirs can explain. Who has left, and may
+        have had nothing to say to a server that was away, is forgotten by it in its own time.
         """
         living = {client.uuid: client.name for client in self.clients.values() if client.alive}
-        told = {(living.get(e.fields.get("client", "")), e.fields["target"]) for e in self.evictions}
+        left = {ended: when for client in self.clients.values() for ended, when in client.left.items()}
+        names = {uuid: client.name for client in self.clients.values() for uuid in client.uuids}
+        told = {(names.get(e.fields.get("client", "")), e.fields["target"]) for e in self.evictions}
         self.unjust = [
             event for event in self.evictions
             if (event.node in living.values() and (event.node, event.fields["target"]) not in told)  # forgotten
-            or (event.fields.get("client") in living and not str(event.fields["why"]).startswith("version mismatch"))
+            or (_lived(event, living, left) and not str(event.fields["why"]).startswith("version mismatch"))
         ]  # fmt: skip
         warnings = list(self.warnings)
         for client in self.clients.values():
@@ -343,7 +346,10 @@ class Cluster:
             for client in self.clients.values():
                 if event.fields.get("client") in client.uuids:
                     self.oracle.client_doubted(client.life, event.fields["target"])
-        if event.name == "import.evicted" and event.node in self.clients:
+        if event.name == "import.disconnected" and event.node in self.clients:
+            client = self.clients[event.node]
+            client.left[client.uuid, event.fields["target"]] = event.time
+        elif event.name == "import.evicted" and event.node in self.clients:
             life = self.clients[event.node].life
             self.oracle.client_gone(life, "evicted", event.fields["target"])
             self.oracle.client_noticed(life)
@@ -575,3 +581,9 @@ async def read_tree(fs: FileSystem, tree: Tree, path: str = "") -> None:
 async def _entries(fs: FileSystem, path: str) -> AsyncIterator[Any]:
     async for entry in fs.scandir(path):
         yield entry
+
+
+def _lived(eviction: Event, living: Mapping[str, str], left: Mapping[tuple[str, str], float]) -> bool:
+    """Did the client live that was thrown out, and not leave?"""
+    uuid, target = eviction.fields.get("client", ""), eviction.fields["target"]
+    return uuid in living or eviction.time < left.get((uuid, target), 0.0)

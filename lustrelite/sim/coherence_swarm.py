@@ -31,7 +31,7 @@ from lustrelite.sim.cluster import TUNABLES, Cluster, Violation
 from lustrelite.sim.coherence_history import Data, File, History, Op, fill, parse
 from lustrelite.sim.nemesis import CACHE_ACTS, SILENCE_ACTS, Nemesis
 from lustrelite.sim.processes import FSNAME, NodeDied, SimClient, SimServer, close_late
-from lustrelite.sim.runs import LATE, LATENCIES, Budget, Run, contend, draw_caching, draw_log, recorded
+from lustrelite.sim.runs import LATE, LATENCIES, Budget, Run, contend, draw_caching, draw_leaver, draw_log, recorded
 from lustrelite.wire.mdt import StripeHint
 
 OPERATIONS = 120
@@ -329,7 +329,7 @@ class Worker(Recorder):
     async def work(self) -> None:
         """Until the budget is used up or the client is no more."""
         try:
-            while self.budget.take():
+            while not self.budget.leaves(self.client.name) and self.budget.take():
                 await self.step()
                 if self.random.random() < 0.4:
                     await asyncio.sleep(self.theme.pace * self.random.choice((0.001, 0.01, 0.2, 1.5)))
@@ -520,7 +520,7 @@ class Watcher(Worker):
         try:
             for _ in range(WATCHES_MAX):
                 await asyncio.sleep(self.random.choice((0.02, 0.3, 1.0)))
-                if not self.budget.left:
+                if not self.budget.left or self.budget.leaves(self.client.name):
                     break
                 if what == "stat":
                     await self.stat(name)
@@ -555,6 +555,7 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
             budget = Budget(
                 operations, [rng.randrange(1, operations) for _ in range(faults)], rng.choice((10, 35, 35, 80))
             )
+            draw_leaver(c, record.seed, budget)
             theme = rng.choice((BROAD, BROAD, FOCUSED))._replace(pace=rng.choice((1, 4, 8)))
             workers = [
                 Worker(c, client, number, random.Random(f"worker {record.seed} {client.name}{number}"), budget, theme)

@@ -34,7 +34,7 @@ from lustrelite.sim.coherence_swarm import (
 )
 from lustrelite.sim.nemesis import Nemesis
 from lustrelite.sim.ost_acts import OST_ACTS
-from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, draw_log, recorded
+from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, draw_leaver, draw_log, recorded
 from lustrelite.store import schema
 
 OPERATIONS = 90
@@ -113,6 +113,7 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
             await c.prepare([rng.choice((1, 2, -1)) for _ in range(3)])
             faults = rng.randrange(2, 6)
             budget = Budget(operations, [rng.randrange(1, operations) for _ in range(faults)], rng.choice((10, 35, 60)))
+            draw_leaver(c, record.seed, budget)
             theme = DATA._replace(pace=rng.choice((1, 1, 4)))
             apart = rng.random() < 0.5  # else what is lost with a client is mostly overwritten by others
             workers = [

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from lustrelite.sim.cluster import Cluster, Violation
 from lustrelite.sim.nemesis import Nemesis
 from lustrelite.sim.net import Latency
+from lustrelite.sim.processes import NodeDied, SimClient
 
 LATE = 0.5  # of the closes
 LATENCIES = (
@@ -55,11 +56,18 @@ class Budget:
     """The operations of a run; some of them are preceded by an act of the nemesis."""
 
     def __init__(self, operations: int, faults_at: list[int], contest_weight: int) -> None:
+        self.operations = operations
         self.contest_weight = contest_weight  # of operations on names that clients share, against some 55
         self.left = operations
         self.taken = 0
         self.faults_at = sorted(faults_at)
         self.due = asyncio.Event()
+        self.leaver = ""  # a client that leaves in good order, in the middle of everything: nothing of it may be lost
+        self.leaves_at = 0
+
+    def leaves(self, client: str) -> bool:
+        """Is it time for this client to leave?"""
+        return client == self.leaver and self.taken >= self.leaves_at
 
     def take(self) -> bool:
         """May another operation begin?"""
@@ -70,6 +78,17 @@ class Budget:
         if self.faults_at and self.taken >= self.faults_at[0]:
             self.due.set()
         return True
+
+
+LEAVES = 0.3  # of the runs
+
+
+def draw_leaver(cluster: Cluster, seed: int, budget: Budget) -> None:
+    """Does a client leave, and when? Mostly with a fault."""
+    rng = random.Random(f"leaver {seed}")
+    if rng.random() < LEAVES:
+        budget.leaver = rng.choice(list(cluster.clients))
+        budget.leaves_at = rng.choice((rng.choice(budget.faults_at), rng.choice(budget.faults_at), rng.randrange(1, budget.operations)))
 
 
 READ_PAST_BYTES = (1, 8192, 8 << 20, 8 << 20)
@@ -94,6 +113,7 @@ class Worker(Protocol):
     """Who works until the budget is used up."""
 
     name: str
+    client: SimClient
 
     async def work(self) -> None: ...
 
@@ -111,6 +131,9 @@ async def contend(c: Cluster, workers: Sequence[Worker], nemesis: Nemesis, budge
                 await nemesis.act()
 
     fury = c.loop.create_task(violence(), name="nemesis")
+    if budget.leaver:
+        its = [task for worker, task in zip(workers, tasks, strict=True) if worker.client.name == budget.leaver]
+        tasks.append(c.loop.create_task(_leave(c.clients[budget.leaver], its), name=f"{budget.leaver} leaves"))
     working = asyncio.gather(*tasks)
     try:
         # The workload may hang on a fault that nobody puts right but we.
@@ -121,9 +144,18 @@ async def contend(c: Cluster, workers: Sequence[Worker], nemesis: Nemesis, budge
         async with asyncio.timeout(600.0):
             await working
     except TimeoutError:
-        stuck = [worker.name for worker, task in zip(workers, tasks, strict=True) if not task.done()]
+        stuck = [task.get_name() for task in tasks if not task.done()]
         raise Violation(f"after all was healed, {', '.join(stuck)} did not end: {c.unsettled()}") from None
     finally:
         fury.cancel()
         for task in tasks:
             task.cancel()
+
+
+async def _leave(client: SimClient, workers: Sequence[asyncio.Task[None]]) -> None:
+    """Unmount it when its workers have come to their end, and mount again: somebody must come, or no recovery ends."""
+    await asyncio.wait(workers)
+    if client.alive:
+        with contextlib.suppress(NodeDied):
+            await client.unmount()
+            await client.start()

@@ -32,7 +32,7 @@ from lustrelite.sim.cluster import TUNABLES, Cluster, Violation
 from lustrelite.sim.loop import SimError, run
 from lustrelite.sim.nemesis import Nemesis
 from lustrelite.sim.processes import NodeDied, SimClient, SimFile
-from lustrelite.sim.runs import LATE, LATENCIES, Budget, Run, contend, draw_caching, draw_log, recorded
+from lustrelite.sim.runs import LATE, LATENCIES, Budget, Run, contend, draw_caching, draw_leaver, draw_log, recorded
 from lustrelite.sim.world import lines
 from lustrelite.wire.ost import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
 
@@ -111,7 +111,7 @@ class Worker:
     async def work(self) -> None:
         """Until the budget is used up or the client is no more."""
         try:
-            while self.budget.take():
+            while not self.budget.leaves(self.client.name) and self.budget.take():
                 try:
                     await self.step()
                 except (Evicted, Deactivated):
@@ -121,6 +121,8 @@ class Worker:
                     self._check(error)
                 if self.random.random() < 0.3:
                     await asyncio.sleep(self.random.choice((0.001, 0.01, 0.2, 1.5)))
+            if self.budget.leaves(self.client.name) and self.random.random() < 0.5:
+                return  # the end of the mount closes them
             for file in self.open:
                 try:
                     await file.close()
@@ -293,6 +295,7 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
             await c.mds.commit()
             faults = rng.randrange(2, 5)
             budget = Budget(operations, [rng.randrange(1, operations) for _ in range(faults)], rng.choice((8, 8, 60)))
+            draw_leaver(c, record.seed, budget)
             workers = [
                 Worker(client, number, random.Random(f"worker {record.seed} {client.name}{number}"), budget)
                 for client in c.clients.values()

@@ -42,6 +42,7 @@ class Clients:
     def __init__(self, target: Target) -> None:
         self.target = target
         self._client_generation = 0
+        self._leaving: dict[str, asyncio.TimerHandle] = {}  # clients that have left, and wait until that is durable
 
     def load(self) -> None:
         """Read the client records and their reply records."""
@@ -87,6 +88,8 @@ class Clients:
         if recovery is not None:
             recovery.window.attempt(self.target.node.now())
             recovery.step_soon()
+        if body.client in self._leaving:
+            raise OpError(errno.EBUSY, "what it did before it left is not durable yet")
         export = self.target.exports.get(body.client)
         last_xid = 0
         known = False
@@ -206,7 +209,21 @@ class Clients:
         self.target.node.events.emit("client.disconnected", target=self.target.name, client=export.uuid)
         if self.target.recovery is not None and self.target.recovering:
             self.target.recovery.client_gone(export)
-        self.target.committer.after(self.target.last_transno, lambda: self.target.reply(call, 0, EMPTY))
+        loop = asyncio.get_running_loop()
+        pause = min(call.header.timeout_ms / 3000, self.target.node.tunables.rpc_timeout_s)
+
+        def still_working() -> None:
+            if self.target.node.dead:
+                return
+            call.still_working()
+            self._leaving[export.uuid] = loop.call_later(pause, still_working)
+
+        def durable() -> None:
+            self._leaving.pop(export.uuid).cancel()
+            self.target.reply(call, 0, EMPTY)
+
+        self._leaving[export.uuid] = loop.call_later(pause, still_working)
+        self.target.committer.after(self.target.last_transno, durable)
 
     def _remove(self, export: Export, *, unaware: bool = False) -> None:
         """Forget a client: its open files, record and reply records, in one transaction."""

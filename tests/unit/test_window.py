@@ -198,6 +198,22 @@ def test_who_is_back_is_not_thrown_out_with_who_is_not() -> None:
     assert w.step(now).finish and list(w.final) == ["a"]
 
 
+def test_the_hard_limit_is_not_slept_through() -> None:
+    """A stage that begins shortly before it ends with it."""
+    w = window("a", "b")
+    for c in "ab":
+        w.connected(c, 0, 0.0)
+    now = 0.0
+    while now < HARD - 2:
+        w.extend(now, 5.0)
+        assert not w.step(now).evict
+        now += 2.0
+    for c in "ab":
+        w.requests_done(c)
+    assert w.step(HARD - 1).wake == HARD and w.stage is Stage.LOCKS
+    assert w.step(HARD).evict == ("a", "b")
+
+
 def test_eviction_before_any_attempt_ends_it() -> None:
     w = window("a")
     w.gone("a")
