@@ -305,6 +305,11 @@ def client_records_are_not_saved(patch):
 
 
 @mutation
+def a_client_that_leaves_waits_for_nobody(patch):
+    patch.setattr(ClientImport, "owed", property(lambda self: False))
+
+
+@mutation
 def eviction_leaves_the_files_of_the_client_open(patch):
     patch.setattr(Mdt, "export_gone", lambda self, txn, export: None)
 
