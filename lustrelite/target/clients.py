@@ -210,11 +210,9 @@ class Clients:
         if self.target.recovery is not None and self.target.recovering:
             self.target.recovery.client_gone(export)
         loop = asyncio.get_running_loop()
-        pause = min(call.header.timeout_ms / 3000, self.target.node.tunables.rpc_timeout_s)
+        pause = max(0.1, min(call.header.timeout_ms / 3000, self.target.node.tunables.rpc_timeout_s))
 
         def still_working() -> None:
-            if self.target.node.dead:
-                return
             call.still_working()
             self._leaving[export.uuid] = loop.call_later(pause, still_working)
 
@@ -224,6 +222,11 @@ class Clients:
 
         self._leaving[export.uuid] = loop.call_later(pause, still_working)
         self.target.committer.after(self.target.last_transno, durable)
+
+    def close(self) -> None:
+        """The target is given up: who waits for the answer to his goodbye comes again."""
+        for timer in self._leaving.values():
+            timer.cancel()
 
     def _remove(self, export: Export, *, unaware: bool = False) -> None:
         """Forget a client: its open files, record and reply records, in one transaction."""

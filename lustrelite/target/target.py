@@ -215,6 +215,7 @@ class Target:
     def kill(self) -> None:
         """What `kill -9` does to a target: the running batch is lost."""
         self.committer.close()
+        self.clients.close()
         self.namespace.close()
         self.store.abort()
 
