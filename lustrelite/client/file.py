@@ -593,10 +593,10 @@ class File:
 
     async def _close(self) -> None:
         connections = self.fs.connections
-        flocks = connections.flocks
-        works = [flocks.release(self.fid, self.lock_owner, bsd=False), self._give_back(self.atime, self.mtime, self._size)]
-        if self._lock_number:
-            works.insert(0, flocks.release(self.fid, self._lock_number, bsd=True))
+        works = [self._give_back(self.atime, self.mtime, self._size)]
+        if self._locks_records():
+            for number, bsd in ((self._lock_number, True), (self.lock_owner, False)):
+                works.append(connections.flocks.release(self.fid, number, bsd=bsd))
         try:
             results(await connections.tasks.outcomes(works, "close"))  # none behind another: the times shall be on their way
         except OpError as error:

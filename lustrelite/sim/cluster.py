@@ -122,6 +122,7 @@ class Cluster:
         self.errors: list[Event] = []
         self.warnings: list[Event] = []
         self.evictions: list[Event] = []
+        self.left: dict[tuple[str, str], float] = {}  # when which mount was through with which target
         self.expected: set[str] = set()
         self.unjust: list[Event] = []
         self.dead_nodes: list[SimNode] = []
@@ -240,6 +241,11 @@ class Cluster:
             server.release_commits()
             server.slow_disk(0.0)
 
+    def _lived(self, eviction: Event, living: Mapping[str, str]) -> bool:
+        """Did the client live that was thrown out, and had not left?"""
+        uuid, target = eviction.fields.get("client", ""), eviction.fields["target"]
+        return uuid in living or eviction.time < self.left.get((uuid, target), 0.0)
+
     async def bury(self) -> None:
         """Evict the clients that are dead: nobody has to wait for it to happen by itself.
 
@@ -247,13 +253,12 @@ class Cluster:
         have had nothing to say to a server that was away, is forgotten by it in its own time.
         """
         living = {client.uuid: client.name for client in self.clients.values() if client.alive}
-        left = {ended: when for client in self.clients.values() for ended, when in client.left.items()}
         names = {uuid: client.name for client in self.clients.values() for uuid in client.uuids}
         told = {(names.get(e.fields.get("client", "")), e.fields["target"]) for e in self.evictions}
         self.unjust = [
             event for event in self.evictions
             if (event.node in living.values() and (event.node, event.fields["target"]) not in told)  # forgotten
-            or (_lived(event, living, left) and not str(event.fields["why"]).startswith("version mismatch"))
+            or (self._lived(event, living) and not str(event.fields["why"]).startswith("version mismatch"))
         ]  # fmt: skip
         warnings = list(self.warnings)
         for client in self.clients.values():
@@ -347,8 +352,7 @@ class Cluster:
                 if event.fields.get("client") in client.uuids:
                     self.oracle.client_doubted(client.life, event.fields["target"])
         if event.name == "import.disconnected" and event.node in self.clients:
-            client = self.clients[event.node]
-            client.left[client.uuid, event.fields["target"]] = event.time
+            self.left[self.clients[event.node].uuid, event.fields["target"]] = event.time
         elif event.name == "import.evicted" and event.node in self.clients:
             life = self.clients[event.node].life
             self.oracle.client_gone(life, "evicted", event.fields["target"])
@@ -581,9 +585,3 @@ async def read_tree(fs: FileSystem, tree: Tree, path: str = "") -> None:
 async def _entries(fs: FileSystem, path: str) -> AsyncIterator[Any]:
     async for entry in fs.scandir(path):
         yield entry
-
-
-def _lived(eviction: Event, living: Mapping[str, str], left: Mapping[tuple[str, str], float]) -> bool:
-    """Did the client live that was thrown out, and not leave?"""
-    uuid, target = eviction.fields.get("client", ""), eviction.fields["target"]
-    return uuid in living or eviction.time < left.get((uuid, target), 0.0)

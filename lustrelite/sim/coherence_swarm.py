@@ -329,7 +329,7 @@ class Worker(Recorder):
     async def work(self) -> None:
         """Until the budget is used up or the client is no more."""
         try:
-            while not self.budget.leaves(self.client.name) and self.budget.take():
+            while self.budget.take(self.client.name):
                 await self.step()
                 if self.random.random() < 0.4:
                     await asyncio.sleep(self.theme.pace * self.random.choice((0.001, 0.01, 0.2, 1.5)))

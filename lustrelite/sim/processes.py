@@ -324,7 +324,6 @@ class SimClient(SimProcess):
         self.fs: FileSystem
         self.uuids: dict[str, None] = {}  # of all its mounts
         self.files: list[SimFile] = []  # open ones
-        self.left: dict[tuple[str, str], float] = {}  # when which mount of this client was through with which target
         self.life = name  # as the oracle knows this mount: a client that was started again is somebody else
         self._handles = 0
 

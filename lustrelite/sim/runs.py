@@ -56,7 +56,6 @@ class Budget:
     """The operations of a run; some of them are preceded by an act of the nemesis."""
 
     def __init__(self, operations: int, faults_at: list[int], contest_weight: int) -> None:
-        self.operations = operations
         self.contest_weight = contest_weight  # of operations on names that clients share, against some 55
         self.left = operations
         self.taken = 0
@@ -69,9 +68,9 @@ class Budget:
         """Is it time for this client to leave?"""
         return client == self.leaver and self.taken >= self.leaves_at
 
-    def take(self) -> bool:
-        """May another operation begin?"""
-        if not self.left:
+    def take(self, client: str) -> bool:
+        """May another operation of this client begin?"""
+        if not self.left or self.leaves(client):
             return False
         self.left -= 1
         self.taken += 1
@@ -88,7 +87,7 @@ def draw_leaver(cluster: Cluster, seed: int, budget: Budget) -> None:
     rng = random.Random(f"leaver {seed}")
     if rng.random() < LEAVES:
         budget.leaver = rng.choice(list(cluster.clients))
-        budget.leaves_at = rng.choice((rng.choice(budget.faults_at), rng.choice(budget.faults_at), rng.randrange(1, budget.operations)))
+        budget.leaves_at = rng.choice((rng.choice(budget.faults_at), rng.choice(budget.faults_at), rng.randrange(1, budget.left)))
 
 
 READ_PAST_BYTES = (1, 8192, 8 << 20, 8 << 20)

@@ -111,7 +111,7 @@ class Worker:
     async def work(self) -> None:
         """Until the budget is used up or the client is no more."""
         try:
-            while not self.budget.leaves(self.client.name) and self.budget.take():
+            while self.budget.take(self.client.name):
                 try:
                     await self.step()
                 except (Evicted, Deactivated):
