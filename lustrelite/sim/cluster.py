@@ -114,24 +114,9 @@ class Cluster:
         self.net = SimNetwork(loop, random.Random(f"net {seed}"), latency)
         self.disks = SimDisks()
         self.configs: dict[str, TargetConfig] = {}  # by directory
-        self.oracle = Oracle(area_of, common)
-        self.oracle.mark = self._mark
+        self._begin(Oracle(area_of, common), strict=strict, keep_events=keep_events, orderly=orderly)
         self.faults = ClusterFaults(self)
-        self.failures: list[tuple[str, str, str]] = []  # crashes: (node, why, traceback)
-        self.events: list[Event] = []
-        self.errors: list[Event] = []
-        self.warnings: list[Event] = []
-        self.evictions: list[Event] = []
-        self.left: dict[tuple[str, str], float] = {}  # when which mount was through with which target
-        self.expected: set[str] = set()
-        self.unjust: list[Event] = []
         self.dead_nodes: list[SimNode] = []
-        self.strict = strict
-        self.keep_events = keep_events
-        self.orderly = orderly
-        self.events_seen = 0
-        self._hash = hashlib.sha256()
-        self._handles = 0
         self._running: dict[str, Target] = {}
 
         def config(kind: str, index: int, server: str) -> TargetConfig:
@@ -172,6 +157,25 @@ class Cluster:
     def processes(self) -> list[SimProcess]:
         """Servers and clients."""
         return [*self.servers, *self.clients.values()]
+
+    def _begin(self, oracle: Oracle, *, strict: bool, keep_events: bool, orderly: bool) -> None:
+        """What is known of a run: nothing yet."""
+        self.oracle = oracle
+        self.oracle.mark = self._mark
+        self.failures: list[tuple[str, str, str]] = []  # crashes: (node, why, traceback)
+        self.events: list[Event] = []
+        self.errors: list[Event] = []
+        self.warnings: list[Event] = []
+        self.evictions: list[Event] = []
+        self.left: dict[tuple[str, str], float] = {}  # when which mount was through with which target
+        self.expected: set[str] = set()
+        self.unjust: list[Event] = []
+        self.strict = strict
+        self.keep_events = keep_events
+        self.orderly = orderly
+        self.events_seen = 0
+        self._hash = hashlib.sha256()
+        self._handles = 0
 
     # -- coming and going
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import re
 import shutil
@@ -64,23 +63,10 @@ class ProcessWorld(simulated.Cluster):
         assert not isinstance(self.loop, SimLoop), "mark the test function itself `processes`, not its module"
         self.seed = seed
         self.tunables = replace(tunables or TUNABLES, **params)
-        self.oracle = Oracle(area_of, common)
-        self.oracle.mark = self._mark
+        self._begin(Oracle(area_of, common), strict=strict, keep_events=True, orderly=orderly)
         self.net: Any = ProcessNet(self)
         self.faults: Any = ProcessFaults(self)
-        self.failures: list[tuple[str, str, str]] = []
-        self.events: list[Event] = []
-        self.errors: list[Event] = []
-        self.warnings: list[Event] = []
-        self.evictions: list[Event] = []
-        self.expected: set[str] = set()
         self.leaked: list[str] = []  # names of tasks that outlived an unmount
-        self.strict = strict
-        self.orderly = orderly
-        self.keep_events = True
-        self.events_seen = 0
-        self._hash = hashlib.sha256()
-        self._handles = 0
         self._read: dict[Path, int] = {}  # how far the event files have been read
         self.directory = Path(tempfile.mkdtemp(prefix="llw"))
         self.cluster = processes.Cluster(self.directory / "c")
