@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +25,13 @@ SIMULATED = {"cluster", "sim", "world"}
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=None, help="seed of the simulator (default 1)")
     parser.addoption("--swarm-runs", type=int, default=None, help="runs of each swarm test")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Daemons start by the hundred: where Python may not write compiled modules, let them share some that go when the tests end."""
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        compiled = os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp(prefix="llpyc")
+        config.add_cleanup(lambda: shutil.rmtree(compiled, ignore_errors=True))
 
 
 @pytest.hookimpl(tryfirst=True)
