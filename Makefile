@@ -48,7 +48,7 @@ demo: $(RUNS)
 	$(BIN)/lustrelite demo
 
 test: $(TESTS) fuse
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 check: lint types quick
 

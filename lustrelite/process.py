@@ -1,6 +1,6 @@
 """What every daemon has around its protocol part: loop, node, signals, pid file, log, control socket, metrics.
 
-    run/NAME.pid          number of the process, while it runs
+    run/NAME.pid          number of the process, while it runs; whoever has it locked has the name
     run/NAME.json         its record: role, NIDs, metrics port, control socket, targets (written when it listens)
     run/NAME.sock         control socket
     log/NAME.log          for people (also stdout and stderr)
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lustrelite import collector
-from lustrelite.alive import start_ticks
+from lustrelite.alive import claim, start_ticks
 from lustrelite.control_server import Command, ControlServer
 from lustrelite.errors import FormatRefused, LinkLost, OpError, StoreFailed
 from lustrelite.event_file import EventFile, RotatingFile, log_line
@@ -74,13 +74,16 @@ def server_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser
 
 
 class Process:
-    """One daemon process. `serve` is its life: it returns after `stopping` is set."""
+    """One daemon process. `serve` is its life: it returns after `stopping` is set.  NameTaken"""
 
     def __init__(self, role: str, options: argparse.Namespace) -> None:
         self.role = role
         self.options = options
         self.name: str = options.name
         self.run_dir: Path | None = options.run_dir
+        if self.run_dir is not None:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self._name_claim = claim(self._path(".pid"))
         self.tree = ParamTree()
         self.stopping = asyncio.Event()
         self.record: dict[str, Any] = {
@@ -148,24 +151,8 @@ class Process:
         loop.set_exception_handler(self._unhandled)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
-        if self.run_dir is not None:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            self._path(".pid").write_text(f"{os.getpid()}\n")
-            self.write_record()
-            self.control = ControlServer(self._path(".sock"), self.commands)
-            await self.control.start()
-            self.record["control"] = str(self.control.path)
-        if self.options.metrics_port >= 0:
-            await self.metrics_server.start(self.options.metrics_host, self.options.metrics_port)
-            self.record["metrics_port"] = self.metrics_server.port
-        for assignment in self.options.set:
-            name, _, value = assignment.partition("=")
-            await self.tree.set(name, value)
-        self.write_record()
-        self.node.events.emit("process.started", role=self.role, pid=os.getpid())
-        collector.calm()
-        self.node.spawn(collector.collect(), "collector")
         try:
+            await self._open()
             await serve(self)
         finally:
             await self.metrics_server.close()
@@ -174,9 +161,34 @@ class Process:
             await self.node.stop_tasks()
             self.node.workers.stop(THREADS_END_S)  # else the process is not quite gone when it seems to be
             if self.run_dir is not None:
-                for suffix in (".pid", ".json"):
+                for suffix in (".json", ".pid"):
                     self._path(suffix).unlink(missing_ok=True)
         self.node.events.emit("process.stopped")
+
+    async def _open(self) -> None:
+        if self.run_dir is not None:
+            self.write_record()
+            self.control = ControlServer(self._path(".sock"), self.commands)
+            await self.control.start()
+            self.record["control"] = str(self.control.path)
+        if self.options.metrics_port >= 0:
+            await self.metrics_server.start(self.options.metrics_host, self.options.metrics_port)
+            self.record["metrics_port"] = self.metrics_server.port
+        for assignment in self.options.set:
+            await self._assign(assignment)
+        self.write_record()
+        self.node.events.emit("process.started", role=self.role, pid=os.getpid())
+        collector.calm()
+        self.node.spawn(collector.collect(), "collector")
+
+    async def _assign(self, assignment: str) -> None:
+        name, equals, value = assignment.partition("=")
+        try:
+            if not equals:
+                raise ValueError("which value shall it have?")
+            await self.tree.set(name, value)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"parameter {assignment!r}: {error.args[0]}") from None
 
     def ready(self, **fields: Any) -> None:
         """We serve: the record has everything now."""
@@ -255,7 +267,7 @@ def run(role: str, options: argparse.Namespace, serve: Callable[[Process], Await
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(main())
-    except (FormatRefused, StoreFailed, OpError, ValueError, KeyError, LinkLost, OSError) as error:
+    except (FormatRefused, StoreFailed, OpError, ValueError, LinkLost, OSError) as error:
         print(f"{options.name}: {error}", file=sys.stderr, flush=True)  # noqa: T201
         return EXIT_REFUSED
     return 0

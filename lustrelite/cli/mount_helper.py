@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import math
 import os
 import sys
 import time
@@ -60,12 +61,22 @@ def options_of(source: str, mgsnode: list[Nid], fsname: str, point: str, text: s
         elif name == "allow_remote":
             options.allow_remote = True
         elif name == "wait":
-            options.wait_s = float(value)
+            options.wait_s = _seconds(value)
         elif name == "param":
             options.set.append(value.replace(":", "=", 1))
         elif not (name in IGNORED or name.startswith(("x-", "comment", "user", "uhelper", "helper", "X-"))):
             raise Refused(f"unknown mount option {option!r} (see `mount.lustrelite --help`)")
     return options
+
+
+def _seconds(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < math.inf:
+        raise Refused(f"wait={text}: for how many seconds?")
+    return found
 
 
 def mount(options: argparse.Namespace, *, foreground: bool = False) -> int:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lustrelite.alive import start_ticks
 from lustrelite.cli.context import where
@@ -150,17 +150,21 @@ def place_of(text: str) -> Place:
     return Place(mount.nids, mount.fsname, path, mount.point.rstrip("/"), mount.root)
 
 
-def record_of(point: str, run_dirs: list[Path]) -> dict[str, object]:
-    """What the process of a mount says of itself; empty if there is none."""
+def record_of(point: str, run_dirs: list[Path]) -> dict[str, Any]:
+    """What the process of a mount says of itself; empty if there is none.
+
+    Who is still leaving an earlier mount there is not meant.
+    """
+    found: list[dict[str, Any]] = []
     for directory in run_dirs:
         for path in sorted(directory.glob("mount*.json")):
             try:
-                record: dict[str, object] = json.loads(path.read_text())
+                record: dict[str, Any] = json.loads(path.read_text())
             except (OSError, ValueError):
                 continue
-            if record.get("mountpoint") == point and start_ticks(int(str(record["pid"]))) == record["start_ticks"]:
-                return record
-    return {}
+            if record.get("mountpoint") == point and start_ticks(int(record["pid"])) == record["start_ticks"]:
+                found.append(record)
+    return max(found, key=lambda record: int(record["start_ticks"]), default={})
 
 
 def control_socket(point: str) -> Path | None:

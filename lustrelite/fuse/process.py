@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import errno
+import itertools
 from collections.abc import Callable
 from typing import Any
 
+from lustrelite.alive import NameTaken
 from lustrelite.client.connections import Connections
 from lustrelite.client.fs import FileSystem
 from lustrelite.client_process import MountProcess
@@ -189,17 +192,27 @@ async def _leave(fs: FileSystem, forced: bool) -> None:
         fs.stop()
 
 
+def _named(options: argparse.Namespace) -> Process:
+    """Who is still leaving this mount point has its name, or who has one that looks alike (a-b, a/b): then it is another one."""
+    wanted: str = options.name
+    for number in itertools.count(2):
+        with contextlib.suppress(NameTaken):
+            return Process("client", options)
+        options.name = f"{wanted}.{number}"
+    raise AssertionError
+
+
 def run(options: argparse.Namespace, tell: Callable[[], None], complain: Callable[[str], None]) -> int:
     """Mount and serve until it is unmounted; returns the exit status."""
 
     async def main() -> None:
-        process = Process("client", options)
+        process = _named(options)
         await process.live(lambda _: serve(process, tell))
 
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(main())
-    except (Refused, FormatRefused, OpError, ValueError, KeyError, LinkLost, OSError) as error:
+    except (Refused, FormatRefused, OpError, ValueError, LinkLost, OSError) as error:
         complain(str(error))
         return EXIT_REFUSED
     return 0

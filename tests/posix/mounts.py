@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -14,8 +12,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from lustrelite import control
-from lustrelite.alive import start_ticks
 from lustrelite.cli.cluster import child_environment
+from lustrelite.cli.mounts import record_of
 from lustrelite.fuse import attach
 from tests.processes.world import ProcessWorld
 
@@ -82,17 +80,13 @@ class Mounted:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What the process says of itself."""
-        name = "mount" + str(self.path).replace("/", "-")
-        found: dict[str, Any] = json.loads((self.run_dir / f"{name}.json").read_text())
-        return found
+        """What the process says of itself; empty if it does not run."""
+        return record_of(str(self.path), [self.run_dir])
 
     @property
     def alive(self) -> bool:
         """Does the process run?"""
-        with contextlib.suppress(OSError, ValueError):
-            return start_ticks(self.record["pid"]) == self.record["start_ticks"]
-        return False
+        return bool(self.record)
 
     def tell(self, cmd: str, **fields: Any) -> Any:
         """A command to its control socket."""

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from lustrelite.alive import start_ticks
 from lustrelite.cli.cluster import child_environment
 from lustrelite.fuse import attach
 from tests.posix.mounts import WAIT_S, Mounted, missing
@@ -516,11 +517,53 @@ def synced(path: Path) -> None:
     os.close(fd)
 
 
+def ended(record: dict[str, Any]) -> Callable[[], Any]:
+    async def true() -> bool:
+        return start_ticks(record["pid"]) != record["start_ticks"]
+
+    return true
+
+
 def gone(m: Mounted) -> Callable[[], Any]:
     async def true() -> bool:
         return not m.alive
 
     return true
+
+
+@pytest.mark.processes
+async def test_a_mount_where_another_one_is_still_leaving(world: Any) -> None:
+    """Each has a record of its own, and its unmount waits for it."""
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+        await m.call((m.path / "old").write_bytes, b"1" * 5000)
+        old = m.record
+        await w.oss[0].kill()
+        await m.umount("-l")
+        await m.start()
+        new = m.record
+        assert new["pid"] != old["pid"] and not await ended(old)(), "it has data to write back"
+        await w.oss[0].start()
+        await w.eventually(ended(old), "the old process ends")
+        assert m.record == new and m.tell("ping") == "pong"
+        await m.call((m.path / "new").write_bytes, b"2" * 5000)
+        await m.umount()
+        assert await ended(new)()
+        await m.start()
+        for name, data in (("old", b"1" * 5000), ("new", b"2" * 5000)):
+            assert await m.call((m.path / name).read_bytes) == data
+            await m.call(os.unlink, m.path / name)
+
+
+@pytest.mark.processes
+async def test_mount_points_whose_names_look_alike(world: Any) -> None:
+    async with world(oss=1, clients=0) as w, Mounted(w, "d-e") as one:
+        (w.directory / "d").mkdir()
+        async with Mounted(w, "d/e") as other:
+            assert one.record["pid"] != other.record["pid"]
+            await one.call((one.path / "f").write_bytes, b"x")
+            assert await other.call((other.path / "f").read_bytes) == b"x"
+        assert one.tell("ping") == "pong"
+        await one.call(os.unlink, one.path / "f")
 
 
 @pytest.mark.processes
@@ -532,6 +575,10 @@ async def test_mount_says_in_one_line_what_is_wrong(world: Any) -> None:
             (("nonsense", str(m.path)), "MGSNID:/FSNAME"),
             ((m.source, str(m.path / "no")), "is no directory"),
             ((m.source, str(m.path), "-o", "colour=blue"), "unknown mount option 'colour=blue'"),
+            ((m.source, str(m.path), "-o", "wait=long"), "wait=long: for how many seconds?"),
+            ((m.source, str(m.path), "-o", "param=nosuch:1"), "parameter 'nosuch=1': no parameter matches 'nosuch'"),
+            ((m.source, str(m.path), "-o", "param=tunables.spin_us"), "'tunables.spin_us': which value shall it have?"),
+            ((m.source, str(m.path), "-o", "param=tunables.spin_us:x"), "'tunables.spin_us=x': a whole number expected"),
             ((f"{w.directory}/nobody@unix:/lustre", str(m.path), "-o", "wait=1"), "does not answer"),
             ((m.source.replace(":/lustre", ":/other"), str(m.path), "-o", "wait=2"), "'other'"),
         ):

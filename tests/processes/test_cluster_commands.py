@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from lustrelite import control
 from lustrelite.alive import start_ticks
 from lustrelite.cli.archive import _belongs_here
 from lustrelite.cli.cluster import Cluster, child_environment, module_command
@@ -67,6 +68,16 @@ def test_up_twice_is_harmless(shell: Shell) -> None:
     before = shell.pids()
     assert "started" not in shell.run("up")
     assert shell.pids() == before
+
+
+def test_a_daemon_that_is_started_by_hand_once_more_leaves_the_first_alone(shell: Shell) -> None:
+    before = shell.pids()
+    record = json.loads((shell.state_dir / "run" / "mds1.json").read_text())
+    command = Path(f"/proc/{before['mds1']}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), timeout=100)
+    assert done.returncode == 2 and f"mds1 runs already in {shell.state_dir / 'run'}, as process {before['mds1']}" in done.stderr
+    assert shell.pids() == before and json.loads((shell.state_dir / "run" / "mds1.json").read_text()) == record
+    assert control.call(Path(record["control"]), "ping") == "pong"
 
 
 def test_a_different_shape_is_refused(shell: Shell) -> None:

@@ -1,0 +1,46 @@
+"""A name belongs to one process, until it ends."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lustrelite.alive import NameTaken, claim, start_ticks
+
+
+def test_a_name_is_taken_until_it_is_let_go(tmp_path: Path) -> None:
+    path = tmp_path / "mds1.pid"
+    path.write_text("123456789\n")  # of one that was killed
+    held = claim(path)
+    assert path.read_text() == f"{os.getpid()}\n"
+    with pytest.raises(NameTaken, match=f"mds1 runs already in {tmp_path}, as process {os.getpid()}"):
+        claim(path)
+    os.close(held)
+    os.close(claim(path))
+
+
+def test_a_name_whose_owner_removes_it_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file is gone between our open and our lock: what we have locked is nobody's name."""
+    path = tmp_path / "mds1.pid"
+    real, opened = os.open, []
+
+    def too_early(*arguments: object) -> int:
+        fd = real(*arguments)  # type: ignore[arg-type]
+        if not opened:
+            path.unlink()
+        opened.append(fd)
+        return fd
+
+    monkeypatch.setattr(os, "open", too_early)
+    held = claim(path)
+    assert len(opened) == 2
+    with pytest.raises(NameTaken):
+        claim(path)
+    os.close(held)
+
+
+def test_a_process_is_known_by_when_it_started() -> None:
+    assert start_ticks(os.getpid()) > 0
+    assert start_ticks(1 << 30) == 0
