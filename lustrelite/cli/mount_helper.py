@@ -171,7 +171,11 @@ def unmount(point: str, run_dirs: list[Path], *, force: bool = False, lazy: bool
     except OpError as error:
         tell_forced(False)
         raise Refused(f"{point}: {error.what if error.errno == 1 else os.strerror(error.errno)}") from None
-    if lazy or not record:
+    if lazy:
+        return
+    if not record:
+        why = "is gone, or not known here (another user's, or another --run-dir)"
+        click.echo(f"umount.lustrelite: {point} is unmounted; nobody waits for its process, which {why}", err=True)
         return
     deadline = time.monotonic() + LEAVE_S
     while start_ticks(int(str(record["pid"]))) == record["start_ticks"]:

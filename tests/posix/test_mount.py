@@ -555,6 +555,16 @@ async def test_a_mount_where_another_one_is_still_leaving(world: Any) -> None:
 
 
 @pytest.mark.processes
+async def test_an_unmount_that_does_not_know_the_process_says_so(world: Any) -> None:
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+        record = m.record
+        m.run_dir = w.directory / "elsewhere"
+        done = await m.run("umount", str(m.path))
+        assert not done.returncode and "nobody waits for its process" in done.stderr
+        await w.eventually(ended(record), "it ends all the same")
+
+
+@pytest.mark.processes
 async def test_mount_points_whose_names_look_alike(world: Any) -> None:
     async with world(oss=1, clients=0) as w, Mounted(w, "d-e") as one:
         (w.directory / "d").mkdir()
