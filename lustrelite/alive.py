@@ -5,9 +5,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from pathlib import Path
 
 from lustrelite.errors import OpError
+
+DYING_S = 30.0  # one that was killed has its name as long as a thread of it still waits for a disk
+POLL_S = 0.02
 
 
 class NameTaken(OpError):
@@ -29,6 +33,7 @@ def start_ticks(pid: int) -> int:
 
 def claim(path: Path) -> int:
     """Be the one process whose number is in the file `path`, as long as the descriptor is open that is returned.  NameTaken"""
+    deadline = time.monotonic() + DYING_S
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -36,7 +41,10 @@ def claim(path: Path) -> int:
         except BlockingIOError:
             pid = os.read(fd, 20).decode().strip()
             os.close(fd)
-            raise NameTaken(path, pid) from None
+            if (pid and start_ticks(int(pid))) or time.monotonic() > deadline:
+                raise NameTaken(path, pid) from None
+            time.sleep(POLL_S)
+            continue
         if _leads_to(path, fd):
             os.ftruncate(fd, 0)
             os.write(fd, f"{os.getpid()}\n".encode())

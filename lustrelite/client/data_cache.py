@@ -55,9 +55,14 @@ class DataCache:
         locks.drop = self._drop
         locks.glimpse_of = self._glimpse_of
         locks.stays = self._stays
+        locks.write_back = self.write_back
         locks.promised.ground = lambda: shared.metadata_leased()
         locks.promised.heard = self._heard
         locks.promised.pointless = self._pointless
+
+    async def write_back(self) -> None:
+        """Return when everything that is dirty now, or on its way, was written back."""
+        await self.writeback.flush_all([cached for cached in self.objects.values() if cached.pages.dirty or cached.pages.flights])
 
     # locks ------------------------------------------------------------------------------------------------------
 

@@ -578,11 +578,7 @@ class LockedIo:
 
     async def flush_all(self) -> None:
         """Return when everything that is dirty now, or on its way, was written back."""
-        works = [
-            data.writeback.flush_all([cached for cached in data.objects.values() if cached.pages.dirty or cached.pages.flights])
-            for data in self.caches.values()
-        ]
-        await self.shared.tasks.gather(works, "flush")
+        await self.shared.tasks.gather([data.write_back() for data in self.caches.values()], "flush")
 
     def stop(self) -> None:
         """The mount ends: nothing more is written back."""

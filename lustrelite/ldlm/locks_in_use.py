@@ -38,6 +38,8 @@ class LocksInUse(HeldLocks):
         """Write back what is dirty under the lock (all of it: the lock goes whole). With DISCARD_DATA: forget it.
 
         True: with the last write went the cancel."""
+        self.write_back: Callable[[], Awaitable[None]] | None = None
+        """Write back what is dirty under any lock: many small things need fewer requests together."""
         self.glimpse_of: Callable[[ClientLock], Known | None] | None = None
         """What we know of the object."""
         self.withdraw: Callable[[ClientLock], Awaitable[None] | None] | None = None
@@ -217,6 +219,8 @@ class LocksInUse(HeldLocks):
 
         Without `cancel` they are forgotten here: a goodbye follows, which the server takes for all of them.
         """
+        if self.write_back is not None:
+            await self.write_back()
         for lock in list(self._locks.values()):
             if lock.resolved:
                 self.cancel(lock)

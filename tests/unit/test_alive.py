@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lustrelite import alive
 from lustrelite.alive import NameTaken, claim, start_ticks
 
 
@@ -19,6 +20,28 @@ def test_a_name_is_taken_until_it_is_let_go(tmp_path: Path) -> None:
         claim(path)
     os.close(held)
     os.close(claim(path))
+
+
+def test_a_name_whose_owner_is_dying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed, but a thread of it still waits for a disk: its successor waits for that, though not for ever."""
+    path = tmp_path / "mds1.pid"
+    dying = claim(path)
+    path.write_text(f"{1 << 30}\n")
+    naps: list[float] = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 3:
+            os.close(dying)
+
+    monkeypatch.setattr(alive.time, "sleep", nap)
+    held = claim(path)
+    assert len(naps) == 3 and path.read_text() == f"{os.getpid()}\n"
+    path.write_text(f"{1 << 30}\n")
+    monkeypatch.setattr(alive, "DYING_S", 0.0)
+    with pytest.raises(NameTaken):
+        claim(path)
+    os.close(held)
 
 
 def test_a_name_whose_owner_removes_it_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
