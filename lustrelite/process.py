@@ -88,7 +88,7 @@ class Process:
         self.stopping = asyncio.Event()
         self.record: dict[str, Any] = {
             "name": self.name, "role": role, "pid": os.getpid(), "start_ticks": start_ticks(os.getpid()),
-            "state": "starting",
+            "run_dir": str(self.run_dir), "state": "starting",
         }  # fmt: skip
         self.status: Callable[[], dict[str, Any]] = dict  # what the control command "status" adds
         self._stops = 0

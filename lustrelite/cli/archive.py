@@ -61,19 +61,16 @@ def _is_archive(path: Path) -> bool:
 
 
 def _save(cluster: Cluster, destination: Path) -> dict[str, Any]:
-    if not _is_archive(destination):
-        fresh = destination.with_name(destination.name + ".part")
-        if fresh.exists():
-            shutil.rmtree(fresh)
-        manifest = _save_tree(cluster, fresh)
-        fresh.rename(destination)
-        return manifest
-    with tempfile.TemporaryDirectory(dir=destination.absolute().parent) as place:
-        manifest = _save_tree(cluster, Path(place) / "backup")
-        fresh = destination.with_name(destination.name + ".part")
-        with tarfile.open(fresh, "w:gz" if destination.name.endswith("gz") else "w") as archive:
-            archive.add(Path(place) / "backup", arcname=".")
-        fresh.rename(destination)
+    """What is at `destination` is whole, or not there."""
+    with tempfile.TemporaryDirectory(prefix=".backup-", dir=destination.absolute().parent) as place:
+        tree, archive = Path(place) / "tree", Path(place) / "archive"
+        manifest = _save_tree(cluster, tree)
+        if not _is_archive(destination):
+            tree.rename(destination)
+            return manifest
+        with tarfile.open(archive, "w:gz" if destination.name.endswith("gz") else "w") as file:
+            file.add(tree, arcname=".")
+        archive.rename(destination)
     return manifest
 
 
@@ -178,6 +175,8 @@ def restore(source: Path) -> None:
                 raise Refused(f"{source} is no backup: {error}") from None
         manifest = _read_manifest(top, source)
         with cluster.locked():
+            if cluster.exists:
+                raise Refused(f"{cluster.state_dir} holds a cluster by now: choose another --state-dir")
             cluster.adopt(manifest["plan"], lambda name, target: _restore_target(top, name, target))
             report = check_stopped(cluster)
     click.echo(f"restored {cluster.fsname} in {cluster.state_dir}: {summary(report)}")

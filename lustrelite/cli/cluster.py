@@ -265,6 +265,8 @@ class Cluster:
                     if time.monotonic() > deadline:
                         raise Refused(f"another command has been busy with {self.state_dir} for {wait_s:g} s") from None
                     time.sleep(POLL_S)
+            if self.exists:
+                self._load()  # somebody else may just have made it
             yield
 
     # processes ----------------------------------------------------------------------------------------------------
@@ -275,6 +277,8 @@ class Cluster:
             record: dict[str, Any] = json.loads((self.run_dir / f"{name}.json").read_text())
         except (OSError, ValueError):
             return {}
+        if record.get("run_dir", str(self.run_dir)) != str(self.run_dir):
+            return {}  # this directory is a copy of the one in which it runs
         pid = int(record["pid"])
         child = self._children.get(pid)
         if child is not None and child.poll() is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -10,6 +9,7 @@ import click
 from lustrelite.cli import mount_helper
 from lustrelite.cli.context import where
 from lustrelite.cli.mounts import default_run_dir
+from lustrelite.fuse import attach
 
 
 def _run_dir() -> Path:
@@ -30,7 +30,7 @@ def mount(directory: str, texts: tuple[str, ...], foreground: bool, settings: tu
     run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     log_dir = None if foreground else run_dir.parent / "log"
     options = mount_helper.options_of(
-        f"{','.join(nids)}:/{fsname}", nids, fsname, os.path.abspath(directory), ",".join(texts), run_dir, log_dir, settings
+        f"{','.join(nids)}:/{fsname}", nids, fsname, attach.resolved(directory), ",".join(texts), run_dir, log_dir, settings
     )
     raise click.exceptions.Exit(mount_helper.mount(options, foreground=foreground))
 
@@ -45,4 +45,4 @@ def umount(directory: str, force: bool, lazy: bool) -> None:
     run_dirs = [default_run_dir()]
     if not found.mgsnode and found.cluster().exists:
         run_dirs.insert(0, found.cluster().run_dir)
-    mount_helper.unmount(os.path.abspath(directory), run_dirs, force=force, lazy=lazy)
+    mount_helper.unmount(attach.resolved(directory), run_dirs, force=force, lazy=lazy)

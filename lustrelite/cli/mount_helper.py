@@ -11,13 +11,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import hashlib
+import json
 import math
 import os
+import signal
+import stat
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -33,6 +37,7 @@ WAIT_S = 60.0  # for the servers, at the mount
 LEAVE_S = 100.0  # for the process, at the unmount: longer than a recovery may take
 FORCE_S = 2.0  # for it to hear that it is not to wait for servers
 POLL_S = 0.01
+NAME_BYTES_MAX = 200  # file names are made of it
 # options of fstab(5) that are other programs' business
 IGNORED = ("auto", "noauto", "_netdev", "nofail", "group", "owner", "dev", "suid", "default_permissions", "allow_root",
            "user_id", "group_id", "rootmode", "fd", "max_read", "blksize", "lazytime", "nolazytime", "diratime", "silent", "loud")  # fmt: skip
@@ -41,9 +46,10 @@ IGNORED = ("auto", "noauto", "_netdev", "nofail", "group", "owner", "dev", "suid
 def options_of(source: str, mgsnode: list[Nid], fsname: str, point: str, text: str, run_dir: Path, log_dir: Path | None,
                settings: tuple[str, ...] = ()) -> argparse.Namespace:
     """What the process is told; `text` is of -o.  Refused: an unknown option"""
-    flags, left = attach.parse_flags([option for option in text.split(",") if option])
+    texts = [option for option in text.split(",") if option]
+    flags, left = attach.parse_flags(texts, attach.flags_of(point) if "remount" in texts else 0)
     options = argparse.Namespace(
-        name="mount" + point.replace("/", "-"), run_dir=run_dir, log_dir=log_dir, metrics_port=0,
+        name=_name_of(point), run_dir=run_dir, log_dir=log_dir, metrics_port=0,
         metrics_host="127.0.0.1", allow_remote=False, set=list(settings), source=source, mgsnode=mgsnode, fsname=fsname,
         mountpoint=point, flags=flags, allow_other=os.geteuid() == 0, wait_s=WAIT_S,
         noatime=bool(flags & attach.MS_NOATIME), strictatime=bool(flags & attach.MS_STRICTATIME),
@@ -67,6 +73,13 @@ def options_of(source: str, mgsnode: list[Nid], fsname: str, point: str, text: s
         elif not (name in IGNORED or name.startswith(("x-", "comment", "user", "uhelper", "helper", "X-"))):
             raise Refused(f"unknown mount option {option!r} (see `mount.lustrelite --help`)")
     return options
+
+
+def _name_of(point: str) -> str:
+    name = "mount" + point.replace("/", "-")
+    if len(os.fsencode(name)) <= NAME_BYTES_MAX:
+        return name
+    return f"mount-{hashlib.sha256(os.fsencode(point)).hexdigest()[:16]}"
 
 
 def _seconds(text: str) -> float:
@@ -94,12 +107,18 @@ def mount(options: argparse.Namespace, *, foreground: bool = False) -> int:
     if foreground:
         return fuse_process.run(options, lambda: None, _complain)
     ours, theirs = os.pipe()
-    if not os.fork():
+    child = os.fork()
+    if not child:
         os.close(ours)
         _stay_behind(options, theirs, fuse_process.run)
     os.close(theirs)
-    with open(ours, "rb") as pipe:
-        said = pipe.read().decode(errors="replace")
+    try:
+        with open(ours, "rb") as pipe:
+            said = pipe.read().decode(errors="replace")
+    except BaseException:  # Ctrl-C: nothing stays behind
+        os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
+        raise
     if said != "ready":
         raise Refused(said or f"the process of the mount died; see {options.log_dir or 'its log'}")
     return 0
@@ -133,7 +152,7 @@ def _stay_behind(options: argparse.Namespace, pipe: int, serve: Callable[..., in
     def say(text: str) -> None:
         nonlocal pipe
         if pipe >= 0:
-            os.write(pipe, text.encode())
+            os.write(pipe, text.encode(errors="backslashreplace"))
             os.close(pipe)
             pipe = -1
 
@@ -170,7 +189,10 @@ def unmount(point: str, run_dirs: list[Path], *, force: bool = False, lazy: bool
         attach.detach(point, (attach.MNT_FORCE if force else 0) | (attach.MNT_DETACH if lazy or force else 0))
     except OpError as error:
         tell_forced(False)
-        raise Refused(f"{point}: {error.what if error.errno == 1 else os.strerror(error.errno)}") from None
+        why = error.what if error.errno == errno.EPERM else os.strerror(error.errno)
+        if error.errno == errno.EBUSY:
+            why = f"somebody works there (`fuser -vm {point}` shows who), or take it away with umount -l"
+        raise Refused(f"{point}: {why}") from None
     if lazy:
         return
     if not record:
@@ -185,6 +207,28 @@ def unmount(point: str, run_dirs: list[Path], *, force: bool = False, lazy: bool
                 "start them, or kill it and lose that"
             )
         time.sleep(POLL_S)
+    if _died(record):
+        raise Refused(f"{point} is unmounted, but process {record['pid']} died before everything was written back; see its log")
+
+
+def _died(record: dict[str, Any]) -> bool:
+    """Who ends in good order takes his record with him."""
+    path = Path(str(record["control"])).with_name(f"{record['name']}.json")
+    try:
+        last = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(last["pid"] == record["pid"] and last["start_ticks"] == record["start_ticks"])
+
+
+def _default_run_dir() -> Path:
+    """Made by us, for us alone: in one of somebody else he could have us write over any file of ours.  Refused"""
+    directory = default_run_dir()
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise Refused(f"{directory} belongs to somebody else, or others may write to it: remove it, or say --run-dir")
+    return directory
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -218,8 +262,8 @@ def mount_command(
     wait=SECONDS for the servers; param=NAME:VALUE; allow_remote (servers on other than loopback addresses).
     """
     mgsnode, fsname = parse_source(source)
-    directory = os.path.abspath(directory)
-    where = run_dir or default_run_dir()
+    directory = attach.resolved(directory)
+    where = run_dir or _default_run_dir()
     where.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = None if foreground else log_dir or where / "log"
     options = options_of(source, mgsnode, fsname, directory, ",".join(texts), where, log, settings)
@@ -238,7 +282,7 @@ def mount_command(
 @click.option("-t", "kind", hidden=True)
 def umount_command(directory: str, force: bool, lazy: bool, run_dir: Path | None, **_: object) -> None:
     """Unmount DIRECTORY, and return when everything is written back and the servers are told."""
-    unmount(os.path.abspath(directory), [run_dir] if run_dir else [default_run_dir()], force=force, lazy=lazy)
+    unmount(attach.resolved(directory), [run_dir] if run_dir else [default_run_dir()], force=force, lazy=lazy)
 
 
 def mount_main() -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from lustrelite.alive import start_ticks
 from lustrelite.cli.context import where
 from lustrelite.cli.errors import Refused
-from lustrelite.fuse.attach import TYPE
+from lustrelite.fuse.attach import TYPE, mountinfo
 from lustrelite.ids import Nid, check_fsname, parse_nid
 
 MOUNTINFO = Path("/proc/self/mountinfo")
@@ -84,22 +84,15 @@ def default_run_dir() -> Path:
 def mounts() -> list[Mounted]:
     """Every mount of ours, the last one made last."""
     found = []
-    for line in MOUNTINFO.read_text().splitlines():
-        fields, _, rest = line.partition(" - ")
-        kind, source = rest.split()[:2]
-        if kind != TYPE:
+    for line in mountinfo(MOUNTINFO):
+        if line.kind != TYPE:
             continue
-        root, point = (_plain(field) for field in fields.split()[3:5])
         try:
-            nids, fsname = parse_source(_plain(source))
+            nids, fsname = parse_source(line.source)
         except Refused:
             continue
-        found.append(Mounted(point, root, tuple(nids), fsname))
+        found.append(Mounted(line.point, line.root, tuple(nids), fsname))
     return found
-
-
-def _plain(field: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), field)
 
 
 def mount_of(path: str) -> Mounted | None:

@@ -10,11 +10,13 @@ import array
 import ctypes
 import errno
 import os
+import re
 import shutil
 import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from lustrelite.errors import OpError
 
@@ -115,27 +117,57 @@ def detach(point: str, flags: int = 0) -> None:
         raise OpError(errno.EBUSY if "busy" in done.stderr else errno.EPERM, done.stderr.strip())
 
 
-def mounts() -> list[tuple[str, str, str]]:
-    """(mount point, source, device as MAJOR:MINOR) of our mounts on this machine, the newest last."""
+class Line(NamedTuple):
+    """A mount of this machine."""
+
+    point: str
+    root: str  # what of the file system is mounted there
+    device: str  # MAJOR:MINOR
+    options: list[str]  # of the mount and of the file system
+    kind: str
+    source: str
+
+
+def mountinfo(path: Path = Path("/proc/self/mountinfo")) -> list[Line]:
+    """All mounts, the newest last. Paths are bytes, of which only blanks and newlines mean anything (proc(5))."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        left, _, right = line.partition(" - ")
-        fields, (kind, source, *_) = left.split(), right.split()
-        if kind == TYPE:
-            found.append((_unescaped(fields[4]), _unescaped(source), fields[2]))
+    for line in path.read_bytes().split(b"\n"):
+        left, _, right = line.partition(b" - ")
+        fields, rest = left.split(b" "), right.split(b" ")
+        if len(fields) >= 6 and len(rest) >= 2:
+            options = b",".join([fields[5], *rest[2:3]]).decode(errors="replace").split(",")
+            found.append(Line(_plain(fields[4]), _plain(fields[3]), fields[2].decode(), options, rest[0].decode(), _plain(rest[1])))
     return found
 
 
-def _unescaped(text: str) -> str:
-    for code in ("040", "011", "012", "134"):
-        text = text.replace("\\" + code, chr(int(code, 8)))
-    return text
+def _plain(field: bytes) -> str:
+    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match.group(1), 8)]), field))
+
+
+def mounted_at(point: str) -> Line | None:
+    """The mount of ours on the absolute path `point`, which is not looked at: whoever serves it may hang."""
+    return next((line for line in reversed(mountinfo()) if line.kind == TYPE and line.point == point), None)
 
 
 def device_of(point: str) -> str:
     """MAJOR:MINOR of the mount on `point`, "" if there is none."""
-    wanted = os.path.abspath(point)  # realpath would ask the mount
-    return next((device for at, _, device in reversed(mounts()) if at == wanted), "")
+    found = mounted_at(point)
+    return found.device if found is not None else ""
+
+
+def resolved(point: str) -> str:
+    """The path of a mount point without symlinks, as the kernel has it; a mount of ours is not looked at."""
+    path = os.path.abspath(point)
+    beside = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+    return next((one for one in (path, beside) if mounted_at(one)), None) or os.path.realpath(path)
+
+
+def flags_of(point: str) -> int:
+    """The flags with which it is mounted."""
+    found = mounted_at(point)
+    options = found.options if found is not None else []
+    flags, _ = parse_flags(["rw", *(option for option in options if option != "rw")])
+    return flags if flags & (MS_NOATIME | MS_RELATIME) else flags | MS_STRICTATIME
 
 
 def set_readahead(device: str, kib: int) -> bool:
@@ -157,9 +189,9 @@ def abort(device: str) -> bool:
     return True
 
 
-def parse_flags(options: Sequence[str]) -> tuple[int, list[str]]:
-    """(flags of mount(2), what is left) of -o options."""
-    flags, left = 0, []
+def parse_flags(options: Sequence[str], flags: int = 0) -> tuple[int, list[str]]:
+    """(flags of mount(2), what is left) of -o options, which change `flags`."""
+    left = []
     for option in options:
         if option in FLAGS:
             put, clear = FLAGS[option]

@@ -153,6 +153,9 @@ async def serve(process: Process, tell: Callable[[], None]) -> None:
         aborted = session is not None and session.ended.done() and session.ended.result() == errno.ECONNABORTED
         forced = aborted or (served is not None and served.forced)
         if session is not None:
+            if session.alive:  # it cannot be served
+                with contextlib.suppress(OpError):
+                    await loop.run_in_executor(None, attach.detach, options.mountpoint, attach.MNT_DETACH)
             session.close()
         stopped.cancel()
         await _leave(fs, forced)
@@ -163,6 +166,8 @@ def _flat(counts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _attach(options: argparse.Namespace) -> int:
+    if attach.device_of(options.mountpoint):
+        raise Refused(f"{options.mountpoint}: somebody else has just mounted a file system there")
     return attach.attach(options.source, options.mountpoint, options.flags, allow_other=options.allow_other)
 
 

@@ -524,6 +524,20 @@ def ended(record: dict[str, Any]) -> Callable[[], Any]:
     return true
 
 
+def unmounted(m: Mounted) -> Callable[[], Any]:
+    async def true() -> bool:
+        return not os.path.ismount(m.path)
+
+    return true
+
+
+def begun(m: Mounted) -> Callable[[], Any]:
+    async def true() -> bool:
+        return bool(list(m.run_dir.glob("*.json")))
+
+    return true
+
+
 def gone(m: Mounted) -> Callable[[], Any]:
     async def true() -> bool:
         return not m.alive
@@ -562,6 +576,72 @@ async def test_an_unmount_that_does_not_know_the_process_says_so(world: Any) -> 
         done = await m.run("umount", str(m.path))
         assert not done.returncode and "nobody waits for its process" in done.stderr
         await w.eventually(ended(record), "it ends all the same")
+
+
+@pytest.mark.processes
+async def test_an_unmount_whose_process_dies_says_so(world: Any) -> None:
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+        await m.call((m.path / "f").write_bytes, b"x")
+        w.expect("lock.expired", "client.evicted", "recovery.evicting")  # of the one that dies
+        await w.oss[0].kill()
+        leaving = asyncio.ensure_future(m.run("umount", str(m.path)))
+        await w.eventually(unmounted(m), "it is out of the tree")
+        m.signal(signal.SIGKILL)
+        done = await leaving
+        assert done.returncode == 1 and "died before everything was written back" in done.stderr
+        await w.oss[0].start()
+        async with Mounted(w, "again") as again:
+            await again.call(os.unlink, again.path / "f")
+
+
+@pytest.mark.processes
+async def test_a_mount_that_is_given_up_leaves_nothing_behind(world: Any) -> None:
+    async with world(oss=1, clients=0) as w:
+        await w.mds.kill()
+        m = Mounted(w)
+        m.path.mkdir()
+        mounting = await asyncio.create_subprocess_exec(
+            *m.command("mount", m.source, str(m.path)), env=child_environment(), stderr=asyncio.subprocess.PIPE, start_new_session=True
+        )
+        await w.eventually(begun(m), "it waits for the MDS")
+        mounting.send_signal(signal.SIGINT)
+        _, said = await asyncio.wait_for(mounting.communicate(), WAIT_S)
+        assert b"interrupted" in said
+        assert not list(m.run_dir.glob("*.json")) and not os.path.ismount(m.path)
+        await w.mds.start()
+
+
+@pytest.mark.processes
+async def test_a_mount_point_behind_a_symlink(world: Any) -> None:
+    async with world(oss=1, clients=0) as w:
+        real, link = w.directory / "real", w.directory / "link"
+        real.mkdir()
+        link.symlink_to(real)
+        m = Mounted(w, "link")
+        done = await m.run("mount", m.source, str(link))
+        assert not done.returncode, done.stderr
+        done = await m.run("mount", m.source, str(link))
+        assert done.returncode and "mounted there already" in done.stderr
+        await m.call((link / "f").write_bytes, b"x")
+        await m.call(os.unlink, real / "f")
+        done = await m.run("umount", str(link))
+        assert not done.returncode and not done.stderr and not os.path.ismount(real) and not list(m.run_dir.glob("*.json"))
+
+
+@pytest.mark.processes
+async def test_a_remount_changes_what_it_names(world: Any) -> None:
+    async with world(oss=1, clients=0) as w, Mounted(w, "m1", "-o", "nosuid,nodev,noexec,noatime") as m:
+        flags = attach.flags_of(str(m.path))
+        assert flags == attach.MS_NOSUID | attach.MS_NODEV | attach.MS_NOEXEC | attach.MS_NOATIME
+        done = await m.run("mount", m.source, str(m.path), "-o", "remount,ro,exec")
+        assert not done.returncode, done.stderr
+        assert attach.flags_of(str(m.path)) == flags & ~attach.MS_NOEXEC | attach.MS_RDONLY
+
+
+@pytest.mark.processes
+async def test_a_mount_point_with_a_long_name(world: Any) -> None:
+    async with world(oss=1, clients=0) as w, Mounted(w, "x" * 250) as m:
+        assert m.tell("ping") == "pong"
 
 
 @pytest.mark.processes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -78,6 +79,36 @@ def test_a_daemon_that_is_started_by_hand_once_more_leaves_the_first_alone(shell
     assert done.returncode == 2 and f"mds1 runs already in {shell.state_dir / 'run'}, as process {before['mds1']}" in done.stderr
     assert shell.pids() == before and json.loads((shell.state_dir / "run" / "mds1.json").read_text()) == record
     assert control.call(Path(record["control"]), "ping") == "pong"
+
+
+def test_a_copy_of_a_living_cluster_does_not_take_its_processes_for_its_own(shell: Shell, tmp_path: Path) -> None:
+    before = shell.pids()
+    copy = tmp_path / "copy"
+    ignored = shutil.ignore_patterns("targets", "*.nid", "*.sock")
+    shutil.copytree(shell.state_dir, copy, ignore=ignored)
+    assert "nothing was running" in Shell(copy).run("down")
+    assert shell.pids() == before
+
+
+def test_a_backup_touches_nothing_that_is_there(shell: Shell, tmp_path: Path) -> None:
+    mine = tmp_path / "b.part" / "mine"
+    mine.parent.mkdir()
+    mine.write_text("precious")
+    shell.run("backup", tmp_path / "b")
+    shell.settled()
+    assert mine.read_text() == "precious" and sorted(os.listdir(tmp_path)) == ["b", "b.part"]
+
+
+def test_two_that_make_one_cluster(tmp_path: Path) -> None:
+    shell = Shell(tmp_path / "s")
+    command = [sys.executable, "-m", "lustrelite.cli.main", "--state-dir", str(shell.state_dir), "up", "--osts", "1"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=child_environment()) for _ in range(2)]
+    try:
+        said = sorted(process.communicate(timeout=100)[0] for process in both)
+        assert [process.returncode for process in both] == [0, 0]
+        assert said[0] == f"lustre is up in {shell.state_dir}\n" and "(started mgs, mds1, oss1)" in said[1]
+    finally:
+        shell.run("down")
 
 
 def test_a_different_shape_is_refused(shell: Shell) -> None:
