@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from lustrelite import collector
-from lustrelite.alive import claim, start_ticks
+from lustrelite.alive import start_ticks
+from lustrelite.claim import claim
 from lustrelite.control_server import Command, ControlServer
 from lustrelite.errors import FormatRefused, LinkLost, OpError, StoreFailed
 from lustrelite.event_file import EventFile, RotatingFile, log_line
@@ -83,7 +84,7 @@ class Process:
         self.run_dir: Path | None = options.run_dir
         if self.run_dir is not None:
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            self._name_claim = claim(self._path(".pid"))
+            claim(self._path(".pid"))  # until we end
         self.tree = ParamTree()
         self.stopping = asyncio.Event()
         self.record: dict[str, Any] = {

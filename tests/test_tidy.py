@@ -52,6 +52,7 @@ LAYERS = {
     "lustrelite.control_server": 5,
     "lustrelite.stream_server": 5,
     "lustrelite.alive": 5,
+    "lustrelite.claim": 5,
     "lustrelite.real_node": 5,
     "lustrelite.event_file": 5,
     "lustrelite.process": 5,

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 from lustrelite import __file__ as package_file
 from lustrelite import control
-from lustrelite.alive import start_ticks
+from lustrelite.alive import runs, start_ticks
 from lustrelite.cli.errors import Refused
 from lustrelite.control import ControlFailed
 from lustrelite.ids import check_fsname, target_name
@@ -277,13 +277,13 @@ class Cluster:
             record: dict[str, Any] = json.loads((self.run_dir / f"{name}.json").read_text())
         except (OSError, ValueError):
             return {}
-        if record.get("run_dir", str(self.run_dir)) != str(self.run_dir):
+        if record.get("run_dir") not in (None, str(self.run_dir)):
             return {}  # this directory is a copy of the one in which it runs
         pid = int(record["pid"])
         child = self._children.get(pid)
         if child is not None and child.poll() is not None:
             return {}
-        return record if start_ticks(pid) and start_ticks(pid) == record.get("start_ticks") else {}
+        return record if runs(record) else {}
 
     def socket_of(self, name: str) -> Path:
         """The control socket of the process `name`."""

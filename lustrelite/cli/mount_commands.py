@@ -15,7 +15,7 @@ from lustrelite.fuse import attach
 def _run_dir() -> Path:
     """Mounts of a cluster are among its processes, so that llctl finds them."""
     found = where()
-    return default_run_dir() if found.mgsnode else found.cluster().need().run_dir
+    return mount_helper.own_run_dir() if found.mgsnode else found.cluster().need().run_dir
 
 
 @click.command()
@@ -27,7 +27,6 @@ def mount(directory: str, texts: tuple[str, ...], foreground: bool, settings: tu
     """Mount the file system on DIRECTORY."""
     nids, fsname = where().mgs()
     run_dir = _run_dir()
-    run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     log_dir = None if foreground else run_dir.parent / "log"
     options = mount_helper.options_of(
         f"{','.join(nids)}:/{fsname}", nids, fsname, attach.resolved(directory), ",".join(texts), run_dir, log_dir, settings

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 import click
 
 from lustrelite import control
-from lustrelite.alive import start_ticks
+from lustrelite.alive import runs
 from lustrelite.cli.errors import Refused, run
 from lustrelite.cli.mounts import default_run_dir, parse_source, record_of
 from lustrelite.errors import OpError
@@ -200,7 +200,7 @@ def unmount(point: str, run_dirs: list[Path], *, force: bool = False, lazy: bool
         click.echo(f"umount.lustrelite: {point} is unmounted; nobody waits for its process, which {why}", err=True)
         return
     deadline = time.monotonic() + LEAVE_S
-    while start_ticks(int(str(record["pid"]))) == record["start_ticks"]:
+    while runs(record):
         if time.monotonic() > deadline:
             raise Refused(
                 f"{point} is unmounted, but process {record['pid']} still waits for servers to take what was written: "
@@ -221,7 +221,7 @@ def _died(record: dict[str, Any]) -> bool:
     return bool(last["pid"] == record["pid"] and last["start_ticks"] == record["start_ticks"])
 
 
-def _default_run_dir() -> Path:
+def own_run_dir() -> Path:
     """Made by us, for us alone: in one of somebody else he could have us write over any file of ours.  Refused"""
     directory = default_run_dir()
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -263,7 +263,7 @@ def mount_command(
     """
     mgsnode, fsname = parse_source(source)
     directory = attach.resolved(directory)
-    where = run_dir or _default_run_dir()
+    where = run_dir or own_run_dir()
     where.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = None if foreground else log_dir or where / "log"
     options = options_of(source, mgsnode, fsname, directory, ",".join(texts), where, log, settings)

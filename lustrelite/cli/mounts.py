@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lustrelite.alive import start_ticks
+from lustrelite.alive import runs
 from lustrelite.cli.context import where
 from lustrelite.cli.errors import Refused
 from lustrelite.fuse.attach import TYPE, mountinfo
@@ -155,7 +155,7 @@ def record_of(point: str, run_dirs: list[Path]) -> dict[str, Any]:
                 record: dict[str, Any] = json.loads(path.read_text())
             except (OSError, ValueError):
                 continue
-            if record.get("mountpoint") == point and start_ticks(int(record["pid"])) == record["start_ticks"]:
+            if record.get("mountpoint") == point and runs(record):
                 found.append(record)
     return max(found, key=lambda record: int(record["start_ticks"]), default={})
 

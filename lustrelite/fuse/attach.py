@@ -159,7 +159,8 @@ def resolved(point: str) -> str:
     """The path of a mount point without symlinks, as the kernel has it; a mount of ours is not looked at."""
     path = os.path.abspath(point)
     beside = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-    return next((one for one in (path, beside) if mounted_at(one)), None) or os.path.realpath(path)
+    ours = {line.point for line in mountinfo() if line.kind == TYPE}
+    return next((one for one in (path, beside) if one in ours), None) or os.path.realpath(path)
 
 
 def flags_of(point: str) -> int:

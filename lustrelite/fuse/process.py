@@ -18,7 +18,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from lustrelite.alive import NameTaken
+from lustrelite.claim import NameTaken
 from lustrelite.client.connections import Connections
 from lustrelite.client.fs import FileSystem
 from lustrelite.client_process import MountProcess

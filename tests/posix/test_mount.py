@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from lustrelite.alive import start_ticks
+from lustrelite.alive import runs
 from lustrelite.cli.cluster import child_environment
 from lustrelite.fuse import attach
 from tests.posix.mounts import WAIT_S, Mounted, missing
@@ -505,7 +505,7 @@ async def test_a_lazy_unmount_serves_until_the_last_is_gone(world: Any) -> None:
         await m.call(file.write, b"still")
         await m.call(file.flush)
         await m.call(file.close)
-        await w.eventually(gone(m), "the process ends")
+        await w.eventually(when(lambda: not m.alive), "the process ends")
         async with Mounted(w, "again") as again:
             assert await again.call((again.path / "f").read_bytes) == b"still"
             await again.call(os.unlink, again.path / "f")
@@ -517,32 +517,11 @@ def synced(path: Path) -> None:
     os.close(fd)
 
 
-def ended(record: dict[str, Any]) -> Callable[[], Any]:
-    async def true() -> bool:
-        return start_ticks(record["pid"]) != record["start_ticks"]
+def when(true: Callable[[], bool]) -> Callable[[], Any]:
+    async def look() -> bool:
+        return true()
 
-    return true
-
-
-def unmounted(m: Mounted) -> Callable[[], Any]:
-    async def true() -> bool:
-        return not os.path.ismount(m.path)
-
-    return true
-
-
-def begun(m: Mounted) -> Callable[[], Any]:
-    async def true() -> bool:
-        return bool(list(m.run_dir.glob("*.json")))
-
-    return true
-
-
-def gone(m: Mounted) -> Callable[[], Any]:
-    async def true() -> bool:
-        return not m.alive
-
-    return true
+    return look
 
 
 @pytest.mark.processes
@@ -555,13 +534,13 @@ async def test_a_mount_where_another_one_is_still_leaving(world: Any) -> None:
         await m.umount("-l")
         await m.start()
         new = m.record
-        assert new["pid"] != old["pid"] and not await ended(old)(), "it has data to write back"
+        assert new["pid"] != old["pid"] and runs(old), "it has data to write back"
         await w.oss[0].start()
-        await w.eventually(ended(old), "the old process ends")
+        await w.eventually(when(lambda: not runs(old)), "the old process ends")
         assert m.record == new and m.tell("ping") == "pong"
         await m.call((m.path / "new").write_bytes, b"2" * 5000)
         await m.umount()
-        assert await ended(new)()
+        assert not runs(new)
         await m.start()
         for name, data in (("old", b"1" * 5000), ("new", b"2" * 5000)):
             assert await m.call((m.path / name).read_bytes) == data
@@ -575,7 +554,7 @@ async def test_an_unmount_that_does_not_know_the_process_says_so(world: Any) -> 
         m.run_dir = w.directory / "elsewhere"
         done = await m.run("umount", str(m.path))
         assert not done.returncode and "nobody waits for its process" in done.stderr
-        await w.eventually(ended(record), "it ends all the same")
+        await w.eventually(when(lambda: not runs(record)), "it ends all the same")
 
 
 @pytest.mark.processes
@@ -585,7 +564,7 @@ async def test_an_unmount_whose_process_dies_says_so(world: Any) -> None:
         w.expect("lock.expired", "client.evicted", "recovery.evicting")  # of the one that dies
         await w.oss[0].kill()
         leaving = asyncio.ensure_future(m.run("umount", str(m.path)))
-        await w.eventually(unmounted(m), "it is out of the tree")
+        await w.eventually(when(lambda: not os.path.ismount(m.path)), "it is out of the tree")
         m.signal(signal.SIGKILL)
         done = await leaving
         assert done.returncode == 1 and "died before everything was written back" in done.stderr
@@ -603,7 +582,7 @@ async def test_a_mount_that_is_given_up_leaves_nothing_behind(world: Any) -> Non
         mounting = await asyncio.create_subprocess_exec(
             *m.command("mount", m.source, str(m.path)), env=child_environment(), stderr=asyncio.subprocess.PIPE, start_new_session=True
         )
-        await w.eventually(begun(m), "it waits for the MDS")
+        await w.eventually(when(lambda: bool(list(m.run_dir.glob("*.json")))), "it waits for the MDS")
         mounting.send_signal(signal.SIGINT)
         _, said = await asyncio.wait_for(mounting.communicate(), WAIT_S)
         assert b"interrupted" in said
@@ -744,7 +723,7 @@ async def test_a_remount_changes_what_may_be_done(world: Any) -> None:
 async def test_a_signal_unmounts(world: Any) -> None:
     async with world(oss=1, clients=0) as w, Mounted(w) as m:
         m.signal(signal.SIGTERM)
-        await w.eventually(gone(m), "the process ends")
+        await w.eventually(when(lambda: not m.alive), "the process ends")
         assert not os.path.ismount(m.path)
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lustrelite import alive
-from lustrelite.alive import NameTaken, claim, start_ticks
+from lustrelite import claim as claim_module
+from lustrelite.alive import start_ticks
+from lustrelite.claim import NameTaken, claim
 
 
 def test_a_name_is_taken_until_it_is_let_go(tmp_path: Path) -> None:
@@ -34,11 +35,11 @@ def test_a_name_whose_owner_is_dying(tmp_path: Path, monkeypatch: pytest.MonkeyP
         if len(naps) == 3:
             os.close(dying)
 
-    monkeypatch.setattr(alive.time, "sleep", nap)
+    monkeypatch.setattr(claim_module.time, "sleep", nap)
     held = claim(path)
     assert len(naps) == 3 and path.read_text() == f"{os.getpid()}\n"
     path.write_text(f"{1 << 30}\n")
-    monkeypatch.setattr(alive, "DYING_S", 0.0)
+    monkeypatch.setattr(claim_module, "DYING_S", 0.0)
     with pytest.raises(NameTaken):
         claim(path)
     os.close(held)
