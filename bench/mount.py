@@ -1,4 +1,4 @@
-"""What an operation costs through the mount, by count: mount_rpcs."""
+"""What an operation costs through the mount, by count and beside the least it can cost: mount_rpcs, mount_floor."""
 
 from __future__ import annotations
 
@@ -180,3 +180,64 @@ def mount_rpcs() -> dict[str, Any]:
         found = {name: measured(mounted, count, work) for name, count, work in phases(mounted, FILES)}
     create = found["create"]
     return result("mount_rpcs", create["rpcs"], "RPCs a create", "requests of the kernel", create["fuse"], operations=found)
+
+
+@contextlib.contextmanager
+def bare_mount() -> Iterator[tuple[Path, dict[str, int]]]:
+    """(point, pids) of a mount by bare_mount.py."""
+    top = scratch()
+    point, database, path = top / "m", top / "db", top / "socket"
+    point.mkdir()
+    database.mkdir()
+    command = [sys.executable, "-m", "bench.bare_mount"]
+    keeper = subprocess.Popen([*command, "keep", str(path), str(database)], env=child_environment())
+    try:
+        while not path.exists():
+            time.sleep(0.02)
+        mount = subprocess.Popen([*command, "serve", str(path), str(point)], env=child_environment())
+        try:
+            while not os.path.ismount(point):
+                time.sleep(0.02)
+            yield point, {"mount": mount.pid, "keeper": keeper.pid}
+        finally:
+            attach.detach(str(point))
+            mount.wait()
+    finally:
+        keeper.wait()
+        shutil.rmtree(top, ignore_errors=True)
+
+
+def creates_and_stats(point: Path, pids: dict[str, int], again: Callable[[], dict[str, int]]) -> dict[str, Any]:
+    """Rates, and CPU microseconds of all processes for each operation; `again` makes it cold and returns the pids."""
+    found: dict[str, Any] = {}
+    paths = [point / f"f{number}" for number in range(FILES)]
+    for name, work in (("create", _create), ("stat_cold", os.stat)):
+        if name == "stat_cold":
+            pids = again()
+            random.Random(1).shuffle(paths)
+        cpu, began = sum(map(cpu_seconds, pids.values())), time.perf_counter()
+        for path in paths:
+            work(path)
+        seconds = time.perf_counter() - began
+        used = sum(map(cpu_seconds, pids.values())) - cpu
+        found[name] = {"rate": round(FILES / seconds), "cpu_us": round(used / FILES * 1e6)}
+    return found
+
+
+@bench
+def mount_floor() -> dict[str, Any]:
+    """Creates and cold stats through a mount, beside a FUSE server in Python that only answers (bare_mount.py)."""
+    with bare_mount() as (point, pids):
+        bare = creates_and_stats(point, pids, lambda: pids)
+    with cluster() as made, kernel_mount(made) as mounted:
+        directory = mounted.point / "d"
+        directory.mkdir()
+
+        def again() -> dict[str, int]:
+            mounted.again()
+            return mounted.pids()
+
+        ours = creates_and_stats(directory, mounted.pids(), again)
+    return result(
+        "mount_floor", ours["create"]["rate"], "creates/s", "bare creates/s", bare["create"]["rate"], ours=ours, bare=bare
+    )

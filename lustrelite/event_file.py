@@ -27,7 +27,7 @@ class RotatingFile:
         self._open()
 
     def _open(self) -> None:
-        self.file: IO[str] = open(self.path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        self.file: IO[str] = open(self.path, "a", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         self.size = self.file.tell()
         for descriptor in self.std:
             os.dup2(self.file.fileno(), descriptor)

@@ -168,10 +168,9 @@ class Process:
 
     async def _open(self) -> None:
         if self.run_dir is not None:
-            self.write_record()
+            self.write_record(control=str(self._path(".sock")))
             self.control = ControlServer(self._path(".sock"), self.commands)
             await self.control.start()
-            self.record["control"] = str(self.control.path)
         if self.options.metrics_port >= 0:
             await self.metrics_server.start(self.options.metrics_host, self.options.metrics_port)
             self.record["metrics_port"] = self.metrics_server.port

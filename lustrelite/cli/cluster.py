@@ -183,21 +183,43 @@ class Cluster:
 
     def adopt(self, plan: dict[str, Any], place_target: Callable[[str, Path], None]) -> None:
         """Take over the plan of a backup: every target is put here by `place_target` and told the NIDs of this place."""
-        from lustrelite import format as target_format
-
         if plan["version"] != PLAN_VERSION:
             raise Refused(f"the plan has version {plan['version']}, this program knows {PLAN_VERSION}")
         self._make_directories()
         self.fsname, self.params = plan["fsname"], plan["params"]
         tcp = all(nid.endswith("@tcp") for process in plan["processes"] for nid in process["nids"])
         self._place([(p["name"], p["role"], p["targets"], p["standby"]) for p in plan["processes"]], tcp)
+        for target in self._servers():
+            place_target(target, self.target_dir(target))
+        self._tell_targets()
+        self._save()
+
+    def forget(self) -> None:
+        """Give up the plan; the next `create` makes everything anew."""
+        self.plan_path.unlink()
+        self.members = {}
+
+    @property
+    def _elsewhere(self) -> bool:
+        """Is this directory not where the plan was made: was it moved or copied?"""
+        paths = [Path(nid.removesuffix("@unix")).parent for m in self.members.values() for nid in m.nids if nid.endswith("@unix")]
+        return any(path != self.run_dir and not (path.exists() and path.samefile(self.run_dir)) for path in paths)
+
+    def _settle_here(self) -> None:
+        """The sockets of everybody are in this directory from now on, and every target is told."""
+        self._place([(m.name, m.role, list(m.targets), m.standby) for m in self.members.values()], tcp=False)
+        self._tell_targets()
+        self._save()
+
+    def _tell_targets(self) -> None:
+        """Write the NIDs of this place into every target."""
+        from lustrelite import format as target_format
+
         for target, servers in self._servers().items():
             directory = self.target_dir(target)
-            place_target(target, directory)
             config = target_format.read_target(directory)
             mgsnodes, failnodes = self._nids_for(config.kind, servers)
             target_format.write_target(directory, config._replace(mgsnodes=mgsnodes, failnodes=failnodes))
-        self._save()
 
     def _make_directories(self) -> None:
         self.state_dir.mkdir(parents=True, exist_ok=True)
@@ -354,6 +376,8 @@ class Cluster:
 
     def start(self, *names: str, wait_s: float = START_WAIT_S) -> list[str]:
         """Start these processes together and wait until they serve; returns those that were not running."""
+        if self._elsewhere:
+            self._settle_here()
         children = {name: self.spawn(name) for name in names}
         for name, child in children.items():
             self.wait_ready(name, child, wait_s)

@@ -26,17 +26,23 @@ def up(
 ) -> None:  # fmt: skip
     """Start the cluster, making it first if there is none. Running processes are left alone."""
     cluster = where().cluster()
+    params = dict(_assignment(a) for a in assignments)
     with cluster.locked():
-        if not cluster.exists:
+        fresh = not cluster.exists
+        if fresh:
             count = osts if osts is not None else max(2, oss or 0)
-            params = dict(_assignment(a) for a in assignments)
             cluster.create(
                 fsname=name or where().fsname or "lustre", osts=count, oss=oss or min(2, count),
                 mds_failover=mds_failover, oss_failover=oss_failover, tcp=tcp, params=params,
             )  # fmt: skip
         else:
-            _check_same(cluster, osts, oss, name)
-        started = cluster.up()
+            _check_same(cluster, osts, oss, name, params)
+        try:
+            started = cluster.up()
+        except Refused:
+            if fresh and not cluster.record("mgs"):
+                cluster.forget()  # as planned it cannot run (a parameter that nobody knows): nobody is held to it
+            raise
         cluster.wait_healthy()
     click.echo(f"{cluster.fsname} is up in {cluster.state_dir}" + (f" (started {', '.join(started)})" if started else ""))
     for process in cluster.status()["processes"]:
@@ -56,7 +62,9 @@ def _assignment(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _check_same(cluster: Cluster, osts: int | None, oss: int | None, name: str | None) -> None:
+def _check_same(
+    cluster: Cluster, osts: int | None, oss: int | None, name: str | None, params: dict[str, str]
+) -> None:
     have_oss = [m for m in cluster.members.values() if m.role == "oss" and not m.standby]
     have_osts = sum(len(m.targets) for m in have_oss)
     asked = [("OSTs", osts, have_osts), ("OSS", oss, len(have_oss)), ("fsname", name, cluster.fsname)]
@@ -65,6 +73,12 @@ def _check_same(cluster: Cluster, osts: int | None, oss: int | None, name: str |
             raise Refused(
                 f"the cluster in {cluster.state_dir} has {what} {have}, not {want}: "
                 "leave the option out, or choose another --state-dir"
+            )
+    for param, value in params.items():
+        if cluster.params.get(param) != value:
+            raise Refused(
+                f"the cluster in {cluster.state_dir} was made with {param}={cluster.params.get(param, 'its default')}, "
+                f"not {value}: `llctl set_param -P {param}={value}` changes it for good"
             )
 
 

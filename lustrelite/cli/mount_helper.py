@@ -76,8 +76,9 @@ def options_of(source: str, mgsnode: list[Nid], fsname: str, point: str, text: s
 
 
 def _name_of(point: str) -> str:
+    """Of its process: it stands in file names and in what clients tell servers."""
     name = "mount" + point.replace("/", "-")
-    if len(os.fsencode(name)) <= NAME_BYTES_MAX:
+    if len(os.fsencode(name)) <= NAME_BYTES_MAX and name.isprintable():
         return name
     return f"mount-{hashlib.sha256(os.fsencode(point)).hexdigest()[:16]}"
 
@@ -175,6 +176,9 @@ def unmount(point: str, run_dirs: list[Path], *, force: bool = False, lazy: bool
     record = record_of(point, run_dirs)
     device = attach.device_of(point)
     if not device:
+        if record:
+            what = "is still mounting it" if record["state"] == "starting" else "had it mounted and is still leaving"
+            raise Refused(f"{point} is not mounted, but process {record['pid']} {what}: wait for it, or end it (kill {record['pid']})")
         raise Refused(f"{point}: nothing of ours is mounted there")
 
     def tell_forced(forced: bool) -> None:

@@ -146,7 +146,7 @@ def place_of(text: str) -> Place:
 def record_of(point: str, run_dirs: list[Path]) -> dict[str, Any]:
     """What the process of a mount says of itself; empty if there is none.
 
-    Who is still leaving an earlier mount there is not meant.
+    Who is still leaving an earlier mount there is not meant, nor who has not mounted yet while somebody has.
     """
     found: list[dict[str, Any]] = []
     for directory in run_dirs:
@@ -157,7 +157,7 @@ def record_of(point: str, run_dirs: list[Path]) -> dict[str, Any]:
                 continue
             if record.get("mountpoint") == point and runs(record):
                 found.append(record)
-    return max(found, key=lambda record: int(record["start_ticks"]), default={})
+    return max(found, key=lambda record: (record["state"] != "starting", int(record["start_ticks"])), default={})
 
 
 def control_socket(point: str) -> Path | None:

@@ -140,9 +140,7 @@ async def serve(process: Process, tell: Callable[[], None]) -> None:
         attach.set_readahead(device, READAHEAD_KIB)
         if fs.connections.config is not None:
             process.follow_params(fs.connections.config)
-        process.ready(
-            client=fs.connections.uuid, fsname=options.fsname, mountpoint=options.mountpoint, device=device
-        )
+        process.ready(client=fs.connections.uuid, fsname=options.fsname, device=device)
         tell()
         ends: list[asyncio.Future[Any]] = [session.ended, stopped]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -212,6 +210,7 @@ def run(options: argparse.Namespace, tell: Callable[[], None], complain: Callabl
 
     async def main() -> None:
         process = _named(options)
+        process.record["mountpoint"] = options.mountpoint
         await process.live(lambda _: serve(process, tell))
 
     try:

@@ -565,6 +565,8 @@ async def test_an_unmount_whose_process_dies_says_so(world: Any) -> None:
         await w.oss[0].kill()
         leaving = asyncio.ensure_future(m.run("umount", str(m.path)))
         await w.eventually(when(lambda: not os.path.ismount(m.path)), "it is out of the tree")
+        done = await m.run("umount", str(m.path))
+        assert done.returncode == 1 and "had it mounted and is still leaving" in done.stderr
         m.signal(signal.SIGKILL)
         done = await leaving
         assert done.returncode == 1 and "died before everything was written back" in done.stderr
@@ -583,6 +585,8 @@ async def test_a_mount_that_is_given_up_leaves_nothing_behind(world: Any) -> Non
             *m.command("mount", m.source, str(m.path)), env=child_environment(), stderr=asyncio.subprocess.PIPE, start_new_session=True
         )
         await w.eventually(when(lambda: bool(list(m.run_dir.glob("*.json")))), "it waits for the MDS")
+        done = await m.run("umount", str(m.path))
+        assert done.returncode == 1 and "is still mounting it" in done.stderr
         mounting.send_signal(signal.SIGINT)
         _, said = await asyncio.wait_for(mounting.communicate(), WAIT_S)
         assert b"interrupted" in said
@@ -618,8 +622,9 @@ async def test_a_remount_changes_what_it_names(world: Any) -> None:
 
 
 @pytest.mark.processes
-async def test_a_mount_point_with_a_long_name(world: Any) -> None:
-    async with world(oss=1, clients=0) as w, Mounted(w, "x" * 250) as m:
+@pytest.mark.parametrize("name", ["x" * 250, os.fsdecode(b"\xff of no text"), "two\nlines"], ids=["long", "not_utf8", "newline"])
+async def test_a_mount_point_with_a_strange_name(world: Any, name: str) -> None:
+    async with world(oss=1, clients=0) as w, Mounted(w, name) as m:
         assert m.tell("ping") == "pong"
 
 

@@ -359,6 +359,49 @@ def test_down_is_clean_and_what_was_stored_stays(tmp_path: Path) -> None:
     shell.run("down")
 
 
+def test_a_state_directory_can_be_copied_and_moved(tmp_path: Path) -> None:
+    shell = Shell(tmp_path / "s")
+    shell.run("up", "--osts", 1)
+    data = os.urandom(100_000)
+    (tmp_path / "a").write_bytes(data)
+    shell.run("cp", tmp_path / "a", "lustre:/a")
+    shell.run("down")
+    shutil.copytree(shell.state_dir, tmp_path / "copy")
+    shell.run("up")
+    copy = Shell(tmp_path / "copy")
+    copy.run("up")  # beside the one it comes from
+    copy.run("mkdir", "/only-here")
+    for each, names in ((shell, ["a"]), (copy, ["a", "only-here"])):
+        assert each.run("ls", "/").split() == names
+        each.run("cp", "lustre:/a", tmp_path / "back")
+        assert (tmp_path / "back").read_bytes() == data
+        (tmp_path / "back").unlink()
+    copy.run("down")
+    shell.run("down")
+    shutil.rmtree(shell.state_dir)
+    moved = Shell((tmp_path / "copy").rename(tmp_path / "moved"))
+    (tmp_path / "link").symlink_to(moved.state_dir)
+    moved.run("start", "mgs")
+    plan = (moved.state_dir / "cluster.json").read_bytes()
+    assert str(moved.state_dir / "run").encode() in plan and b"copy" not in plan
+    Shell(tmp_path / "link").run("up")  # by another path
+    assert (moved.state_dir / "cluster.json").read_bytes() == plan
+    moved.run("rm", "-r", "/only-here")
+    moved.run("down")
+    assert "clean" in moved.run("fsck")
+
+
+def test_a_first_start_that_fails_binds_nobody(tmp_path: Path) -> None:
+    shell = Shell(tmp_path / "s")
+    assert "no parameter matches 'spin_us'" in shell.run("up", "--set", "spin_us=1", status=1)
+    assert "no cluster" in shell.run("status", status=1)
+    shell.run("up", "--osts", 1, "--set", "tunables.spin_us=1")
+    assert "was made with tunables.spin_us=1, not 2" in shell.run("up", "--set", "tunables.spin_us=2", status=1)
+    assert "with tunables.stripe_count=its default" in shell.run("up", "--set", "tunables.stripe_count=2", status=1)
+    shell.run("up", "--set", "tunables.spin_us=1")
+    shell.run("down")
+
+
 def test_a_client_that_died_does_not_keep_the_cluster_down(tmp_path: Path) -> None:
     shell = Shell(tmp_path / "s")
     shell.run("up", "--set", "tunables.recovery_time_soft_s=1")

@@ -65,7 +65,7 @@ async def test_completion_imports_neither_client_nor_servers(program: str, word:
 
 async def test_who_only_asks_a_process_imports_neither_client_nor_servers(tmp_path: Path) -> None:
     device = {"name": "lustre-OST0000-osc-1", "status": "UP", "type": "osc", "uuid": "u", "refs": 1}
-    point = {"mountpoint": "/mnt/lustre", "pid": os.getpid(), "start_ticks": start_ticks(os.getpid())}
+    point = {"mountpoint": "/mnt/lustre", "state": "ready", "pid": os.getpid(), "start_ticks": start_ticks(os.getpid())}
     (tmp_path / "mount.json").write_text(json.dumps({**point, "control": str(tmp_path / "mount.sock")}))
     (tmp_path / "mountinfo").write_text("40 22 0:44 / /mnt/lustre rw - fuse.lustrelite mgs:/lustre rw\n")
     mounted = f"from pathlib import Path\nfrom lustrelite.cli import mounts\nmounts.MOUNTINFO = Path({str(tmp_path / 'mountinfo')!r})\n"

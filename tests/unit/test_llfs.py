@@ -81,7 +81,7 @@ def test_what_is_nothing_of_ours(text: str) -> None:
 
 def test_the_process_behind_a_mount_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LUSTRELITE_RUN_DIR", str(tmp_path))
-    record = {"mountpoint": "/mnt/lustre", "pid": os.getpid(), "start_ticks": start_ticks(os.getpid()), "control": "/run/m.sock"}
+    record = {"mountpoint": "/mnt/lustre", "state": "ready", "pid": os.getpid(), "start_ticks": start_ticks(os.getpid()), "control": "/run/m.sock"}
     (tmp_path / "mount-mnt.json").write_text(json.dumps(record))
     (tmp_path / "mount-broken.json").write_text("{")
     assert mounts.control_socket("/mnt/lustre") == Path("/run/m.sock")
