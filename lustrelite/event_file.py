@@ -33,7 +33,9 @@ class RotatingFile:
             os.dup2(self.file.fileno(), descriptor)
 
     def write(self, line: str) -> None:
-        """Append `line`, which has no newline."""
+        """Append `line`, which has no newline.  OSError; the next line is tried anew"""
+        if self.file.closed:
+            self._open()
         if self.size > self.bytes_max:
             self.rotate()
         self.file.write(line + "\n")

@@ -51,7 +51,10 @@ class EventLog:
         self.ring.append(event)
         self.counts[name] += 1
         for sink in self.sinks:
-            sink(event)
+            try:
+                sink(event)
+            except OSError:  # a full disk, a terminal that is gone: what happens goes on without its log
+                pass
 
     def select(self, name: str, **fields: Any) -> Iterator[Event]:
         """The kept events called `name` whose fields have these values."""

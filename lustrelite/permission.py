@@ -70,8 +70,10 @@ USER, TRUSTED, SECURITY = b"user.", b"trusted.", b"security."
 CAPABILITY = b"security.capability"  # goes when the file is written, or changes hands
 
 
-def require_xattr(file: Owned, name: bytes, cred: Cred, *, write: bool) -> None:
-    """May the caller read or write the extended attribute `name`?  ENOTSUP for a namespace that we do not keep.
+def require_xattr(file: Owned, name: bytes, cred: Cred, *, write: bool, remove: bool = False) -> None:
+    """May the caller read, write or `remove` the extended attribute `name`?  ENOTSUP for a namespace that we do not keep.
+
+    Whoever may write to a file, or give it away, takes its capabilities by doing so: the kernel removes them in his name.
 
     Who may write an access control list is said where that is done.
     """
@@ -91,7 +93,8 @@ def require_xattr(file: Owned, name: bytes, cred: Cred, *, write: bool) -> None:
     if namespace == TRUSTED and cred[0] != 0:
         raise OpError(errno.EPERM if write else errno.ENODATA)
     if namespace == SECURITY and write and cred[0] != 0:
-        raise OpError(errno.EPERM)
+        if not (remove and name == CAPABILITY and (owns(file, cred) or permits(file, cred, WRITE))):
+            raise OpError(errno.EPERM)
     if namespace == USER:
         if not S_ISREG(file.mode) and not S_ISDIR(file.mode):
             raise OpError(errno.EPERM if write else errno.ENODATA)

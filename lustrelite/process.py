@@ -1,7 +1,7 @@
 """What every daemon has around its protocol part: loop, node, signals, pid file, log, control socket, metrics.
 
     run/NAME.pid          number of the process, while it runs; whoever has it locked has the name
-    run/NAME.json         its record: role, NIDs, metrics port, control socket, targets (written when it listens)
+    run/NAME.json         its record (it stays behind if the process dies, or has lost what nobody was told of): role, NIDs, metrics port, control socket, targets (written when it listens)
     run/NAME.sock         control socket
     log/NAME.log          for people (also stdout and stderr)
     log/NAME.events.jsonl one event a line
@@ -150,8 +150,9 @@ class Process:
         """Start what is beside the protocol, serve, and take it down again."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._unhandled)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup(1)
+                loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
         try:
             await self._open()
             await serve(self)
@@ -162,7 +163,7 @@ class Process:
             await self.node.stop_tasks()
             self.node.workers.stop(THREADS_END_S)  # else the process is not quite gone when it seems to be
             if self.run_dir is not None:
-                for suffix in (".json", ".pid"):
+                for suffix in (".pid",) if "lost" in self.record else (".json", ".pid"):
                     self._path(suffix).unlink(missing_ok=True)
         self.node.events.emit("process.stopped")
 
@@ -211,14 +212,18 @@ class Process:
 
     def _crashed(self, why: str) -> None:
         # As kill -9 would: nothing is committed, nobody is told. The successor gets the clients' replays.
-        print(f"{self.name}: crashed: {why}", file=sys.stderr, flush=True)  # noqa: T201
-        os._exit(EXIT_CRASHED)
+        try:
+            print(f"{self.name}: crashed: {why}", file=sys.stderr, flush=True)  # noqa: T201
+        finally:
+            os._exit(EXIT_CRASHED)
 
     def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        loop.default_exception_handler(context)
-        if error is not None and not isinstance(error, (ConnectionError, TimeoutError)):
-            self.node.crash(f"{context.get('message')}: {error!r}", error)
+        try:
+            loop.default_exception_handler(context)
+        finally:
+            if error is not None and not isinstance(error, (ConnectionError, TimeoutError)):
+                self.node.crash(f"{context.get('message')}: {error!r}", error)
 
     def follow_params(self, follower: ConfigFollower) -> None:
         """Apply the permanent parameters of the MGS (`llctl set_param -P`), now and whenever they change."""

@@ -197,7 +197,13 @@ def unmount(point: str, run_dirs: list[Path], *, force: bool = False, lazy: bool
         if error.errno == errno.EBUSY:
             why = f"somebody works there (`fuser -vm {point}` shows who), or take it away with umount -l"
         raise Refused(f"{point}: {why}") from None
+    if record and force:  # where there is no fusectl, or it is not ours to use, its process hangs up
+        with contextlib.suppress(control.ControlFailed, OSError):
+            control.call(Path(str(record["control"])), "abort", FORCE_S)
     if lazy:
+        return
+    if (elsewhere := attach.points_of(device)) and not force:
+        click.echo(f"umount.lustrelite: {point} is unmounted; its file system is still mounted on {', '.join(elsewhere)}", err=True)
         return
     if not record:
         why = "is gone, or not known here (another user's, or another --run-dir)"
@@ -206,23 +212,34 @@ def unmount(point: str, run_dirs: list[Path], *, force: bool = False, lazy: bool
     deadline = time.monotonic() + LEAVE_S
     while runs(record):
         if time.monotonic() > deadline:
-            raise Refused(
-                f"{point} is unmounted, but process {record['pid']} still waits for servers to take what was written: "
-                "start them, or kill it and lose that"
-            )
+            raise Refused(f"{point} is unmounted, but process {record['pid']} {_why_it_stays(record)}")
         time.sleep(POLL_S)
-    if _died(record):
-        raise Refused(f"{point} is unmounted, but process {record['pid']} died before everything was written back; see its log")
+    _expect_good_end(point, record)
 
 
-def _died(record: dict[str, Any]) -> bool:
-    """Who ends in good order takes his record with him."""
+def _why_it_stays(record: dict[str, Any]) -> str:
+    try:
+        alive = control.call(Path(str(record["control"])), "fuse", FORCE_S)["alive"]
+    except (control.ControlFailed, OSError):
+        return "does not answer: is it stopped (kill -CONT)?"
+    if alive:
+        return "still serves it: it is mounted in another mount namespace (of a container, or of unshare)"
+    return "still waits for servers to take what was written: start them, or kill it and lose that"
+
+
+def _expect_good_end(point: str, record: dict[str, Any]) -> None:
+    """Who ends in good order and has lost nothing takes his record with him.  Refused"""
     path = Path(str(record["control"])).with_name(f"{record['name']}.json")
     try:
         last = json.loads(path.read_text())
     except (OSError, ValueError):
-        return False
-    return bool(last["pid"] == record["pid"] and last["start_ticks"] == record["start_ticks"])
+        return
+    if (last["pid"], last["start_ticks"]) != (record["pid"], record["start_ticks"]):
+        return  # somebody else's by now
+    path.unlink(missing_ok=True)
+    if "lost" in last:
+        raise Refused(f"{point} is unmounted, but of what was written to {last['lost']} file(s) something is lost; see its log")
+    raise Refused(f"{point} is unmounted, but process {record['pid']} died before everything was written back; see its log")
 
 
 def own_run_dir() -> Path:

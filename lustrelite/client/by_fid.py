@@ -90,7 +90,7 @@ class FidOperations:
             return self._whole(known) or await self._full(known.attr)
         return await self._full(await self.connections.mdc.getattr(fid, cred=self.cred))
 
-    async def _attributes(self, fid: Fid, need: int) -> Attr:
+    async def attributes(self, fid: Fid, need: int) -> Attr:
         """What the MDT says of `fid`, of which `need` is looked at."""
         cache = self.connections.names
         if cache is not None and (known := cache.find(fid, need)) is not None:
@@ -166,9 +166,9 @@ class FidOperations:
                 valid, mtime = valid | mdt.SET_MTIME, now
             elif pending and valid & (mdt.SET_MODE | mdt.SET_UID | mdt.SET_GID):
                 # The new ctime hides older writes, and the MDT has not heard of ours yet: tell it.
-                valid, mtime = valid | mdt.SET_MTIME, pending
+                valid, mtime = valid | mdt.SET_MTIME | mdt.SET_MTIME_WRITTEN, pending
         if not valid:
-            return await self._attributes(fid, STAT)
+            return await self.attributes(fid, STAT)
         attr = await connections.mdc.setattr(
             fid, valid, now, cred=self.cred, mode=mode or 0, uid=uid or 0, gid=gid or 0, flags=flags or 0,
             atime=now if atime in (None, NOW) else atime or 0, mtime=now if mtime in (None, NOW) else mtime or 0,
@@ -434,12 +434,14 @@ class FidOperations:
         )  # fmt: skip
         created = bool(reply.disposition & mdt.DISP_OPEN_CREATE)
         file = File(self, handle, reply.attr, flags, created)
-        if flags & os.O_TRUNC and reply.attr.layout is not None and not created:
-            try:
-                await self._truncate_objects(reply.attr, 0, time)
-            except BaseException:
-                file.abandon()
-                raise
+        if flags & os.O_TRUNC and not created:
+            connections.open_files.forget_times(file.fid, mtime=True, atime=False)
+            if reply.attr.layout is not None:
+                try:
+                    await self._truncate_objects(reply.attr, 0, time)
+                except BaseException:
+                    file.abandon()
+                    raise
         return file
 
     def _give_back(self, handle: int, reply: OpenReply) -> None:

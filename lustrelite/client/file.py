@@ -23,7 +23,7 @@ import os
 from collections.abc import Container, Sequence
 from stat import S_ISDIR, S_ISGID, S_ISREG, S_ISUID, S_IXGRP
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from lustrelite.client.attributes import Stat
 from lustrelite.client.flocks import FileLock
@@ -77,6 +77,7 @@ class File:
         self._size = 0  # highest end of a write here: a hint for the MDT
         self._position_lock = asyncio.Lock()
         self.lock_owner = 0  # of lockf(): who this is, among those who share the mount
+        self._lock_owners: dict[int, None] = {}  # who has locked records through this open file
         self._lock_number = 0  # of flock(): this open file
         access = flags & os.O_ACCMODE
         self.readable = access in (os.O_RDONLY, os.O_RDWR)
@@ -326,10 +327,11 @@ class File:
         self._size = max(self._size, offset + len(view))
         return offset
 
-    def write_failed(self, number: int) -> None:
-        """What was written is lost: the next write, fsync or close says so, if it was written here."""
+    def write_failed(self, number: int) -> bool:
+        """What was written is lost: will the next write, fsync or close say so? It does if it was written here."""
         if self._wrote and not self._lost:
             self._lost = number
+        return self._wrote
 
     def attrs_lost(self, number: int) -> None:
         """What was changed of the file's attributes is lost: the same, whoever has changed them."""
@@ -516,8 +518,11 @@ class File:
         if (mode == PR and not self.readable) or (mode == PW and not self.writable):
             raise OpError(errno.EBADF, "not opened for this")
         end = _lock_end(start, length)
+        owner = self.lock_owner if owner is None else owner
+        if mode != NL:
+            self._lock_owners[owner] = None
         await self.fs.connections.flocks.lock(
-            self.fid, self.lock_owner if owner is None else owner, mode, start, end, bsd=False,
+            self.fid, owner, mode, start, end, bsd=False,
             wait=not operation & fcntl.LOCK_NB, pid=pid,
         )  # fmt: skip
 
@@ -534,6 +539,12 @@ class File:
             self.fid, self.lock_owner if owner is None else owner, mode, start, end, pid=pid
         )
 
+    def let_go(self, owner: int) -> asyncio.Task[Any] | None:
+        """`owner` has closed a descriptor of it: the release of all records that he has locked, None if there are none."""
+        self._lock_owners.pop(owner, None)
+        flocks = self.fs.connections.flocks
+        return flocks.release(self.fid, owner, bsd=False) if flocks.holds(self.fid, owner, bsd=False) else None
+
     async def close(self) -> None:
         """Give the handle back.
 
@@ -542,7 +553,7 @@ class File:
         if not self._shut():
             return
         if not self._closed_here():
-            await self.fs.connections.tasks.finish(self._close(), "close")
+            await self.fs.connections.tasks.finish(self._close(self._unlock()), "close")
         elif self.atime:
             await self.fs.connections.late_closes.tell()
         self.say_lost()
@@ -553,12 +564,22 @@ class File:
             return
         connections = self.fs.connections
         if self._local is not None or self._locks_records() or connections.closed:
-            connections.tasks.spawn(self._close(), "close")
+            connections.tasks.spawn(self._close(self._unlock()), "close")
         else:
             connections.late_closes.closed(self.handle, self.fid, self.mtime, self.atime)
 
     def _locks_records(self) -> bool:
-        return bool(self._lock_number) or self.fs.connections.flocks.holds(self.fid, self.lock_owner, bsd=False)
+        return bool(self._lock_number or self._lock_owners) or self.fs.connections.flocks.holds(self.fid, self.lock_owner, bsd=False)
+
+    def _unlock(self) -> list[asyncio.Task[Any]]:
+        """Release what is locked through it: a process's records went with its descriptor, an open file's did not (F_OFD_SETLK)."""
+        if not self._locks_records():
+            return []
+        release = self.fs.connections.flocks.release
+        tasks = [release(self.fid, owner, bsd=False) for owner in {self.lock_owner: None, **self._lock_owners}]
+        if self._lock_number:
+            tasks.append(release(self.fid, self._lock_number, bsd=True))
+        return tasks
 
     def _closed_here(self) -> bool:
         """Close it now, if nobody need hear of it at once."""
@@ -591,14 +612,10 @@ class File:
         self.fs.connections.open_files.remove(self)
         return True
 
-    async def _close(self) -> None:
-        connections = self.fs.connections
-        works = [self._give_back(self.atime, self.mtime, self._size)]
-        if self._locks_records():
-            for number, bsd in ((self._lock_number, True), (self.lock_owner, False)):
-                works.append(connections.flocks.release(self.fid, number, bsd=bsd))
+    async def _close(self, releases: list[asyncio.Task[Any]]) -> None:
         try:
-            results(await connections.tasks.outcomes(works, "close"))  # none behind another: the times shall be on their way
+            await self._give_back(self.atime, self.mtime, self._size)
+            results([await release for release in releases])
         except OpError as error:
             # The MDT does not know the handle (any more): it is as good as closed. Data that is lost is told of by its OST.
             if error.errno != errno.ESTALE and not isinstance(error, Evicted):

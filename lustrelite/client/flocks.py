@@ -95,6 +95,7 @@ class Flocks:
         self._connections = connections
         self._holders: dict[tuple[Fid, bool, int], _Holder] = {}
         self._requests: dict[int, _Request] = {}  # by handle
+        self._leaving: dict[Fid, dict[asyncio.Task[Any], None]] = {}  # owners who have closed the file, and still release
         self._last_owner = 0
         self._known: Any = None  # the import that we are registered with
 
@@ -119,6 +120,8 @@ class Flocks:
         self, fid: Fid, owner: int, mode: int, start: int, end: int, *, bsd: bool, wait: bool, pid: int = 0
     ) -> None:
         """Set [start, end] to PR, PW or (unlock) NL.  Errors: EWOULDBLOCK, EDEADLK, EBADF closed meanwhile, Evicted"""
+        if mode != NL:
+            await self._until_left(fid)
         imp = self._imp
         holder = self._holders.get((fid, bsd, owner))
         if holder is None:
@@ -145,6 +148,7 @@ class Flocks:
         self, fid: Fid, owner: int, mode: int, start: int, end: int, *, pid: int = 0
     ) -> FileLock | None:
         """F_GETLK: a lock of somebody else that is in the way, or None."""
+        await self._until_left(fid)
         imp = self._imp
         want = Want(imp.lock_handles(1), FLOCK, fid, mode, FLOCK_TEST, 0, 0, start, end, owner, pid)
         granted = await self._enqueue(want)
@@ -156,8 +160,28 @@ class Flocks:
         """Has the owner anything to release?"""
         return (fid, bsd, owner) in self._holders
 
-    async def release(self, fid: Fid, owner: int, *, bsd: bool) -> None:
-        """The owner has closed the file: all he holds on it goes, and he waits for nothing."""
+    def release(self, fid: Fid, owner: int, *, bsd: bool) -> asyncio.Task[Any]:
+        """The owner has closed the file: all he holds on it goes, and he waits for nothing.
+
+        Begun now: whoever wants a lock on the file from now on does not find it held by him.
+        """
+        leaving = self._leaving.setdefault(fid, {})
+        task = self._connections.tasks.spawn(self._release(fid, owner, bsd), "release flock")
+        leaving[task] = None
+
+        def left(_: object) -> None:
+            del leaving[task]
+            if not leaving and self._leaving.get(fid) is leaving:
+                del self._leaving[fid]
+
+        task.add_done_callback(left)
+        return task
+
+    async def _until_left(self, fid: Fid) -> None:
+        while leaving := self._leaving.get(fid):
+            await asyncio.wait(list(leaving))
+
+    async def _release(self, fid: Fid, owner: int, bsd: bool) -> None:
         holder = self._holders.get((fid, bsd, owner))
         if holder is None:
             return

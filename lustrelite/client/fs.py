@@ -351,7 +351,7 @@ class FileSystem(FidOperations):
         while True:
             name = await walk.to_last()
             if not name:
-                return await self._attributes(walk.here, need)
+                return await self.attributes(walk.here, need)
             attr = await self._lookup(walk.here, name, need)
             if stat.S_ISLNK(attr.mode) and (follow or walk.directory):
                 await walk.follow(attr)

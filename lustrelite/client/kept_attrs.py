@@ -29,6 +29,7 @@ from lustrelite.wire.mdt import (
     SET_GID,
     SET_MODE,
     SET_MTIME,
+    SET_MTIME_WRITTEN,
     SET_UID,
     SETATTRS_VALID,
     Attr,
@@ -213,11 +214,12 @@ def _takes_rights(before: Attr, after: Attr) -> bool:
 def _changed(attr: Attr, body: Setattr) -> Attr:
     """As the MDT will do it (mdt/attributes.py)."""
     valid = body.valid
+    newest = not valid & SET_MTIME_WRITTEN or body.mtime > attr.mtime
     return attr._replace(
         mode=attr.mode & ~_PERMISSIONS | body.mode if valid & SET_MODE else attr.mode,
         uid=body.uid if valid & SET_UID else attr.uid,
         gid=body.gid if valid & SET_GID else attr.gid,
         atime=body.atime if valid & SET_ATIME else attr.atime,
-        mtime=body.mtime if valid & SET_MTIME else attr.mtime,
+        mtime=body.mtime if valid & SET_MTIME and newest else attr.mtime,
         ctime=max(attr.ctime, body.time),
     )

@@ -28,6 +28,7 @@ class OpenFiles:
     def __init__(self, late: LateCloses) -> None:
         self._inodes: dict[Fid, OpenInode] = {}
         self._late = late
+        self.untold: dict[Fid, None] = {}  # of which something was lost that no open file can say any more
 
     def add(self, file: File) -> OpenInode:
         """`file` was opened."""
@@ -68,13 +69,16 @@ class OpenFiles:
 
     def write_failed(self, fid: Fid, number: int) -> None:
         """Data that was written to `fid` and answered is lost: who wrote it hears of it once."""
-        for file in self.of(fid):
-            file.write_failed(number)
+        if not sum([file.write_failed(number) for file in self.of(fid)]):
+            self.untold[fid] = None
 
     def attrs_lost(self, fid: Fid) -> None:
         """Attributes of `fid` that were changed here are lost: every open file says so once."""
-        for file in self.of(fid):
+        files = self.of(fid)
+        for file in files:
             file.attrs_lost(errno.EIO)
+        if not files:
+            self.untold[fid] = None
 
     def all(self) -> Iterator[File]:
         """Every open file, oldest inode first."""

@@ -155,6 +155,13 @@ def device_of(point: str) -> str:
     return found.device if found is not None else ""
 
 
+def points_of(device: str) -> list[str]:
+    """Where the file system of ours with that device number is mounted and not hidden by another mount, the newest first."""
+    lines = mountinfo()
+    top = {line.point: line.device for line in lines}
+    return [line.point for line in reversed(lines) if line.kind == TYPE and line.device == device and top[line.point] == device]
+
+
 def resolved(point: str) -> str:
     """The path of a mount point without symlinks, as the kernel has it; a mount of ours is not looked at."""
     path = os.path.abspath(point)

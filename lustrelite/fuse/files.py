@@ -13,7 +13,7 @@ import errno
 import fcntl
 import os
 import stat as modes
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lustrelite.client.attributes import merge
 from lustrelite.client.by_fid import FidOperations
@@ -23,7 +23,8 @@ from lustrelite.fuse import kernel
 from lustrelite.fuse.inodes import Node
 from lustrelite.fuse.kernel import fopen, op
 from lustrelite.fuse.session import Answer, Handler, Later, Request
-from lustrelite.wire.ldlm import PR
+from lustrelite.permission import CAPABILITY
+from lustrelite.wire.ldlm import PERM, PR, XATTR
 
 if TYPE_CHECKING:
     from lustrelite.fuse.mount import Mount
@@ -114,13 +115,14 @@ class Files:
         """FLUSH: a descriptor is closed"""
         (handle, _, _, owner), _, _ = kernel.decode(op.FLUSH, body)
         file = self.file(handle)
-        if self.mount.fs.connections.flocks.holds(file.fid, owner, bsd=False):
-            return self._flush(file, owner)
+        releasing = file.let_go(owner)
+        if releasing is not None:
+            return self._flush(file, releasing)
         file.say_lost()
         return None
 
-    async def _flush(self, file: File, owner: int) -> Answer:
-        await self.mount.fs.connections.flocks.release(file.fid, owner, bsd=False)
+    async def _flush(self, file: File, releasing: asyncio.Task[Any]) -> Answer:
+        await asyncio.shield(releasing)
         file.say_lost()
         return None
 
@@ -170,8 +172,8 @@ class Files:
         if data is None or len(data) != size:
             raise kernel.Malformed(f"WRITE of {size} bytes with {len(data or b'')}")
         node = self.inodes.of(file.fid)
-        if flags & kernel.WRITE_KILL_SUIDGID:
-            await self._drop_privileges(file)
+        if flags & kernel.WRITE_KILL_SUIDGID or (file.flags & (os.O_APPEND | os.O_DIRECT) and not flags & kernel.WRITE_CACHE):
+            await self._drop_privileges(file, keeps_set_id=not flags & kernel.WRITE_KILL_SUIDGID)
         if flags & kernel.WRITE_CACHE:
             node.mapped = True
             if file.write_mapped(data, offset, node.leaving):
@@ -187,17 +189,31 @@ class Files:
             node.end(request)
         return kernel.write_out(done)
 
-    async def _drop_privileges(self, file: File) -> None:
-        """The kernel says that the writer may not keep set-id bits; the open file knows only of those it was opened with."""
-        names = self.mount.fs.connections.names
-        known = names.files.get(file.fid) if names is not None else None
-        if known is not None and known.attr is not None and known.attr.mode & (modes.S_ISUID | modes.S_ISGID):
+    async def _drop_privileges(self, file: File, *, keeps_set_id: bool) -> None:
+        """Somebody changes the data: the file loses its capabilities, and its set-id bits unless he may keep those (root).
+
+        The open file knows only of those that it was opened with. The kernel sees to it itself where pages are written.
+        """
+        attr = await self.mount.fs.attributes(file.fid, PERM | XATTR)
+        lost = not keeps_set_id and attr.mode & (modes.S_ISUID | modes.S_ISGID)
+        if lost or (attr.xattrs and await self._has_capability(file)):
             await file.drop_privileges()
+
+    async def _has_capability(self, file: File) -> bool:
+        try:
+            await self.mount.fs.getxattr_fid(file.fid, CAPABILITY)
+        except OpError as error:
+            if error.errno not in (errno.ENODATA, errno.ENOENT):  # ENOENT: it has no name any more
+                raise
+            return False
+        return True
 
     async def fallocate(self, request: Request, body: memoryview) -> Answer:
         """FALLOCATE"""
         (handle, offset, length, mode, _), _, _ = kernel.decode(op.FALLOCATE, body)
-        await self.file(handle).fallocate(mode, offset, length)
+        file = self.file(handle)
+        await self._drop_privileges(file, keeps_set_id=not request.uid)
+        await file.fallocate(mode, offset, length)
         return None
 
     async def lseek(self, request: Request, body: memoryview) -> Answer:
@@ -208,8 +224,9 @@ class Files:
     async def copy_file_range(self, request: Request, body: memoryview) -> Answer:
         """COPY_FILE_RANGE"""
         (handle, offset, _, target, target_offset, length, _), _, _ = kernel.decode(request.opcode, body)
-        source = self.file(handle)
-        done = await source.copy_range(offset, self.file(target), target_offset, min(length, COPY_BYTES_MAX))
+        source, to = self.file(handle), self.file(target)
+        await self._drop_privileges(to, keeps_set_id=not request.uid)
+        done = await source.copy_range(offset, to, target_offset, min(length, COPY_BYTES_MAX))
         return kernel.write_out(done)  # the low half of an u64, if the kernel wants one
 
     async def fsync(self, request: Request, body: memoryview) -> Answer:

@@ -8,7 +8,9 @@ earlier, the kernel is told to forget before the lock is given back:
     names        INC_EPOCH: no name is true any more. It returns at once; every name is then asked for again, and mostly
                  known here. (INVAL_ENTRY would wait for a mkdir in that directory, which may wait for this lock.)
     no such name never kept by the kernel: the daemon knows it (client/attr_cache.py)
-    listings     pages of a directory, which the kernel drops when it finds another mtime
+    listings     pages of a directory, which the kernel drops when it finds another mtime. A change may leave the mtime as it
+                 was (utime(2) by who unpacks a tree), so they are dropped when it asks for attributes that no lock has
+                 vouched for all the time
     pages        INVAL_INODE with a range, in a thread: it waits for pages that are being read or written. Such a
                  request may itself wait for a lock that we hold up, so nobody waits for it: what is being read is
                  not there yet, and will be read under another lock.
@@ -38,7 +40,7 @@ from lustrelite.ids import Fid
 from lustrelite.ldlm.client_lock import ClientLock
 from lustrelite.tunables import limits
 from lustrelite.wire.ldlm import LOOKUP, OPEN, PERM, UPDATE
-from lustrelite.wire.mdt import Layout
+from lustrelite.wire.mdt import Attr, Layout
 from lustrelite.wire.ost import OBJECT_EOF
 
 if TYPE_CHECKING:
@@ -56,8 +58,8 @@ class Node:
     """An inode that the kernel knows."""
 
     __slots__ = (
-        "arrived", "asked", "attr_until", "busy", "changes", "epoch", "fid", "leaving", "lookups", "mapped", "name_until",
-        "number", "objects", "opens", "pages", "started", "told", "withdrawn",
+        "arrived", "asked", "attr_until", "busy", "changes", "doubted", "epoch", "fid", "gone", "leaving", "listed", "lookups",
+        "mapped", "name_until", "number", "objects", "opens", "pages", "started", "told", "withdrawn",
     )  # fmt: skip
 
     def __init__(self, number: int, fid: Fid) -> None:
@@ -70,6 +72,9 @@ class Node:
         self.attr_until = 0.0
         self.told: dict[int, None] = {}  # threads that were told of a directory's attributes, and have perhaps not seen the answer
         self.changes = 0  # requests of the kernel that change what is in the directory
+        self.listed = False  # the kernel may have a listing of it,
+        self.doubted = False  # that a change from elsewhere may have made untrue
+        self.gone: Attr | None = None  # what it was when its last name was removed from here; no regular file
         self.pages = False  # the kernel may have some of its data
         self.mapped = False  # it was written to through a mapping
         self.leaving: dict[ClientLock, None] = {}  # locks on its data that go as soon as the kernel has dropped its pages
@@ -151,6 +156,9 @@ class Inodes:
         `known`: `stat` is what they vouch for.
         """
         newest = stat if known else self.view.known_stat(node.fid)
+        if node.listed and (node.doubted or newest is None):
+            node.listed = node.doubted = False
+            self.session.notify(kernel.inval_inode(node.number, 0, 0))
         if newest is None:
             if stat.layout is not None:
                 self.watch(node, stat.layout)
@@ -208,6 +216,8 @@ class Inodes:
             self.forget_names()
         if bits & (STAT | OPEN):
             self.forget_attr(node)
+        if bits & UPDATE:
+            node.doubted = node.listed
 
     def forget_names(self) -> None:
         """The kernel believes no name any more."""

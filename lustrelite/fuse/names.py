@@ -4,7 +4,8 @@ What only looks (LOOKUP, GETATTR, READDIR) acts as root: the kernel has checked 
 (default_permissions), by attributes that it believes no longer than we may, and remembers who had opened a directory.
 What changes anything acts as the caller, and the MDT decides.
 
-A file that is asked for by its inode and has lost its last name is ESTALE: the kernel then walks the path once more.
+A file that is asked for by its inode and has lost its last name is ESTALE: the kernel then walks the path once more. Unless
+it was removed from here: somebody may have it open (of regular files the MDT knows that) or be in it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lustrelite.client.attributes import DirEntry, Stat
+from lustrelite.client.attributes import DirEntry, Stat, merge
 from lustrelite.client.by_fid import NOW, FidOperations
 from lustrelite.errors import OpError
 from lustrelite.fuse import kernel
@@ -29,7 +30,9 @@ from lustrelite.tunables import limits
 _T = TypeVar("_T")
 
 if TYPE_CHECKING:
+    from lustrelite.client.attr_cache import Known
     from lustrelite.fuse.mount import Mount
+    from lustrelite.wire.mdt import Attr
 
 DOT, DOTDOT = 1, 2  # cookies of "." and ".."; a name's is a hash of 63 bits
 STATX_BTIME_AND_BASIC = 0xFFF
@@ -98,9 +101,11 @@ class Names:
         try:
             return await self.fs.stat_fid(node.fid)
         except OpError as error:
-            if error.errno == errno.ENOENT:
+            if error.errno != errno.ENOENT:
+                raise
+            if node.gone is None:
                 raise OpError(errno.ESTALE) from None
-            raise
+            return merge(node.gone._replace(nlink=0), None)
 
     def getattr(self, request: Request, body: memoryview) -> Answer | Later:
         """GETATTR"""
@@ -195,14 +200,22 @@ class Names:
 
     async def _remove(self, request: Request, name: bytes, *, directory: bool) -> Answer:
         parent, view = self.node(request.node), self.mount.callers.view(request)
-        trusted = self._trust_removed(parent, name)
+        await self._removing(request, parent, name, (view.rmdir_at if directory else view.unlink_at)(parent.fid, name))
+        return None
+
+    async def _removing(self, request: Request, parent: Node, name: bytes, change: Coroutine[Any, Any, None]) -> None:
+        """A change that takes `name`, if there is one, from what has it now."""
+        known = self._known(parent, name)
+        attr = known.attr if known is not None else None
+        trusted = attr is not None and self._trust_removed(attr)
         try:
-            await self.changing(request, parent, (view.rmdir_at if directory else view.unlink_at)(parent.fid, name))
+            await self.changing(request, parent, change)
         except BaseException:
             if trusted:
                 self.inodes.forget_names()
             raise
-        return None
+        if attr is not None and not modes.S_ISREG(attr.mode) and (node := self.inodes.fids.get(attr.fid)) is not None:
+            node.gone = attr
 
     async def changing(self, request: Request, directory: Node, change: Coroutine[Any, Any, _T]) -> _T:
         """A change that the kernel knows to be one of its directory."""
@@ -215,14 +228,17 @@ class Names:
         finally:
             self.inodes.change_ends(directory, done)
 
-    def _trust_removed(self, parent: Node, name: bytes) -> bool:
-        """The kernel drops the name itself; if it is the only one, no other needs to be doubted."""
+    def _known(self, parent: Node, name: bytes) -> Known | None:
+        """What has the name, if that is known."""
         names = self.mount.fs.connections.names
         directory = names.files.get(parent.fid) if names is not None else None
-        known = directory.names.get(name) if directory is not None else None
-        if known is None or (known.attr.nlink != 1 and not modes.S_ISDIR(known.attr.mode)):
+        return directory.names.get(name) if directory is not None else None
+
+    def _trust_removed(self, attr: Attr) -> bool:
+        """The kernel drops the name itself; if it is the only one, no other needs to be doubted."""
+        if attr.nlink != 1 and not modes.S_ISDIR(attr.mode):
             return False
-        node = self.inodes.fids.get(known.fid)
+        node = self.inodes.fids.get(attr.fid)
         return node is not None and self.inodes.trust(node)
 
     async def rename(self, request: Request, body: memoryview) -> Answer:
@@ -230,14 +246,9 @@ class Names:
         fields, (name, new_name), _ = kernel.decode(request.opcode, body)
         flags = fields[1] if request.opcode == op.RENAME2 else 0
         parent, target = self.node(request.node), self.node(fields[0])
-        trusted = not flags and self._trust_removed(target, new_name)
-        try:
-            moving = self.mount.callers.view(request).rename_at(parent.fid, name, target.fid, new_name, flags)
-            await self.changing(request, parent, self.changing(request, target, moving))
-        except BaseException:
-            if trusted:
-                self.inodes.forget_names()
-            raise
+        moving = self.mount.callers.view(request).rename_at(parent.fid, name, target.fid, new_name, flags)
+        moving = self.changing(request, parent, moving)
+        await (self.changing(request, target, moving) if flags else self._removing(request, target, new_name, moving))
         return None
 
     # directories --------------------------------------------------------------------------------------------------
@@ -253,6 +264,7 @@ class Names:
     async def _list(self, request: Request, body: memoryview, *, plus: bool) -> Answer:
         (_, offset, room, _, _, _, _), _, _ = kernel.decode(request.opcode, body)
         node = self.node(request.node)
+        node.listed = True
         made: list[bytes] = []
         left = room
         if offset < DOTDOT:

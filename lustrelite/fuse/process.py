@@ -3,9 +3,10 @@
 It is a client process like others (client_process.py): control socket, metrics, log. Its record has `mountpoint`.
 
 Unmounted (umount(8)): what is dirty is written back, what is open is closed, the servers are told. Who unmounts with
-`umount.lustrelite` waits for that. SIGTERM unmounts; if the mount is in use it is taken out of the tree at once and
-served until its last user is gone, or the time for stopping is over. Aborted (`umount -f`): the kernel has failed
-everything already; servers that do not answer are not waited for.
+`umount.lustrelite` waits for that, and hears if something is lost that nobody was told of (`lost` in the record, which then
+stays behind). SIGTERM and SIGHUP unmount; if the mount is in use it is taken out of the tree at once and served until its last
+user is gone, or BUSY_S are over: whoever is left fails, and what was written goes to the servers. Aborted (`umount -f`): the
+kernel has failed everything already; servers that do not answer are not waited for.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from lustrelite.wire.message import ROOT_CRED
 
 READAHEAD_KIB = 4096
 FORCED_S = 3.0  # to say goodbye after an abort
+BUSY_S = 8.0  # that users of a mount which is to stop have to go away; of the time for stopping the rest is for the goodbye
 
 
 class Refused(Exception):
@@ -79,6 +81,7 @@ class FuseProcess(MountProcess):
         process.commands["fuse"] = lambda _: self.fuse_counts()
         process.commands["atime"] = self._set_atime
         process.commands["forced"] = self._will_be_forced
+        process.commands["abort"] = lambda _: mount.session.close()
 
     def _will_be_forced(self, request: dict[str, Any]) -> None:
         """Does `umount -f` follow? Without fusectl the kernel does not tell it from any other end."""
@@ -95,7 +98,7 @@ class FuseProcess(MountProcess):
             "requests": {kernel.OP_NAMES.get(number, str(number)): n for number, n in sorted(session.counts.items())},
             "waited": session.waited, "notified": session.notified, "pending": len(session.pending),
             "inodes": len(self.mount.inodes.numbers), "open": len(self.mount.files.handles),
-            "epoch": self.mount.inodes.epoch,
+            "epoch": self.mount.inodes.epoch, "alive": session.alive,
             "seconds": {kernel.OP_NAMES[number]: round(took, 6) for number, took in session.seconds.items()},
         }  # fmt: skip
 
@@ -126,9 +129,10 @@ async def serve(process: Process, tell: Callable[[], None]) -> None:
     fs = connecting.result()
     session: Session | None = None
     served: FuseProcess | None = None
+    device = ""
     try:
         try:
-            fd = await loop.run_in_executor(None, _attach, options)
+            fd, device = await loop.run_in_executor(None, _attach, options)
         except OpError as error:
             raise Refused(error.what if error.errno == errno.EPERM else f"{error.what}: {error}") from None
         session = Session(process.node, fd)
@@ -136,7 +140,6 @@ async def serve(process: Process, tell: Callable[[], None]) -> None:
         served = FuseProcess(process, fs, mount)
         mount.start()
         await session.initialised
-        device = attach.device_of(options.mountpoint)
         attach.set_readahead(device, READAHEAD_KIB)
         if fs.connections.config is not None:
             process.follow_params(fs.connections.config)
@@ -145,43 +148,47 @@ async def serve(process: Process, tell: Callable[[], None]) -> None:
         ends: list[asyncio.Future[Any]] = [session.ended, stopped]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if session.alive:
-            await _detach(process, session)
+            await _detach(process, device)
+            await asyncio.wait({session.ended}, timeout=BUSY_S)
         process.node.events.emit("fuse.unmounted", mountpoint=options.mountpoint, **_flat(served.fuse_counts()))
     finally:
         aborted = session is not None and session.ended.done() and session.ended.result() == errno.ECONNABORTED
         forced = aborted or (served is not None and served.forced)
         if session is not None:
-            if session.alive:  # it cannot be served
-                with contextlib.suppress(OpError):
-                    await loop.run_in_executor(None, attach.detach, options.mountpoint, attach.MNT_DETACH)
+            if session.alive:  # it cannot be served (any longer)
+                await _detach(process, device)
             session.close()
         stopped.cancel()
         await _leave(fs, forced)
+        if (lost := len(fs.connections.open_files.untold)) and not forced:
+            process.write_record(lost=lost)
 
 
 def _flat(counts: dict[str, Any]) -> dict[str, Any]:
     return {**counts["requests"], **{key: value for key, value in counts.items() if key not in ("requests", "seconds")}}
 
 
-def _attach(options: argparse.Namespace) -> int:
+def _attach(options: argparse.Namespace) -> tuple[int, str]:
     if attach.device_of(options.mountpoint):
         raise Refused(f"{options.mountpoint}: somebody else has just mounted a file system there")
-    return attach.attach(options.source, options.mountpoint, options.flags, allow_other=options.allow_other)
+    fd = attach.attach(options.source, options.mountpoint, options.flags, allow_other=options.allow_other)
+    return fd, attach.device_of(options.mountpoint)
 
 
-async def _detach(process: Process, session: Session) -> None:
-    """Unmount, because the process shall stop."""
-    point = process.options.mountpoint
+async def _detach(process: Process, device: str) -> None:
+    """Take the file system out of the tree, wherever it is by now: another one may be mounted where it was."""
     loop = asyncio.get_running_loop()
-    for flags in (0, attach.MNT_DETACH):
-        try:
-            await loop.run_in_executor(None, attach.detach, point, flags)
-            break
-        except OpError as error:
-            if error.errno not in (errno.EBUSY, errno.EPERM):
-                process.node.events.emit("fuse.not_unmounted", level="warning", why=str(error))
-                return
-    await asyncio.wait({session.ended})
+    tried: set[str] = set()
+    while (point := next((point for point in attach.points_of(device) if point not in tried), None)) is not None:
+        tried.add(point)
+        for flags in (0, attach.MNT_DETACH):
+            try:
+                await loop.run_in_executor(None, attach.detach, point, flags)
+                break
+            except OpError as error:
+                if error.errno not in (errno.EBUSY, errno.EPERM):
+                    process.node.events.emit("fuse.not_unmounted", level="warning", why=str(error))
+                    break
 
 
 async def _leave(fs: FileSystem, forced: bool) -> None:

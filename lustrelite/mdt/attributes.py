@@ -27,6 +27,7 @@ from lustrelite.wire.mdt import (
     SET_GID,
     SET_MODE,
     SET_MTIME,
+    SET_MTIME_WRITTEN,
     SET_PROJID,
     SET_SIZE,
     SET_TIMES_EXPLICIT,
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
     from lustrelite.target.transaction import Transaction
 
 OWNERSHIP = SET_UID | SET_GID | SET_PROJID
-KNOWN = SET_VERSIONED | SET_ATIME | SET_MTIME | SET_SIZE | SET_TIMES_EXPLICIT
+KNOWN = SET_VERSIONED | SET_ATIME | SET_MTIME | SET_SIZE | SET_TIMES_EXPLICIT | SET_MTIME_WRITTEN
 ALL_BYTES_MAX = 4096  # of names and values in one answer to Getxattrs: clients keep them for each of 100,000 files
 XATTRS_BYTES_MAX = limits.xattr_bytes_max  # names of one file, so that listxattr(2) can return them
 
@@ -115,6 +116,9 @@ def _changed(txn: Transaction, inode: Inode, req: Setattr) -> Inode:
     if valid & (SET_UID | SET_GID | SET_SIZE) and not S_ISDIR(inode.mode):
         inode = namespace.without_capability(txn, req.fid, inode)
     mtime = req.mtime if valid & SET_MTIME else inode.mtime
+    if valid & SET_MTIME_WRITTEN:
+        set_at = cast("Mdt", txn.target).open_files.set_times.get(req.fid, 0)
+        mtime = req.mtime if req.mtime > max(inode.mtime, set_at) else inode.mtime
     if valid & SET_SIZE and not valid & SET_MTIME:
         mtime = max(mtime, req.time)
     mode = access.changed_mode(inode, valid, req.mode, req.gid, txn.cred)
@@ -155,7 +159,7 @@ def setxattr(txn: Transaction, req: Setxattr) -> Empty:
     if inode is None:
         raise OpError(errno.ENOENT)
     access.require_changeable(inode)
-    require_xattr(inode, req.name, txn.cred, write=True)
+    require_xattr(inode, req.name, txn.cred, write=True, remove=req.value is None)
     if req.flags & ~(XATTR_CREATE | XATTR_REPLACE):
         raise OpError(errno.EINVAL)
     if req.name in (acl.ACCESS, acl.DEFAULT):

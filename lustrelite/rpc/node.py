@@ -137,10 +137,12 @@ class Node:
         """End this process as `kill -9` would: nothing is committed, nobody is told."""
         if self.dead:
             return
-        self.events.emit("node.crashed", level="error", why=why)
-        if self.on_crash is not None:
-            self.on_crash(why)
-        elif error is not None:
+        try:
+            self.events.emit("node.crashed", level="error", why=why)
+        finally:
+            if self.on_crash is not None:
+                self.on_crash(why)
+        if self.on_crash is None and error is not None:
             raise error
 
     async def stop_tasks(self) -> None:

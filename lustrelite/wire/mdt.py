@@ -39,8 +39,9 @@ SET_SIZE = 0x20  # permission check and suid clearing only: the objects hold the
 SET_FLAGS = 0x40
 SET_TIMES_EXPLICIT = 0x80  # utimes() with given times: only the owner may
 SET_PROJID = 0x100
+SET_MTIME_WRITTEN = 0x200  # with SET_MTIME: that of a write; as in a Close, what is newer or was set by utimes() since counts
 SET_VERSIONED = SET_MODE | SET_UID | SET_GID | SET_PROJID | SET_FLAGS  # these give the inode another version
-SETATTRS_VALID = SET_MODE | SET_UID | SET_GID | SET_ATIME | SET_MTIME | SET_TIMES_EXPLICIT  # all that Setattrs can change
+SETATTRS_VALID = SET_MODE | SET_UID | SET_GID | SET_ATIME | SET_MTIME | SET_TIMES_EXPLICIT | SET_MTIME_WRITTEN  # all that Setattrs can change
 ID_MAX = (1 << 32) - 2  # of users, groups, projects: -1 is nobody
 
 # Rename.flags (RENAME_* of linux/fs.h)

@@ -788,6 +788,8 @@ async def test_a_stopped_mount_shows_nothing_old(world: Any) -> None:
         await m.call(file.close)
         assert await m.call(path.read_bytes) == b"newer"
         await m.call(path.unlink)
+        done = await m.run("umount", str(m.path))  # the first data was closed, and not written back
+        assert done.returncode == 1 and "of what was written to 1 file(s) something is lost" in done.stderr
 
 
 @pytest.mark.processes

@@ -1,0 +1,217 @@
+"""What a review found that local ext4 does otherwise: each is one function of system calls, on one mount or on two."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import shutil
+import stat
+import struct
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.posix.mounts import Mounted, missing
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+
+OFD_SETLK = 37
+USER = 1001
+WRITE_LOCK = struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0)
+CAPABILITY = struct.pack("<5I", 0x02000000 | 1, 1 << 21, 0, 0, 0)  # cap_sys_admin+ep
+
+
+def as_user(work: Callable[[], Any], uid: int = USER) -> Any:
+    """`work` in a thread that the file system takes for another user's."""
+    libc = ctypes.CDLL(None)
+
+    def run() -> Any:
+        libc.setfsgid(uid)
+        libc.setfsuid(uid)
+        return work()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(run).result()
+
+
+@contextlib.contextmanager
+def reached(path: Path) -> Iterator[Path]:
+    """The directory under a path that other users may walk."""
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield Path(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.processes
+async def test_on_one_mount(world: Any) -> None:
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+        with reached(m.path) as top:
+            for work in (locks_of_open_files, flock_ends_with_close, times_of_writes, removed_directory, capabilities):
+                await m.call(work, top)
+
+
+def locks_of_open_files(top: Path) -> None:
+    first = os.open(top / "f", os.O_RDWR | os.O_CREAT)
+    fcntl.fcntl(first, OFD_SETLK, WRITE_LOCK)
+    second = os.open(top / "f", os.O_RDWR)
+    with pytest.raises(BlockingIOError):
+        fcntl.fcntl(second, OFD_SETLK, WRITE_LOCK)
+    copy = os.dup(first)
+    os.close(first)
+    with pytest.raises(BlockingIOError):
+        fcntl.fcntl(second, OFD_SETLK, WRITE_LOCK)
+    os.close(copy)
+    fcntl.fcntl(second, OFD_SETLK, WRITE_LOCK)
+    os.close(second)
+    third, fourth = (os.open(top / "f", os.O_RDWR) for _ in range(2))
+    fcntl.lockf(third, fcntl.LOCK_EX)  # a process's: any descriptor that it closes takes it
+    os.close(fourth)
+    fcntl.lockf(third, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(third)
+    os.unlink(top / "f")
+
+
+def flock_ends_with_close(top: Path) -> None:
+    for _ in range(5):
+        first, second = (os.open(top / "f", os.O_RDWR | os.O_CREAT) for _ in range(2))
+        fcntl.flock(first, fcntl.LOCK_EX)
+        os.close(first)
+        fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(second)
+    os.unlink(top / "f")
+
+
+def times_of_writes(top: Path) -> None:
+    path = top / "f"
+    path.write_bytes(b"x")
+    os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
+    truncated = path.stat().st_mtime_ns
+    path.chmod(0o600)
+    assert path.stat().st_mtime_ns == truncated
+    path.unlink()
+
+
+def removed_directory(top: Path) -> None:
+    for name in ("d", "e"):
+        (top / name).mkdir()
+    (top / "l").symlink_to("d")
+    there, link = os.open(top / "d", os.O_RDONLY), os.open(top / "l", os.O_PATH | os.O_NOFOLLOW)
+    os.rename(top / "e", top / "d")  # over it
+    os.rmdir(top / "d")
+    os.unlink(top / "l")
+    assert stat.S_ISDIR(os.fstat(there).st_mode) and os.fstat(there).st_nlink == 0 and os.listdir(there) == []
+    assert os.path.samestat(os.stat("..", dir_fd=there), top.stat())
+    with pytest.raises(FileNotFoundError):
+        os.mkdir("new", dir_fd=there)
+    assert stat.S_ISLNK(os.fstat(link).st_mode)
+    os.close(there)
+    os.close(link)
+
+
+def capabilities(top: Path) -> None:
+    path = top / "f"
+
+    def new() -> None:
+        path.write_bytes(b"12345")
+        os.chown(path, USER, USER)
+        os.setxattr(path, "security.capability", CAPABILITY)
+
+    def write(flags: int) -> None:
+        fd = os.open(path, os.O_WRONLY | flags)
+        os.write(fd, b"x")
+        os.close(fd)
+
+    def fallocate() -> None:
+        fd = os.open(path, os.O_WRONLY)
+        os.posix_fallocate(fd, 0, 100)
+        os.close(fd)
+
+    changes: list[Callable[[], Any]] = [
+        lambda: write(0), lambda: write(os.O_APPEND), lambda: os.truncate(path, 2), fallocate,
+        lambda: os.chown(path, USER, USER),
+    ]  # fmt: skip
+    for change in changes:
+        new()
+        as_user(change)
+        assert "security.capability" not in os.listxattr(path)
+    new()
+    write(os.O_APPEND)  # root
+    assert "security.capability" not in os.listxattr(path)
+    path.unlink()
+
+
+@pytest.mark.processes
+async def test_on_two_mounts(world: Any) -> None:
+    async with world(oss=1, clients=0) as w, Mounted(w) as m1, Mounted(w, "m2") as m2:
+        with reached(m1.path) as a, reached(m2.path) as b:
+            for work in (same_time_of_a_directory, times_set_elsewhere, set_id_bits_from_elsewhere):
+                await m1.call(work, a, b)
+
+
+def same_time_of_a_directory(a: Path, b: Path) -> None:
+    (a / "d").mkdir()
+    (a / "d" / "old").touch()
+    os.utime(a / "d", (1000, 1000))
+    for _ in range(3):
+        assert os.listdir(a / "d") == ["old"]
+    (b / "d" / "new").touch()
+    os.utime(b / "d", (1000, 1000))
+    for _ in range(2):
+        assert sorted(os.listdir(a / "d")) == ["new", "old"]
+    shutil.rmtree(a / "d")
+
+
+def times_set_elsewhere(a: Path, b: Path) -> None:
+    fd = os.open(a / "f", os.O_CREAT | os.O_RDWR)
+    os.write(fd, b"x")
+    os.utime(b / "f", (1000, 1000))
+    os.chmod(a / "f", 0o600)
+    assert (b / "f").stat().st_mtime == 1000
+    os.write(fd, b"y")
+    os.chmod(b / "f", 0o640)
+    with open(b / "f", "ab") as out:
+        out.write(b"z")
+    last = (b / "f").stat().st_mtime_ns
+    os.chmod(a / "f", 0o600)
+    assert (b / "f").stat().st_mtime_ns == last
+    os.close(fd)
+    os.unlink(a / "f")
+
+
+def set_id_bits_from_elsewhere(a: Path, b: Path) -> None:
+    path = a / "f"
+    path.write_bytes(b"12345")
+    path.chmod(0o777)
+    other = os.open(a / "g", os.O_CREAT | os.O_RDWR)
+    os.write(other, b"more")
+
+    def writing(flags: int, write: Callable[[int], Any]) -> None:
+        fd = as_user(lambda: os.open(path, os.O_RDWR | flags))
+        os.chmod(b / "f", 0o6777)
+        as_user(lambda: write(fd))
+        os.close(fd)
+        assert mode(a / "f") == mode(b / "f") == 0o777
+
+    writing(os.O_APPEND, lambda fd: os.write(fd, b"x"))
+    writing(0, lambda fd: os.write(fd, b"x"))
+    writing(0, lambda fd: os.posix_fallocate(fd, 0, 100))
+    writing(0, lambda fd: os.copy_file_range(other, fd, 3, 0, 0))
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+    os.chmod(b / "f", 0o6777)
+    os.write(fd, b"x")  # root
+    os.close(fd)
+    assert mode(b / "f") == 0o6777
+    os.close(other)
+    os.unlink(a / "f")
+    os.unlink(a / "g")

@@ -1,0 +1,154 @@
+"""How a mount ends when nobody is there to unmount it in peace: by signals, elsewhere, in use, with data that is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lustrelite import control
+from lustrelite.fuse import attach
+from tests.posix.mounts import Mounted, missing
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+
+WRITER = """
+import os, sys, time
+os.chdir(sys.argv[1])
+number = 0
+while True:
+    try:
+        with open(f"f{number}", "xb") as file:
+            file.write(b"x" * 1000)
+    except OSError:
+        break
+    number += 1
+    time.sleep(0.02)
+print(number)
+"""
+
+
+def when(true: Callable[[], bool]) -> Callable[[], Any]:
+    async def look() -> bool:
+        return true()
+
+    return look
+
+
+@pytest.mark.processes
+async def test_a_signal_to_a_mount_in_use_loses_nothing_that_was_closed(world: Any) -> None:
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+        command = [sys.executable, "-c", WRITER, str(m.path)]
+        writer = await m.call(subprocess.Popen, command, stdout=subprocess.PIPE, text=True)
+        await w.eventually(when(lambda: (m.path / "f9").exists()), "it writes")
+        m.signal(signal.SIGTERM)
+        await w.eventually(when(lambda: not m.alive), "the process ends, although it is in use")
+        said, _ = await m.call(writer.communicate)
+        assert not os.path.ismount(m.path) and not list(m.run_dir.glob("*.json"))
+        async with Mounted(w, "again") as again:
+
+            def look() -> None:
+                for number in range(int(said)):
+                    path = again.path / f"f{number}"
+                    assert path.read_bytes() == b"x" * 1000
+                for path in again.path.iterdir():  # one more may have been begun
+                    path.unlink()
+
+            await again.call(look)
+
+
+@pytest.mark.processes
+async def test_a_signal_unmounts_no_other_mount(world: Any) -> None:
+    """One process has been taken out of the tree and is in use; at its place is the mount of another by now."""
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+        held = await m.call(os.open, m.path, os.O_RDONLY)
+        first = m.record["pid"]
+        await m.umount("-l")
+        async with Mounted(w) as again:
+            assert again.record["pid"] != first
+            os.kill(first, signal.SIGTERM)
+            await w.eventually(when(lambda: not Path(f"/proc/{first}").exists()), "it ends")
+            assert again.alive and os.path.ismount(again.path)
+            await again.call((again.path / "f").touch)
+            await again.call(os.unlink, again.path / "f")
+        os.close(held)
+
+
+@pytest.mark.processes
+async def test_a_mount_that_was_moved_is_found(world: Any) -> None:
+    async with world(oss=1, clients=0) as w:
+        (w.directory / "above").mkdir()
+        async with Mounted(w, "above/m") as m:
+            (w.directory / "above").rename(w.directory / "moved")
+            m.signal(signal.SIGTERM)
+            await w.eventually(when(lambda: not m.alive), "it ends")
+            assert not os.path.ismount(w.directory / "moved" / "m")
+
+
+@pytest.mark.processes
+async def test_the_end_of_a_terminal_is_an_unmount(world: Any) -> None:
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+        await m.call((m.path / "f").write_bytes, b"written")
+        m.signal(signal.SIGHUP)
+        await w.eventually(when(lambda: not m.alive), "it ends")
+        assert not os.path.ismount(m.path)
+        async with Mounted(w, "again") as again:
+            assert await again.call((again.path / "f").read_bytes) == b"written"
+            await again.call(os.unlink, again.path / "f")
+
+
+@pytest.mark.processes
+async def test_an_unmount_tells_of_what_is_lost_and_nobody_has_heard_of(world: Any) -> None:
+    async with world(oss=1, clients=0, write_back_after_s=60.0) as w, Mounted(w) as m:
+        for name in ("a", "b"):
+            await m.call((m.path / name).write_bytes, b"lost")
+        w.expected.update(("client.evicted", "import.evicted", "lock.lost", "client.data_lost"))
+        await w.oss[0].evict(m.record["client"])
+        await m.call(os.path.exists, m.path / "c")
+        await w.eventually(when(lambda: "lost" in str(m.tell("counts"))), "it hears of it")
+        done = await m.run("umount", str(m.path))
+        assert done.returncode == 1 and "of what was written to 2 file(s) something is lost" in done.stderr
+        assert not list(m.run_dir.glob("*.json")) and not os.path.ismount(m.path)
+        async with Mounted(w, "again") as again:
+            for name in ("a", "b"):
+                await again.call(os.unlink, again.path / name)
+
+
+@pytest.mark.processes
+async def test_a_mount_that_is_mounted_twice(world: Any) -> None:
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+        other = w.directory / "other"
+        other.mkdir()
+        await m.call(subprocess.run, ["mount", "--bind", str(m.path), str(other)], check=True)
+        record, device = m.record, attach.device_of(str(m.path))
+        began = time.monotonic()
+        done = await m.run("umount", str(m.path))
+        assert not done.returncode and f"is still mounted on {other}" in done.stderr and time.monotonic() - began < 20
+        await m.call((other / "f").write_bytes, b"x")
+        await m.call(os.unlink, other / "f")
+        assert attach.points_of(device) == [str(other)]
+        done = await m.run("umount", str(other))
+        await w.eventually(when(lambda: not Path(f"/proc/{record['pid']}").exists()), "its process ends")
+
+
+@pytest.mark.processes
+async def test_a_mount_without_fusectl_can_be_aborted(world: Any) -> None:
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+        held = await m.call(os.open, m.path / "f", os.O_CREAT | os.O_RDWR)
+        record = m.record
+        await m.umount("-l")
+        control.call(Path(record["control"]), "abort")
+        await w.eventually(when(lambda: not m.alive), "it ends, although it is in use")
+        with pytest.raises(OSError):
+            os.fsync(held)
+        with pytest.raises(OSError):
+            os.close(held)
+        async with Mounted(w, "again") as again:
+            await again.call(os.unlink, again.path / "f")
