@@ -172,7 +172,9 @@ class DataCache:
         if not lock.mode & PW or data is None:
             return None
         if not isinstance(data, CachedObject):
-            return Known(data, 0)
+            cached = self.objects.get(int.from_bytes(lock.resource, "big"))
+            write = cached.pages.last_write(lock.handle) if cached is not None else None
+            return Known(data, self.osc.imp.xid_of(write) if write is not None else 0)
         if data.resizing and data.cut is None:  # the OST has answered, and it is not done here yet
             return None
         return Known(data.lvb(), self.osc.imp.xid_of(data.cut) if data.resizing else 0)

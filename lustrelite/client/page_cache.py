@@ -79,7 +79,7 @@ _ALONE = _alone()
 class Flight:
     """A range on its way to the OST, with a copy of its bytes."""
 
-    __slots__ = ("cost", "data", "done", "durable", "end", "failed", "lock", "release", "reported", "start", "time")
+    __slots__ = ("body", "cost", "data", "done", "durable", "end", "failed", "lock", "release", "reported", "start", "time")
 
     def __init__(self, start: int, end: int, data: Buffer, cost: int) -> None:
         self.start = start
@@ -90,6 +90,7 @@ class Flight:
         self.time = 0
         self.done: Any = None  # of the layer above: who waits for it
         self.release = False  # the lock goes with it
+        self.body: Any = None  # of the layer above: the request
         self.durable = False  # over when it is that
         self.failed = False
         self.reported = False  # that it is lost
@@ -217,6 +218,10 @@ class ObjectPages:
         if any(flight.start < end and start < flight.end for flight in self.flights):
             return True
         return pinned and any(low < end and start < high for low, high in self.pins)
+
+    def last_write(self, lock: int) -> Any:
+        """The request with which that lock goes, None if it is not on its way."""
+        return next((flight.body for flight in self.flights if flight.release and flight.lock == lock), None)
 
     def flights_in(self, start: int, end: int) -> list[Flight]:
         """The flights that overlap the range, oldest first."""

@@ -458,10 +458,11 @@ class WriteBack:
 
     def body(self, cached: CachedObject, flight: Flight, *, from_grant: bool) -> ost.Write:
         """The request for a flight. Without a grant it is answered when it is durable."""
-        return ost.Write(
+        flight.body = body = ost.Write(
             cached.obj, flight.start, cached.owner, cached.stripe, flight.time, flight.lock, from_grant,
             self._wish(), flight.release, flight.durable or not from_grant,
         )  # fmt: skip
+        return body
 
     def _wish(self) -> int:
         tunables = self.node.tunables

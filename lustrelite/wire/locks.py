@@ -99,7 +99,9 @@ class Known(NamedTuple):
     """What the holder of a lock knows of the object."""
 
     lvb: Lvb
-    cut: int  # XID of a truncation that it has sent and not heard of, or 0: once that is executed, `lvb` is old
+    # XID of a truncation that it has sent and not heard of, or of the Write with which the lock goes, or 0: once that is
+    # executed, `lvb` is old (others may have had locks since, if the answer was lost with the server)
+    cut: int
 
 
 class GlimpseReply(NamedTuple):

@@ -142,3 +142,27 @@ async def test_what_a_truncation_has_shown_stays_while_its_author_waits_for_the_
             await c.a.unrecorded(file.pwrite(b"x" * 9000, 0))
         await c.a.unrecorded(file.close())
         await c.a.unrecorded(c.a.fs.unlink("/f"))
+
+
+async def test_what_left_with_its_lock_is_not_believed_after_a_restart(cluster):
+    """The answer to the write with which a lock went is lost with the server: its author replays the lock, and is asked.
+
+    Others have had locks since. Source: coherence seed 30083
+    """
+    async with cluster(clients=2, caching=1, stripe_count=1) as c:
+        await c.a.write("/f", b"known")
+        file = await c.a.unrecorded(c.a.fs.open("/f", os.O_RDWR))
+        await c.a.unrecorded(file.pwrite(b"x" * 9000, 0))
+        (index, _), *_ = (await c.a.unrecorded(c.a.fs.getstripe("/f"))).stripes
+        c.net.drop("Write", reply=True, times=1)
+        await c.b.unrecorded(c.b.fs.truncate("/f", 50))
+        held = c.net.hold("Write", source=c.a, times=1)
+        await c.oss[index].kill()
+        await c.oss[index].start()
+        await held.caught()
+        await drop_locks(c, c.b, kind="OST")
+        assert (await c.b.unrecorded(c.b.fs.stat("/f"))).size == 50
+        held.release()
+        await c.a.unrecorded(file.close())
+        await c.b.truncate("/f", 0)
+        await c.b.write("/f", b"known")
