@@ -93,23 +93,38 @@ def _create(path: Path, size: int = 0) -> None:
     os.close(fd)
 
 
-def measured(mounted: Mounted, count: int, work: Callable[[], None]) -> dict[str, Any]:
-    """`work`, which is `count` operations: per operation what the kernel asked, what was asked of servers, CPU by process."""
-    pids = mounted.pids()
-    before, cpu, began = mounted.counts(), {name: cpu_seconds(pid) for name, pid in pids.items()}, time.perf_counter()
+def timed(pids: dict[str, int], count: int, work: Callable[[], None]) -> tuple[int, dict[str, int]]:
+    """(operations per second, CPU microseconds of each process for one) of `work`, which is `count` operations."""
+    cpu, began = {name: cpu_seconds(pid) for name, pid in pids.items()}, time.perf_counter()
     work()
     seconds = time.perf_counter() - began
     time.sleep(0.3)  # what nobody waits for is done by then
+    return round(count / seconds), {name: round((cpu_seconds(pid) - cpu[name]) / count * 1e6) for name, pid in pids.items()}
+
+
+def over(work: Callable[[Path], Any], of: list[Path]) -> Callable[[], None]:
+    """`work` on each path."""
+
+    def run() -> None:
+        for path in of:
+            work(path)
+
+    return run
+
+
+def measured(mounted: Mounted, count: int, work: Callable[[], None]) -> dict[str, Any]:
+    """`work`, which is `count` operations: per operation what the kernel asked, what was asked of servers, CPU by process."""
+    before = mounted.counts()
+    rate, used = timed(mounted.pids(), count, work)
     after = mounted.counts()
 
     def each(new: dict[str, int], old: dict[str, int]) -> dict[str, float]:
         found = {name: round((number - old.get(name, 0)) / count, 3) for name, number in new.items()}
         return {name: number for name, number in sorted(found.items()) if number >= 0.005}
 
-    used = {name: round((cpu_seconds(pid) - cpu[name]) / count * 1e6) for name, pid in pids.items()}
     fuse, rpcs = each(after[0], before[0]), each(after[1], before[1])
     return {
-        "rate": round(count / seconds), "fuse": round(sum(fuse.values()), 2), "rpcs": round(sum(rpcs.values()), 2),
+        "rate": rate, "fuse": round(sum(fuse.values()), 2), "rpcs": round(sum(rpcs.values()), 2),
         "cpu_us": {name: number for name, number in used.items() if number}, "by_request": fuse, "by_rpc": rpcs,
     }  # fmt: skip
 
@@ -123,13 +138,6 @@ def phases(mounted: Mounted, count: int) -> Iterator[tuple[str, int, Callable[[]
     small.mkdir()
     tree.mkdir()
     paths = [flat / f"f{number}" for number in range(count)]
-
-    def over(work: Callable[[Path], Any], of: list[Path]) -> Callable[[], None]:
-        def run() -> None:
-            for path in of:
-                work(path)
-
-        return run
 
     def files_of_a_tree() -> None:
         """As tar makes them: directories of twenty, each file with its content, mode and time."""
@@ -209,19 +217,15 @@ def bare_mount() -> Iterator[tuple[Path, dict[str, int]]]:
 
 def creates_and_stats(point: Path, pids: dict[str, int], again: Callable[[], dict[str, int]]) -> dict[str, Any]:
     """Rates, and CPU microseconds of all processes for each operation; `again` makes it cold and returns the pids."""
-    found: dict[str, Any] = {}
     paths = [point / f"f{number}" for number in range(FILES)]
-    for name, work in (("create", _create), ("stat_cold", os.stat)):
-        if name == "stat_cold":
-            pids = again()
-            random.Random(1).shuffle(paths)
-        cpu, began = sum(map(cpu_seconds, pids.values())), time.perf_counter()
-        for path in paths:
-            work(path)
-        seconds = time.perf_counter() - began
-        used = sum(map(cpu_seconds, pids.values())) - cpu
-        found[name] = {"rate": round(FILES / seconds), "cpu_us": round(used / FILES * 1e6)}
-    return found
+
+    def each(pids: dict[str, int], work: Callable[[Path], Any]) -> dict[str, int]:
+        rate, used = timed(pids, FILES, over(work, paths))
+        return {"rate": rate, "cpu_us": sum(used.values())}
+
+    created = each(pids, _create)
+    random.Random(1).shuffle(paths)
+    return {"create": created, "stat_cold": each(again(), os.stat)}
 
 
 @bench

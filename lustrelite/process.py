@@ -1,12 +1,13 @@
 """What every daemon has around its protocol part: loop, node, signals, pid file, log, control socket, metrics.
 
     run/NAME.pid          number of the process, while it runs; whoever has it locked has the name
-    run/NAME.json         its record (it stays behind if the process dies, or has lost what nobody was told of): role, NIDs, metrics port, control socket, targets (written when it listens)
+    run/NAME.json         its record: role, NIDs, metrics port, control socket, targets (written when it listens); it stays
+                          behind if the process dies, or has lost what nobody was told of (`lost`)
     run/NAME.sock         control socket
     log/NAME.log          for people (also stdout and stderr)
     log/NAME.events.jsonl one event a line
 
-SIGTERM and SIGINT stop it in good order: targets commit and are given up, clients hear nothing (they reconnect).
+SIGTERM, SIGINT and SIGHUP stop it in good order: targets commit and are given up, clients hear nothing (they reconnect).
 A third one, `kill -9`, a failed commit or an unhandled exception end it at once; its successor recovers.
 """
 

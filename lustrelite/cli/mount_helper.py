@@ -181,25 +181,23 @@ def unmount(point: str, run_dirs: list[Path], *, force: bool = False, lazy: bool
             raise Refused(f"{point} is not mounted, but process {record['pid']} {what}: wait for it, or end it (kill {record['pid']})")
         raise Refused(f"{point}: nothing of ours is mounted there")
 
-    def tell_forced(forced: bool) -> None:
+    def tell(cmd: str, **fields: bool) -> None:
         if record and force:
             with contextlib.suppress(control.ControlFailed, OSError):
-                control.call(Path(str(record["control"])), "forced", FORCE_S, forced=forced)
+                control.call(Path(str(record["control"])), cmd, FORCE_S, **fields)
 
-    tell_forced(True)
+    tell("forced", forced=True)
     try:
         if force:
             attach.abort(device)
         attach.detach(point, (attach.MNT_FORCE if force else 0) | (attach.MNT_DETACH if lazy or force else 0))
     except OpError as error:
-        tell_forced(False)
+        tell("forced", forced=False)
         why = error.what if error.errno == errno.EPERM else os.strerror(error.errno)
         if error.errno == errno.EBUSY:
             why = f"somebody works there (`fuser -vm {point}` shows who), or take it away with umount -l"
         raise Refused(f"{point}: {why}") from None
-    if record and force:  # where there is no fusectl, or it is not ours to use, its process hangs up
-        with contextlib.suppress(control.ControlFailed, OSError):
-            control.call(Path(str(record["control"])), "abort", FORCE_S)
+    tell("abort")  # where there is no fusectl, or it is not ours to use, its process hangs up
     if lazy:
         return
     if (elsewhere := attach.points_of(device)) and not force:

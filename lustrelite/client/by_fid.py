@@ -436,12 +436,11 @@ class FidOperations:
         file = File(self, handle, reply.attr, flags, created)
         if flags & os.O_TRUNC and not created:
             connections.open_files.forget_times(file.fid, mtime=True, atime=False)
-            if reply.attr.layout is not None:
-                try:
-                    await self._truncate_objects(reply.attr, 0, time)
-                except BaseException:
-                    file.abandon()
-                    raise
+            try:
+                await self._truncate_objects(reply.attr, 0, time)
+            except BaseException:
+                file.abandon()
+                raise
         return file
 
     def _give_back(self, handle: int, reply: OpenReply) -> None:

@@ -166,18 +166,17 @@ class DataCache:
             del self.objects[cached.obj]
 
     def _glimpse_of(self, lock: ClientLock) -> Known | None:
-        data: CachedObject | Lvb | None = lock.data
-        if data is None:  # not used yet, but the OST asks under one lock only for what we know under all of them
-            data = self.objects.get(int.from_bytes(lock.resource, "big"))
-        if not lock.mode & PW or data is None:
+        if not lock.mode & PW:
             return None
-        if not isinstance(data, CachedObject):
-            cached = self.objects.get(int.from_bytes(lock.resource, "big"))
+        data: CachedObject | Lvb | None = lock.data
+        # One that was not used yet counts as well: the OST asks under one lock only for what we know under all of them.
+        cached = data if isinstance(data, CachedObject) else self.objects.get(int.from_bytes(lock.resource, "big"))
+        if isinstance(data, Lvb):
             write = cached.pages.last_write(lock.handle) if cached is not None else None
             return Known(data, self.osc.imp.xid_of(write) if write is not None else 0)
-        if data.resizing and data.cut is None:  # the OST has answered, and it is not done here yet
+        if cached is None or (cached.resizing and cached.cut is None):  # the OST has answered, and it is not done here yet
             return None
-        return Known(data.lvb(), self.osc.imp.xid_of(data.cut) if data.resizing else 0)
+        return Known(cached.lvb(), self.osc.imp.xid_of(cached.cut) if cached.resizing else 0)
 
     def _stays(self, lock: ClientLock) -> bool:
         cached = lock.data

@@ -69,7 +69,8 @@ class OpenFiles:
 
     def write_failed(self, fid: Fid, number: int) -> None:
         """Data that was written to `fid` and answered is lost: who wrote it hears of it once."""
-        if not sum([file.write_failed(number) for file in self.of(fid)]):
+        told = [file.write_failed(number) for file in self.of(fid)]
+        if not any(told):
             self.untold[fid] = None
 
     def attrs_lost(self, fid: Fid) -> None:

@@ -10,7 +10,7 @@ earlier, the kernel is told to forget before the lock is given back:
     no such name never kept by the kernel: the daemon knows it (client/attr_cache.py)
     listings     pages of a directory, which the kernel drops when it finds another mtime. A change may leave the mtime as it
                  was (utime(2) by who unpacks a tree), so they are dropped when it asks for attributes that no lock has
-                 vouched for all the time
+                 vouched for all the time; nobody holds such a page for long, so that returns at once
     pages        INVAL_INODE with a range, in a thread: it waits for pages that are being read or written. Such a
                  request may itself wait for a lock that we hold up, so nobody waits for it: what is being read is
                  not there yet, and will be read under another lock.

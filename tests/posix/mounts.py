@@ -34,6 +34,15 @@ def missing() -> str:
     return ""
 
 
+def when(true: Callable[[], bool]) -> Callable[[], Any]:
+    """What a world's `eventually` waits for."""
+
+    async def look() -> bool:
+        return true()
+
+    return look
+
+
 class Mounted:
     """One mount; an async context manager that unmounts."""
 

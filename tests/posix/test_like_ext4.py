@@ -20,7 +20,6 @@ from tests.posix.mounts import Mounted, missing
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
-OFD_SETLK = 37
 USER = 1001
 WRITE_LOCK = struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0)
 CAPABILITY = struct.pack("<5I", 0x02000000 | 1, 1 << 21, 0, 0, 0)  # cap_sys_admin+ep
@@ -63,16 +62,16 @@ async def test_on_one_mount(world: Any) -> None:
 
 def locks_of_open_files(top: Path) -> None:
     first = os.open(top / "f", os.O_RDWR | os.O_CREAT)
-    fcntl.fcntl(first, OFD_SETLK, WRITE_LOCK)
+    fcntl.fcntl(first, fcntl.F_OFD_SETLK, WRITE_LOCK)
     second = os.open(top / "f", os.O_RDWR)
     with pytest.raises(BlockingIOError):
-        fcntl.fcntl(second, OFD_SETLK, WRITE_LOCK)
+        fcntl.fcntl(second, fcntl.F_OFD_SETLK, WRITE_LOCK)
     copy = os.dup(first)
     os.close(first)
     with pytest.raises(BlockingIOError):
-        fcntl.fcntl(second, OFD_SETLK, WRITE_LOCK)
+        fcntl.fcntl(second, fcntl.F_OFD_SETLK, WRITE_LOCK)
     os.close(copy)
-    fcntl.fcntl(second, OFD_SETLK, WRITE_LOCK)
+    fcntl.fcntl(second, fcntl.F_OFD_SETLK, WRITE_LOCK)
     os.close(second)
     third, fourth = (os.open(top / "f", os.O_RDWR) for _ in range(2))
     fcntl.lockf(third, fcntl.LOCK_EX)  # a process's: any descriptor that it closes takes it

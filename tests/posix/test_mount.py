@@ -25,7 +25,7 @@ import pytest
 from lustrelite.alive import runs
 from lustrelite.cli.cluster import child_environment
 from lustrelite.fuse import attach
-from tests.posix.mounts import WAIT_S, Mounted, missing
+from tests.posix.mounts import WAIT_S, Mounted, missing, when
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -515,13 +515,6 @@ def synced(path: Path) -> None:
     fd = os.open(path, os.O_RDWR)
     os.fsync(fd)
     os.close(fd)
-
-
-def when(true: Callable[[], bool]) -> Callable[[], Any]:
-    async def look() -> bool:
-        return true()
-
-    return look
 
 
 @pytest.mark.processes

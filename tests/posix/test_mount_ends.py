@@ -7,15 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lustrelite import control
+from lustrelite.alive import runs
 from lustrelite.fuse import attach
-from tests.posix.mounts import Mounted, missing
+from tests.posix.mounts import Mounted, missing, when
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -33,13 +33,6 @@ while True:
     time.sleep(0.02)
 print(number)
 """
-
-
-def when(true: Callable[[], bool]) -> Callable[[], Any]:
-    async def look() -> bool:
-        return true()
-
-    return look
 
 
 @pytest.mark.processes
@@ -69,12 +62,12 @@ async def test_a_signal_unmounts_no_other_mount(world: Any) -> None:
     """One process has been taken out of the tree and is in use; at its place is the mount of another by now."""
     async with world(oss=1, clients=0) as w, Mounted(w) as m:
         held = await m.call(os.open, m.path, os.O_RDONLY)
-        first = m.record["pid"]
+        first = m.record
         await m.umount("-l")
         async with Mounted(w) as again:
-            assert again.record["pid"] != first
-            os.kill(first, signal.SIGTERM)
-            await w.eventually(when(lambda: not Path(f"/proc/{first}").exists()), "it ends")
+            assert again.record["pid"] != first["pid"]
+            os.kill(first["pid"], signal.SIGTERM)
+            await w.eventually(when(lambda: not runs(first)), "it ends")
             assert again.alive and os.path.ismount(again.path)
             await again.call((again.path / "f").touch)
             await again.call(os.unlink, again.path / "f")
@@ -135,7 +128,7 @@ async def test_a_mount_that_is_mounted_twice(world: Any) -> None:
         await m.call(os.unlink, other / "f")
         assert attach.points_of(device) == [str(other)]
         done = await m.run("umount", str(other))
-        await w.eventually(when(lambda: not Path(f"/proc/{record['pid']}").exists()), "its process ends")
+        await w.eventually(when(lambda: not runs(record)), "its process ends")
 
 
 @pytest.mark.processes
