@@ -212,14 +212,24 @@ class Cluster:
         self._save()
 
     def _tell_targets(self) -> None:
-        """Write the NIDs of this place into every target."""
-        from lustrelite import format as target_format
+        """Write the NIDs of this place into every target, and into what the MGS says of them.
 
+        Errors: OpError(EBUSY), one of them is running
+        """
+        from lustrelite import format as target_format
+        from lustrelite.mgs.addresses import set_addresses
+        from lustrelite.store.kv import Store
+
+        nids = {target: tuple(nid for m in servers for nid in m.nids) for target, servers in self._servers().items()}
         for target, servers in self._servers().items():
             directory = self.target_dir(target)
-            config = target_format.read_target(directory)
-            mgsnodes, failnodes = self._nids_for(config.kind, servers)
-            target_format.write_target(directory, config._replace(mgsnodes=mgsnodes, failnodes=failnodes))
+            with contextlib.ExitStack() as stack:
+                stack.callback(target_format.claim(directory).release)
+                config = target_format.read_target(directory)
+                mgsnodes, failnodes = self._nids_for(config.kind, servers)
+                target_format.write_target(directory, config._replace(mgsnodes=mgsnodes, failnodes=failnodes))
+                if config.kind == "MGS":
+                    set_addresses(stack.enter_context(contextlib.closing(Store.open(directory, config.kind))), nids)
 
     def _make_directories(self) -> None:
         self.state_dir.mkdir(parents=True, exist_ok=True)

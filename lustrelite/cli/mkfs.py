@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from pathlib import Path
 from typing import Any
 
 import click
@@ -108,7 +108,7 @@ def mkfs_command(
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--erase-param", "erased", multiple=True, metavar="NAME", help="remove one parameter")
 @click.option("--erase-params", "erase_all", is_flag=True, help="remove all parameters and failover NIDs first")
-@click.option("--writeconf", is_flag=True, help="accepted: the MGS takes what the target says at its next start")
+@click.option("--writeconf", is_flag=True, help="an MGS forgets where targets are, until they start; other targets tell it at every start anyway")
 @_shared_options
 @click.argument("directory", metavar="DIR", type=click.Path(file_okay=False))
 def tunefs_command(
@@ -131,17 +131,21 @@ def tunefs_command(
             params=tuple(sorted(params.items())),
         )
     )
+    forget = writeconf and config.kind == "MGS"
     _print(changed, directory, quiet)
-    if changed == config:
+    if changed == config and not forget:
         return
     if dryrun:
         click.echo("dry run: nothing was written")
         return
-    ownership = target_format.claim(Path(directory))
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(target_format.claim(directory).release)
         target_format.write_target(directory, changed)
-    finally:
-        ownership.release()
+        if forget:
+            from lustrelite.mgs.addresses import set_addresses
+            from lustrelite.store.kv import Store
+
+            set_addresses(stack.enter_context(contextlib.closing(Store.open(directory, config.kind))), {})
     if not quiet:
         click.echo(f"changed {changed.name}: it counts from the next start")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -389,6 +390,37 @@ def test_a_state_directory_can_be_copied_and_moved(tmp_path: Path) -> None:
     moved.run("rm", "-r", "/only-here")
     moved.run("down")
     assert "clean" in moved.run("fsck")
+
+
+@pytest.mark.parametrize("way", ["copied", "restored"])
+def test_a_copy_never_meets_the_servers_of_the_other(tmp_path: Path, way: str) -> None:
+    """It would destroy as orphans what the other has used since; its own server of objects is late."""
+    shell, copy = Shell(tmp_path / "s"), Shell(tmp_path / "copy")
+    shell.run("up", "--osts", 1)
+    if way == "copied":
+        shell.run("down")
+        shutil.copytree(shell.state_dir, copy.state_dir)
+    else:
+        shell.run("backup", tmp_path / "backup")
+        copy.run("restore", tmp_path / "backup")
+    shell.run("up")
+    (tmp_path / "files").mkdir()
+    for number in range(20):
+        (tmp_path / "files" / str(number)).write_bytes(os.urandom(5_000))
+    shell.run("cp", "-r", tmp_path / "files", "lustre:/files")
+    copy.run("start", "mgs")
+    copy.run("start", "mds1")
+    places = re.findall(r"\S+@unix", copy.llctl("get_param", "osp.*.import"))
+    assert places and all(str(copy.state_dir) in place for place in places)
+    copy.run("up")
+    copy.run("cp", "-r", tmp_path / "files", "lustre:/only-here")
+    shell.run("cp", "-r", "lustre:/files", tmp_path / "back")
+    for number in range(20):
+        name = str(number)
+        assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "files" / name).read_bytes()
+    for each in (copy, shell):
+        each.run("down")
+        assert "clean" in each.run("fsck")
 
 
 def test_a_first_start_that_fails_binds_nobody(tmp_path: Path) -> None:

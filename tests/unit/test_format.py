@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 from pathlib import Path
@@ -13,7 +14,8 @@ from lustrelite.cli.mkfs import mkfs_command, tunefs_command
 from lustrelite.errors import FormatRefused, OpError
 from lustrelite.format import TargetConfig, check_config, claim, format_target, read_target
 from lustrelite.store.kv import Store
-from lustrelite.store.schema import FORMAT_VERSION
+from lustrelite.store.schema import FORMAT_VERSION, PARAMS, TARGETS, TargetRecord, pack_target
+from lustrelite.wire.mgs import TargetInfo
 
 MGS = "127.0.0.1:988@tcp"
 OST = TargetConfig("OST", "lustre", 1, "stamp", (MGS,))
@@ -152,3 +154,18 @@ def test_tunefs_changes_what_it_is_told(tmp_path: Path) -> None:
     assert tunefs("--erase-params", "--dryrun", tmp_path).exit_code == 0
     assert read_target(tmp_path) == config
     assert "has no parameter" in tunefs("--erase-param=zzz", tmp_path).output
+
+
+def test_tunefs_writeconf_makes_an_mgs_forget_where_targets_are(tmp_path: Path) -> None:
+    assert mkfs("--mgs", tmp_path).exit_code == 0
+    info = TargetInfo("lustre-OST0001", "OST", 1, "u", ("127.0.0.1:7@tcp",), 3, 1)
+    rows = {
+        (TARGETS, b"lustre-OST0001"): pack_target(TargetRecord(info, "stamp")),
+        (PARAMS, b"lustre\0a.b"): b"c",
+    }
+    with contextlib.closing(Store.open(tmp_path, "MGS")) as store:
+        store.apply(rows)
+    for arguments, left in ((("--writeconf", "--dryrun"), 1), (("--param=x=1",), 1), (("--writeconf",), 0)):
+        assert tunefs(*arguments, tmp_path).exit_code == 0
+        with contextlib.closing(Store.open(tmp_path, "MGS", readonly=True)) as store:
+            assert (store.count(TARGETS), store.count(PARAMS)) == (left, 1)
