@@ -1,7 +1,7 @@
 """Fixtures of all tests, and the loop that they run on.
 
-A coroutine test that asks for `cluster` or `sim` runs on the simulator's loop; with `world`, on the simulator or,
-marked `processes`, on a real loop over real daemons. All other coroutine tests are pytest-asyncio's.
+A coroutine test that is marked `simulated`, or asks for `cluster` or `sim`, runs on the simulator's loop; with `world`,
+on the simulator or, marked `processes`, on a real loop over real daemons. All other coroutine tests are pytest-asyncio's.
 """
 
 from __future__ import annotations
@@ -39,14 +39,22 @@ def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str
     """Wrap the coroutine tests of the simulator, so that they run on a SimLoop."""
     if not isinstance(collector, pytest.Module | pytest.Class) or not collector.funcnamefilter(name):
         return None
-    if not inspect.iscoroutinefunction(obj) or not SIMULATED & set(inspect.signature(obj).parameters):
+    if not inspect.iscoroutinefunction(obj):
         return None
-    marks = getattr(obj, "pytestmark", [])
-    if any(mark.name == "processes" for mark in marks) and "world" in inspect.signature(obj).parameters:
+    asked = set(inspect.signature(obj).parameters)
+    marks = {mark.name for of in (obj, collector.obj) for mark in _marks(of)}
+    if "simulated" not in marks and not SIMULATED & asked:
+        return None
+    if "processes" in marks and "world" in asked:
         return None
     wrapped = _simulated(obj)
     setattr(collector.obj, name, wrapped)  # a test item looks its function up by name
     return list(collector._genfunctions(name, wrapped))
+
+
+def _marks(of: object) -> list[Any]:
+    marks = getattr(of, "pytestmark", [])
+    return marks if isinstance(marks, list) else [marks]
 
 
 def _simulated(test: Any) -> Any:

@@ -202,8 +202,11 @@ class Cluster:
     @property
     def _elsewhere(self) -> bool:
         """Is this directory not where the plan was made: was it moved or copied?"""
-        paths = [Path(nid.removesuffix("@unix")).parent for m in self.members.values() for nid in m.nids if nid.endswith("@unix")]
-        return any(path != self.run_dir and not (path.exists() and path.samefile(self.run_dir)) for path in paths)
+        nids = [nid for member in self.members.values() for nid in member.nids if nid.endswith("@unix")]
+        return not all(self._is_run_dir(Path(nid.removesuffix("@unix")).parent) for nid in nids)
+
+    def _is_run_dir(self, path: Path) -> bool:
+        return path == self.run_dir or (path.exists() and self.run_dir.exists() and path.samefile(self.run_dir))
 
     def _settle_here(self) -> None:
         """The sockets of everybody are in this directory from now on, and every target is told."""
@@ -309,7 +312,7 @@ class Cluster:
             record: dict[str, Any] = json.loads((self.run_dir / f"{name}.json").read_text())
         except (OSError, ValueError):
             return {}
-        if record.get("run_dir") not in (None, str(self.run_dir)):
+        if "run_dir" in record and not self._is_run_dir(Path(record["run_dir"])):
             return {}  # this directory is a copy of the one in which it runs
         pid = int(record["pid"])
         child = self._children.get(pid)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,13 @@ async def one_ost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     await settle()
     yield pair
     await world.stop()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until it holds."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 async def settle() -> None:

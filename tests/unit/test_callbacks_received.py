@@ -28,6 +28,8 @@ from lustrelite.wire.locks import (
 )
 from lustrelite.wire.message import BY_CLASS, pack, unpack
 
+pytestmark = pytest.mark.simulated
+
 LVB = Lvb(1, 2, 3, 4, 5)
 ASK = Ask(7, 0, EX, UPDATE, 0, 0)
 GRANTED = Granted(8, 0, b"f", PW, 0, 0, 0, 9, 0, None)

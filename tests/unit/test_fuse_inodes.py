@@ -14,6 +14,8 @@ from lustrelite.fuse.inodes import Inodes
 from lustrelite.ids import ROOT_FID
 from lustrelite.wire.ost import OBJECT_EOF
 
+pytestmark = pytest.mark.simulated
+
 
 class Heard:
     """A session."""

@@ -16,6 +16,8 @@ from lustrelite.fuse.inodes import Node
 from lustrelite.fuse.listings import PAGES_MAX, Listings
 from lustrelite.ids import make_fid
 
+pytestmark = pytest.mark.simulated
+
 PAGE = 10
 FID = make_fid(1, 1)
 

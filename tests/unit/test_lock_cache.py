@@ -36,6 +36,8 @@ from lustrelite.wire.ldlm import (
 from lustrelite.wire.locks import Ask, Cancel, Convert, Enqueue, Known
 from lustrelite.wire.session import Ping
 
+pytestmark = pytest.mark.simulated
+
 F = b"f" * 16
 G = b"g" * 16
 OBJ = b"\0\0\0\0\0\0\0\1"

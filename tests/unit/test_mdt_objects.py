@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from mdt_fixture import ROOT, World
-from one_ost import One, one_ost, settle
+from one_ost import One, one_ost, settle, until
 
 from lustrelite.errors import Evicted, OpError
 from lustrelite.ids import make_fid
@@ -418,8 +418,8 @@ async def test_a_refusing_ost_is_asked_again(one: One) -> None:
     await settle()
     assert one.osp.refusing
     one.world.fails(errno.ENOSPC, one.world.new(ROOT, b"x"))
-    await asyncio.sleep(0.1)
-    assert not one.osp.refusing and one.osp.ready
+    await until(lambda: one.osp.ready)
+    assert not one.osp.refusing
     one.far.errors = [Evicted("lustre-OST0000")]
     one.osp._connected()
     await settle()
@@ -435,5 +435,5 @@ async def test_a_full_ost_is_left_alone_until_statfs_says_otherwise(one: One) ->
     one.osp.full = True
     one.world.mdt.allocator.refresh()
     one.world.fails(errno.ENOSPC, one.world.new(ROOT, b"x"))
-    await asyncio.sleep(0.1)
+    await until(lambda: one.osp.ready)
     one.world.make(ROOT, b"x")

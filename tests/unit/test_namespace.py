@@ -39,6 +39,8 @@ from lustrelite.wire.ldlm import (
 from lustrelite.wire.locks import BlockingCallback, CompletionCallback, GlimpseCallback, Known
 from lustrelite.wire.ost import OBJECT_EOF
 
+pytestmark = pytest.mark.simulated
+
 # enqueue, cancel
 
 

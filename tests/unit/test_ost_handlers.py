@@ -755,7 +755,7 @@ async def test_fault_points(rig: Rig, point: str, body: Any, bulk: bytes | None)
     rig.node.faults.arm(point, Fault("error", errno=errno.EINPROGRESS))
     await fails(errno.EINPROGRESS, who.call(body, bulk))
     assert rig.ost.record(1).owner == NO_FID
-    rig.node.faults.arm(point, Fault("delay", delay_s=0.05))
+    rig.node.faults.arm(point, Fault("delay", delay_s=0.5))
     future = who.start(body, bulk)
     await asyncio.sleep(0.02)
     assert not future.done()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from mdt_fixture import ALICE, ROOT
-from one_ost import One, one_ost, settle
+from one_ost import One, one_ost, settle, until
 
 from lustrelite.errors import Evicted, OpError
 from lustrelite.mdt import access, ost_log
@@ -83,8 +83,8 @@ async def test_destroys_go_in_batches_and_survive_refusals(one: One, monkeypatch
         one.world.unlink(ROOT, b"f%d" % i)
     one.far.errors = [OpError(errno.EIO)]
     one.world.commit()
-    await asyncio.sleep(0.1)
-    assert sorted(one.far.destroyed) == list(range(1, 11)) and one.world.condemned() == []
+    await until(lambda: len(one.far.destroyed) == 10 and not one.world.condemned())
+    assert sorted(one.far.destroyed) == list(range(1, 11))
     assert [len(c.objects) for c in one.far.calls if isinstance(c, Destroy)] == [4, 4, 4, 2]
 
 

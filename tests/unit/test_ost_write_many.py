@@ -275,7 +275,7 @@ async def test_fault_points(rig: Rig, point: str) -> None:
     rig.node.faults.arm(point, Fault("error", errno=errno.EINPROGRESS))
     await fails(errno.EINPROGRESS, rig.client.call(many(part(1, 1), part(2, 1)), b"xy"))
     assert rig.ost.record(1).owner == NO_FID
-    rig.node.faults.arm(point, Fault("delay", delay_s=0.05))
+    rig.node.faults.arm(point, Fault("delay", delay_s=0.5))
     future = rig.client.start(many(part(1, 1), part(2, 1)), b"xy")
     await asyncio.sleep(0.02)
     assert not future.done()
@@ -293,7 +293,7 @@ def cancelled(rig: Rig) -> None:
 
 @pytest.mark.parametrize(("what", "number"), [(evicted, errno.ENOTCONN), (cancelled, errno.ESTALE)])
 async def test_the_lock_is_gone_before_it_begins(rig: Rig, what: Callable[[Rig], None], number: int) -> None:
-    rig.node.faults.arm("ost.write", Fault("delay", delay_s=0.05))
+    rig.node.faults.arm("ost.write", Fault("delay", delay_s=0.5))
     future = rig.client.start(many(part(1, 1), part(2, 1)), b"xy")
     await asyncio.sleep(0.02)
     what(rig)

@@ -22,6 +22,8 @@ from lustrelite.wire import ost
 from lustrelite.wire.ldlm import DISCARD_DATA, PR, PW, Lvb
 from lustrelite.wire.mdt import StripeHint
 
+pytestmark = pytest.mark.simulated
+
 RW = os.O_RDWR | os.O_CREAT
 MIB = 1 << 20
 
