@@ -191,6 +191,8 @@ class Daemon:
             config.fsname, config.kind, config.index, config.stamp, tuple(map(str, self.nids)), config.failnodes,
             target.instance, config.params,
         )  # fmt: skip
+        if isinstance(target, Mdt):
+            self.node.spawn(self._do_without_mgs(target), f"without MGS {target.name}")
         try:
             info = await follower.register(place)
         except Deactivated:
@@ -212,6 +214,12 @@ class Daemon:
             follower.on_params(params_changed)
             for known in (await follower.load_when_known()).values():
                 ost_changed(known)
+
+    async def _do_without_mgs(self, mdt: Mdt) -> None:
+        """Source: the copy of its configuration log that a Lustre server keeps"""
+        await asyncio.sleep(self.node.tunables.connect_timeout_s)
+        if self.targets.get(mdt.name) is mdt and not mdt.stopping:
+            mdt.go_by_memory()
 
     def _follower(self, config: TargetConfig) -> ConfigFollower:
         follower = self.followers.get(config.fsname)

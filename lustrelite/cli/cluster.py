@@ -215,13 +215,13 @@ class Cluster:
         self._save()
 
     def _tell_targets(self) -> None:
-        """Write the NIDs of this place into every target, and into what the MGS says of them.
+        """Write the NIDs of this place into every target, and into what MGS and MDT know of the others.
 
         Errors: OpError(EBUSY), one of them is running
         """
         from lustrelite import format as target_format
-        from lustrelite.mgs.addresses import set_addresses
         from lustrelite.store.kv import Store
+        from lustrelite.target.addresses import set_addresses
 
         nids = {target: tuple(nid for m in servers for nid in m.nids) for target, servers in self._servers().items()}
         for target, servers in self._servers().items():
@@ -231,8 +231,9 @@ class Cluster:
                 config = target_format.read_target(directory)
                 mgsnodes, failnodes = self._nids_for(config.kind, servers)
                 target_format.write_target(directory, config._replace(mgsnodes=mgsnodes, failnodes=failnodes))
-                if config.kind == "MGS":
-                    set_addresses(stack.enter_context(contextlib.closing(Store.open(directory, config.kind))), nids)
+                if config.kind != "OST":
+                    store = stack.enter_context(contextlib.closing(Store.open(directory, config.kind)))
+                    set_addresses(store, config.kind, nids)
 
     def _make_directories(self) -> None:
         self.state_dir.mkdir(parents=True, exist_ok=True)

@@ -108,7 +108,7 @@ def mkfs_command(
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--erase-param", "erased", multiple=True, metavar="NAME", help="remove one parameter")
 @click.option("--erase-params", "erase_all", is_flag=True, help="remove all parameters and failover NIDs first")
-@click.option("--writeconf", is_flag=True, help="an MGS forgets where targets are, until they start; other targets tell it at every start anyway")
+@click.option("--writeconf", is_flag=True, help="an MGS or MDT forgets where other targets are, until it hears of them again")
 @_shared_options
 @click.argument("directory", metavar="DIR", type=click.Path(file_okay=False))
 def tunefs_command(
@@ -131,7 +131,7 @@ def tunefs_command(
             params=tuple(sorted(params.items())),
         )
     )
-    forget = writeconf and config.kind == "MGS"
+    forget = writeconf and config.kind != "OST"
     _print(changed, directory, quiet)
     if changed == config and not forget:
         return
@@ -142,10 +142,11 @@ def tunefs_command(
         stack.callback(target_format.claim(directory).release)
         target_format.write_target(directory, changed)
         if forget:
-            from lustrelite.mgs.addresses import set_addresses
             from lustrelite.store.kv import Store
+            from lustrelite.target.addresses import set_addresses
 
-            set_addresses(stack.enter_context(contextlib.closing(Store.open(directory, config.kind))), {})
+            store = stack.enter_context(contextlib.closing(Store.open(directory, config.kind)))
+            set_addresses(store, config.kind, {})
     if not quiet:
         click.echo(f"changed {changed.name}: it counts from the next start")
 

@@ -4,7 +4,8 @@ The kernel does not wait for its RELEASE. So what it closes is gathered for up t
 (Closes), with when each file was written and read last; also for files that were open here alone (local_opens.py) and of which
 there is nothing to tell but that they were read. Until the MDT has answered, this client shows the times from here
 (OpenFiles.pending_times). Of a file whose attributes it knows it goes on knowing them. A utimes() in between wins: here it
-is forgotten, and the MDT knows when it has set the times of what is open or was read (OpenFiles.times_set(), mdt/open.py).
+is forgotten, and as long as it is not restarted the MDT knows when it has set the times of what is open or was read
+(OpenFiles.times_set(), mdt/open.py).
 Who waits for his close, in the library, waits for the MDT (File.close()). The end of the mount waits for all; a client
 that dies takes them along, and is evicted with what it has open.
 Source: Lustre's MDT is told at close, and writes an access time down only if it is a minute newer (mdd.*.atime_diff)
@@ -35,7 +36,7 @@ class LateCloses:
         self.pending: dict[Fid, Times] = {}
         self._connections = connections
         self._closed: list[ClosedFile] = []  # not on their way yet
-        self._read: dict[Fid, None] = {}  # nor these, which had no handle
+        self._read: dict[Fid, int] = {}  # nor these, which had no handle: when they were read last
         self._later = Later(connections.tasks, TOLD_AFTER_S, self._tell, "late closes")
 
     def closed(self, handle: int, fid: Fid, mtime: int, atime: int) -> None:
@@ -47,7 +48,7 @@ class LateCloses:
 
     def read(self, fid: Fid, atime: int) -> None:
         """A file of which the MDT has never heard that it was open was read, at `atime` last."""
-        self._read[fid] = None
+        self._read[fid] = max(atime, self._read.get(fid, 0))
         self._add(fid, 0, atime)
         self._soon()
 
@@ -63,6 +64,9 @@ class LateCloses:
         """Times of a file were set: what was done before counts no more."""
         wrote, read = self.pending.get(fid, (0, 0))
         self._keep(fid, 0 if mtime else wrote, 0 if atime else read)
+        for at, row in enumerate(self._closed):
+            if row.fid == fid:
+                self._closed[at] = row._replace(mtime=0 if mtime else row.mtime, atime=0 if atime else row.atime)
         if atime:
             self._read.pop(fid, None)
 
@@ -88,7 +92,7 @@ class LateCloses:
             await asyncio.wait([self._later.task])
 
     async def _tell(self) -> None:
-        rows = (*self._closed, *(ClosedFile(0, fid, self.pending[fid][1], 0) for fid in self._read))
+        rows = (*self._closed, *(ClosedFile(0, fid, atime, 0) for fid, atime in self._read.items()))
         self._closed.clear()
         self._read.clear()
         if not rows:

@@ -6,10 +6,11 @@ would name it to the server waits for `redeem`: an Enqueue, which takes the olde
 
 A promise holds as long as its `ground` does (the lease of who granted SOLE). If somebody is in the way when it is redeemed,
 or was there, the ground had gone before we heard of it: the lock is lost, as after an eviction. If SOLE had to be given back
-while the server did not answer, the promise is `forsaken`: only a replay can keep it then. After a restart of the server all
-are replayed as if they had been granted (PROMISED: the server drops those whose object was written to, or locked by somebody
-else), and what it has kept an Enqueue tells. Who is evicted by the granter of SOLE has as long as his lease to `salvage` what
-he promised himself: so long nobody else gets it.
+while the server did not answer, the promise is `forsaken`: it is kept if the server says that nobody could reach it meanwhile
+(PROMISED, ost/promised.py), or by a replay. After a restart of the server all are replayed as if they had been granted
+(PROMISED: the server drops those whose object was written to, or locked by somebody else), and what it has kept an Enqueue
+tells. Who is evicted by the granter of SOLE has as long as his lease to `salvage` what he promised himself: so long nobody
+else gets it.
 Source: no such thing in Lustre; the idea is that of delegations (RFC 8881, 10.4)
 """
 
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 from lustrelite.errors import Evicted, OpError
 from lustrelite.ldlm.client_lock import ClientLock
 from lustrelite.ldlm.lru import Holding
-from lustrelite.wire.ldlm import AST_SENT, BLOCK_WAIT, EX, EXTENT, PW, UNTOUCHED, Granted
+from lustrelite.wire.ldlm import AST_SENT, BLOCK_WAIT, EX, EXTENT, PROMISED, PW, UNTOUCHED, Granted
 from lustrelite.wire.locks import Ask, Enqueue
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Promised:
 
     async def _enqueue(self, locks: list[ClientLock]) -> None:
         try:
-            reply = await self._locks.imp.call(Enqueue(tuple([lock.want() for lock in locks]), ()))
+            reply = await self._locks.imp.call(Enqueue(tuple([lock.want(PROMISED) for lock in locks]), ()))
         except OpError as error:
             for lock in locks:
                 self._answer(lock.handle, error)
@@ -136,7 +137,8 @@ class Promised:
 
     def _is_broken(self, granted: Granted) -> bool:
         """Is somebody else there, was he, or may he have been?"""
-        forsaken = granted.handle in self._forsaken and granted.handle not in self._replayed
+        kept = granted.flags & PROMISED or granted.handle in self._replayed
+        forsaken = granted.handle in self._forsaken and not kept
         return forsaken or bool(granted.flags & BLOCK_WAIT) or granted.lvb != UNTOUCHED
 
     def _hear(self, lock: ClientLock) -> None:

@@ -35,6 +35,7 @@ PERMISSION_BITS = 0o7777
 PROJECT_INHERITED = 0x20000000  # FS_PROJINHERIT_FL of a directory: what is made in it belongs to its project
 IMMUTABLE, APPEND_ONLY = 0x10, 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
 PRIVILEGED_FLAGS = IMMUTABLE | APPEND_ONLY  # only root changes these
+TIMES_SET = 1 << 40  # stands with an inode's flags, no client sees it: utimes() set its mtime, and no later write was told
 
 
 def require(inode: Inode, cred: Cred, want: int) -> None:

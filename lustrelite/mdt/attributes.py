@@ -117,17 +117,24 @@ def _changed(txn: Transaction, inode: Inode, req: Setattr) -> Inode:
         inode = namespace.without_capability(txn, req.fid, inode)
     mtime = req.mtime if valid & SET_MTIME else inode.mtime
     if valid & SET_MTIME_WRITTEN:
-        set_at = cast("Mdt", txn.target).open_files.set_times.get(req.fid, 0)
+        set_at = cast("Mdt", txn.target).open_files.mtime_set_at(req.fid, inode, req.mtime)
         mtime = req.mtime if req.mtime > max(inode.mtime, set_at) else inode.mtime
     if valid & SET_SIZE and not valid & SET_MTIME:
         mtime = max(mtime, req.time)
+    flags = req.flags if valid & SET_FLAGS else inode.flags
+    if valid & SET_MTIME and valid & SET_TIMES_EXPLICIT:
+        flags |= access.TIMES_SET
+    elif mtime == inode.mtime:
+        flags = flags & ~access.TIMES_SET | inode.flags & access.TIMES_SET
+    else:
+        flags &= ~access.TIMES_SET
     mode = access.changed_mode(inode, valid, req.mode, req.gid, txn.cred)
     return inode._replace(
         mode=mode,
         acl=acl.with_mode(inode.acl, mode) if inode.acl and valid & SET_MODE else inode.acl,
         uid=req.uid if valid & SET_UID else inode.uid,
         gid=req.gid if valid & SET_GID else inode.gid,
-        flags=req.flags if valid & SET_FLAGS else inode.flags,
+        flags=flags,
         atime=req.atime if valid & SET_ATIME else inode.atime,
         mtime=mtime,
         ctime=max(inode.ctime, req.time),

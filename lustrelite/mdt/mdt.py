@@ -20,6 +20,7 @@ from lustrelite.rpc.node import Node
 from lustrelite.rpc.request import Xids
 from lustrelite.store.kv import Store
 from lustrelite.store.schema import INODES, ORPHANS
+from lustrelite.target.addresses import KNOWN_OSTS
 from lustrelite.target.lock_handlers import LOCK_HANDLERS
 from lustrelite.target.target import Target
 from lustrelite.target.transaction import Transaction
@@ -56,6 +57,21 @@ class Mdt(Target):
         self._infos[info.index] = info
         if self._started:
             self._connect_ost(info)
+            self._remember()
+
+    def _remember(self) -> None:
+        """For a start without the MGS."""
+        known = [{**info._asdict(), "nids": list(info.nids)} for _, info in sorted(self._infos.items())]
+        if known != self.get_meta(KNOWN_OSTS, []):
+            self.store.apply(self.meta_write(KNOWN_OSTS, known), essential=True)
+            self.committer.changed()
+
+    def go_by_memory(self) -> None:
+        """The MGS does not answer: OSTs of which it has said nothing since the start are where they were."""
+        for fields in self.get_meta(KNOWN_OSTS, []):
+            info = TargetInfo(**{**fields, "nids": tuple(fields["nids"])})
+            if info.index not in self._infos:
+                self.set_ost(info)
 
     def _connect_ost(self, info: TargetInfo) -> None:
         nids = [Nid(nid) for nid in info.nids]
@@ -74,7 +90,7 @@ class Mdt(Target):
         await super().start(abort_recovery=abort_recovery)
         self._started = True
         for info in list(self._infos.values()):
-            self._connect_ost(info)
+            self.set_ost(info)
 
     async def stop(self) -> None:
         """See Target.stop. Orphans stay: their clients may reopen them elsewhere (LU-184)."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from lustrelite import acl
 from lustrelite.errors import OpError
 from lustrelite.ids import NO_FID, ROOT_FID, Fid
-from lustrelite.mdt.access import PROJECT_INHERITED
+from lustrelite.mdt.access import PROJECT_INHERITED, TIMES_SET
 from lustrelite.mdt.ost_log import condemn
 from lustrelite.permission import CAPABILITY
 from lustrelite.recovery.versions import ABSENT
@@ -154,8 +154,8 @@ def attr_of(fid: Fid, inode: Inode) -> Attr:
     if default_acl:
         xattrs += len(acl.DEFAULT) + 1
     return Attr(
-        fid, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, btime, version, flags, layout, parent, projid,
-        listed, xattrs,
+        fid, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, btime, version, flags & ~TIMES_SET, layout,
+        parent, projid, listed, xattrs,
     )  # fmt: skip
 
 

@@ -106,6 +106,14 @@ class OpenFiles:
             if len(self.atimes_set) > ATIMES_SET_MAX:
                 del self.atimes_set[next(iter(self.atimes_set))]
 
+    def mtime_set_at(self, fid: Fid, inode: Inode, mtime: int) -> int:
+        """When utimes() set the mtime of a file that somebody says to have written to at `mtime`; 0: it did not.
+
+        Who came up after that write does not know when, but knows whether; it was not after the last change.
+        """
+        set_at = self.set_times.get(fid, 0)
+        return inode.ctime if not set_at and mtime < self.since and inode.flags & access.TIMES_SET else set_at
+
 
 # ---------------------------------------------------------------- open
 
@@ -228,7 +236,9 @@ def _check_open(inode: Inode, flags: int, cred: Cred) -> None:
 
 def _truncated(txn: Transaction, fid: Fid, inode: Inode, time: int) -> Inode:
     mode = access.without_set_id(inode, txn.cred) if txn.cred[0] else inode.mode
-    inode = namespace.without_capability(txn, fid, inode)._replace(mode=mode, mtime=max(inode.mtime, time), ctime=max(inode.ctime, time))
+    inode = namespace.without_capability(txn, fid, inode)
+    mtime, ctime = max(inode.mtime, time), max(inode.ctime, time)
+    inode = inode._replace(mode=mode, mtime=mtime, ctime=ctime, flags=inode.flags & ~access.TIMES_SET)
     namespace.put_inode(txn, fid, inode)
     return inode
 
@@ -398,7 +408,9 @@ def times_of_close(mdt: Mdt, rows: namespace.Rows, file: OpenFile, mtime: int, a
     """The inode with the times of what a handle wrote and read, or None if they are no news."""
     if not file.flags & OPEN_WRITE:
         mtime = 0
-    return _with_times(rows, file.fid, mtime, atime, mdt.open_files.set_times.get(file.fid, 0))
+    inode = namespace.find_inode(rows, file.fid)
+    set_at = mdt.open_files.mtime_set_at(file.fid, inode, mtime) if inode is not None else 0
+    return _with_times(rows, file.fid, mtime, atime, set_at)
 
 
 def times_of_read(mdt: Mdt, rows: namespace.Rows, fid: Fid, atime: int) -> Inode | None:
@@ -429,4 +441,5 @@ def _with_times(rows: namespace.Rows, fid: Fid, mtime: int, atime: int, set_at: 
         atime=atime if read else inode.atime,
         mtime=mtime if wrote else inode.mtime,
         ctime=max(mtime, inode.ctime) if wrote else inode.ctime,
+        flags=inode.flags & ~access.TIMES_SET if wrote else inode.flags,
     )

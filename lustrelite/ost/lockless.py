@@ -22,12 +22,20 @@ if TYPE_CHECKING:
 
 
 def in_the_way(ost: Ost, oid: int, start: int, end: int, mode: int) -> bool:
-    """Does a client hold a lock that [start, end) must not be read (PR) or changed (PW) beside?"""
+    """Does a client hold a lock that [start, end) must not be read (PR) or changed (PW) beside?
+
+    EINPROGRESS: or may it say so in a moment?
+    """
+    ost.promised.give_way(oid)
     return start < end and ost.namespace.extent_busy(resource_of(oid), start, end - 1, mode)
 
 
 async def take(ost: Ost, oid: int, start: int, end: int, mode: int) -> list[LocalLock]:
-    """A lock of the target itself on [start, end), when everybody has given back what is in the way. Release it."""
+    """A lock of the target itself on [start, end), when everybody has given back what is in the way. Release it.
+
+    EINPROGRESS: as for `in_the_way`
+    """
+    ost.promised.give_way(oid)
     if start >= end:
         return []
     return await ost.namespace.wait_local_extent(resource_of(oid), start, min(end - 1, EOF), mode)

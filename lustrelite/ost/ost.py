@@ -31,6 +31,7 @@ from lustrelite.ost.changes import Prepared
 from lustrelite.ost.grant import Grants, cost_of
 from lustrelite.ost.handlers import HANDLERS
 from lustrelite.ost.object_ids import ObjectIds
+from lustrelite.ost.promised import PromisedToOthers
 from lustrelite.ost.ranges import Ranges
 from lustrelite.rpc.export import Call, Export
 from lustrelite.rpc.node import Node
@@ -65,6 +66,7 @@ class Ost(Target):
         self.files = files
         self.ranges = Ranges()
         self.ids = ObjectIds(self)
+        self.promised = PromisedToOthers(self)
         self.prepared: dict[Call, Prepared] = {}  # between the two halves of a write or punch, for one turn
         self._touched: dict[int, None] = {}  # data in the file, not yet durable, record staged
         self._doomed: dict[int, None] = {}  # record deleted, file not yet unlinked
@@ -299,6 +301,14 @@ class Ost(Target):
         """See Target.may_turn_up: an object that we may have lost, and that the MDT will have us make again."""
         oid = int.from_bytes(resource_id, "big")
         return self.ids.may_be_lost(oid) and len(resource_id) == 8 and not self.exists(oid)
+
+    def is_promised(self, resource_id: bytes) -> bool:
+        """See PromisedToOthers.awaited."""
+        return self.promised.awaited(resource_id)
+
+    def promises_count(self, export: Export) -> bool:
+        """See PromisedToOthers.count."""
+        return self.promised.count(export)
 
     def record_for(self, txn: Transaction, oid: int) -> ObjectRecord:
         """The record of object `oid` for a change; a replay makes it again if we have lost it.  Errors: as `record`"""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from lustrelite.errors import OpError, ProtocolError
 from lustrelite.ids import Nid
@@ -26,6 +26,7 @@ from lustrelite.wire.session import Connect
 
 NOTICE_TICK_S = 0.25
 NOTICE_PART = 0.6  # of the time that the client waits before it asks again
+ABSENT_PINGS = 1.5  # without a word from anybody for so many ping intervals: it is not they who are away
 
 
 class Endpoint(Protocol):
@@ -47,6 +48,14 @@ class Endpoint(Protocol):
         """The client's link broke; the export lives on."""
 
 
+class Absence(NamedTuple):
+    """For a while nobody was heard: this process stood still, or the network did."""
+
+    since: float  # when somebody was heard last
+    until: float
+    cut_off: frozenset[Export]  # who had not been heard for as long before
+
+
 class Service:
     """Links, exports and targets of one server process."""
 
@@ -61,6 +70,8 @@ class Service:
         self._notices: asyncio.TimerHandle | None = None
         self.counts: dict[str, int] = {}
         self.refused = 0
+        self.absence: Absence | None = None  # the last one
+        self._heard_at = node.now()
 
     async def listen(self, nid: Nid) -> Nid:
         """Accept links at `nid`; returns the address with its real port."""
@@ -139,13 +150,23 @@ class Service:
             self._protocol_error(server_link, error)
             return
         call = Call(server_link, header, spec, bulk, self.node.now())
+        self._heard(call.arrived)
         if self.node.faults.any and self._faulty(call):
             return
         self._dispatch(call)
 
+    def _heard(self, now: float) -> None:
+        since, self._heard_at = self._heard_at, now
+        limit = ABSENT_PINGS * self.node.tunables.ping_interval_s
+        if now - since > limit:
+            exports = [export for target in self.targets.values() for export in target.exports.values()]
+            self.absence = Absence(since, now, frozenset(e for e in exports if e.last_request < since - limit))
+            self.node.events.emit("service.absent", took_s=now - since)
+
     def _callback_answered(self, server_link: ServerLink, raw: Any) -> None:
         try:
             number, handle, status, body = check_callback_reply(raw)
+            self._heard(self.node.now())
             export = server_link.find(handle)
             if export is not None and export.callbacks is not None:  # else it was evicted meanwhile
                 export.last_request = self.node.now()

@@ -13,7 +13,7 @@ from lustrelite.errors import OpError
 from lustrelite.ldlm.namespace import Namespace
 from lustrelite.rpc.export import Call
 from lustrelite.target.handlers import EMPTY, LATER, Handler, reading
-from lustrelite.wire.ldlm import FLOCK, GLIMPSE, REPLAYED, Granted
+from lustrelite.wire.ldlm import FLOCK, GLIMPSE, PROMISED, REPLAYED, Granted, Want
 from lustrelite.wire.locks import Cancel, Convert, Enqueue, EnqueueReply
 from lustrelite.wire.session import Empty
 
@@ -38,13 +38,24 @@ def enqueue(call: Call, body: Enqueue) -> Any:
         raise OpError(errno.EAGAIN, "the target stops")
     if replays:
         return EnqueueReply(tuple([namespace.replay(export, want) for want in body.wants]))
-    if any(call.target.may_turn_up(want.resource) for want in body.wants):
-        raise OpError(errno.EINPROGRESS, "perhaps it is there")
+    if any(
+        call.target.may_turn_up(want.resource) or (not want.flags & PROMISED and call.target.is_promised(want.resource))
+        for want in body.wants
+    ):
+        raise OpError(errno.EINPROGRESS, "perhaps it is there, or somebody's")
     if not any(want.flags & GLIMPSE for want in body.wants):
         if body.wants and body.wants[0].type == FLOCK:
             return _take_flocks(call, body, namespace)
-        return _shown(call, EnqueueReply(tuple([namespace.take(export, want) for want in body.wants])))
+        return _shown(call, EnqueueReply(tuple([_take(call, want) for want in body.wants])))
     return _Glimpsing(call, body).start()
+
+
+def _take(call: Call, want: Want) -> Granted:
+    export = call.export
+    granted: Granted = call.target.namespace.take(export, want)
+    if want.flags & PROMISED and call.target.promises_count(export):
+        return granted._replace(flags=granted.flags | PROMISED)
+    return granted
 
 
 def _take_flocks(call: Call, body: Enqueue, namespace: Namespace) -> EnqueueReply:

@@ -105,7 +105,7 @@ class Target:
         if self.recoverable:
             self.namespace.when_durable = lambda callback: self.committer.after(self.last_transno, callback)
             self.namespace.all_aware = self._all_aware
-        self._started_at = 0.0
+        self.started_at = 0.0
 
     @property
     def lease_s(self) -> float:
@@ -143,6 +143,14 @@ class Target:
         """Is it too early to say that there is no such thing?"""
         return False
 
+    def is_promised(self, resource_id: bytes) -> bool:
+        """Is it too early to say that nobody has a lock on it?"""
+        return False
+
+    def promises_count(self, export: Export) -> bool:
+        """Does a lock that `export` has promised itself count, although it could not tell?"""
+        return False
+
     def ride(self, call: Call, body: Any, want: Want) -> None:
         """Take the lock that rides with `call` on what it has found, if it is free (`Namespace.ride`).
 
@@ -170,7 +178,7 @@ class Target:
 
     async def start(self, *, abort_recovery: bool = False) -> None:
         """Read the store and begin to serve: with recovery if clients are on record."""
-        self._started_at = self.node.now()
+        self.started_at = self.node.now()
         self.store.reserved_permille = self.node.tunables.reserved_permille
         self.instance = self.get_meta("instance", 0) + 1
         self.last_transno = self.last_committed = self.boot_committed = self.get_meta("last_transno", first_transno(1))
@@ -688,7 +696,7 @@ class Target:
         last incarnation gave.
         """
         if self.evictions or self.get_meta(UNAWARE, False):
-            await asyncio.sleep(max(0.0, self._started_at + self.lease_s - self.node.now()))
+            await asyncio.sleep(max(0.0, self.started_at + self.lease_s - self.node.now()))
             self.store.apply(self.meta_write(UNAWARE, False), essential=True)
         epoch = epoch_of(self.last_transno) + 1
         self.last_transno = first_transno(epoch)

@@ -54,7 +54,8 @@ GLIMPSE = 1 << 9  # the lock, or if somebody writes the attributes from him and 
 REPLACE_EACH = 1 << 10  # readdir-plus: one lock for each entry, with the handles `handle`, `handle` + 1, ...
 FLOCK_BSD = 1 << 11  # flock(2), not fcntl(2): the two know nothing of each other
 FLOCK_TEST = 1 << 19  # F_GETLK: who would be in the way? (LDLM_FL_TEST_LOCK)
-PROMISED = 1 << 12  # with REPLAYED: the server has never heard of it; it goes if anybody else has been there since
+PROMISED = 1 << 12  # the server has not heard of it yet; with REPLAYED: it goes if anybody else has been there since;
+# reply: it counts from when it was promised, nobody was served since
 DISCARD_DATA = 1 << 16  # the file is gone: do not write back
 NO_TIMEOUT = 1 << 17  # may be held as long as the user likes
 BLOCK_NOWAIT = 1 << 18  # EWOULDBLOCK instead of waiting

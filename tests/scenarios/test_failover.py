@@ -118,6 +118,24 @@ async def test_clients_find_the_standby_without_the_mgs(world: Any) -> None:
         c.never_saw("import.evicted", target=c.oss[0])
 
 
+@pytest.mark.parametrize("pairs", [True, False])
+async def test_an_mds_that_comes_up_without_the_mgs_goes_to_the_osts_where_they_were(world: Any, pairs: bool) -> None:
+    """Source: the copy of its configuration log that a Lustre server keeps"""
+    async with world(clients=2, oss=2, pairs=pairs) as c:
+        await c.a.write("/f", data("f"))
+        await c.settle()
+        await c.mgs.kill()
+        await c.mds.kill()
+        if not pairs:
+            await c.mds.start()
+        await c.b.write("/new", data("new"))
+        assert await c.a.read("/new") == data("new")
+        await c.b.unlink("/f")
+        await c.mgs.start()
+        await c.settle()
+        c.never_saw("import.evicted")
+
+
 async def test_a_standby_dies_in_the_recovery_and_the_first_is_back(world: Any) -> None:
     async with world(clients=2, oss=1, pairs=True) as c:
         await c.replay_barrier(c.oss[0])

@@ -143,6 +143,65 @@ async def test_times_that_are_set_afterwards_count(cluster: Any, who: str, when:
         assert await times(b, names) == await times(a, names) == wanted
 
 
+@pytest.mark.parametrize("when", ["waiting", "under way"])
+@pytest.mark.parametrize("who", ["a", "b"])
+async def test_times_that_are_set_afterwards_count_for_the_next_mds_too(cluster: Any, who: str, when: str) -> None:
+    """They are durable, and what it knew of when they were set is not."""
+    async with closed_by_a(cluster, count=1) as (c, a, b, names):
+        held = c.net.hold(Closes, to=c.mds)
+        if when == "under way":
+            await held.caught()
+        await {"a": a, "b": b}[who].utimes(names[0], 5, 6)
+        await c.a.unrecorded(c.a.fs.connections.mdc.sync())
+        await c.mds.kill()
+        held.release()
+        await c.mds.start()
+        await c.settle()
+        assert await times(b, names) == await times(a, names) == {names[0]: (6, 5)}
+
+
+@pytest.mark.parametrize("writes", ["before", "after"])
+async def test_times_that_were_set_while_it_was_open_count_for_the_next_mds_too(cluster: Any, writes: str) -> None:
+    async with closed_by_a(cluster, count=0) as (c, a, b, _):
+        file = await a.open("/u/g", WRITE)
+        await file.pwrite(b"x", 0)
+        await b.utimes("/u/g", 5, 6)
+        await c.mds.commit()
+        await c.mds.kill()
+        await c.mds.start()
+        await c.settle()
+        if writes == "after":
+            await file.pwrite(b"y", 0)
+            await file.close()
+            assert (await times(b, ["/u/g"]))["/u/g"][0] > 6
+            await b.chmod("/u/g", 0o600)
+            await c.mds.commit()
+            await c.fail(c.mds)
+            assert (await times(b, ["/u/g"]))["/u/g"][0] > 6
+        else:
+            await file.close()
+            assert await times(a, ["/u/g"]) == await times(b, ["/u/g"]) == {"/u/g": (6, 5)}
+
+
+async def test_a_write_counts_for_the_next_mds_although_the_file_was_changed_otherwise(cluster: Any) -> None:
+    async with closed_by_a(cluster, count=0) as (c, a, b, _):
+        file = await a.open("/u/g", WRITE)
+        before = (await times(b, ["/u/g"]))["/u/g"][0]
+        await asyncio.sleep(1)
+        await file.pwrite(b"x", 0)
+        written = (await times(a, ["/u/g"]))["/u/g"][0]
+        assert written > before
+        await asyncio.sleep(1)
+        await b.chmod("/u/g", 0o600)
+        await c.mds.commit()
+        await c.mds.kill()
+        await c.mds.start()
+        await c.settle()
+        await file.close()
+        assert (await times(b, ["/u/g"]))["/u/g"][0] == written
+        await asyncio.sleep(10)
+
+
 async def test_times_that_were_set_while_it_was_open_are_not_believed_to_be_older(cluster: Any) -> None:
     """a has learned of them before it closes what it wrote earlier."""
     async with closed_by_a(cluster, count=0) as (_, a, b, _):

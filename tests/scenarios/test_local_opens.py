@@ -211,6 +211,23 @@ async def test_times_that_are_set_after_its_close_count(cluster: Any, who: str, 
         assert (await b.stat("/u/f")).atime == (await a.stat("/u/f")).atime == 1
 
 
+async def test_an_older_reading_is_told_after_a_newer_one(cluster: Any) -> None:
+    """Two opens of a file: who has read it first is closed while the MDT is being told of the other."""
+    async with opened_by_a(cluster) as (c, a, b, file):
+        await file.pread(-1, 0)
+        await asyncio.sleep(0.1)
+        other = await a.open("/u/f", os.O_RDONLY)
+        await other.pread(-1, 0)
+        held = c.net.hold(Closes, to=c.mds)
+        other.what.close_later()
+        await held.caught()
+        read = (await a.stat("/u/f")).atime
+        file.what.close_later()
+        held.release()
+        await asyncio.sleep(3)
+        assert (await b.stat("/u/f")).atime == read == (await a.stat("/u/f")).atime
+
+
 @pytest.mark.parametrize("who", ["a", "b"])
 async def test_a_modification_time_that_is_set_after_its_close_leaves_the_access_time(cluster: Any, who: str) -> None:
     async with opened_by_a(cluster) as (c, a, b, file):

@@ -273,6 +273,55 @@ async def test_who_cannot_reach_the_ost_gives_sole_back_and_loses_what_was_only_
         c.never_saw("import.evicted", target="lustre-MDT0000")
 
 
+@pytest.mark.parametrize("how", ["stat", "read", "write", "append"])
+@pytest.mark.parametrize("caching", [1, 0])
+async def test_an_ost_that_nobody_could_reach_hears_first_of_what_was_promised(cluster: Any, how: str, caching: int) -> None:
+    """It stood still, or the network did, longer than the MDT waits for SOLE: nobody has been served, nothing is lost."""
+    async with written_by_a(cluster, 10, oss=1) as (c, _, b, files):
+        if not caching:
+            c.tunables.caching = 0
+            b = Mount(await c.add_client("plain"))
+        c.net.cut(c.oss[0], [*c.clients.values(), c.mds])
+        comes = asyncio.create_task(come(b, how))
+        await c.until_saw("lock.forsaken")
+        await asyncio.sleep(5)
+        assert not comes.done()
+        c.net.heal()
+        await comes
+        for number, file in enumerate(files):
+            await file.fsync()
+            expected = {"write": NEW, "append": DATA + NEW}.get(how, DATA) if number == 0 else DATA
+            assert await b.content(f"/u/f{number}") == expected
+        c.never_saw("client.data_lost")
+        c.never_saw("import.evicted")
+
+
+async def test_who_was_cut_off_before_the_others_comes_too_late(cluster: Any) -> None:
+    """Somebody was served meanwhile."""
+    async with written_by_a(cluster, oss=1) as (c, _, b, files):
+        c.expect(*EVICTION, "client.data_lost", "lock.flush_failed")
+        c.net.cut(c.a, c.oss[0])
+        assert (await b.stat("/u/f0")).size == 0
+        await asyncio.sleep(3)
+        await drop_locks(c, c.b, kind="OST")
+        c.net.cut(c.oss[0], [c.a, c.b, c.mds])
+        await asyncio.sleep(10)
+        c.net.heal()
+        with refused(errno.EIO):
+            await files[0].fsync()
+        assert await b.content("/u/f0") == b""
+
+
+async def come(mount: Mount, how: str) -> None:
+    """Somebody else wants the first file."""
+    if how == "stat":
+        assert (await mount.stat("/u/f0")).size == len(DATA)
+    elif how == "read":
+        assert await mount.content("/u/f0") == DATA
+    else:
+        await mount.write_at("/u/f0", 0, NEW, os.O_WRONLY | (os.O_APPEND if how == "append" else 0))
+
+
 async def test_without_the_lease_of_the_mdt_a_lock_is_asked_for(cluster: Any) -> None:
     """Nobody knows then whether SOLE is still held: what was promised is told to the OST before it is used again."""
     async with written_by_a(cluster, 2) as (c, _, b, files):

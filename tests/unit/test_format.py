@@ -14,7 +14,17 @@ from lustrelite.cli.mkfs import mkfs_command, tunefs_command
 from lustrelite.errors import FormatRefused, OpError
 from lustrelite.format import TargetConfig, check_config, claim, format_target, read_target
 from lustrelite.store.kv import Store
-from lustrelite.store.schema import FORMAT_VERSION, PARAMS, TARGETS, TargetRecord, pack_target
+from lustrelite.store.schema import (
+    FORMAT_VERSION,
+    META,
+    PARAMS,
+    TARGETS,
+    TargetRecord,
+    meta_key,
+    pack_meta,
+    pack_target,
+)
+from lustrelite.target.addresses import KNOWN_OSTS
 from lustrelite.wire.mgs import TargetInfo
 
 MGS = "127.0.0.1:988@tcp"
@@ -154,6 +164,15 @@ def test_tunefs_changes_what_it_is_told(tmp_path: Path) -> None:
     assert tunefs("--erase-params", "--dryrun", tmp_path).exit_code == 0
     assert read_target(tmp_path) == config
     assert "has no parameter" in tunefs("--erase-param=zzz", tmp_path).output
+
+
+def test_tunefs_writeconf_makes_an_mdt_forget_where_osts_are(tmp_path: Path) -> None:
+    assert mkfs("--mdt", "--fsname", "lustre", "--index", "0", "--mgsnode", MGS, tmp_path).exit_code == 0
+    with contextlib.closing(Store.open(tmp_path, "MDT")) as store:
+        store.apply({(META, meta_key(KNOWN_OSTS)): pack_meta([]), (META, meta_key("epoch")): pack_meta(3)})
+    assert tunefs("--writeconf", tmp_path).exit_code == 0
+    with contextlib.closing(Store.open(tmp_path, "MDT", readonly=True)) as store:
+        assert store.get(META, meta_key(KNOWN_OSTS)) is None and store.get(META, meta_key("epoch")) is not None
 
 
 def test_tunefs_writeconf_makes_an_mgs_forget_where_targets_are(tmp_path: Path) -> None:
