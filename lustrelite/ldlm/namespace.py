@@ -62,6 +62,7 @@ LocalLock = Lock  # one whose owner is LOCAL
 RESOURCE_BYTES_MAX = 16  # a FID
 STOOD_STILL_S = 1.0  # a timer that comes this late: not the clients were silent, this process did not run
 DRAIN_LOOK_S = 0.02
+CROWD = 64  # locks on one resource: a client that has one of them gets no more in passing
 _NOT_NL = ~NL
 
 
@@ -260,12 +261,22 @@ class Namespace:
         if first is not None and (first.resource.id != fid or first.state is not LockState.GRANTED):
             self.cancel(export, (want.handle,))  # of an earlier copy of the request, which found something else
             return
+        if first is None and self._has_enough(export, want):
+            return
         effects = self.table.enqueue(fid, IBITS, _lock(export, want), self.node.now(), wait=False)
         if type(effects[0]) is Deny:
             self.node.events.counts["lock.not_ridden"] += 1
             return
         self.node.events.counts["lock.granted"] += 1
         call.granted = (*call.granted, self._said(effects[0].lock, want, None))
+
+    def _has_enough(self, export: Export, want: Want) -> bool:
+        """Does the client hold what it wants, and are there many locks? It looks at one name after another of a file."""
+        resource = self.table.resources.get(want.resource)
+        granted = resource.granted if resource is not None else None
+        if granted is None or len(granted) < CROWD:
+            return False
+        return any(lock.owner is export and not want.bits & ~lock.bits and lock.mode & want.mode for lock in granted)
 
     def glimpse(self, export: Export, want: Want, answer: Callable[[Granted], None]) -> None:
         """Take the lock, or if somebody may know more than we do ask him; `answer` is called now or then.

@@ -41,6 +41,7 @@ ID_LIMIT = schema.meta_key("id_limit")
 GRANT_JUMP_MAX = 100_000  # ids in one OstCreate; more above last_id means that one side lost its memory
 ORPHANS_MAX = 20_000  # objects that one orphan pass destroys; with more the MDT's last_used is not to be trusted
 RECREATE_MAX = 20_000  # with more than GRANT_JUMP_MAX missing, only the newest are made again
+INODES_AMPLE = 20_000  # free ones: nobody counts how many objects have no file yet
 AHEAD = 4  # the limit is raised to so many grants ahead, when only half of that is left
 
 BLANK = ObjectRecord(0, 0, 0, 0, 0, ABSENT, NO_FID, 0)
@@ -76,13 +77,17 @@ class ObjectIds:
     # ------------------------------------------------------------ granting
 
     def grow(self, txn: Transaction, upto: int) -> int:
-        """Grant ids up to `upto`; what is there already is not made again (LU-5648). Returns the last id.
+        """Grant ids up to `upto`, or fewer; what is there already is not made again (LU-5648). Returns the last id.
 
         Errors: EINVAL, more than GRANT_JUMP_MAX at once; ENOSPC, data could not be written to them anyway
         """
         last = self.last_id
-        if upto > last and not txn.replay and not self.ost.has_space:
-            raise OpError(errno.ENOSPC, f"{self.ost.name} is full")
+        if upto > last and not txn.replay:
+            if not self.ost.has_space:
+                raise OpError(errno.ENOSPC, f"{self.ost.name} is full")
+            upto = min(upto, last + self._files_that_fit(upto - last))
+            if upto <= last:
+                raise OpError(errno.ENOSPC, f"{self.ost.name} has no free inodes")
         if upto - last > GRANT_JUMP_MAX:
             self.ost.say("ost.create_refused", "warning", last_id=last, upto=upto)
             raise OpError(errno.EINVAL, f"{self.ost.name}: ids up to {upto} wanted, last is {last}")
@@ -90,6 +95,18 @@ class ObjectIds:
             self._make(txn, last, upto)
             self._keep_limit_above(txn, upto, upto - last)
         return max(last, upto)
+
+    def _files_that_fit(self, wanted: int) -> int:
+        """How many of so many more objects can have files, when those that are granted have theirs; `wanted` if there is plenty.
+
+        A file is made by the first write, which a client may have answered long before.
+        """
+        free = self.ost.files.statfs().files_free
+        if free > INODES_AMPLE + wanted:
+            return wanted
+        newest = schema.object_key(max(self.last_id - free - wanted, 0))
+        unmade = sum(schema.unpack_object(row).owner == NO_FID for _, row in self.ost.store.scan(OBJECTS, newest))
+        return min(wanted, free - unmade)
 
     def beyond_limit(self, upto: int) -> bool:
         """Could an id up to `upto` be granted once more after a crash?"""

@@ -43,7 +43,7 @@ import lmdb
 from lustrelite.errors import FormatRefused, OpError, StoreFailed
 from lustrelite.store import disk, schema
 from lustrelite.store.delta import MISSING, Delta, beyond, overlay
-from lustrelite.store.room import Room
+from lustrelite.store.room import DELETION, ESSENTIAL, LARGE_BYTES, ORDINARY, Load, Room
 from lustrelite.store.small_log import Change, Data, SmallLog
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ class Store:
         self._batches = 0
         self._room = Room(directory, map_bytes)
         self._bytes = 0  # of keys and values since the last seal
+        self._large = 0  # of them, in values that need pages side by side
         self._dirty_checked = -1  # there is room up to here
         self._bytes_checked = 0
 
@@ -283,16 +284,16 @@ class Store:
     def reserved_permille(self, value: int) -> None:
         self._room.reserved_permille = value
 
-    def _make_room(self, records: int, size: int, essential: bool) -> None:
-        """Let the batch grow to `records` and `size`, or raise OpError(ENOSPC, EAGAIN)."""
+    def _make_room(self, records: int, size: int, large: int, kind: int) -> None:
+        """Let the batch grow to `records`, `size` and `large`, or raise OpError(ENOSPC, EAGAIN)."""
         self._check_alive()
         if self._readonly:
             raise OpError(errno.EROFS, f"{self.directory} is open for reading only")
-        if records > WAITING_RECORDS_MAX and self._frozen is not None and not essential:
+        if records > WAITING_RECORDS_MAX and self._frozen is not None and kind == ORDINARY:
             raise OpError(errno.EAGAIN, f"the disk of {self.directory} is slow")
-        more = records - self.running, size - self._bytes
+        more = Load(records - self.running, size - self._bytes, large - self._large)
         try:
-            checked = self._room.make(records, size, more=more, essential=essential)
+            checked = self._room.make(Load(records, size, large), more=more, kind=kind)
         except OSError as error:
             self._fail(error)
         self._dirty_checked, self._bytes_checked = checked
@@ -363,22 +364,28 @@ class Store:
 
     # ------------------------------------------------------------ changing
 
-    def apply(self, writes: Writes, *, essential: bool = False) -> None:
+    def apply(self, writes: Writes, *, essential: bool = False, reckoned: bool = False) -> None:
         """Put one request's writes into the running batch, all or nothing; None deletes.
 
         `essential` may use the space that is kept back: replays (they were acknowledged), evictions, clean-up. Writes
-        that delete something may do so anyway.  Errors: OpError(ENOSPC), OpError(EAGAIN) there will be room after a
-        commit; nothing was changed. StoreFailed
+        that delete something may use most of it anyway. `reckoned`: with every batch is reckoned that these come, few
+        and small.  Errors: OpError(ENOSPC), OpError(EAGAIN) there will be room after a commit; nothing was changed.
+        StoreFailed
         """
-        size = self._bytes
+        size, large = self._bytes, self._large
+        kind = ESSENTIAL if essential else ORDINARY
         for (_, key), value in writes.items():
             if value is None:
-                essential = True
+                kind = max(kind, DELETION)
             else:
                 size += len(key) + len(value)
+                if len(value) > LARGE_BYTES:
+                    large += len(value)
         records = self.running + len(writes)
-        if records > self._dirty_checked or size > self._bytes_checked:
-            self._make_room(records, size, essential)
+        if reckoned:
+            self._check_alive()
+        elif records > self._dirty_checked or size > self._bytes_checked or large > self._large:
+            self._make_room(records, size, large, kind)
         behind = self._behind
         try:
             if self._open is not None:
@@ -395,7 +402,7 @@ class Store:
             self._fail(error)
         self.running = records
         self.dirty += len(writes)
-        self._bytes = size
+        self._bytes, self._large = size, large
         if self._fresh is not None:
             self._fresh.append(writes)
             if len(self._fresh) > LOGGED_APPLIES_MAX:
@@ -434,8 +441,8 @@ class Store:
         self._over = self._running, self._frozen
         self._batches += 1
         batch = Batch(self._batches, self.running, self._bytes)
-        self._room.set_aside(self.running, self._bytes)
-        self.dirty = self.running = self._bytes = 0
+        self._room.set_aside(Load(self.running, self._bytes, self._large))
+        self.dirty = self.running = self._bytes = self._large = 0
         self._fresh = []
         self._dirty_checked = -1
         return batch

@@ -5,10 +5,12 @@ anything is touched, how many pages the batch may need at worst, and refused wit
 
 - pages inside the file that are free already, plus blocks allocated ahead of its end (fallocate: they are ours, object
   data on the same disk cannot take them), plus what statvfs leaves above the reserve;
+- large values need pages side by side, which there may not be among those;
 - what a sealed batch may need is set aside until it is durable, for the pages that it frees come back even later;
 - the last `kept` bytes are for deletions and for essential writes (replays, evictions, clean-up), or a full target
-  could never be emptied. Who meets that bound sets `pressed`: a commit gives back what the reckoning was too careful
-  about, and the pages that the batch freed. Who would fit but for the others is told to come again after it.
+  could never be emptied; a quarter of them for the essential ones alone, which cannot be put off. Who meets his bound
+  sets `pressed`: a commit gives back what the reckoning was too careful about, and the pages that the batch before it
+  freed. Who would fit but for the others, or with those pages, is told to come again after it.
 
 Between checks stand at most CHECK_RECORDS records, so the common case is a comparison in the store.
 """
@@ -18,7 +20,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from lustrelite.errors import OpError
 from lustrelite.store import disk
@@ -30,6 +32,18 @@ CHECK_BYTES = 1 << 20
 FIXED_BYTES = 64 * PAGE  # of any commit: roots, list of free pages
 KEPT_BYTES = 16 << 20  # less in a small map and on a small disk
 ALLOCATE_BYTES = 4 << 20
+
+LARGE_BYTES = 1900  # a value beyond that has pages of its own
+
+ORDINARY, DELETION, ESSENTIAL = range(3)  # how much of what is kept a write may use: nothing, most, all
+
+
+class Load(NamedTuple):
+    """What is in a batch."""
+
+    records: int
+    size: int  # bytes of keys and values
+    large: int  # of them in large values, which need pages side by side
 
 
 class Room:
@@ -47,6 +61,8 @@ class Room:
         self._reusable = 0
         self._tree_bytes = 0
         self._aside = FIXED_BYTES
+        self._aside_large = 0
+        self._comes_back = 0  # pages that the last commit freed, for which one more is needed
 
     def allocate_for(self, path: str) -> None:
         """From now on allocate the blocks of the file `path` before they are needed."""
@@ -58,61 +74,71 @@ class Room:
             os.close(self._data_fd)
             self._data_fd = -1
 
-    def set_aside(self, records: int, size: int) -> None:
-        """A batch of `records` and `size` is sealed: what comes now is of the next one."""
-        self._aside = self.need(records, size)
+    def set_aside(self, load: Load) -> None:
+        """A batch is sealed: what comes now is of the next one."""
+        self._aside, self._aside_large = self.need(load), load.large
+        self._comes_back = 0
         self.pressed = False
 
     def measure(self, env: Any, txn: Any, dbs: Iterable[Any]) -> None:
         """See how large file and trees are after the sealed batch was committed, whose freed pages cannot be used
         again before the next commit (LMDB keeps the last state whole)."""
         self._file_end = (env.info()["last_pgno"] + 1) * PAGE
-        freed, self._aside = self._aside, 0
+        freed, self._aside, self._aside_large = self._aside, 0, 0
         used = 0
         for db in dbs:
             stat = txn.stat(db)
             used += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         self._tree_bytes = used * PAGE
         self._reusable = max(0, self._file_end - self._tree_bytes - freed)
+        self._comes_back = max(0, freed - self.need(Load(8, PAGE, 0)))  # less what the commit itself takes and frees
         self._allocated = max(self._allocated, self._file_end)
 
-    def need(self, records: int, size: int) -> int:
-        """Bytes of pages that a batch of `records` changes, `size` bytes of keys and values, takes at worst.
+    def need(self, load: Load) -> int:
+        """Bytes of pages that a batch takes at worst.
 
         Each record copies at most one leaf and splits it (two pages, one more for a value with pages of its own), with
         branches shared; or every page of the trees is copied once and new ones are at least a third full."""
         tree_bytes = self._tree_bytes + self._aside  # the sealed batch may let it grow so much
-        return FIXED_BYTES + min(3 * PAGE * records + size, tree_bytes + 3 * size)
+        return FIXED_BYTES + min(3 * PAGE * load.records + load.size, tree_bytes + 3 * load.size)
 
-    def make(self, records: int, size: int, *, more: tuple[int, int], essential: bool) -> tuple[int, int]:
-        """Let the batch grow to `records` and `size`, of which `more` (records, size) is new.
+    def make(self, load: Load, *, more: Load, kind: int) -> tuple[int, int]:
+        """Let the batch grow to `load`, of which `more` is new, by a write of `kind`.
 
-        Returns the records and the size up to which nobody needs to ask again, unless it is essential.
+        Returns the records and the size up to which nobody with an ordinary write, and no large value, needs to ask again.
         Errors: OpError(ENOSPC); OpError(EAGAIN), it would fit if the rest were committed"""
-        need = self.need(records, size)
+        need = self.need(load)
         space = disk.space(self.directory)
-        reserved = 0 if essential else space.total * self.reserved_permille // 1000
+        reserved = space.total * self.reserved_permille // 1000 if kind == ORDINARY else 0
         on_disk = self._allocated - self._file_end + max(0, space.available - reserved)
-        room = self._reusable + min(on_disk, self._map_bytes - self._file_end) - self._aside
-        ordinary = room - self._kept
-        if need > ordinary and records > more[0]:
+        behind = min(on_disk, self._map_bytes - self._file_end)
+        room = self._reusable + behind - self._aside
+        bound = room - (self._kept, self._kept // 4, 0)[kind]
+        if need > room - self._kept and load.records > more.records:
             self.pressed = True
-        if essential:
-            if need <= room and self._allocate(need):
-                return -1, 0
-        elif need <= ordinary:
-            ahead = self.need(records + CHECK_RECORDS, size + CHECK_BYTES)
-            if ahead <= ordinary and self._allocate(ahead + self._kept):
-                return records + CHECK_RECORDS, size + CHECK_BYTES
-            if self._allocate(need + self._kept):
-                return records, size
-        elif self.need(*more) <= ordinary + self._aside:
+        if self._behind_end(load.large) > behind and more.large and kind != ESSENTIAL:
+            pass
+        elif need <= bound:
+            ahead = self.need(Load(load.records + CHECK_RECORDS, load.size + CHECK_BYTES, load.large))
+            if kind == ORDINARY and ahead <= bound and self._allocate(ahead + self._kept, load.large):
+                return load.records + CHECK_RECORDS, load.size + CHECK_BYTES
+            if self._allocate(need + self._kept if kind == ORDINARY else need, load.large):
+                return (load.records, load.size) if kind == ORDINARY else (-1, 0)
+        elif kind != ESSENTIAL and self.need(more) <= bound + self._aside + self._comes_back:
+            self.pressed = True
             raise OpError(errno.EAGAIN, f"{self.directory} has no room before the next commit")
         raise OpError(errno.ENOSPC, f"{self.directory} is full")
 
-    def _allocate(self, batch_bytes: int) -> bool:
+    def _behind_end(self, large: int) -> int:
+        """How much of the large values may have to go behind the end of the file, for want of free pages side by side.
+
+        LMDB does not say where its free pages are. With less than a quarter of the file free none are reckoned with.
+        """
+        return max(0, self._aside_large + large - max(0, self._reusable - self._file_end // 4))
+
+    def _allocate(self, batch_bytes: int, large: int) -> bool:
         """Have disk blocks behind the file's end for a batch of that size. False if the disk is full."""
-        end = self._file_end + max(0, self._aside + batch_bytes - self._reusable)
+        end = self._file_end + max(self._aside + batch_bytes - self._reusable, self._behind_end(large))
         if end <= self._allocated or self._data_fd < 0:
             return True
         for size in (max(end - self._allocated, ALLOCATE_BYTES), end - self._allocated):

@@ -149,7 +149,7 @@ class Committer:
         if self._busy:
             self._again = True
             return
-        if not self.target.store.running and not self._waiters:
+        if not self.target.store.running and not self._waiters and not self.target.store.pressed:
             self._whole = False
             return
         self._forced = False

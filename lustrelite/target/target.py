@@ -163,7 +163,7 @@ class Target:
 
     def log_with(self, data: Sequence[Data]) -> bool:
         """See log and Store.log: with object data."""
-        self.store.apply(self.meta_write("last_transno", self.last_transno), essential=True)
+        self.store.apply(self.meta_write("last_transno", self.last_transno), reckoned=True)
         return self.store.log(data)
 
     def store_commit(self, batch: Batch) -> None:
@@ -238,7 +238,7 @@ class Target:
 
     def seal(self) -> Batch:
         """Freeze the running batch, with the counters that belong to it."""
-        self.store.apply(self.meta_write("last_transno", self.last_transno), essential=True)
+        self.store.apply(self.meta_write("last_transno", self.last_transno), reckoned=True)
         return self.store.seal()
 
     async def committed(self, transno: int | None = None) -> None:
@@ -555,6 +555,8 @@ class Target:
         except OpError as error:
             txn.failed()
             self._failed(call, error)
+            if self.store.pressed:
+                self.committer.commit_soon()
             return True
         except StoreFailed as error:
             self.node.crash(f"{self.name}: {error}", error)

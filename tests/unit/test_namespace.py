@@ -10,6 +10,7 @@ import pytest
 from lock_harness import FID, RES, Bench, extent, inode, turn
 
 from lustrelite.ldlm.lock import LockState
+from lustrelite.ldlm.namespace import CROWD
 from lustrelite.status_text import lock_lines
 from lustrelite.store import schema
 from lustrelite.wire.ldlm import (
@@ -497,6 +498,22 @@ async def test_a_resent_ride_finds_its_lock_unless_it_found_something_else(sim: 
         bench.locks.ride(call, expected or b"e" * 16, want)
         assert [g.resource for g in call.granted] == ([expected] if expected else [])
     assert bench.locks.lock_count == 0
+
+
+async def test_who_has_one_of_many_locks_gets_no_more_in_passing(sim: Any) -> None:
+    """It looks at one name after another of a file with many."""
+    bench = Bench()
+    for handle in range(1, 3 * CROWD):
+        call = bench.a.call()
+        bench.locks.ride(call, FID, inode(handle, LOOKUP, fid=b""))
+        assert bool(call.granted) == (handle <= CROWD)
+    for bits, rides in ((LOOKUP, False), (LOOKUP | UPDATE, True)):
+        call = bench.a.call()
+        bench.locks.ride(call, FID, inode(1000 + bits, bits, fid=b""))
+        assert bool(call.granted) == rides
+    call = bench.b.call()
+    bench.locks.ride(call, FID, inode(1, LOOKUP, fid=b""))
+    assert call.granted and bench.locks.lock_count == CROWD + 2
 
 
 # record locks

@@ -772,3 +772,22 @@ async def test_nothing_is_kept_of_objects_at_rest(rig: Rig) -> None:
     await rig.settle()
     ost = rig.ost
     assert not (ost._touched or ost._doomed or ost.prepared or len(ost.ranges))
+
+
+async def test_no_more_objects_are_granted_than_can_have_files(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client answers a write to a new object before the OST has made its file."""
+    await rig.grant(10)
+    files = rig.ost.files
+    real = files.statfs()
+    left = 25
+    monkeypatch.setattr(files, "statfs", lambda: real._replace(files_free=left))
+    assert (await rig.mdt.call(OstCreate(15, 0))).last_id == 15
+    for oid in range(1, 6):
+        await rig.client.call(write_of(oid), b"x")
+    left -= 5
+    assert (await rig.mdt.call(OstCreate(100, 0))).last_id == 25, "20 files can be made, 10 objects have none"
+    await fails(errno.ENOSPC, rig.mdt.call(OstCreate(26, 0)))
+    await rig.mdt.call(Destroy((25, 24)))
+    assert (await rig.mdt.call(OstCreate(30, 0))).last_id == 27
+    left = object_ids.INODES_AMPLE * 2
+    assert (await rig.mdt.call(OstCreate(50, 0))).last_id == 50

@@ -498,6 +498,31 @@ def test_a_sealed_batch_has_its_room_set_aside(tmp_path: Path, monkeypatch: pyte
     store.close()
 
 
+def test_a_full_target_can_be_emptied_record_by_record(tmp_path: Path) -> None:
+    """Who deletes and is told to come again after a commit can go on then; what comes with a commit is never refused."""
+    store = make(tmp_path, map_bytes=4 << 20)
+    number = 0
+    for _ in range(20):
+        with pytest.raises(OpError):
+            while True:
+                store.apply({(T, b"%08d" % number): bytes(60_000), (U, b"%08d" % number): b"x"})
+                number += 1
+        store.flush()
+    while number:
+        number -= 1
+        row = {(T, b"%08d" % number): None, (U, b"%08d" % number): None, (U, b"log %d" % number): bytes(100)}
+        for commits in range(3):
+            try:
+                store.apply(row)
+                break
+            except OpError as error:
+                assert error.errno == errno.EAGAIN and store.pressed and commits < 2
+            store.apply({(U, b"with a commit"): b"%d" % commits}, reckoned=True)
+            store.flush()
+    assert store.count(T) == 0
+    store.close()
+
+
 def test_a_full_disk_refuses_what_is_not_essential(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reopen: Callable[[], Store]
 ) -> None:
