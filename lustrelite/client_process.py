@@ -33,7 +33,7 @@ from lustrelite.process import Process
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.server_metrics import import_metrics
 from lustrelite.server_params import import_params
-from lustrelite.tunables import PARALLEL, Tunables
+from lustrelite.tunables import PARALLEL, Tunables, check
 
 LINE_BYTES_MAX = 64 << 20
 
@@ -184,7 +184,9 @@ def _lock_params(prefix: str, locks: LockCache) -> Iterable[Param]:
         if text.strip() == "clear":
             locks.clear_unused()
         else:
-            locks.resize(parse_like(0, text))  # type: ignore[arg-type]
+            size = int(parse_like(0, text))
+            check("lru_size", size)
+            locks.resize(size)
 
     def set_age(text: str) -> None:
         lru.max_age_s = parse_like(0.0, text)  # type: ignore[assignment]
@@ -199,10 +201,7 @@ def _of_tunable(name: str, tunables: Tunables, ours: str, unit: int = 1) -> Para
     """A tunable of this process in another unit; it is no other connection's for that (Lustre's would be)."""
 
     def put(text: str) -> None:
-        value = int(parse_like(0, text))
-        if value < 0:
-            raise ValueError(f"{value} is negative")
-        setattr(tunables, ours, value * unit)
+        setattr(tunables, ours, int(parse_like(0, text)) * unit)
 
     return Param(name, lambda: str(getattr(tunables, ours) // unit), put)
 

@@ -181,8 +181,11 @@ class Daemon:
                 continue
             if current is None:
                 self.node.events.emit("param.unknown", level="warning", target=config.name, param=name)
-            else:
+                continue
+            try:
                 setattr(self.node.tunables, key, parse_like(current, value))
+            except ValueError as error:
+                self.node.events.emit("param.refused", level="warning", target=config.name, why=str(error))
 
     async def _register(self, target: Target, config: TargetConfig) -> None:
         """Tell the MGS where the target runs; an MDT also learns where its OSTs are."""

@@ -21,6 +21,7 @@ _FID = struct.Struct(">QII")
 _FID_TEXT = re.compile(r"^\[?0x([0-9a-fA-F]+):0x([0-9a-fA-F]+):0x([0-9a-fA-F]+)\]?$")
 
 FID_BYTES = 16
+PORT_MAX = 0xFFFF
 EPOCH_BITS = 32  # LR_EPOCH_BITS
 SEQ_ROOT = 0x200000007
 SEQ_NORMAL = 0x200000400  # the first sequence that is granted to clients
@@ -106,7 +107,9 @@ def parse_nid(text: str) -> Nid:
     """`text` as a NID: HOST:PORT@tcp, /PATH@unix, NAME@sim; ValueError if it is none."""
     address, at, net = text.strip().rpartition("@")
     if at and address:
-        if net == "tcp" and re.match(r"^(.+):(\d{1,5})$", address):
+        if net == "tcp" and (match := re.match(r"^.+:(\d{1,5})$", address)):
+            if int(match.group(1)) > PORT_MAX:
+                raise ValueError(f"bad NID {text!r}: a port is a number up to {PORT_MAX}")
             return Nid(f"{address}@tcp")
         if net == "unix" and address.startswith("/"):
             return Nid(f"{address}@unix")

@@ -10,6 +10,7 @@ dot matches either, and its `*` and `?` stay within one component, as they do in
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from lustrelite.control import NO_MATCH
 from lustrelite.fail_loc import FailLoc
 from lustrelite.faults import parse_fault
 from lustrelite.rpc.node import Node
-from lustrelite.tunables import CHOICES
+from lustrelite.tunables import Tunables, check
 
 Getter = Callable[[], str]
 Setter = Callable[[str], Awaitable[None] | None]
@@ -123,6 +124,7 @@ class ParamTree:
         settable = [param for param in params if param.set is not None]
         if not settable:
             raise KeyError(f"{params[0].dotted} is read only" if params else f"{NO_MATCH} {pattern!r}")
+        check_text(pattern, value)  # of all that are meant, before the first one changes
         for param in settable:
             assert param.set is not None
             waiting = param.set(value)
@@ -164,6 +166,24 @@ _GLOBAL = {
     "ping_interval": "ping_interval_s",
 }
 
+# Lustre's name for a tunable, as the last component of a parameter of a device -> (ours, unit)
+_OF_DEVICES = {
+    "commit_on_sharing": ("commit_on_sharing", 1),
+    "recovery_time_soft": ("recovery_time_soft_s", 1),
+    "recovery_time_hard": ("recovery_time_hard_s", 1),
+    "sync_journal": ("sync_journal", 1),
+    "sync_lock_cancel": ("sync_lock_cancel", 1),
+    "qos_threshold_rr": ("qos_threshold_rr", 1),
+    "qos_prio_free": ("qos_prio_free", 1),
+    "qos_maxage": ("qos_maxage_s", 1),
+    "grant_shrink": ("grant_shrink", 1),
+    "grant_shrink_interval": ("grant_shrink_interval_s", 1),
+    "max_rpcs_in_flight": ("max_rpcs_in_flight", 1),
+    "max_dirty_mb": ("max_dirty_bytes", 1 << 20),
+    "max_cached_mb": ("max_cached_bytes", 1 << 20),
+    "max_read_ahead_mb": ("max_read_ahead_bytes", 1 << 20),
+}
+
 
 def parse_like(old: object, text: str) -> bool | int | float | str:
     """`text` as a value of the type of `old`; ValueError says what was expected."""
@@ -179,11 +199,31 @@ def parse_like(old: object, text: str) -> bool | int | float | str:
             raise ValueError(f"a whole number expected, not {text!r}")
         return int(digits) * scale
     if isinstance(old, float):
-        value = float(text)
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
         if not 0 <= value < 1e9:
             raise ValueError(f"seconds expected, not {text!r}")
         return value
     return text
+
+
+def check_text(pattern: str, text: str) -> None:
+    """ValueError if no process would take the value `text` for what `pattern` means; of some parameters only they know.
+
+    Who stores a value for later asks here first.
+    """
+    matches = pattern_regex(pattern).match
+    last = re.split(r"[./]", pattern)[-1]
+    meant = {field.name: 1 for field in dataclasses.fields(Tunables) if matches(f"tunables/{field.name}")}
+    meant.update((ours, 1) for theirs, ours in _GLOBAL.items() if matches(theirs))
+    if last in _OF_DEVICES and last != pattern:
+        ours, unit = _OF_DEVICES[last]
+        meant.setdefault(ours, unit)
+    for name, unit in meant.items():
+        value = parse_like(getattr(Tunables, name), text.strip().removesuffix("%") if name.startswith("qos_") else text)
+        check(name, value if isinstance(value, str) else value * unit)
 
 
 def number_text(value: object) -> str:
@@ -193,6 +233,19 @@ def number_text(value: object) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
+def _of_number(put: Callable[[str], None]) -> Setter:
+    """A setter that is given nothing but numbers, decimal or hexadecimal."""
+
+    def put_number(text: str) -> None:
+        try:
+            int(text, 0)
+        except ValueError:
+            raise ValueError(f"a number such as 0x123 expected, not {text!r}") from None
+        put(text)
+
+    return put_number
+
+
 def add_node_params(tree: ParamTree, node: Node) -> None:
     """Version, limits, tunables and faults."""
     tunables = node.tunables
@@ -200,8 +253,6 @@ def add_node_params(tree: ParamTree, node: Node) -> None:
     def tunable(name: str) -> tuple[Getter, Setter]:
         def put(text: str) -> None:
             value = parse_like(getattr(tunables, name), text)
-            if name in CHOICES and value not in CHOICES[name]:
-                raise ValueError(f"one of {', '.join(filter(None, CHOICES[name]))} expected, not {text!r}")
             setattr(tunables, name, value)
             node.events.emit("param.changed", param=name, value=number_text(getattr(tunables, name)))
 
@@ -215,8 +266,8 @@ def add_node_params(tree: ParamTree, node: Node) -> None:
     tree.add("node", lambda: node.name)
 
     fail_loc = FailLoc(node.faults)
-    tree.add("fail_loc", fail_loc.get, fail_loc.set)
-    tree.add("fail_val", fail_loc.get_value, fail_loc.set_value)
+    tree.add("fail_loc", fail_loc.get, _of_number(fail_loc.set))
+    tree.add("fail_val", fail_loc.get_value, _of_number(fail_loc.set_value))
 
     def arm(text: str) -> None:
         if text.strip() in ("", "0", "clear"):

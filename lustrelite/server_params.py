@@ -13,6 +13,7 @@ from lustrelite.recovery.import_fsm import State
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.rpc.export import Export
 from lustrelite.target.target import Target
+from lustrelite.tunables import limits
 from lustrelite.wire.ost import resource_of
 
 _TREES = {"MDT": "mdt", "OST": "obdfilter", "MGS": "mgs"}
@@ -219,10 +220,7 @@ def _of_allocator(target: Target, allocator: Any) -> Iterable[Param]:
 
     def percent(name: str) -> tuple[Any, Any]:
         def put(text: str) -> None:
-            value = int(parse_like(0, text.strip().removesuffix("%")))
-            if not 0 <= value <= 100:
-                raise ValueError(f"{text} is not between 0 and 100 percent")
-            setattr(tunables, name, value)
+            setattr(tunables, name, parse_like(0, text.strip().removesuffix("%")))
             allocator.refresh()
 
         return (lambda: f"{getattr(tunables, name)}%"), put
@@ -244,7 +242,10 @@ def _of_osp(prefix: str, osp: Any) -> Iterable[Param]:
     tunables = osp.node.tunables
 
     def create_count(text: str) -> None:
-        osp.batch = int(parse_like(0, text))
+        count = int(parse_like(0, text))
+        if not 1 <= count <= limits.precreate_max:
+            raise ValueError(f"create_count cannot be {count}: a number from 1 to {limits.precreate_max} expected")
+        osp.batch = count
 
     yield Param(f"{prefix}/prealloc_last_id", lambda: str(osp.granted))
     yield Param(f"{prefix}/prealloc_next_id", lambda: str(osp.next))
@@ -255,8 +256,8 @@ def _of_osp(prefix: str, osp: Any) -> Iterable[Param]:
 
     def max_create_count(text: str) -> None:
         count = int(parse_like(0, text))
-        if count < 0:
-            raise ValueError(f"{count} is negative")
+        if not 0 <= count <= limits.precreate_max:
+            raise ValueError(f"max_create_count cannot be {count}: a number from 0 to {limits.precreate_max} expected")
         osp.limit_batch(count)
 
     yield Param(

@@ -28,6 +28,7 @@ class limits:
     mod_rpcs_max = 32  # modifying requests in flight per client and target
     mod_rpcs_spare = 2  # more of them, each for one request on which others may wait: a Close; a Reopen or a Setattrs
     pre_versions_max = 4
+    precreate_max = 20_000  # objects that an OST makes ahead at once, as many as with Lustre (OST_MAX_PRECREATE)
     links_per_service_max = 4096
     requests_per_service_max = 4096
     requests_reserved_max = 1024  # of them, for connect, ping, close, cancel, resends, recovery
@@ -44,9 +45,60 @@ PARALLEL = 8  # files that a copy has under way
 FAILOVER_MODE = "failover.mode"  # a parameter that every target has for itself: the configuration says NAME.failover.mode
 
 
+_SECONDS = (0.001, 1e9)  # what would be asked without a pause, or over before it began, if it were 0
+_SWITCH = (0, 1)
+BOUNDS: dict[str, tuple[float, float]] = {  # least and most; of others 0 and what can be stored
+    **dict.fromkeys(
+        ("rpc_timeout_s", "at_history_s", "connect_timeout_s", "reconnect_pause_s", "reconnect_pause_max_s",
+         "ping_interval_s", "uncommitted_ping_s", "evict_silent_s", "recovery_time_soft_s", "recovery_time_hard_s",
+         "replay_timeout_s", "lock_callback_s", "qos_maxage_s"), _SECONDS,
+    ),
+    **dict.fromkeys(("commit_on_sharing", "debug", "caching", "grant_shrink", "sync_journal"), _SWITCH),
+    "max_mod_rpcs": (1, limits.mod_rpcs_max),
+    "max_rpcs_in_flight": (1, 256),
+    "max_bytes_per_rpc": (4 << 10, limits.brw_bytes_max),
+    "precreate_min": (0, limits.precreate_max),  # 0: 1
+    "precreate_max": (0, limits.precreate_max),
+    "qos_threshold_rr": (0, 100),
+    "qos_prio_free": (0, 100),
+    "stripe_count": (-1, limits.stripes_max),  # -1: all; 0: 1
+    "stripe_size": (limits.stripe_bytes_min, (1 << 32) - limits.stripe_bytes_min),
+    "spin_us": (0, 1_000_000),
+    "bulk_connections": (0, 16),
+    "reserved_permille": (0, 1000),
+}  # fmt: skip
+MULTIPLES = {"stripe_size": limits.stripe_bytes_min}
+
+
+def check(name: str, value: object) -> None:
+    """ValueError, which says what is possible, unless the tunable `name` can have `value`."""
+    if name in CHOICES:
+        if value not in CHOICES[name]:
+            raise ValueError(f"{name} cannot be {value!r}: {', '.join(filter(None, CHOICES[name]))} expected")
+        return
+    assert isinstance(value, int | float), name
+    least, most = BOUNDS.get(name, (0, 1e9 if name.endswith("_s") else limits.file_bytes_max))
+    multiple = MULTIPLES.get(name, 0)
+    if not least <= value <= most or (multiple and value % multiple):  # NaN is in no range
+        what = f"a multiple of {multiple}" if multiple else "a number"
+        raise ValueError(f"{name} cannot be {_text(value)}: {what} from {_text(least)} to {_text(most)} expected")
+
+
+def _text(value: float) -> str:
+    return str(int(value)) if isinstance(value, int) else f"{value:g}"
+
+
 @dataclass
 class Tunables:
-    """What an administrator may change. Seconds unless the name says otherwise."""
+    """What an administrator may change. Seconds unless the name says otherwise.
+
+    Nothing else than what `check` lets through is ever in here, whoever sets it.  ValueError
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set the tunable `name`, unless it cannot have `value`."""
+        check(name, value)
+        super().__setattr__(name, value)
 
     rpc_timeout_s: float = 4.0  # then resend on the same connection; at the second expiry disconnect
     at_max_s: float = 60.0  # the most that measured service times add to rpc_timeout_s; 0: nothing

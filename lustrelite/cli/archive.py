@@ -43,10 +43,10 @@ def backup(destination: Path) -> None:
     cluster = where().cluster().need()
     if destination.exists():
         raise Refused(f"{destination} exists already: choose a new name")
-    with cluster.locked():
+    with _place_beside(destination) as place, cluster.locked():
         running = cluster.down()
         try:
-            saved = _save(cluster, destination)
+            saved = _save(cluster, destination, place)
         finally:
             if running:
                 cluster.up()
@@ -60,17 +60,28 @@ def _is_archive(path: Path) -> bool:
     return path.name.endswith((".tar", ".tar.gz", ".tgz"))
 
 
-def _save(cluster: Cluster, destination: Path) -> dict[str, Any]:
-    """What is at `destination` is whole, or not there."""
-    with tempfile.TemporaryDirectory(prefix=".backup-", dir=destination.absolute().parent) as place:
-        tree, archive = Path(place) / "tree", Path(place) / "archive"
-        manifest = _save_tree(cluster, tree)
-        if not _is_archive(destination):
-            tree.rename(destination)
-            return manifest
-        with tarfile.open(archive, "w:gz" if destination.name.endswith("gz") else "w") as file:
-            file.add(tree, arcname=".")
-        archive.rename(destination)
+@contextlib.contextmanager
+def _place_beside(destination: Path) -> Iterator[Path]:
+    """A directory that is gone in the end, from which `destination` is reached by a rename.  Refused"""
+    parent = destination.absolute().parent
+    try:
+        place = tempfile.TemporaryDirectory(prefix=".backup-", dir=parent)
+    except OSError as error:
+        raise Refused(f"nothing can be written to {parent} ({error.strerror}): choose another place for the backup") from None
+    with place as name:
+        yield Path(name)
+
+
+def _save(cluster: Cluster, destination: Path, place: Path) -> dict[str, Any]:
+    """What is at `destination` is whole, or not there; until it is whole it is in `place`."""
+    tree, archive = place / "tree", place / "archive"
+    manifest = _save_tree(cluster, tree)
+    if not _is_archive(destination):
+        tree.rename(destination)
+        return manifest
+    with tarfile.open(archive, "w:gz" if destination.name.endswith("gz") else "w") as file:
+        file.add(tree, arcname=".")
+    archive.rename(destination)
     return manifest
 
 

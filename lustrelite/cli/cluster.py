@@ -31,7 +31,7 @@ from lustrelite import control
 from lustrelite.alive import runs, start_ticks
 from lustrelite.cli.errors import Refused
 from lustrelite.control import ControlFailed
-from lustrelite.ids import check_fsname, target_name
+from lustrelite.ids import check_fsname, parse_nid, target_name
 from lustrelite.tunables import limits
 
 PLAN_VERSION = 1
@@ -125,15 +125,21 @@ class Cluster:
     # the plan -----------------------------------------------------------------------------------------------------
 
     def _load(self) -> None:
-        plan = json.loads(self.plan_path.read_text())
-        if plan["version"] != PLAN_VERSION:
-            raise Refused(f"{self.plan_path} has version {plan['version']}, this program knows {PLAN_VERSION}")
-        self.fsname = plan["fsname"]
-        self.params = plan["params"]
-        self.members = {
-            m["name"]: Member(m["name"], m["role"], tuple(m["nids"]), tuple(m["targets"]), m["standby"])
-            for m in plan["processes"]
-        }
+        try:
+            plan = json.loads(self.plan_path.read_text())
+            if plan["version"] != PLAN_VERSION:
+                raise Refused(f"{self.plan_path} has version {plan['version']}, this program knows {PLAN_VERSION}")
+            self.fsname = check_fsname(plan["fsname"])
+            self.params = {str(name): str(value) for name, value in plan["params"].items()}
+            self.members = {
+                str(m["name"]): Member(str(m["name"]), str(m["role"]), tuple(map(parse_nid, m["nids"])),
+                                       tuple(map(str, m["targets"])), bool(m["standby"]))
+                for m in plan["processes"]
+            }  # fmt: skip
+        except KeyError as error:
+            raise Refused(f"{self.plan_path} is damaged ({error} is missing): restore it from a backup") from None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise Refused(f"{self.plan_path} is damaged ({error}): restore it from a backup") from None
 
     def _save(self) -> None:
         plan = {
@@ -354,8 +360,10 @@ class Cluster:
             command += ["--target", str(self.target_dir(target))]
         if member.standby or any(m.standby and set(m.targets) & set(member.targets) for m in self.members.values()):
             command.append("--wait")  # of a pair, whoever comes second waits
+        wrong = self.wrong_params()
         for param, value in self.params.items():
-            command += ["--set", f"{param}={value}"]
+            if param not in wrong:
+                command += ["--set", f"{param}={value}"]
         with open(self.log_dir / f"{name}.log", "ab") as log:
             child = Detached(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.state_dir, env=child_environment(),
@@ -363,6 +371,20 @@ class Cluster:
             )  # fmt: skip
         self._children[child.pid] = child
         return child
+
+    def wrong_params(self) -> dict[str, str]:
+        """Why not, of every parameter of the plan that cannot be as an older program put it there: it is left out."""
+        if not self.params:
+            return {}
+        from lustrelite.params import check_text  # servers' code
+
+        wrong = {}
+        for param, value in self.params.items():
+            try:
+                check_text(param, value)
+            except ValueError as error:
+                wrong[param] = str(error)
+        return wrong
 
     def wait_ready(self, name: str, child: Detached | None, wait_s: float = START_WAIT_S) -> dict[str, Any]:
         """Wait until the process serves, or is a standby; Refused with the last words of its log if it does not."""

@@ -37,6 +37,8 @@ def up(
             )  # fmt: skip
         else:
             _check_same(cluster, osts, oss, name, params)
+            for why in cluster.wrong_params().values():
+                click.echo(f"lustrelite: left out of {cluster.plan_path}: {why}", err=True)
         try:
             started = cluster.up()
         except Refused:
@@ -59,6 +61,12 @@ def _assignment(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
         raise Refused(f"bad --set {text!r}: PARAM=VALUE expected")
+    from lustrelite.params import check_text  # servers' code: only who sets something waits for it
+
+    try:
+        check_text(name, value)
+    except ValueError as error:
+        raise Refused(f"--set {text}: {error}") from None
     return name, value
 
 

@@ -6,6 +6,8 @@ front: `mds1: version=...`.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,16 +128,34 @@ def get_param(values_only: bool, names_only: bool, patterns: tuple[str, ...]) ->
 @click.argument("assignments", nargs=-1, required=True, metavar="NAME=VALUE...")
 def set_param(quiet: bool, permanent: bool, delete: bool, assignments: tuple[str, ...]) -> None:
     """Set parameters, as in `llctl set_param mdt.*.commit_on_sharing=0`."""
-    for assignment in assignments:
-        name, equals, value = assignment.partition("=")
+    parts = [assignment.partition("=") for assignment in assignments]
+    for assignment, (name, equals, value) in zip(assignments, parts, strict=True):
         if not equals and not delete:
             raise Refused(f"bad argument {assignment!r}: NAME=VALUE expected")
+        if permanent and not delete:
+            from lustrelite.params import check_text  # servers' code: who sets nothing for good does not wait for it
+
+            with _refused_as(name, value):
+                check_text(name, value)
+    for name, _, value in parts:
         if permanent:
             _processes().call_any("set_permanent", pattern=name, value="" if delete else value)
             continue
-        for node, names in _processes().call("set_param", pattern=name, value=value).items():
+        with _refused_as(name, value):
+            changed = _processes().call("set_param", pattern=name, value=value)
+        for node, names in changed.items():
             for each in names if not quiet else ():
                 click.echo(f"{node}: {each}={value}")
+
+
+@contextlib.contextmanager
+def _refused_as(name: str, value: str) -> Iterator[None]:
+    """A refusal names the parameter and its value."""
+    try:
+        yield
+    except (Refused, ValueError) as error:
+        why = str(error)
+        raise Refused(why if repr(name) in why or why.startswith(name) else f"{name}={value}: {why}") from None
 
 
 @llctl.command("list_param")
@@ -145,13 +165,18 @@ def set_param(quiet: bool, permanent: bool, delete: bool, assignments: tuple[str
 def list_param(recursive: bool, suffix: bool, patterns: tuple[str, ...]) -> None:
     """List the names of parameters."""
     names: dict[str, None] = {}
+    unknown = []
     for pattern in patterns:
-        for rows in _processes().call("list_param", pattern=pattern, recursive=recursive).values():
-            for name, access in rows:
-                tail = "=" if "w" in access else ""
-                names[name + tail if suffix else name.rstrip(".")] = None
+        rows = [row for rows in _processes().call("list_param", pattern=pattern, recursive=recursive).values() for row in rows]
+        for name, access in rows:
+            tail = "=" if "w" in access else ""
+            names[name + tail if suffix else name.rstrip(".")] = None
+        if not rows:
+            unknown.append(pattern)
     for name in sorted(names):
         click.echo(name)
+    if unknown:
+        raise Refused(f"{NO_MATCH} {unknown[0]!r}; `llctl list_param '*'` names the first level")
 
 
 @llctl.command("abort_recovery")
@@ -200,7 +225,18 @@ def conf_param(assignment: str) -> None:
         raise Refused(f"bad argument {assignment!r}: {known} expected (others: llctl set_param -P)")
     if parse_target_name(target)[1] != "OST":
         raise Refused(f"{target} is no OST")
+    osts = _known_osts()
+    if osts and target not in osts:
+        raise Refused(f"no OST {target!r} is known here; there are: {', '.join(osts)}")
     _processes().call_any("set_permanent", pattern=name, value=value)
+
+
+def _known_osts() -> list[str]:
+    """The OSTs that the running processes serve or have connections to; empty if nobody has any: an OSS knows only its own."""
+    names = [device["name"] for _, device in _processes().devices()]
+    if not any("-osc-" in name for name in names):
+        return []
+    return sorted({name.split("-osc-")[0] for name in names if "-OST" in name})
 
 
 @llctl.command("list_nids")

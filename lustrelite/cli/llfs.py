@@ -19,7 +19,7 @@ from click.core import ParameterSource
 from lustrelite import control
 from lustrelite.cli.context import Where, state_dir_option, where
 from lustrelite.cli.errors import Refused, named, run
-from lustrelite.cli.mounts import Place, control_socket, mount_of, mounts, place_of
+from lustrelite.cli.mounts import Place, control_socket, mount_of, mounts, on_mount, place_of
 from lustrelite.control import ControlFailed
 from lustrelite.errors import OpError
 from lustrelite.ids import Fid, fid_text, parse_fid, target_name, target_uuid
@@ -263,7 +263,7 @@ def fid2path(print_fid: bool, zero: bool, where_: str, fids: tuple[str, ...]) ->
 
 def _file_system(text: str) -> Place:
     """All of the file system that a name, a mount point, or a path in either, means."""
-    if "/" not in text:
+    if "/" not in text and not on_mount(text):
         mount = next((each for each in reversed(mounts()) if each.fsname == text), None)
         if mount is None or _chosen():
             text = f"{text}:/"

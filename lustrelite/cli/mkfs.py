@@ -11,6 +11,7 @@ import click
 from lustrelite import format as target_format
 from lustrelite.cli.errors import Refused, run
 from lustrelite.ids import parse_nid
+from lustrelite.params import check_text
 
 
 def _nids(groups: tuple[str, ...]) -> tuple[str, ...]:
@@ -24,6 +25,11 @@ def _params(assignments: tuple[str, ...]) -> dict[str, str]:
         name, equals, value = assignment.partition("=")
         if not equals or not name:
             raise Refused(f"bad --param {assignment!r}: NAME=VALUE expected")
+        try:
+            check_text(f"tunables.{name.rpartition('.')[2]}", value)  # as it will be set (daemon.py)
+            check_text(name, value)
+        except ValueError as error:
+            raise Refused(f"--param {assignment}: {error}") from None
         found[name] = value
     return found
 

@@ -35,6 +35,7 @@ from lustrelite.ids import Nid
 
 WAIT_S = 60.0  # for the servers, at the mount
 LEAVE_S = 100.0  # for the process, at the unmount: longer than a recovery may take
+KILL_S = 10.0  # for it to be gone when it is killed
 FORCE_S = 2.0  # for it to hear that it is not to wait for servers
 POLL_S = 0.01
 NAME_BYTES_MAX = 200  # file names are made of it
@@ -176,6 +177,9 @@ def unmount(point: str, run_dirs: list[Path], *, force: bool = False, lazy: bool
     record = record_of(point, run_dirs)
     device = attach.device_of(point)
     if not device:
+        if record and force and record["state"] != "starting":
+            _end(point, record)
+            return
         if record:
             what = "is still mounting it" if record["state"] == "starting" else "had it mounted and is still leaving"
             raise Refused(f"{point} is not mounted, but process {record['pid']} {what}: wait for it, or end it (kill {record['pid']})")
@@ -183,8 +187,7 @@ def unmount(point: str, run_dirs: list[Path], *, force: bool = False, lazy: bool
 
     def tell(cmd: str, **fields: bool) -> None:
         if record and force:
-            with contextlib.suppress(control.ControlFailed, OSError):
-                control.call(Path(str(record["control"])), cmd, FORCE_S, **fields)
+            _tell(record, cmd, **fields)
 
     tell("forced", forced=True)
     try:
@@ -207,12 +210,40 @@ def unmount(point: str, run_dirs: list[Path], *, force: bool = False, lazy: bool
         why = "is gone, or not known here (another user's, or another --run-dir)"
         click.echo(f"umount.lustrelite: {point} is unmounted; nobody waits for its process, which {why}", err=True)
         return
-    deadline = time.monotonic() + LEAVE_S
+    if not _wait_gone(record, LEAVE_S):
+        raise Refused(f"{point} is unmounted, but process {record['pid']} {_why_it_stays(record)}")
+    _expect_good_end(point, record)
+
+
+def _end(point: str, record: dict[str, Any]) -> None:
+    """End the process that is still leaving: it is told not to wait for servers, and killed if it goes on.  Refused"""
+    pid = int(record["pid"])
+    if any(line.kind == attach.TYPE and line.point == point for line in attach.mountinfo(Path(f"/proc/{pid}/mountinfo"))):
+        raise Refused(f"{point} is mounted in another mount namespace, that of process {pid}: unmount it there (nsenter -m -t {pid})")
+    _tell(record, "forced", forced=True)
+    _tell(record, "abort")
+    if not _wait_gone(record, FORCE_S):
+        if runs(record):  # else the number is another one's by now
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if not _wait_gone(record, KILL_S):
+            raise Refused(f"{point}: process {pid} was killed and does not end: the kernel holds it (/proc/{pid}/stack says where)")
+    _take_record(record)
+    click.echo(f"umount.lustrelite: process {pid}, which was still leaving {point}, is ended: what it had not written back is lost", err=True)
+
+
+def _tell(record: dict[str, Any], cmd: str, **fields: bool) -> None:
+    with contextlib.suppress(control.ControlFailed, OSError):
+        control.call(Path(str(record["control"])), cmd, FORCE_S, **fields)
+
+
+def _wait_gone(record: dict[str, Any], wait_s: float) -> bool:
+    deadline = time.monotonic() + wait_s
     while runs(record):
         if time.monotonic() > deadline:
-            raise Refused(f"{point} is unmounted, but process {record['pid']} {_why_it_stays(record)}")
+            return False
         time.sleep(POLL_S)
-    _expect_good_end(point, record)
+    return True
 
 
 def _why_it_stays(record: dict[str, Any]) -> str:
@@ -227,17 +258,25 @@ def _why_it_stays(record: dict[str, Any]) -> str:
 
 def _expect_good_end(point: str, record: dict[str, Any]) -> None:
     """Who ends in good order and has lost nothing takes his record with him.  Refused"""
-    path = Path(str(record["control"])).with_name(f"{record['name']}.json")
-    try:
-        last = json.loads(path.read_text())
-    except (OSError, ValueError):
+    last = _take_record(record)
+    if not last:
         return
-    if (last["pid"], last["start_ticks"]) != (record["pid"], record["start_ticks"]):
-        return  # somebody else's by now
-    path.unlink(missing_ok=True)
     if "lost" in last:
         raise Refused(f"{point} is unmounted, but of what was written to {last['lost']} file(s) something is lost; see its log")
     raise Refused(f"{point} is unmounted, but process {record['pid']} died before everything was written back; see its log")
+
+
+def _take_record(record: dict[str, Any]) -> dict[str, Any]:
+    """The last record that the process of `record` left behind, which is removed; empty if it took it with it."""
+    path = Path(str(record["control"])).with_name(f"{record['name']}.json")
+    try:
+        last: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    if (last["pid"], last["start_ticks"]) != (record["pid"], record["start_ticks"]):
+        return {}  # somebody else's by now
+    path.unlink(missing_ok=True)
+    return last
 
 
 def own_run_dir() -> Path:

@@ -20,6 +20,7 @@ from lustrelite.ids import Nid, check_fsname, parse_nid
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 PORT = 988
+_FSNAME = re.compile(r"^[-_a-zA-Z0-9]{1,8}$")
 _REMOTE = re.compile(r"^([-_a-zA-Z0-9]{1,8}):(/.*|)$")
 
 
@@ -103,6 +104,18 @@ def mount_of(path: str) -> Mounted | None:
         if inside and (best is None or len(mount.point) >= len(best.point)):
             best = mount
     return best
+
+
+def on_mount(name: str) -> bool:
+    """Is `name`, seen from the current directory, a mount or something on one? Else it may be that of a file system.
+
+    What can be no file system's name, and what is a mount itself, is not looked at.
+    """
+    for local in (os.path.abspath(name), os.path.realpath(name)):
+        mount = mount_of(local)
+        if mount is not None:
+            return local == mount.point or not _FSNAME.match(name) or os.path.lexists(local)
+    return False
 
 
 def remote(text: str) -> str | None:

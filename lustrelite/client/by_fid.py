@@ -33,7 +33,7 @@ from lustrelite.wire.ldlm import LOOKUP, PERM, XATTR
 from lustrelite.wire.mdt import Attr, Dirent, DirPage, OpenReply, StatfsReply, StripeHint
 from lustrelite.wire.message import ROOT_CRED, Cred
 
-NOW = -(1 << 63)  # as a time, and never one: the client's clock, when the request is made
+NOW = 1 << 64  # as a time, and never one: the client's clock, when the request is made
 READDIR_COUNT = 1000  # names asked for at once
 FEW = 16  # attributes that are asked for one by one rather than with their page
 _TIME_MIN, _TIME_MAX = -(1 << 63), (1 << 63) - 1  # nanoseconds
@@ -623,4 +623,4 @@ _OPEN_FLAGS = (
 
 def _storable(time: int | None) -> int | None:
     """The nearest time that an inode can hold.  Source: timestamp_truncate(), fs/inode.c"""
-    return None if time is None else min(max(time, _TIME_MIN), _TIME_MAX)
+    return time if time is None or time == NOW else min(max(time, _TIME_MIN), _TIME_MAX)

@@ -14,6 +14,7 @@ import pytest
 
 from lustrelite import control
 from lustrelite.alive import runs
+from lustrelite.cli.cluster import child_environment
 from lustrelite.fuse import attach
 from tests.posix.mounts import Mounted, missing, when
 
@@ -112,6 +113,44 @@ async def test_an_unmount_tells_of_what_is_lost_and_nobody_has_heard_of(world: A
         async with Mounted(w, "again") as again:
             for name in ("a", "b"):
                 await again.call(os.unlink, again.path / name)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_a_forced_unmount_ends_who_is_still_leaving(world: Any, stopped: bool) -> None:
+    """Its OSS is dead and it waits to write back; or it does not even hear that it is not to wait."""
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+        await m.call((m.path / "f").write_bytes, b"lost")
+        record = m.record
+        w.expect("lock.expired", "client.evicted", "recovery.evicting")  # of the one that is killed
+        await w.oss[0].kill()
+        await m.umount("-l")
+        if stopped:
+            os.kill(record["pid"], signal.SIGSTOP)
+        done = await m.run("umount", str(m.path))
+        assert done.returncode == 1 and "is still leaving" in done.stderr and runs(record)
+        done = await m.run("umount", "-f", str(m.path))
+        assert not done.returncode and not runs(record) and not list(m.run_dir.glob("*.json"))
+        assert f"process {record['pid']}, which was still leaving {m.path}, is ended: what it had not written back is lost" in done.stderr
+        done = await m.run("umount", "-f", str(m.path))
+        assert done.returncode == 1 and "nothing of ours is mounted there" in done.stderr
+        await w.oss[0].start()
+        async with Mounted(w, "again") as again:
+            await again.call(os.unlink, again.path / "f")
+
+
+@pytest.mark.processes
+async def test_a_forced_unmount_leaves_alone_who_serves_another_namespace(world: Any) -> None:
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+        record = m.record
+        done = await m.call(
+            subprocess.run,
+            ["unshare", "-m", "--propagation", "private", "sh", "-c", 'umount "$0" && exec "$@"', str(m.path),
+             *m.command("umount", "-f", str(m.path))],
+            env=child_environment(), capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1 and f"in another mount namespace, that of process {record['pid']}" in done.stderr, done.stderr
+        assert m.record == record and os.path.ismount(m.path) and m.tell("ping") == "pong"
 
 
 @pytest.mark.processes

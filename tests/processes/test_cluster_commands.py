@@ -423,6 +423,62 @@ def test_a_copy_never_meets_the_servers_of_the_other(tmp_path: Path, way: str) -
         assert "clean" in each.run("fsck")
 
 
+def test_a_value_that_cannot_be_is_refused_wherever_it_can_be_set(shell: Shell) -> None:
+    before = shell.llctl("get_param", "tunables.*", "mdt.*.commit_on_sharing")
+    for words, said in (
+        (("tunables.stripe_size=3",), "tunables.stripe_size=3: stripe_size cannot be 3: a multiple of 65536"),
+        (("timeout=0",), "timeout=0: rpc_timeout_s cannot be 0: a number from 0.001"),
+        (("-P", "tunables.stripe_count=-7"), "stripe_count cannot be -7: a number from -1 to 2000"),
+        (("-P", "tunables.spin_us=7", "mdt.*.commit_on_sharing=2"), "commit_on_sharing cannot be 2"),
+        (("osp.*.create_count=-1",), "create_count cannot be -1"),
+        (("fail_loc=zzz",), "fail_loc=zzz: a number such as 0x123 expected"),
+    ):
+        refused = shell.llctl("set_param", *words, status=1)
+        assert said in refused and refused.count("\n") == 1, refused
+    assert shell.llctl("get_param", "tunables.*", "mdt.*.commit_on_sharing") == before
+
+
+def test_what_is_not_there_is_said_so(shell: Shell) -> None:
+    for command in ("list_param", "get_param"):
+        assert "no parameter matches 'nope'; `llctl list_param" in shell.llctl(command, "nope", status=1)
+    said = shell.llctl("list_param", "nope", "version", status=1)
+    assert said.startswith("version\n") and "'nope'" in said
+    said = shell.llctl("conf_param", "lustre-OST0009.osc.active=0", status=1)
+    assert "no OST 'lustre-OST0009' is known here; there are: lustre-OST0000, lustre-OST0001, lustre-OST0002" in said
+
+
+def test_a_backup_that_cannot_be_written_stops_nobody(shell: Shell) -> None:
+    before = shell.pids()
+    for place in ("/proc/x", "/nowhere/at/all"):
+        assert f"nothing can be written to {Path(place).parent}" in shell.run("backup", place, status=1)
+    assert shell.pids() == before
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"version": 1}', '{"version": 1, "fsname": "f", "params": [], "processes": []}'])
+def test_a_damaged_plan_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "cluster.json").write_text(text)
+    for command in ("up", "status", "down"):
+        said = Shell(tmp_path).run(command, status=1)
+        assert f"{tmp_path / 'cluster.json'} is damaged (" in said and "restore it from a backup" in said
+
+
+def test_a_plan_with_a_parameter_that_cannot_be_starts_without_it(tmp_path: Path) -> None:
+    """An older program checked only the type."""
+    shell = Shell(tmp_path / "s")
+    assert "--set tunables.stripe_size=3: stripe_size cannot be 3" in shell.run("up", "--set", "tunables.stripe_size=3", status=1)
+    assert "no cluster" in shell.run("status", status=1)
+    shell.run("up", "--osts", 1)
+    shell.run("down")
+    plan = shell.state_dir / "cluster.json"
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), "params": {"tunables.stripe_size": "3", "tunables.spin_us": "1"}}))
+    assert f"left out of {plan}: stripe_size cannot be 3" in shell.run("up")
+    try:
+        values = shell.llctl("--node", "mds1", "get_param", "-n", "tunables.stripe_size", "tunables.spin_us").split()
+        assert values == ["1048576", "1"]
+    finally:
+        shell.run("down")
+
+
 def test_a_first_start_that_fails_binds_nobody(tmp_path: Path) -> None:
     shell = Shell(tmp_path / "s")
     assert "no parameter matches 'spin_us'" in shell.run("up", "--set", "spin_us=1", status=1)

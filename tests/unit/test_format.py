@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from lustrelite.cli.mkfs import mkfs_command, tunefs_command
 from lustrelite.errors import FormatRefused, OpError
 from lustrelite.format import TargetConfig, check_config, claim, format_target, read_target
+from lustrelite.ids import parse_nid
 from lustrelite.store.kv import Store
 from lustrelite.store.schema import (
     FORMAT_VERSION,
@@ -188,3 +189,19 @@ def test_tunefs_writeconf_makes_an_mgs_forget_where_targets_are(tmp_path: Path) 
         assert tunefs(*arguments, tmp_path).exit_code == 0
         with contextlib.closing(Store.open(tmp_path, "MGS", readonly=True)) as store:
             assert (store.count(TARGETS), store.count(PARAMS)) == (left, 1)
+
+
+def test_a_parameter_that_cannot_be_is_not_written(tmp_path: Path) -> None:
+    made = mkfs("--ost", "--index", 1, "--mgsnode", MGS, "--param", "stripe_size=3", tmp_path / "t")
+    assert made.exit_code == 1 and "--param stripe_size=3: stripe_size cannot be 3" in made.output and not (tmp_path / "t").exists()
+    format_target(tmp_path, OST)
+    changed = tunefs("--param", "obdfilter.sync_journal=7", tmp_path)
+    assert changed.exit_code == 1 and "sync_journal cannot be 7" in changed.output and read_target(tmp_path) == OST
+
+
+@pytest.mark.parametrize("nid", ["1.2.3.4:99999@tcp", "host:65536@tcp"])
+def test_a_port_that_cannot_be_is_refused(tmp_path: Path, nid: str) -> None:
+    with pytest.raises(ValueError, match="a port is a number up to 65535"):
+        parse_nid(nid)
+    assert "a port is a number" in str(mkfs("--ost", "--index", 1, "--mgsnode", nid, tmp_path / "t").exception)
+    assert parse_nid("1.2.3.4:65535@tcp") == "1.2.3.4:65535@tcp" and parse_nid("[::1]:0@tcp") == "[::1]:0@tcp"

@@ -69,6 +69,33 @@ def test_a_path_means_a_file_system(text: str, fsname: str, path: str, shown: st
     assert (place.fsname, place.path, place.shown(path)) == (fsname, path, shown)
 
 
+def test_a_name_in_the_current_directory_that_is_mounted_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`cd /mnt; llfs df m`; what is called as a file system is wins only if it is on a mount."""
+    line = "40 22 0:44 / {} rw - fuse.lustrelite mgs2:/away rw\n"
+    points = [tmp_path / "m_c2", tmp_path / "lustre", tmp_path / "in"]
+    (tmp_path / "mountinfo").write_text("".join(line.format(point) for point in points))
+    for directory in (*points, tmp_path / "in" / "lustre", tmp_path / "away"):
+        directory.mkdir()
+    (tmp_path / "link").symlink_to("m_c2")
+    monkeypatch.chdir(tmp_path)
+
+    def found(text: str) -> tuple[str, str, str]:
+        place = llfs._file_system(text)
+        return place.fsname, place.path, place.prefix
+
+    with click.Context(llfs.llfs, obj=Where(tmp_path, "mgs@sim", "lustre")) as context:
+        context.meta[llfs._CHOSEN] = True
+        assert found("m_c2") == found("link") == found("./m_c2") == ("away", "/", str(tmp_path / "m_c2"))
+        assert found("lustre") == ("away", "/", str(tmp_path / "lustre"))
+        monkeypatch.chdir(tmp_path / "in")
+        assert found("lustre") == ("away", "/lustre", str(tmp_path / "in")) and found(".") == ("away", "/", str(tmp_path / "in"))
+        (tmp_path / "in" / "lustre").rmdir()
+        assert found("lustre") == ("lustre", "/", "")
+        context.meta[llfs._CHOSEN] = False
+        monkeypatch.chdir(tmp_path)
+        assert found("away") == ("away", "/", str(tmp_path / "in")), "a directory of that name, but on no mount"
+
+
 def test_what_a_mount_does_not_show_keeps_its_own_path() -> None:
     assert mounts.place_of("/mnt/lustre/a b").shown("/elsewhere") == "/elsewhere"
 

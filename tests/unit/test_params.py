@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import pytest
 
 from lustrelite.fail_loc import NUMBERS, FailLoc
 from lustrelite.faults import POINTS, Faults
-from lustrelite.params import Param, ParamTree, component, parse_like, pattern_regex
+from lustrelite.params import Param, ParamTree, add_node_params, check_text, component, parse_like, pattern_regex
+from lustrelite.rpc.node import Node
+from lustrelite.tunables import BOUNDS, CHOICES, MULTIPLES, Tunables, limits
 from lustrelite.wire.message import BY_NAME
 
 
@@ -125,3 +130,96 @@ def test_fail_loc_skip_and_some_count_with_fail_val() -> None:
 def test_an_unknown_fail_loc_is_refused_with_the_list() -> None:
     with pytest.raises(ValueError, match="known are 0x104"):
         FailLoc(Faults()).set("0x999")
+
+
+# what a tunable can be -----------------------------------------------------------------------------------------------
+
+IMPOSSIBLE = [
+    ("stripe_size", 0), ("stripe_size", 3), ("stripe_size", -65536), ("stripe_size", 1 << 32),
+    ("stripe_count", -7), ("stripe_count", -2), ("stripe_count", limits.stripes_max + 1),
+    ("max_dirty_bytes", -5), ("rpc_timeout_s", 0.0), ("rpc_timeout_s", math.nan), ("commit_interval_s", math.inf),
+    ("ping_interval_s", 0.0), ("lock_callback_s", 0.0), ("max_mod_rpcs", 0), ("max_mod_rpcs", limits.mod_rpcs_max + 1),
+    ("precreate_max", -1), ("precreate_min", 20_001), ("commit_on_sharing", 2), ("caching", -1), ("qos_prio_free", 101), ("max_bytes_per_rpc", 0),
+    ("lru_size", 1 << 63), ("failover_mode", "x"), ("sync_lock_cancel", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), IMPOSSIBLE)
+def test_a_tunable_is_never_what_it_cannot_be(name: str, value: object) -> None:
+    tunables = Tunables()
+    with pytest.raises(ValueError, match=rf"{name} cannot be .* expected"):
+        setattr(tunables, name, value)
+    assert tunables == Tunables()
+    with pytest.raises(ValueError, match=name):
+        Tunables(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("stripe_size", 65536), ("stripe_size", (1 << 32) - 65536), ("stripe_count", -1), ("stripe_count", 0),
+     ("stripe_count", 2000), ("at_max_s", 0.0), ("commit_log_s", 0), ("commit_interval_s", 0.0), ("max_mod_rpcs", 1),
+     ("precreate_max", 0), ("lru_size", 0), ("grant_shrink_interval_s", 1e6), ("reconnect_pause_s", 0.001), ("failover_mode", "")],
+)  # fmt: skip
+def test_what_a_tunable_can_be(name: str, value: object) -> None:
+    tunables = Tunables()
+    setattr(tunables, name, value)
+    assert getattr(tunables, name) == value
+
+
+def test_bounds_are_those_of_tunables() -> None:
+    names = {field.name for field in dataclasses.fields(Tunables)}
+    assert {*BOUNDS, *CHOICES, *MULTIPLES} <= names and not {*BOUNDS} & {*CHOICES}
+
+
+@pytest.fixture
+def node_tree() -> tuple[ParamTree, Tunables]:
+    tree, node = ParamTree(), Node("n", None)  # type: ignore[arg-type]
+    add_node_params(tree, node)
+    return tree, node.tunables
+
+
+async def test_a_value_that_cannot_be_changes_nothing(node_tree: tuple[ParamTree, Tunables]) -> None:
+    tree, tunables = node_tree
+    for pattern, value in [("tunables.stripe_size", "3"), ("timeout", "0"), ("tunables.*", "5"), ("tunables.rpc_timeout_s", "inf")]:
+        with pytest.raises(ValueError, match="expected"):
+            await tree.set(pattern, value)
+        assert tunables == Tunables(), pattern
+    assert await tree.set("tunables.stripe_size", "4M") == ["tunables.stripe_size"]
+    assert tunables.stripe_size == 4 << 20
+
+
+async def test_a_permanent_value_that_cannot_be_is_left_out(node_tree: tuple[ParamTree, Tunables]) -> None:
+    """An older program may have stored it."""
+    tree, tunables = node_tree
+    (complaint,) = await tree.apply({"tunables.stripe_count": "-7", "tunables.spin_us": "1"})
+    assert complaint.startswith("tunables.stripe_count: stripe_count cannot be -7: a number from -1 to 2000")
+    assert (tunables.stripe_count, tunables.spin_us) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [("tunables.stripe_size", "3"), ("tunables/stripe_s*", "0"), ("timeout", "0"), ("tunables.spin_us", "x"),
+     ("mdt.*.commit_on_sharing", "2"), ("lod.*.qos_threshold_rr", "101%"), ("osc.*.max_dirty_mb", "-1"),
+     ("obdfilter.lustre-OST0000.sync_lock_cancel", "x"), ("ping_interval", "nan")],
+)  # fmt: skip
+def test_what_is_to_be_stored_is_checked_before(pattern: str, text: str) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        check_text(pattern, text)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [("tunables.stripe_size", "1M"), ("lod.*.qos_threshold_rr", "17%"), ("osc.*.max_dirty_mb", "64"), ("spin_us", "x"),
+     ("ldlm.namespaces.*.lru_size", "clear"), ("lustre-OST0001.osc.active", "0"), ("nobody.knows", "this")],
+)  # fmt: skip
+def test_what_can_be_or_is_not_known_may_be_stored(pattern: str, text: str) -> None:
+    check_text(pattern, text)
+
+
+async def test_fail_loc_is_a_number(node_tree: tuple[ParamTree, Tunables]) -> None:
+    tree, _ = node_tree
+    for name in ("fail_loc", "fail_val"):
+        with pytest.raises(ValueError, match="a number such as 0x123 expected, not 'zzz'"):
+            await tree.set(name, "zzz")
+    await tree.set("fail_loc", "0x80000119")
+    assert tree.get("fail_loc") == {"fail_loc": "0x80000119"}
