@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import signal
 import sys
@@ -88,6 +89,7 @@ class Process:
             claim(self._path(".pid"))  # until we end
         self.tree = ParamTree()
         self.stopping = asyncio.Event()
+        self.stop_by = math.inf  # of the loop's clock: then we are gone
         self.record: dict[str, Any] = {
             "name": self.name, "role": role, "pid": os.getpid(), "start_ticks": start_ticks(os.getpid()),
             "run_dir": str(self.run_dir), "state": "starting",
@@ -205,7 +207,9 @@ class Process:
         self.node.events.emit("process.stopping", why=why)
         self.record["state"] = "stopping"
         self.stopping.set()
-        asyncio.get_running_loop().call_later(STOP_WAIT_S, self._stop_took_too_long)
+        loop = asyncio.get_running_loop()
+        self.stop_by = min(self.stop_by, loop.time() + STOP_WAIT_S)
+        loop.call_at(self.stop_by, self._stop_took_too_long)
         return "stopping"
 
     def _stop_took_too_long(self) -> None:

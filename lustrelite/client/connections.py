@@ -26,10 +26,11 @@ from lustrelite.client.tasks import Tasks
 from lustrelite.errors import OpError
 from lustrelite.ids import ROOT_FID, Fid, Nid
 from lustrelite.ldlm.lock_cache import LockCache
+from lustrelite.recovery.import_fsm import State
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.rpc.config import ConfigFollower
 from lustrelite.rpc.failout import Failout
-from lustrelite.rpc.goodbye import Patience
+from lustrelite.rpc.goodbye import Patience, say_left
 from lustrelite.rpc.links import LinkPool
 from lustrelite.rpc.node import Node
 from lustrelite.rpc.request import Request, Xids
@@ -37,6 +38,8 @@ from lustrelite.wire.mdt import Create, Open
 from lustrelite.wire.message import ROOT_CRED
 from lustrelite.wire.mgs import TargetInfo
 from lustrelite.wire.session import FEATURE_GRANT
+
+GIVE_UP_S = 2.0  # for the goodbye of servers that seem to be there
 
 
 class Connections:
@@ -223,6 +226,23 @@ class Connections:
         if self.names is not None:
             self.names.kept.hurry()
         await self.tasks.idle()
+
+    async def give_up(self) -> None:
+        """Leave without the servers that do not answer, and say what that costs; the others hear that we leave."""
+        if self._gone:
+            return
+        self.closed = True
+        for imp in self.imports.values():
+            if imp.state is not State.FULL:  # first: locks of the MDT go when what hangs on them has gone
+                say_left(imp, len(imp.replays.uncommitted))
+                imp.stop()
+        leaving = [imp.disconnect(patient=False) for imp in self.imports.values()]
+        if self.config is not None:
+            leaving.append(self.config.disconnect())
+        goodbye = self.node.spawn(self.tasks.outcomes(leaving, "disconnect"), "goodbye")
+        await asyncio.wait([goodbye], timeout=GIVE_UP_S)
+        goodbye.cancel()
+        self.stop()
 
     def stop(self) -> None:
         """Go without a word: nothing is closed, nobody is told."""

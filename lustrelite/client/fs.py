@@ -54,6 +54,10 @@ class FileSystem(FidOperations):
         """Close what is open and leave in good order. Ends the mount for all its views."""
         await self.connections.disconnect()
 
+    async def give_up(self) -> None:
+        """Leave as `unmount` does, but wait for nobody who does not answer: what he has not got is lost."""
+        await self.connections.give_up()
+
     def stop(self) -> None:
         """End the mount as if this process had been killed: nothing is closed, nobody is told."""
         self.connections.stop()

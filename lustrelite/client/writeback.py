@@ -513,7 +513,7 @@ class WriteBack:
                 lost += flight.end - flight.start
         self.settle(cached)
         if lost:
-            self._report(cached.owner, lost, Evicted(self.osc.name))
+            self._report(cached.owner, lost, OpError(errno.EIO, f"{self.osc.name} has evicted us, or was away when we left"))
 
     def discard(self, cached: CachedObject, start: int, end: int) -> None:
         """Forget what is dirty in the range: its file is gone."""

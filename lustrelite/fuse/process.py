@@ -35,6 +35,7 @@ from lustrelite.wire.message import ROOT_CRED
 
 READAHEAD_KIB = 4096
 FORCED_S = 3.0  # to say goodbye after an abort
+GOODBYE_S = 5.0  # of the time that a process has to stop: for servers that answer, when others have been waited for
 BUSY_S = 8.0  # that users of a mount which is to stop have to go away; of the time for stopping the rest is for the goodbye
 
 
@@ -159,7 +160,7 @@ async def serve(process: Process, tell: Callable[[], None]) -> None:
                 await _detach(process, device)
             session.close()
         stopped.cancel()
-        await _leave(fs, forced)
+        await _leave(process, fs, forced)
         if (lost := len(fs.connections.open_files.untold)) and not forced:
             process.write_record(lost=lost)
 
@@ -191,15 +192,21 @@ async def _detach(process: Process, device: str) -> None:
                     break
 
 
-async def _leave(fs: FileSystem, forced: bool) -> None:
+async def _leave(process: Process, fs: FileSystem, forced: bool) -> None:
+    """Servers that are away are waited for, but not by a process that was told to stop: then what they have not got is lost."""
+    leaving, stopped = asyncio.ensure_future(fs.unmount()), asyncio.ensure_future(process.stopping.wait())
     if not forced:
-        await fs.unmount()
+        await asyncio.wait({leaving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not leaving.done():
+        left = FORCED_S if forced else process.stop_by - asyncio.get_running_loop().time() - GOODBYE_S
+        await asyncio.wait({leaving}, timeout=max(left, 0))
+    if leaving.done():
+        leaving.result()
         return
-    try:
-        async with asyncio.timeout(FORCED_S):
-            await fs.unmount()
-    except TimeoutError:
-        fs.stop()
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    await fs.give_up()
 
 
 def _named(options: argparse.Namespace) -> Process:

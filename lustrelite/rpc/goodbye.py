@@ -67,7 +67,13 @@ async def leave(imp: ClientImport, *, patient: bool) -> None:
     uncommitted = len(imp.replays.uncommitted)
     imp.stop()
     imp.node.events.emit("import.disconnected", target=imp.target, orderly=orderly)
-    if patient and uncommitted and not orderly:
+    if patient and not orderly:
+        say_left(imp, uncommitted)
+
+
+def say_left(imp: ClientImport, uncommitted: int) -> None:
+    """It was not waited for until that many changes were durable."""
+    if uncommitted:
         imp.node.events.emit(
             "import.left_uncommitted", level="warning", target=imp.target, count=uncommitted,
             message=f"{uncommitted} changes that {imp.target} had answered are lost if it is restarted now",

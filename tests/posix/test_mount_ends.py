@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -113,6 +114,30 @@ async def test_an_unmount_tells_of_what_is_lost_and_nobody_has_heard_of(world: A
         async with Mounted(w, "again") as again:
             for name in ("a", "b"):
                 await again.call(os.unlink, again.path / name)
+
+
+@pytest.mark.processes
+async def test_who_is_told_to_stop_leaves_a_dead_oss_and_says_what_that_costs(world: Any) -> None:
+    """The servers that are there have got everything, and hear that it leaves."""
+    async with world(oss=2, clients=0, write_back_after_s=60.0) as w, Mounted(w) as m:
+        w.expect("client.data_lost", "lock.lost", "recovery.evicting", "client.evicted", "recovery.incomplete")
+        for number in range(6):
+            await m.call((m.path / f"f{number}").write_bytes, b"x" * 1000)
+        await w.oss[0].kill()
+        leaving = asyncio.create_task(m.run("umount", str(m.path)))
+        await w.eventually(when(lambda: not os.path.ismount(m.path)), "it leaves")
+        m.signal(signal.SIGTERM)
+        done = await leaving
+        assert done.returncode == 1 and "of what was written to 3 file(s) something is lost" in done.stderr
+        w.saw("client.data_lost", target=w.oss[0], times=3)
+        w.saw("import.disconnected", target=w.oss[1], orderly=True)
+        w.saw("import.disconnected", target=w.mds, orderly=True)
+        await w.oss[0].start()
+        async with Mounted(w, "again") as again:
+            sizes = [await again.call(os.path.getsize, again.path / f"f{number}") for number in range(6)]
+            assert sorted(sizes) == [0, 0, 0, 1000, 1000, 1000]
+            for number in range(6):
+                await again.call(os.unlink, again.path / f"f{number}")
 
 
 @pytest.mark.processes
