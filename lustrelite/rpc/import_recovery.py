@@ -277,23 +277,21 @@ class ImportRecovery:
         while True:
             uncommitted = bool(self.imp.replays.uncommitted)
             interval = tunables.uncommitted_ping_s if uncommitted else tunables.ping_interval_s
-            pause = min(interval, self._lease_pause())
+            rest = max(self.imp.last_reply_at + interval - self.imp.node.now(), interval / 8)
+            lease_pause = self._lease_pause()
             try:
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout(min(rest, lease_pause)):
                     await self.imp.lost.wait()
                 raise LinkLost("lost")
             except TimeoutError:
                 pass
             if self.imp.state is not State.FULL:
                 raise LinkLost("lost")
-            idle = self.imp.node.now() - self.imp.last_reply_at
-            if pause < interval:
-                uncommitted = False  # not yet
-                if self._lease_due():
-                    idle = interval
             if self.imp.leaving:
                 continue  # behind a Disconnect a ping would find no export and look like an eviction
-            if (idle >= interval * 0.9 or uncommitted) and not any(r.spec.cls is Ping for r in self.imp.sending.values()):
+            idle = self.imp.node.now() - self.imp.last_reply_at
+            due = idle >= interval * 0.9 or self._lease_due() or (uncommitted and rest <= lease_pause)
+            if due and not any(r.spec.cls is Ping for r in self.imp.sending.values()):
                 ping = Request(self.imp, BY_CLASS[Ping], Ping(), ROOT_CRED, tunables.rpc_timeout_s)
                 ping.generation = self.imp.fsm.generation
                 ping.future.add_done_callback(lambda f: f.cancelled() or f.exception())

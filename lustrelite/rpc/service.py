@@ -159,9 +159,11 @@ class Service:
         since, self._heard_at = self._heard_at, now
         limit = ABSENT_PINGS * self.node.tunables.ping_interval_s
         if now - since > limit:
-            exports = [export for target in self.targets.values() for export in target.exports.values()]
-            self.absence = Absence(since, now, frozenset(e for e in exports if e.last_request < since - limit))
-            self.node.events.emit("service.absent", took_s=now - since)
+            exports = frozenset(export for target in self.targets.values() for export in target.exports.values())
+            cut_off = frozenset(export for export in exports if export.last_request < since - limit)
+            if len(cut_off) < len(exports):  # else there was nobody to hear
+                self.absence = Absence(since, now, cut_off)
+                self.node.events.emit("service.absent", took_s=now - since)
 
     def _callback_answered(self, server_link: ServerLink, raw: Any) -> None:
         try:

@@ -98,3 +98,23 @@ async def test_a_client_that_ended_without_a_goodbye_is_forgotten_in_time(cluste
             assert not [lock for lock in server.target().namespace.table.locks() if lock.owner.uuid == uuid]
         assert not list(c.mds.target().open_handles())
         await c.b.write("/f", b"new")
+
+
+@pytest.mark.parametrize("caching", [0, 1])
+async def test_an_idle_client_pings_every_interval_and_servers_do_not_take_peace_for_an_absence(
+    cluster: Any, caching: int
+) -> None:
+    """Source: ptlrpc_pinger_main()"""
+    async with cluster(clients=1, caching=caching) as c:
+        await c.a.listdir("/")
+        await c.settle()
+        before = {imp.target: imp.calls.get("Ping", 0) for imp in c.a.imports}
+        intervals = 10
+        await asyncio.sleep(intervals * c.tunables.ping_interval_s)
+        for imp in c.a.imports:
+            assert intervals - 1 <= imp.calls["Ping"] - before[imp.target] <= 1.2 * intervals, imp.target
+        await c.a.unmount()
+        await asyncio.sleep(intervals * c.tunables.ping_interval_s)
+        b = await c.add_client()
+        await b.listdir("/")
+        c.never_saw("service.absent")
