@@ -207,15 +207,12 @@ class Daemon:
             def ost_changed(changed: TargetInfo) -> None:
                 if changed.kind == "OST":
                     mdt.set_ost(changed)
-                    params_changed(follower.params)
-
-            def params_changed(params: dict[str, str]) -> None:
-                for osp in mdt.allocator.osps.values():
-                    osp.imp.configure(params)
 
             follower.on_change(ost_changed)
-            follower.on_params(params_changed)
-            for known in (await follower.load_when_known()).values():
+            follower.on_params(mdt.configure)
+            targets = await follower.load_when_known()
+            mdt.configure(follower.params)
+            for known in targets.values():
                 ost_changed(known)
 
     async def _do_without_mgs(self, mdt: Mdt) -> None:

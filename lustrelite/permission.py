@@ -19,6 +19,8 @@ READ = 4
 WRITE = 2
 EXECUTE = 1  # search, on a directory
 
+IMMUTABLE, APPEND_ONLY = 0x10, 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
+
 
 class Owned(Protocol):
     """What must be known of a file: an inode of the MDT, or attributes that a client got."""
@@ -88,7 +90,7 @@ def require_xattr(file: Owned, name: bytes, cred: Cred, *, write: bool, remove: 
             break
     else:
         raise OpError(errno.ENOTSUP)
-    if len(name) == len(namespace):
+    if len(name) == len(namespace) or b"\0" in name:
         raise OpError(errno.EINVAL)
     if namespace == TRUSTED and cred[0] != 0:
         raise OpError(errno.EPERM if write else errno.ENODATA)

@@ -32,9 +32,9 @@ from lustrelite.client.tasks import results
 from lustrelite.errors import Evicted, OpError
 from lustrelite.ids import Fid
 from lustrelite.ldlm.client_lock import ClientLock
-from lustrelite.permission import in_group
+from lustrelite.permission import APPEND_ONLY, IMMUTABLE, in_group
 from lustrelite.tunables import limits
-from lustrelite.wire.ldlm import NL, PR, PW
+from lustrelite.wire.ldlm import NL, PR, PW, UPDATE
 from lustrelite.wire.mdt import SET_MTIME, SET_SIZE, Attr, Layout
 from lustrelite.wire.ost import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
 
@@ -86,6 +86,9 @@ class File:
             attr.mode & S_ISGID and (attr.mode & S_IXGRP or not in_group(fs.cred, attr.gid))
         )
         self._drop_set_id = bool(S_ISREG(attr.mode) and set_id and fs.cred[0])
+        self._wrote = False
+        self._lost = 0  # errno: what was written could not be written back, and who has this open was not told yet
+        self._lost_here = False  # what was written here: a write or close says so, too
         self._inode = fs.connections.open_files.add(self)
         self._locked = fs.connections.lov.locked  # None: the mount does not cache
         self._direct = bool(flags & os.O_DIRECT)
@@ -95,8 +98,6 @@ class File:
         self._reading = 0  # bytes
         self._turn = 0  # bytes moved since the loop last had a turn
         self.gives_turns = True  # False: the loop calls us for each of a few requests, and has its turns
-        self._wrote = False
-        self._lost = 0  # errno: what was written here could not be written back, and nobody was told yet
         self._durable_name = False
 
     async def __aenter__(self) -> Self:
@@ -250,13 +251,13 @@ class File:
 
     # writing ----------------------------------------------------------------------------------------------------
 
-    async def pwrite(self, data: Buffer, offset: int, *, here: bool = False) -> int:
-        """Write all of `data` at `offset` (as on Linux at the end of the file if opened with O_APPEND, unless `here`).
+    async def pwrite(self, data: Buffer, offset: int, *, append: bool | None = None) -> int:
+        """Write all of `data` at `offset`, or at the end of the file to `append` (as on Linux; None: if opened with O_APPEND).
 
         `data` may not change until this returns, and never again if the caller is cancelled: it may still be sent.
         EBADF, EFBIG, ENOSPC, EINVAL, EIO
         """
-        return (await self._write(data, offset, here))[0]
+        return (await self._write(data, offset, append))[0]
 
     def write_mapped(self, data: memoryview, offset: int, leaving: Container[ClientLock]) -> bool:
         """Pages of a mapping that are written back because their lock goes: under that lock, if it is in `leaving`."""
@@ -275,7 +276,7 @@ class File:
         if self._locked is not None and layout is not None:
             await self._locked.lock_to_write(layout, offset, length)
 
-    async def _write(self, data: Buffer, offset: int, here: bool = False) -> tuple[int, int]:
+    async def _write(self, data: Buffer, offset: int, append: bool | None = None) -> tuple[int, int]:
         if isinstance(data, str):
             raise TypeError("data is bytes, not str: encode it first")
         try:
@@ -292,7 +293,7 @@ class File:
         if self._drop_set_id:
             # A file that others than root change must not lend them its owner's rights any longer.
             await self.drop_privileges()
-        if self.flags & os.O_APPEND and not here:
+        if append or (append is None and self.flags & os.O_APPEND):
             async with self._inode.append_lock:
                 offset = await self._put(layout, view, -1)
         else:
@@ -328,20 +329,25 @@ class File:
         return offset
 
     def write_failed(self, number: int) -> bool:
-        """What was written is lost: will the next write, fsync or close say so? It does if it was written here."""
-        if self._wrote and not self._lost:
-            self._lost = number
+        """What was written is lost: the next fsync says so. Does the next write or close, too? They do if it was written here."""
+        self._lost = self._lost or number
+        self._lost_here = self._lost_here or self._wrote
         return self._wrote
 
     def attrs_lost(self, number: int) -> None:
-        """What was changed of the file's attributes is lost: the same, whoever has changed them."""
-        self._lost = self._lost or number
+        """What was changed of the file's attributes is lost: fsync, write or close say so, whoever has changed them."""
+        self._lost, self._lost_here = self._lost or number, True
 
-    def say_lost(self) -> None:
-        """Raise, once, what became of data, or attributes, that were written here before.  EIO"""
-        number, self._lost = self._lost, 0
-        if number:
+    def say_lost(self, *, asked: bool = False) -> None:
+        """Raise, once, what became of data, or attributes, that were written here before; `asked`: or elsewhere.  EIO"""
+        number = self._lost
+        if number and (asked or self._lost_here):
+            self._told()
             raise OpError(number, "what was written before is lost: it could not be written back")
+
+    def _told(self) -> None:
+        self._lost, self._lost_here = 0, False
+        self.fs.connections.open_files.untold.pop(self.fid, None)
 
     async def write(self, data: Buffer) -> int:
         """Write all of `data` at the position, which moves on (with O_APPEND: to the end of what was written)."""
@@ -378,6 +384,8 @@ class File:
         self._check(self.writable, offset)
         if length <= 0:
             raise OpError(errno.EINVAL, f"{length} bytes")
+        if (await self.fs.attributes(self.fid, UPDATE)).flags & (IMMUTABLE | APPEND_ONLY if mode & ~FALLOC_KEEP_SIZE else IMMUTABLE):
+            raise OpError(errno.EPERM, "nothing may be taken from the file")
         if offset + length > EOF:
             raise OpError(errno.EFBIG)
         self.say_lost()
@@ -398,20 +406,19 @@ class File:
     async def copy_range(self, offset: int, target: File, target_offset: int, length: int) -> int:
         """Copy up to `length` bytes from `offset` to `target`, as copy_file_range(2); returns how many there were.
 
+        Never to the end of a file: whoever has it open to append is refused by the kernel.
         EBADF, EINVAL they overlap, and the errors of reading and writing
         """
         self._check(self.readable, offset)
         target._check(target.writable, target_offset)
         if length < 0 or (self.fid == target.fid and abs(offset - target_offset) < length):
             raise OpError(errno.EINVAL, "the ranges overlap")
-        if target.flags & os.O_APPEND:
-            raise OpError(errno.EBADF, "not to the end of a file")
         done = 0
         while done < length:
             data = await self.pread(min(_COPY_BYTES, length - done), offset + done)
             if not data:
                 break
-            await target.pwrite(data, target_offset + done)
+            await target.pwrite(data, target_offset + done, append=False)
             done += len(data)
         return done
 
@@ -483,9 +490,9 @@ class File:
             works.append(connections.mdc.sync())
         outcomes = await connections.tasks.outcomes(works, "fsync")
         if self.layout is not None and isinstance(outcomes[0], OpError):
-            self._lost = 0  # this error says so, too
+            self._told()  # this error says so, too
             raise outcomes[0]
-        self.say_lost()
+        self.say_lost(asked=True)
         results(outcomes)
         if not data_only:
             self._durable_name = True

@@ -28,7 +28,7 @@ class OpenFiles:
     def __init__(self, late: LateCloses) -> None:
         self._inodes: dict[Fid, OpenInode] = {}
         self._late = late
-        self.untold: dict[Fid, None] = {}  # of which something was lost that no open file can say any more
+        self.untold: dict[Fid, int] = {}  # of which something was lost, errno, and it may be that nobody hears of it
 
     def add(self, file: File) -> OpenInode:
         """`file` was opened."""
@@ -37,6 +37,8 @@ class OpenFiles:
             inode = self._inodes[file.fid] = OpenInode()
         assert file.handle not in inode.files, "a handle is opened once"
         inode.files[file.handle] = file
+        if self.untold and (number := self.untold.get(file.fid)):
+            file.write_failed(number)
         return inode
 
     def remove(self, file: File) -> None:
@@ -68,10 +70,13 @@ class OpenFiles:
         self._late.forget(fid, mtime=mtime, atime=atime)
 
     def write_failed(self, fid: Fid, number: int) -> None:
-        """Data that was written to `fid` and answered is lost: who wrote it hears of it once."""
+        """Data that was written to `fid` and answered is lost: each open file says so once.
+
+        If none of them has written, who opens it next hears it, too, until somebody was told.  Source: errseq_t
+        """
         told = [file.write_failed(number) for file in self.of(fid)]
         if not any(told):
-            self.untold[fid] = None
+            self.untold[fid] = number
 
     def attrs_lost(self, fid: Fid) -> None:
         """Attributes of `fid` that were changed here are lost: every open file says so once."""
@@ -79,7 +84,7 @@ class OpenFiles:
         for file in files:
             file.attrs_lost(errno.EIO)
         if not files:
-            self.untold[fid] = None
+            self.untold[fid] = errno.EIO
 
     def all(self) -> Iterator[File]:
         """Every open file, oldest inode first."""

@@ -36,7 +36,7 @@ def sound_inode(data: bytes) -> schema.Inode:
     inode = schema.unpack_inode(data)
     layout = inode.layout
     good = (
-        all(isinstance(field, int) for field in (*inode[:13], inode.projid, inode.xattrs))
+        all(isinstance(field, int) for field in (*inode[:13], inode.projid, inode.xattrs, inode.mtime_set))
         and all(isinstance(field, bytes) for field in (inode.target, inode.acl, inode.default_acl))
         and isinstance(inode.parent, bytes)
         and len(inode.parent) == FID_BYTES
@@ -156,7 +156,7 @@ class Namespace:
             if links.behind(fid) or xattrs.behind(fid) or orphans.behind(fid):
                 await self._no_inode_for(links, xattrs, orphans, fid)
             names = await links.count(fid) + self.extra[fid]
-            listed = sum([len(key) - FID_BYTES + 1 for key, _ in await xattrs.of(fid)])
+            listed = sum([len(schema.split_xattr_key(key)[1]) + 1 for key, _ in await xattrs.of(fid) if not key[-1]])
             orphan = bool(await orphans.count(fid))
             self.unlinked.pop(fid, None)
             try:

@@ -32,6 +32,7 @@ from lustrelite.fsck.readers import StoreReader
 from lustrelite.fsck.report import Problem, Report
 from lustrelite.store.kv import Store
 from lustrelite.store.objects import ObjectFiles
+from lustrelite.store.room import ESSENTIAL
 
 ROUNDS_MAX = 60
 LISTED_MAX = 1 << 22  # problems of one round
@@ -145,5 +146,5 @@ class Repair:
 
 
 def _write(store: Store, draft: Draft) -> None:
-    store.apply(draft.writes, essential=True)
+    store.apply(draft.writes, kind=ESSENTIAL)
     store.flush()

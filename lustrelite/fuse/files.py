@@ -22,8 +22,8 @@ from lustrelite.errors import OpError
 from lustrelite.fuse import kernel
 from lustrelite.fuse.inodes import Node
 from lustrelite.fuse.kernel import fopen, op
-from lustrelite.fuse.session import Answer, Handler, Later, Request
-from lustrelite.permission import CAPABILITY
+from lustrelite.fuse.session import SIGNAL_LOOK_S, Answer, Handler, Later, Request, is_exiting
+from lustrelite.permission import APPEND_ONLY, CAPABILITY
 from lustrelite.wire.ldlm import PERM, PR, XATTR
 
 if TYPE_CHECKING:
@@ -117,12 +117,13 @@ class Files:
         file = self.file(handle)
         releasing = file.let_go(owner)
         if releasing is not None:
-            return self._flush(file, releasing)
+            return self._flush(request, file, releasing)
         file.say_lost()
         return None
 
-    async def _flush(self, file: File, releasing: asyncio.Task[Any]) -> Answer:
-        await asyncio.shield(releasing)
+    async def _flush(self, request: Request, file: File, releasing: asyncio.Task[Any]) -> Answer:
+        while not releasing.done() and not is_exiting(request.pid):  # the kernel does not tell of that
+            await asyncio.wait({releasing}, timeout=SIGNAL_LOOK_S)
         file.say_lost()
         return None
 
@@ -167,7 +168,7 @@ class Files:
 
     async def write(self, request: Request, body: memoryview) -> Answer:
         """WRITE"""
-        (handle, offset, size, flags, _, _, _), _, _ = kernel.decode(op.WRITE, body)
+        (handle, offset, size, flags, _, opened, _), _, _ = kernel.decode(op.WRITE, body)
         file, data = self.file(handle), request.data
         if data is None or len(data) != size:
             raise kernel.Malformed(f"WRITE of {size} bytes with {len(data or b'')}")
@@ -180,10 +181,13 @@ class Files:
                 return kernel.write_out(size)
         withdrawn = node.begin(request, offset, offset + size)
         try:
-            done = await file.pwrite(data, offset, here=bool(flags & kernel.WRITE_CACHE))
+            append = not flags & kernel.WRITE_CACHE and bool(
+                opened & os.O_APPEND or file.opened_as.flags & APPEND_ONLY  # as it is now: F_SETFL, fcntl(2)
+            )
+            done = await file.pwrite(data, offset, append=append)
             if file.layout is not None:
                 self.inodes.watch(node, file.layout)
-            if node.overtaken(withdrawn):
+            if node.overtaken(withdrawn) or (append and not file.flags & os.O_APPEND):  # else it has no pages of it
                 self.inodes.drop_later(node, offset, offset + size)
         finally:
             node.end(request)

@@ -333,6 +333,18 @@ def _dies(pid: int) -> bool:
     return bool(int(pending, 16) & 1 << signal.SIGKILL - 1)
 
 
+def is_exiting(pid: int) -> bool:
+    """Is the process (a thread) in exit(2), where no signal reaches it any more, or gone?
+
+    Source: PF_EXITING, include/linux/sched.h; proc_pid_stat(5)
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return True  # or in a namespace that we do not see: his close(2) waits for nobody
+    return bool(int(stat.rpartition(b")")[2].split()[6]) & 0x4)
+
+
 def _tell_all(fd: int, messages: Sequence[bytes]) -> None:
     for message in messages:
         try:

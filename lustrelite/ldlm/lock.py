@@ -47,7 +47,7 @@ class Lock:
         self.start = start
         self.end = end
         self.gid = gid  # GROUP
-        self.flags = flags & KEPT_FLAGS
+        self.flags = flags & KEPT_FLAGS  # and PROMISED: that it was promised counts, say so to each copy of the question
         self.client: Owner = owner if client is None else client  # on whose behalf a server's own lock is
         self.state = LockState.NEW
         self.asked = False  # a blocking callback was sent

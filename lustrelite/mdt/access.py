@@ -14,7 +14,7 @@ import errno
 from stat import S_ISDIR, S_ISGID, S_ISUID, S_ISVTX, S_IXGRP
 
 from lustrelite.errors import OpError
-from lustrelite.permission import EXECUTE, READ, WRITE, in_group, owns, permits
+from lustrelite.permission import APPEND_ONLY, EXECUTE, IMMUTABLE, READ, WRITE, in_group, owns, permits
 from lustrelite.store.schema import Inode
 from lustrelite.wire.mdt import (
     SET_ATIME,
@@ -33,9 +33,7 @@ __all__ = ["EXECUTE", "READ", "WRITE", "in_group", "owns", "permits"]
 
 PERMISSION_BITS = 0o7777
 PROJECT_INHERITED = 0x20000000  # FS_PROJINHERIT_FL of a directory: what is made in it belongs to its project
-IMMUTABLE, APPEND_ONLY = 0x10, 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
 PRIVILEGED_FLAGS = IMMUTABLE | APPEND_ONLY  # only root changes these
-TIMES_SET = 1 << 40  # stands with an inode's flags, no client sees it: utimes() set its mtime, and no later write was told
 
 
 def require(inode: Inode, cred: Cred, want: int) -> None:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, cast
 
 from lustrelite import acl
 from lustrelite.errors import OpError
-from lustrelite.mdt import access, namespace
+from lustrelite.mdt import access, namespace, xattr_rows
 from lustrelite.mdt.layout import check_hint
 from lustrelite.mdt.ost_log import own
 from lustrelite.permission import require_xattr, sees_xattr
-from lustrelite.store.schema import XATTRS, Inode, ReplyRecord, split_xattr_key, xattr_key
+from lustrelite.store.schema import Inode, ReplyRecord
 from lustrelite.target.handlers import EMPTY
 from lustrelite.tunables import limits
 from lustrelite.wire.mdt import (
@@ -105,7 +105,9 @@ def _change(txn: Transaction, inode: Inode, req: Setattr) -> Inode:
     if valid & OWNERSHIP:
         own(txn, changed.layout, namespace.owner_of(changed))
     if valid & SET_TIMES_EXPLICIT:
-        cast("Mdt", txn.target).open_files.times_set(req.fid, req.time, atime=bool(valid & SET_ATIME))
+        cast("Mdt", txn.target).open_files.times_set(
+            req.fid, req.time, mtime=bool(valid & SET_MTIME), atime=bool(valid & SET_ATIME)
+        )
     return changed
 
 
@@ -121,25 +123,19 @@ def _changed(txn: Transaction, inode: Inode, req: Setattr) -> Inode:
         mtime = req.mtime if req.mtime > max(inode.mtime, set_at) else inode.mtime
     if valid & SET_SIZE and not valid & SET_MTIME:
         mtime = max(mtime, req.time)
-    flags = req.flags if valid & SET_FLAGS else inode.flags
-    if valid & SET_MTIME and valid & SET_TIMES_EXPLICIT:
-        flags |= access.TIMES_SET
-    elif mtime == inode.mtime:
-        flags = flags & ~access.TIMES_SET | inode.flags & access.TIMES_SET
-    else:
-        flags &= ~access.TIMES_SET
     mode = access.changed_mode(inode, valid, req.mode, req.gid, txn.cred)
     return inode._replace(
         mode=mode,
         acl=acl.with_mode(inode.acl, mode) if inode.acl and valid & SET_MODE else inode.acl,
         uid=req.uid if valid & SET_UID else inode.uid,
         gid=req.gid if valid & SET_GID else inode.gid,
-        flags=flags,
+        flags=req.flags if valid & SET_FLAGS else inode.flags,
         atime=req.atime if valid & SET_ATIME else inode.atime,
         mtime=mtime,
         ctime=max(inode.ctime, req.time),
         version=txn.transno if valid & SET_VERSIONED else inode.version,
         projid=req.projid if valid & SET_PROJID else inode.projid,
+        mtime_set=req.time if valid & SET_MTIME and valid & SET_TIMES_EXPLICIT else inode.mtime_set,
     )
 
 
@@ -203,13 +199,12 @@ def _with_acl(txn: Transaction, inode: Inode, req: Setxattr) -> Inode:
 
 def _put_xattr(txn: Transaction, inode: Inode, req: Setxattr) -> int:
     """Write or remove the row; returns by how much the inode's count of their names grows."""
-    key = xattr_key(req.fid, req.name)
-    old = txn.get(XATTRS, key)
+    old = xattr_rows.get(txn, req.fid, req.name)
     size = len(req.name) + 1
     if req.value is None:
         if old is None:
             raise OpError(errno.ENODATA)
-        txn.delete(XATTRS, key)
+        xattr_rows.delete(txn, req.fid, req.name)
         return -size
     if old is None and req.flags & XATTR_REPLACE:
         raise OpError(errno.ENODATA)
@@ -219,7 +214,9 @@ def _put_xattr(txn: Transaction, inode: Inode, req: Setxattr) -> int:
         raise OpError(errno.E2BIG)
     if old is None and inode.xattrs + size > XATTRS_BYTES_MAX:
         raise OpError(errno.ENOSPC)
-    txn.put(XATTRS, key, req.value)
+    if old is not None:
+        xattr_rows.delete(txn, req.fid, req.name)
+    xattr_rows.put(txn, req.fid, req.name, req.value)
     return size if old is None else 0
 
 
@@ -234,7 +231,7 @@ def getxattr(call: Call, req: Getxattr) -> Bytes:
     elif req.name == acl.DEFAULT:
         value = inode.default_acl or None
     else:
-        value = store.get(XATTRS, xattr_key(req.fid, req.name))
+        value = xattr_rows.get(store, req.fid, req.name)
     if value is None:
         raise OpError(errno.ENODATA)
     return Bytes(value)
@@ -246,11 +243,11 @@ def getxattrs(call: Call, req: Getxattrs) -> Xattrs:
     inode = namespace.get_inode(store, req.fid)
     rows = [Xattr(acl.DEFAULT, inode.default_acl)] if inode.default_acl else []
     size = 0
-    for key, value in store.scan(XATTRS, prefix=req.fid) if inode.xattrs else ():
-        rows.append(Xattr(split_xattr_key(key)[1], value))
-        size += len(key) + len(value)
-        if size > ALL_BYTES_MAX:
+    for name, piece, value in xattr_rows.pieces(store, req.fid) if inode.xattrs else ():
+        size += len(name) + len(value)
+        if size > ALL_BYTES_MAX or piece:
             return Xattrs((), False)
+        rows.append(Xattr(name, value))
     return Xattrs(tuple(rows), True)
 
 
@@ -260,7 +257,7 @@ def listxattr(call: Call, req: Listxattr) -> Names:
     inode = namespace.get_inode(store, req.fid)
     names = [name for name, found in ((acl.ACCESS, inode.acl), (acl.DEFAULT, inode.default_acl)) if found]
     if inode.xattrs:
-        names += [split_xattr_key(key)[1] for key, _ in store.scan(XATTRS, prefix=req.fid)]
+        names += xattr_rows.names(store, req.fid)
     return Names(tuple([name for name in names if sees_xattr(name, call.cred)]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lustrelite.mdt import attributes, create, link, locks, open, reading, rename  # noqa: A004  open is what it is called
 from lustrelite.mdt.locks import prepared
+from lustrelite.store.room import OWED
 from lustrelite.target.handlers import Handler, mutating, waiting
 from lustrelite.target.handlers import reading as looking
 from lustrelite.wire import mdt as wire
@@ -16,11 +17,11 @@ HANDLERS: dict[type, Handler] = {
         open.open_file, prepare=prepared(locks.open_wants, open.wish_of_open), rebuild=open.rebuild_open
     ),
     wire.Close: mutating(
-        open.close, prepare=prepared(locks.close_wants), rebuild=open.rebuild_close, essential=True
+        open.close, prepare=prepared(locks.close_wants), rebuild=open.rebuild_close, room=OWED
     ),
-    wire.Reopen: mutating(open.reopen, rebuild=open.rebuild_reopen, essential=True),
+    wire.Reopen: mutating(open.reopen, rebuild=open.rebuild_reopen, room=OWED),
     wire.Closes: mutating(
-        open.close_many, prepare=prepared(locks.closes_wants), rebuild=open.rebuild_close, essential=True
+        open.close_many, prepare=prepared(locks.closes_wants), rebuild=open.rebuild_close, room=OWED
     ),
     wire.Link: mutating(link.link, prepare=prepared(locks.link_wants)),
     wire.Unlink: mutating(link.unlink, prepare=prepared(locks.unlink_wants), rebuild=link.rebuild_unlink),
@@ -28,7 +29,7 @@ HANDLERS: dict[type, Handler] = {
     wire.Setattr: mutating(
         attributes.setattr_, prepare=prepared(locks.setattr_wants), rebuild=attributes.rebuild_attr
     ),
-    wire.Setattrs: mutating(attributes.setattr_many, essential=True),
+    wire.Setattrs: mutating(attributes.setattr_many, room=OWED),
     wire.Setxattr: mutating(attributes.setxattr, prepare=prepared(locks.setxattr_wants)),
     wire.SetDirStripe: mutating(attributes.set_dir_stripe, prepare=prepared(locks.setxattr_wants)),
     wire.Getattr: looking(locks.told(reading.getattr_)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from itertools import starmap
 from typing import Any
 
 from lustrelite.errors import OpError
@@ -19,6 +20,7 @@ from lustrelite.rpc.links import LinkPool
 from lustrelite.rpc.node import Node
 from lustrelite.rpc.request import Xids
 from lustrelite.store.kv import Store
+from lustrelite.store.room import ESSENTIAL
 from lustrelite.store.schema import INODES, ORPHANS
 from lustrelite.target.addresses import KNOWN_OSTS
 from lustrelite.target.lock_handlers import LOCK_HANDLERS
@@ -47,6 +49,7 @@ class Mdt(Target):
         self.contention = Contention(node)
         self.sequences = Sequences(self)
         self._infos: dict[int, TargetInfo] = {}
+        self._params: dict[str, str] | None = None  # that are permanent; None: nobody has said
         self._started = False
 
     # OSTs ---------------------------------------------------------------------------------------------------------
@@ -59,17 +62,31 @@ class Mdt(Target):
             self._connect_ost(info)
             self._remember()
 
+    def configure(self, params: dict[str, str]) -> None:
+        """The configuration's permanent parameters are `params`: which OSTs are out of use."""
+        self._params = dict(params)
+        for osp in self.allocator.osps.values():
+            osp.imp.configure(params)
+        self._remember()
+
     def _remember(self) -> None:
         """For a start without the MGS."""
-        known = [{**info._asdict(), "nids": list(info.nids)} for _, info in sorted(self._infos.items())]
-        if known != self.get_meta(KNOWN_OSTS, []):
-            self.store.apply(self.meta_write(KNOWN_OSTS, known), essential=True)
-            self.committer.changed()
+        rows, params = memory = self.get_meta(KNOWN_OSTS, ((), {}))
+        infos = {info.index: info for info in (*starmap(TargetInfo, rows), *self._infos.values())}
+        known = tuple(map(tuple, infos.values())), params if self._params is None else self._params
+        if known != memory:
+            try:
+                self.store.apply(self.meta_write(KNOWN_OSTS, known), kind=ESSENTIAL)
+            except OpError as error:
+                self.node.events.emit("mdt.config_not_kept", level="warning", target=self.name, why=str(error))
+            self.committer.demand()
 
     def go_by_memory(self) -> None:
-        """The MGS does not answer: OSTs of which it has said nothing since the start are where they were."""
-        for fields in self.get_meta(KNOWN_OSTS, []):
-            info = TargetInfo(**{**fields, "nids": tuple(fields["nids"])})
+        """The MGS does not answer: what it has not said since the start is as it was."""
+        rows, params = self.get_meta(KNOWN_OSTS, ((), {}))
+        if self._params is None:
+            self.configure(params)
+        for info in starmap(TargetInfo, rows):
             if info.index not in self._infos:
                 self.set_ost(info)
 
@@ -81,6 +98,7 @@ class Mdt(Target):
             return
         osp = Osp(self, info.index, nids, uuid=info.uuid)
         self.allocator.add(osp)
+        osp.imp.configure(self._params or {})
         osp.start()
 
     # life ---------------------------------------------------------------------------------------------------------
@@ -117,7 +135,7 @@ class Mdt(Target):
         if self.store.get(INODES, ROOT_FID) is None:
             txn = Transaction(self, None, self.last_transno)
             namespace.make_root(txn, 0o755, self.node.wall_ns())
-            self.store.apply(txn.writes, essential=True)
+            self.store.apply(txn.writes, kind=ESSENTIAL)
 
     def recovery_over(self) -> None:
         """Whoever wanted to reopen a file without a name has done so; the OSTs may be told what is not in use."""

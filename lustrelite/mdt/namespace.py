@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Protocol
 from lustrelite import acl
 from lustrelite.errors import OpError
 from lustrelite.ids import NO_FID, ROOT_FID, Fid
-from lustrelite.mdt.access import PROJECT_INHERITED, TIMES_SET
+from lustrelite.mdt import xattr_rows
+from lustrelite.mdt.access import PROJECT_INHERITED
 from lustrelite.mdt.ost_log import condemn
 from lustrelite.permission import CAPABILITY
 from lustrelite.recovery.versions import ABSENT
@@ -29,7 +30,6 @@ from lustrelite.store.schema import (
     LINKS,
     NAMES,
     ORPHANS,
-    XATTRS,
     Inode,
     Owner,
     link_key,
@@ -39,7 +39,6 @@ from lustrelite.store.schema import (
     split_link_key,
     unpack_entry,
     unpack_inode,
-    xattr_key,
 )
 from lustrelite.tunables import limits
 from lustrelite.wire.mdt import Attr, Layout, StripeHint
@@ -149,12 +148,12 @@ def attr_of(fid: Fid, inode: Inode) -> Attr:
     """The attributes that a client sees."""
     (
         mode, uid, gid, nlink, rdev, flags, size, blocks, atime, mtime, ctime, btime, version, layout, _, _, parent, projid,
-        listed, default_acl, xattrs,
+        listed, default_acl, xattrs, _,
     ) = inode  # fmt: skip
     if default_acl:
         xattrs += len(acl.DEFAULT) + 1
     return Attr(
-        fid, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, btime, version, flags & ~TIMES_SET, layout,
+        fid, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, btime, version, flags, layout,
         parent, projid, listed, xattrs,
     )  # fmt: skip
 
@@ -214,21 +213,21 @@ def without_capability(txn: Transaction, fid: Fid, inode: Inode) -> Inode:
     Source: security_inode_killpriv(), security/commoncap.c
     """
     if has_capability(txn, fid, inode):
-        txn.delete(XATTRS, xattr_key(fid, CAPABILITY))
+        xattr_rows.delete(txn, fid, CAPABILITY)
         return inode._replace(xattrs=inode.xattrs - len(CAPABILITY) - 1)
     return inode
 
 
 def has_capability(rows: Rows, fid: Fid, inode: Inode) -> bool:
     """Are there capabilities to lose?"""
-    return bool(inode.xattrs) and rows.get(XATTRS, xattr_key(fid, CAPABILITY)) is not None
+    return bool(inode.xattrs) and xattr_rows.get(rows, fid, CAPABILITY) is not None
 
 
 def touched(inode: Inode, time: int, nlink: int = 0) -> Inode:
     """A directory whose names changed at `time`; `nlink` subdirectories came."""
     (
         mode, uid, gid, count, rdev, flags, size, blocks, atime, mtime, ctime, btime, version, layout, hint, target, up,
-        projid, listed, default_acl, xattrs,
+        projid, listed, default_acl, xattrs, mtime_set,
     ) = inode  # fmt: skip
     if time > mtime:
         mtime = time
@@ -236,7 +235,7 @@ def touched(inode: Inode, time: int, nlink: int = 0) -> Inode:
         ctime = time
     return Inode(
         mode, uid, gid, count + nlink, rdev, flags, size, blocks, atime, mtime, ctime, btime, version, layout, hint,
-        target, up, projid, listed, default_acl, xattrs,
+        target, up, projid, listed, default_acl, xattrs, mtime_set,
     )  # fmt: skip
 
 
@@ -277,8 +276,7 @@ def destroy(txn: Transaction, fid: Fid, inode: Inode) -> None:
     """Remove the inode, its attributes and its objects: these go to the log of their OSTs."""
     txn.delete(INODES, fid)
     if inode.xattrs:
-        for key, _ in list(txn.scan(XATTRS, prefix=fid)):
-            txn.delete(XATTRS, key)
+        xattr_rows.delete_all(txn, fid)
     if inode.layout is not None:
         for ost, oid in inode.layout.stripes:
             condemn(txn, ost, oid)

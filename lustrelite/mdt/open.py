@@ -20,6 +20,7 @@ from lustrelite.mdt import access, namespace
 from lustrelite.mdt.access import EXECUTE, READ, WRITE
 from lustrelite.mdt.create import make_child, wish_to_wait_for
 from lustrelite.mdt.layout import Wish
+from lustrelite.permission import APPEND_ONLY
 from lustrelite.recovery.versions import ABSENT
 from lustrelite.store.schema import NAMES, ORPHANS, Inode, ReplyRecord, name_key, unpack_entry
 from lustrelite.target.handlers import EMPTY
@@ -72,8 +73,8 @@ class OpenFiles:
     def __init__(self, since: int) -> None:
         self.since = since  # when it began to know of them
         self.counts: dict[Fid, int] = {}
-        self.set_times: dict[Fid, int] = {}  # when utimes() last set the times of a file while it was open
-        self.atimes_set: dict[Fid, int] = {}  # when it did so lately, open or not, if it set the access time
+        self.mtimes_set: dict[Fid, int] = {}  # when utimes() last set the mtime of a file while it was open
+        self.atimes_set: dict[Fid, int] = {}  # when it lately set the access time of a file, open or not
 
     def add(self, export: Export, handle: int, file: OpenFile) -> None:
         """`export` has opened `file`; a handle that is known (a replay that came twice) is kept as it is."""
@@ -90,16 +91,16 @@ class OpenFiles:
             self.counts[file.fid] = left
         else:
             del self.counts[file.fid]
-            self.set_times.pop(file.fid, None)
+            self.mtimes_set.pop(file.fid, None)
 
     def is_open(self, fid: Fid) -> bool:
         """Has anybody `fid` open?"""
         return fid in self.counts
 
-    def times_set(self, fid: Fid, time: int, *, atime: bool) -> None:
-        """utimes() has set the times of a file: what was done before `time` and is told later counts no more."""
-        if fid in self.counts:
-            self.set_times[fid] = time
+    def times_set(self, fid: Fid, time: int, *, mtime: bool, atime: bool) -> None:
+        """utimes() has set times of a file: what was done before `time` and is told later counts no more."""
+        if mtime and fid in self.counts:
+            self.mtimes_set[fid] = time
         if atime:
             self.atimes_set.pop(fid, None)
             self.atimes_set[fid] = time
@@ -109,10 +110,17 @@ class OpenFiles:
     def mtime_set_at(self, fid: Fid, inode: Inode, mtime: int) -> int:
         """When utimes() set the mtime of a file that somebody says to have written to at `mtime`; 0: it did not.
 
-        Who came up after that write does not know when, but knows whether; it was not after the last change.
+        What was written before we came up may have been written before a utimes() of which only the inode knows. Else
+        the inode's word does not count: who opened the file after that may have a clock that is behind.
         """
-        set_at = self.set_times.get(fid, 0)
-        return inode.ctime if not set_at and mtime < self.since and inode.flags & access.TIMES_SET else set_at
+        return self.mtimes_set.get(fid, inode.mtime_set if mtime < self.since else 0)
+
+    def atime_set_at(self, fid: Fid, inode: Inode, atime: int) -> int:
+        """The same of who says to have read it at `atime`.
+
+        The inode does not know: what was read before we came up may have been read before any later change.
+        """
+        return self.atimes_set.get(fid, inode.ctime if atime < self.since else 0)
 
 
 # ---------------------------------------------------------------- open
@@ -230,7 +238,7 @@ def _check_open(inode: Inode, flags: int, cred: Cred) -> None:
         want |= EXECUTE
     if want:
         access.require(inode, cred, want)
-    if inode.flags & access.APPEND_ONLY and want & WRITE and (flags & OPEN_TRUNC or not flags & OPEN_APPEND):
+    if inode.flags & APPEND_ONLY and want & WRITE and (flags & OPEN_TRUNC or not flags & OPEN_APPEND):
         raise OpError(errno.EPERM)
 
 
@@ -238,7 +246,7 @@ def _truncated(txn: Transaction, fid: Fid, inode: Inode, time: int) -> Inode:
     mode = access.without_set_id(inode, txn.cred) if txn.cred[0] else inode.mode
     inode = namespace.without_capability(txn, fid, inode)
     mtime, ctime = max(inode.mtime, time), max(inode.ctime, time)
-    inode = inode._replace(mode=mode, mtime=mtime, ctime=ctime, flags=inode.flags & ~access.TIMES_SET)
+    inode = inode._replace(mode=mode, mtime=mtime, ctime=ctime)
     namespace.put_inode(txn, fid, inode)
     return inode
 
@@ -406,40 +414,26 @@ def _destroy_orphan(txn: Transaction, fid: Fid) -> None:
 
 def times_of_close(mdt: Mdt, rows: namespace.Rows, file: OpenFile, mtime: int, atime: int) -> Inode | None:
     """The inode with the times of what a handle wrote and read, or None if they are no news."""
-    if not file.flags & OPEN_WRITE:
-        mtime = 0
-    inode = namespace.find_inode(rows, file.fid)
-    set_at = mdt.open_files.mtime_set_at(file.fid, inode, mtime) if inode is not None else 0
-    return _with_times(rows, file.fid, mtime, atime, set_at)
+    return _with_times(mdt, rows, file.fid, mtime if file.flags & OPEN_WRITE else 0, atime)
 
 
 def times_of_read(mdt: Mdt, rows: namespace.Rows, fid: Fid, atime: int) -> Inode | None:
-    """The inode with the time at which it was read, or None if that is no news.
-
-    Who came up after that does not know of a utimes() that came in between: any later change may have been one.
-    """
-    files = mdt.open_files
-    set_at = files.atimes_set.get(fid, 0)
-    if not set_at and atime < files.since:
-        inode = namespace.find_inode(rows, fid)
-        set_at = inode.ctime if inode is not None else 0
-    return _with_times(rows, fid, 0, atime, set_at)
+    """The inode with the time at which it was read, or None if that is no news."""
+    return _with_times(mdt, rows, fid, 0, atime)
 
 
-def _with_times(rows: namespace.Rows, fid: Fid, mtime: int, atime: int, set_at: int) -> Inode | None:
-    """A utimes() that came after them, at `set_at`, counts."""
+def _with_times(mdt: Mdt, rows: namespace.Rows, fid: Fid, mtime: int, atime: int) -> Inode | None:
     if not mtime and not atime:
         return None
     inode = namespace.find_inode(rows, fid)
     if inode is None or not S_ISREG(inode.mode):
         return None
-    wrote = mtime > max(inode.mtime, set_at)
-    read = atime > max(inode.atime, set_at)
+    wrote = mtime > max(inode.mtime, mdt.open_files.mtime_set_at(fid, inode, mtime))
+    read = atime > max(inode.atime, mdt.open_files.atime_set_at(fid, inode, atime))
     if not wrote and not read:
         return None
     return inode._replace(
         atime=atime if read else inode.atime,
         mtime=mtime if wrote else inode.mtime,
         ctime=max(mtime, inode.ctime) if wrote else inode.ctime,
-        flags=inode.flags & ~access.TIMES_SET if wrote else inode.flags,
     )

@@ -15,6 +15,7 @@ from lustrelite.ids import NO_FID, ROOT_FID, SEQ_NORMAL, SEQ_WIDTH, Fid
 from lustrelite.mdt import access, namespace
 from lustrelite.mdt.access import EXECUTE, READ
 from lustrelite.store import disk
+from lustrelite.store.room import ESSENTIAL
 from lustrelite.store.schema import (
     COOKIE_MAX,
     META,
@@ -174,7 +175,7 @@ class Sequences:
     def _reserve(self, start: int) -> int:
         # No transaction: a transno taken here might belong to a replay that is still to come.
         end = start + SEQUENCES_AHEAD
-        self._mdt.store.apply({(META, meta_key(NEXT_SEQUENCE)): pack_meta(end)}, essential=True)
+        self._mdt.store.apply({(META, meta_key(NEXT_SEQUENCE)): pack_meta(end)}, kind=ESSENTIAL)
         return end
 
     async def take(self) -> int:

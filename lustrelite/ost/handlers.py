@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from lustrelite.errors import OpError
 from lustrelite.ost import changes, lockless
 from lustrelite.ost.changes import INLINE_BYTES_MAX, check_lock, lock_on
+from lustrelite.store.room import DELETION
 from lustrelite.target.handlers import EMPTY, LATER, Handler, mutating, reading, waiting
 from lustrelite.target.target import INDEX_READ_MAX, index_read
 from lustrelite.tunables import limits
@@ -309,7 +310,7 @@ async def read_index(call: Call, body: IndexRead) -> IndexPage:
 
 
 HANDLERS: dict[type, Handler] = {
-    OstCreate: mutating(create, prepare=prepare_create, rebuild=rebuild_create, essential=True),
+    OstCreate: mutating(create, prepare=prepare_create, rebuild=rebuild_create, room=DELETION),
     Write: mutating(changes.write, prepare=changes.prepare_write, rebuild=changes.rebuild_write, sync=lambda body: body.sync),
     WriteMany: mutating(changes.write_many, prepare=changes.prepare_write_many, rebuild=changes.rebuild_write_many),
     Read: waiting(read),
@@ -319,9 +320,9 @@ HANDLERS: dict[type, Handler] = {
     ObjectSeek: waiting(seek),
     ObjectSetattr: mutating(changes.setattr_, rebuild=changes.rebuild_attr),
     ObjectGetattr: reading(getattr_),
-    Destroy: mutating(destroy, prepare=prepare_destroy, essential=True),
+    Destroy: mutating(destroy, prepare=prepare_destroy, room=DELETION),
     SetOwners: mutating(set_owners),
-    GrantShrink: mutating(shrink_grant, essential=True),
+    GrantShrink: mutating(shrink_grant, room=DELETION),
     OstStatfs: waiting(statfs),
     OstSync: waiting(sync),
     IndexRead: waiting(read_index),

@@ -99,7 +99,8 @@ class ObjectIds:
     def _files_that_fit(self, wanted: int) -> int:
         """How many of so many more objects can have files, when those that are granted have theirs; `wanted` if there is plenty.
 
-        A file is made by the first write, which a client may have answered long before.
+        A file is made by the first write, which a client may have answered long before. Of much older objects without one
+        it is supposed that they stay so: they belong to files that are empty.
         """
         free = self.ost.files.statfs().files_free
         if free > INODES_AMPLE + wanted:

@@ -28,14 +28,12 @@ class PromisedToOthers:
         self._ost = ost
 
     def _absence(self) -> Absence | None:
-        """That of which we have just come back; who was cut off connects anew within this time."""
+        """That of which we have just come back."""
         ost = self._ost
         absence = ost.service.absence if ost.service is not None else None
         if absence is None or absence.since < ost.started_at or ost.recovering:
             return None
-        tunables = ost.node.tunables
-        over = absence.until + tunables.connect_timeout_s + tunables.reconnect_pause_max_s
-        return absence if ost.node.now() < over else None
+        return absence if ost.node.now() < absence.over else None
 
     def count(self, export: Export) -> bool:
         """Has nobody been served since this client could last redeem what it promised itself?"""

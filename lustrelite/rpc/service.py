@@ -52,8 +52,8 @@ class Absence(NamedTuple):
     """For a while nobody was heard: this process stood still, or the network did."""
 
     since: float  # when somebody was heard last
-    until: float
-    cut_off: frozenset[Export]  # who had not been heard for as long before
+    over: float  # by then everybody has connected anew
+    cut_off: frozenset[Export]  # who had not been heard for as long before it began
 
 
 class Service:
@@ -157,13 +157,19 @@ class Service:
 
     def _heard(self, now: float) -> None:
         since, self._heard_at = self._heard_at, now
-        limit = ABSENT_PINGS * self.node.tunables.ping_interval_s
-        if now - since > limit:
-            exports = frozenset(export for target in self.targets.values() for export in target.exports.values())
-            cut_off = frozenset(export for export in exports if export.last_request < since - limit)
-            if len(cut_off) < len(exports):  # else there was nobody to hear
-                self.absence = Absence(since, now, cut_off)
-                self.node.events.emit("service.absent", took_s=now - since)
+        tunables = self.node.tunables
+        limit = ABSENT_PINGS * tunables.ping_interval_s
+        if now - since <= limit:
+            return
+        exports = [export for target in self.targets.values() for export in target.exports.values()]
+        cut_off = frozenset(export for export in exports if export.last_request < since - limit)
+        last = self.absence
+        if last is not None and since < last.over:  # not everybody had come back from that: it goes on
+            since, cut_off = last.since, last.cut_off
+        elif all(export in cut_off for export in exports):
+            return  # there was nobody to hear
+        self.absence = Absence(since, now + tunables.connect_timeout_s + tunables.reconnect_pause_max_s, cut_off)
+        self.node.events.emit("service.absent", took_s=now - since)
 
     def _callback_answered(self, server_link: ServerLink, raw: Any) -> None:
         try:

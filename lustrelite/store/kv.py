@@ -43,7 +43,7 @@ import lmdb
 from lustrelite.errors import FormatRefused, OpError, StoreFailed
 from lustrelite.store import disk, schema
 from lustrelite.store.delta import MISSING, Delta, beyond, overlay
-from lustrelite.store.room import DELETION, ESSENTIAL, LARGE_BYTES, ORDINARY, Load, Room
+from lustrelite.store.room import DELETION, ESSENTIAL, LARGE_BYTES, ORDINARY, PAGE, Load, Room
 from lustrelite.store.small_log import Change, Data, SmallLog
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Store:
         self._batches = 0
         self._room = Room(directory, map_bytes)
         self._bytes = 0  # of keys and values since the last seal
-        self._large = 0  # of them, in values that need pages side by side
+        self._large = 0  # bytes of the pages of values that need several, side by side
         self._dirty_checked = -1  # there is room up to here
         self._bytes_checked = 0
 
@@ -190,7 +190,7 @@ class Store:
     def _take_up(self) -> None:
         """Take into the first batch what the log has beyond the last commit."""
         for entry in self._log.entries(self._env.info()["last_txnid"]):
-            self.apply({(table, key): value for table, key, value in entry.changes}, essential=True)
+            self.apply({(table, key): value for table, key, value in entry.changes}, kind=ESSENTIAL)
             self.logged_data += entry.data
             self._fresh = None
 
@@ -364,23 +364,22 @@ class Store:
 
     # ------------------------------------------------------------ changing
 
-    def apply(self, writes: Writes, *, essential: bool = False, reckoned: bool = False) -> None:
+    def apply(self, writes: Writes, *, kind: int = ORDINARY, reckoned: bool = False) -> None:
         """Put one request's writes into the running batch, all or nothing; None deletes.
 
-        `essential` may use the space that is kept back: replays (they were acknowledged), evictions, clean-up. Writes
-        that delete something may use most of it anyway. `reckoned`: with every batch is reckoned that these come, few
-        and small.  Errors: OpError(ENOSPC), OpError(EAGAIN) there will be room after a commit; nothing was changed.
-        StoreFailed
+        `kind` says how much of the space that is kept back they may use (store/room.py): ESSENTIAL are replays (they were
+        acknowledged), evictions, clean-up, OWED what must come through later if not now. Writes that delete something are
+        a DELETION anyway. `reckoned`: with every batch is reckoned that these come, few and small.
+        Errors: OpError(ENOSPC), OpError(EAGAIN) there will be room after a commit, or OWED; nothing was changed. StoreFailed
         """
         size, large = self._bytes, self._large
-        kind = ESSENTIAL if essential else ORDINARY
         for (_, key), value in writes.items():
             if value is None:
                 kind = max(kind, DELETION)
             else:
                 size += len(key) + len(value)
                 if len(value) > LARGE_BYTES:
-                    large += len(value)
+                    large += (len(value) + 15) // PAGE * PAGE + PAGE
         records = self.running + len(writes)
         if reckoned:
             self._check_alive()

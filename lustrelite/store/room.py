@@ -5,12 +5,14 @@ anything is touched, how many pages the batch may need at worst, and refused wit
 
 - pages inside the file that are free already, plus blocks allocated ahead of its end (fallocate: they are ours, object
   data on the same disk cannot take them), plus what statvfs leaves above the reserve;
-- large values need pages side by side, which there may not be among those;
+- large values need pages side by side; LMDB does not say whether there are such among the free ones, so these count behind
+  the file's end (what may be large and many is therefore cut into pieces: mdt/xattr_rows.py);
 - what a sealed batch may need is set aside until it is durable, for the pages that it frees come back even later;
-- the last `kept` bytes are for deletions and for essential writes (replays, evictions, clean-up), or a full target
-  could never be emptied; a quarter of them for the essential ones alone, which cannot be put off. Who meets his bound
-  sets `pressed`: a commit gives back what the reckoning was too careful about, and the pages that the batch before it
-  freed. Who would fit but for the others, or with those pages, is told to come again after it.
+- the last `kept` bytes are for deletions, for what programs were told is done (closes, times), and for essential writes
+  (replays, evictions, clean-up), or a full target could never be emptied; a quarter of them for the essential ones alone,
+  which cannot be put off. Who meets his bound sets `pressed`: a commit gives back what the reckoning was too careful about,
+  and the pages that the batch before it freed. Who would fit but for the others, or with those pages, is told to come again
+  after it; who brings what was acknowledged is told so in any case.
 
 Between checks stand at most CHECK_RECORDS records, so the common case is a comparison in the store.
 """
@@ -33,9 +35,9 @@ FIXED_BYTES = 64 * PAGE  # of any commit: roots, list of free pages
 KEPT_BYTES = 16 << 20  # less in a small map and on a small disk
 ALLOCATE_BYTES = 4 << 20
 
-LARGE_BYTES = 1900  # a value beyond that has pages of its own
+LARGE_BYTES = PAGE - 16  # a value beyond that has several pages, side by side, with one header (OVPAGES(), mdb.c)
 
-ORDINARY, DELETION, ESSENTIAL = range(3)  # how much of what is kept a write may use: nothing, most, all
+ORDINARY, DELETION, OWED, ESSENTIAL = range(4)  # how much of what is kept a write may use: nothing, most, most, all
 
 
 class Load(NamedTuple):
@@ -43,7 +45,7 @@ class Load(NamedTuple):
 
     records: int
     size: int  # bytes of keys and values
-    large: int  # of them in large values, which need pages side by side
+    large: int  # of the pages that large values need side by side
 
 
 class Room:
@@ -113,32 +115,23 @@ class Room:
         on_disk = self._allocated - self._file_end + max(0, space.available - reserved)
         behind = min(on_disk, self._map_bytes - self._file_end)
         room = self._reusable + behind - self._aside
-        bound = room - (self._kept, self._kept // 4, 0)[kind]
+        bound = room - (self._kept, self._kept // 4, self._kept // 4, 0)[kind]
         if need > room - self._kept and load.records > more.records:
             self.pressed = True
-        if self._behind_end(load.large) > behind and more.large and kind != ESSENTIAL:
-            pass
-        elif need <= bound:
+        if need <= bound and (not more.large or self._aside_large + load.large <= behind):
             ahead = self.need(Load(load.records + CHECK_RECORDS, load.size + CHECK_BYTES, load.large))
             if kind == ORDINARY and ahead <= bound and self._allocate(ahead + self._kept, load.large):
                 return load.records + CHECK_RECORDS, load.size + CHECK_BYTES
             if self._allocate(need + self._kept if kind == ORDINARY else need, load.large):
                 return (load.records, load.size) if kind == ORDINARY else (-1, 0)
-        elif kind != ESSENTIAL and self.need(more) <= bound + self._aside + self._comes_back:
+        elif kind != ESSENTIAL and more.large <= behind and self.need(more) <= bound + self._aside + self._comes_back:
             self.pressed = True
             raise OpError(errno.EAGAIN, f"{self.directory} has no room before the next commit")
-        raise OpError(errno.ENOSPC, f"{self.directory} is full")
-
-    def _behind_end(self, large: int) -> int:
-        """How much of the large values may have to go behind the end of the file, for want of free pages side by side.
-
-        LMDB does not say where its free pages are. With less than a quarter of the file free none are reckoned with.
-        """
-        return max(0, self._aside_large + large - max(0, self._reusable - self._file_end // 4))
+        raise OpError(errno.EAGAIN if kind == OWED else errno.ENOSPC, f"{self.directory} is full")
 
     def _allocate(self, batch_bytes: int, large: int) -> bool:
         """Have disk blocks behind the file's end for a batch of that size. False if the disk is full."""
-        end = self._file_end + max(self._aside + batch_bytes - self._reusable, self._behind_end(large))
+        end = self._file_end + max(self._aside + batch_bytes - self._reusable, self._aside_large + large)
         if end <= self._allocated or self._data_fd < 0:
             return True
         for size in (max(end - self._allocated, ALLOCATE_BYTES), end - self._allocated):

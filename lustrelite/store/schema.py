@@ -14,6 +14,7 @@ FORMAT log:
     2  2026-11-21  table ost_log in place of destroys; projid of inodes and objects; inodes have access control lists, and know
                    how many extended attributes they have.
     3  2026-11-21  a log of small batches beside the database (small_log.py).
+    4  2026-11-22  extended attributes in pieces (mdt/xattrs.py); an inode knows when its mtime was set.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from lustrelite.wire.mdt import Layout, StripeHint
 from lustrelite.wire.mdt import name_cookie as name_cookie
 from lustrelite.wire.mgs import TargetInfo
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 COOKIE_BYTES = 8
 
@@ -98,6 +99,7 @@ class Inode(NamedTuple):
     acl: bytes = b""  # access control list (acl.py), b"" if the mode says it all
     default_acl: bytes = b""  # of a directory: what is made in it begins with this
     xattrs: int = 0  # bytes that the names of its rows in `xattrs` take, each with a NUL
+    mtime_set: int = 0  # when utimes() set its mtime last, 0: never
 
 
 class ObjectRecord(NamedTuple):
@@ -296,14 +298,19 @@ def split_link_key(key: bytes) -> tuple[Fid, Fid, bytes]:
     return Fid(key[:FID_BYTES]), Fid(key[FID_BYTES : 2 * FID_BYTES]), key[2 * FID_BYTES :]
 
 
-def xattr_key(fid: Fid, name: bytes) -> bytes:
-    """Key of an extended attribute; `fid` is the prefix of all of them."""
-    return fid + name
+def xattr_key(fid: Fid, name: bytes, piece: int = 0) -> bytes:
+    """Key of a piece (less than 256) of an extended attribute; `fid` is the prefix of all of them."""
+    return fid + name + b"\0" + piece.to_bytes(1, "big")
 
 
-def split_xattr_key(key: bytes) -> tuple[Fid, bytes]:
-    """(fid, name)."""
-    return Fid(key[:FID_BYTES]), key[FID_BYTES:]
+def xattr_prefix(fid: Fid, name: bytes) -> bytes:
+    """The prefix of the pieces of one: no name has a NUL."""
+    return fid + name + b"\0"
+
+
+def split_xattr_key(key: bytes) -> tuple[Fid, bytes, int]:
+    """(fid, name, piece)."""
+    return Fid(key[:FID_BYTES]), key[FID_BYTES:-2], key[-1]
 
 
 def pool_key(ost: int) -> bytes:

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 
 from lustrelite.store import schema
 from lustrelite.store.kv import Store
+from lustrelite.store.room import ESSENTIAL
 from lustrelite.store.schema import META, TARGETS
 
-KNOWN_OSTS = "known_osts"  # of an MDT: where they were when the MGS was heard last
+KNOWN_OSTS = "known_osts"  # of an MDT: what the MGS said last: (OSTs, permanent parameters)
 
 _VERSION = schema.meta_key("config_version")
 
@@ -36,5 +37,5 @@ def set_addresses(store: Store, kind: str, nids: Mapping[str, tuple[str, ...]]) 
             info = record.info._replace(nids=here or (), version=version)
             writes[TARGETS, key] = schema.pack_target(record._replace(info=info)) if here else None
         writes[META, _VERSION] = schema.pack_meta(version)
-    store.apply(writes, essential=True)
+    store.apply(writes, kind=ESSENTIAL)
     store.flush()

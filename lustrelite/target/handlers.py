@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
+from lustrelite.store.room import ORDINARY
 from lustrelite.wire.session import Empty
 
 EMPTY = Empty()
@@ -36,7 +37,7 @@ class Handler(NamedTuple):
     prepare: Callable[[Any, Any], Awaitable[None] | None] | None = None
     rebuild: Callable[[Any, Any, Any], Any] | None = None
     sync: Callable[[Any], bool] | None = None  # of the body: the reply waits until the transaction is durable
-    essential: bool = False  # may use the space kept in reserve: gives back more than it takes
+    room: int = ORDINARY  # of the space kept in reserve: how much it may use (store/room.py)
 
 
 def generic_rebuild(call: Any, body: Any, record: Any) -> Any:
@@ -50,10 +51,10 @@ def mutating(
     prepare: Callable[[Any, Any], Awaitable[None] | None] | None = None,
     rebuild: Callable[[Any, Any, Any], Any] = generic_rebuild,
     sync: Callable[[Any], bool] | None = None,
-    essential: bool = False,
+    room: int = ORDINARY,
 ) -> Handler:
     """A handler that changes something."""
-    return Handler(execute, "mutating", prepare, rebuild, sync, essential)
+    return Handler(execute, "mutating", prepare, rebuild, sync, room)
 
 
 def reading(execute: Callable[[Any, Any], Any]) -> Handler:

@@ -52,9 +52,16 @@ def enqueue(call: Call, body: Enqueue) -> Any:
 
 def _take(call: Call, want: Want) -> Granted:
     export = call.export
-    granted: Granted = call.target.namespace.take(export, want)
-    if want.flags & PROMISED and call.target.promises_count(export):
-        return granted._replace(flags=granted.flags | PROMISED)
+    namespace: Namespace = call.target.namespace
+    if not want.flags & PROMISED:
+        return namespace.take(export, want)
+    known = namespace.table.find(export, want.handle) is not None
+    granted = namespace.take(export, want)
+    lock = namespace.table.find(export, want.handle)
+    if lock is not None:
+        if not known and call.target.promises_count(export):
+            lock.flags |= PROMISED
+        granted = granted._replace(flags=granted.flags | lock.flags & PROMISED)  # the same in each copy's answer
     return granted
 
 

@@ -25,6 +25,7 @@ from lustrelite.rpc.export import Call, Export
 from lustrelite.rpc.node import CORRUPT, Node
 from lustrelite.store import schema
 from lustrelite.store.kv import Batch, Store
+from lustrelite.store.room import ESSENTIAL
 from lustrelite.store.schema import ReplyRecord
 from lustrelite.store.small_log import Data
 from lustrelite.target.clients import UNAWARE, Clients
@@ -184,7 +185,7 @@ class Target:
         self.last_transno = self.last_committed = self.boot_committed = self.get_meta("last_transno", first_transno(1))
         self.clients.load()
         self.load()
-        self.store.apply(self.meta_write("instance", self.instance), essential=True)
+        self.store.apply(self.meta_write("instance", self.instance), kind=ESSENTIAL)
         self.committer.commit_now()
         self.node.events.emit(
             "target.started", target=self.name, instance=self.instance, last_committed=self.last_committed,
@@ -257,7 +258,7 @@ class Target:
         txn = Transaction(self, None, transno)
         result = change(txn, *args)
         if txn.writes:
-            self.store.apply(txn.writes, essential=True)
+            self.store.apply(txn.writes, kind=ESSENTIAL)
             self.last_transno = max(self.last_transno, transno)
             self._applied(txn)
         return result
@@ -548,7 +549,7 @@ class Target:
             else:
                 record = None
             if txn.writes:
-                self.store.apply(txn.writes, essential=replay or handler.essential)
+                self.store.apply(txn.writes, kind=ESSENTIAL if replay else handler.room)
         except NotReady:
             txn.failed()
             return False
@@ -594,7 +595,7 @@ class Target:
             try:
                 self.store.apply(
                     {(schema.REPLIES, schema.reply_key(export.client_index, tag)): schema.pack_reply(record)},
-                    essential=True,
+                    kind=ESSENTIAL,
                 )
                 self.committer.changed()
             except OpError:
@@ -699,10 +700,10 @@ class Target:
         """
         if self.evictions or self.get_meta(UNAWARE, False):
             await asyncio.sleep(max(0.0, self.started_at + self.lease_s - self.node.now()))
-            self.store.apply(self.meta_write(UNAWARE, False), essential=True)
+            self.store.apply(self.meta_write(UNAWARE, False), kind=ESSENTIAL)
         epoch = epoch_of(self.last_transno) + 1
         self.last_transno = first_transno(epoch)
-        self.store.apply(self.meta_write("epoch", epoch), essential=True)
+        self.store.apply(self.meta_write("epoch", epoch), kind=ESSENTIAL)
         await self.committer.wait(forced=True)
         self.recovering = False
         if self.namespace.frozen:
@@ -714,7 +715,7 @@ class Target:
 
     def _all_aware(self) -> None:
         """No lease is left of anybody who was evicted."""
-        self.store.apply(self.meta_write(UNAWARE, False), essential=True)
+        self.store.apply(self.meta_write(UNAWARE, False), kind=ESSENTIAL)
         self.committer.changed()
 
     def uncommitted(self) -> int:

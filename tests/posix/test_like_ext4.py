@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import shutil
@@ -21,6 +22,7 @@ from tests.posix.mounts import Mounted, missing
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
 USER = 1001
+FS_IOC_SETFLAGS = 0x40086602
 WRITE_LOCK = struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0)
 CAPABILITY = struct.pack("<5I", 0x02000000 | 1, 1 << 21, 0, 0, 0)  # cap_sys_admin+ep
 
@@ -56,7 +58,10 @@ def mode(path: Path) -> int:
 async def test_on_one_mount(world: Any) -> None:
     async with world(oss=1, clients=0) as w, Mounted(w) as m:
         with reached(m.path) as top:
-            for work in (locks_of_open_files, flock_ends_with_close, times_of_writes, removed_directory, capabilities):
+            for work in (
+                locks_of_open_files, flock_ends_with_close, times_of_writes, removed_directory, capabilities, append_that_is_cleared,
+                append_only,
+            ):
                 await m.call(work, top)
 
 
@@ -150,11 +155,49 @@ def capabilities(top: Path) -> None:
     path.unlink()
 
 
+def append_that_is_cleared(top: Path) -> None:
+    """fcntl(F_SETFL): what counts is how the descriptor is now."""
+    fd = os.open(top / "f", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    os.write(fd, b"0123456789")
+    fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+    os.pwrite(fd, b"ABC", 2)
+    os.lseek(fd, 0, 0)
+    os.write(fd, b"xy")
+    source = os.open(top / "f", os.O_RDONLY)
+    assert os.copy_file_range(source, fd, 2, 0, 8) == 2
+    assert os.pread(fd, 100, 0) == (top / "f").read_bytes() == b"xyABC567xy"
+    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+    os.write(fd, b"end")
+    assert os.pread(fd, 100, 0) == b"xyABC567xyend"
+    os.close(source)
+    os.close(fd)
+    os.unlink(top / "f")
+
+
+def append_only(top: Path) -> None:
+    """What an append-only file has stays."""
+    fd = os.open(top / "f", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(fd, b"x" * 8192)
+    flags = fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("l", 0x20))
+    assert len(flags) == 8
+    libc = ctypes.CDLL(None, use_errno=True)
+    for kind in (3, 0x10, 0x11):
+        assert libc.fallocate(fd, kind, ctypes.c_long(0), ctypes.c_long(8192)) == -1
+        assert ctypes.get_errno() == errno.EPERM
+    assert libc.fallocate(fd, 1, ctypes.c_long(0), ctypes.c_long(16384)) == 0
+    fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("l", 0))
+    assert (top / "f").read_bytes() == b"x" * 8192
+    os.close(fd)
+    os.unlink(top / "f")
+
+
 @pytest.mark.processes
 async def test_on_two_mounts(world: Any) -> None:
     async with world(oss=1, clients=0) as w, Mounted(w) as m1, Mounted(w, "m2") as m2:
         with reached(m1.path) as a, reached(m2.path) as b:
-            for work in (same_time_of_a_directory, times_set_elsewhere, set_id_bits_from_elsewhere):
+            for work in (
+                same_time_of_a_directory, times_set_elsewhere, set_id_bits_from_elsewhere, append_that_is_set,
+            ):
                 await m1.call(work, a, b)
 
 
@@ -214,3 +257,19 @@ def set_id_bits_from_elsewhere(a: Path, b: Path) -> None:
     os.close(other)
     os.unlink(a / "f")
     os.unlink(a / "g")
+
+
+def append_that_is_set(a: Path, b: Path) -> None:
+    """As fdopen(3) with "a" does."""
+    files = [os.open(mount / "f", os.O_RDWR | os.O_CREAT) for mount in (a, b)]
+    for fd in files:
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+    lines = [b"%c%02d\n" % (who, number) for number in range(10) for who in b"ab"]
+    for number, line in enumerate(lines):
+        os.write(files[number % 2], line)
+        assert os.pread(files[number % 2], 1000, 0) == b"".join(lines[: number + 1])
+    for mount in (a, b):
+        assert (mount / "f").read_bytes() == b"".join(lines)
+    for fd in files:
+        os.close(fd)
+    os.unlink(a / "f")

@@ -436,6 +436,40 @@ async def test_an_evicted_client_forgets_clean_pages_and_reports_dirty_ones(clus
         assert await get(c.b, "/dirty") == b"again"
 
 
+@pytest.mark.parametrize("writer", ["open", "closed"])
+async def test_a_loss_is_told_to_whoever_asks_for_the_file_to_be_durable(cluster: Any, writer: str) -> None:
+    """fsync through another open file; if its writer has gone, through one that is opened later.  Source: errseq_t"""
+    async with caching(cluster, oss=1, write_back_after_s=1000.0) as c:
+        c.expect(*LOST)
+        await put(c.a, "/f", b"old")
+        await c.a.unrecorded(c.a.fs.sync())
+        other = await opened(c.a, "/f")
+        file = await opened(c.a, "/f")
+        await c.a.unrecorded(file.pwrite(b"new", 0))
+        if writer == "closed":
+            await c.a.unrecorded(file.close())
+            await c.a.unrecorded(other.close())
+        await c.evict(c.a, c.oss[0])
+        await put(c.b, "/g", b"")
+        await c.until_saw("client.data_lost", on=c.a)
+        untold = c.a.fs.connections.open_files.untold
+        assert len(untold) == (writer == "closed")
+        if writer == "closed":
+            looks = await opened(c.a, "/f")
+            await c.a.unrecorded(looks.pwrite(b"n", 0))
+            await c.a.unrecorded(looks.close())  # who has not asked is not told
+            file, other = await opened(c.a, "/f"), await opened(c.a, "/f")
+        for loser in (other, file):
+            with refused(errno.EIO):
+                await c.a.unrecorded(loser.fsync())
+            await c.a.unrecorded(loser.fsync())
+        assert not untold
+        later = await opened(c.a, "/f")
+        await c.a.unrecorded(later.fsync())
+        for each in (later, other, file):
+            await c.a.unrecorded(each.close())
+
+
 async def test_a_client_whose_ost_is_switched_off_serves_nothing_of_it(cluster: Any) -> None:
     """Source: recovery-small.sh test_18a"""
     async with caching(cluster, oss=1) as c:

@@ -186,6 +186,24 @@ async def test_an_ost_that_the_configuration_makes_inactive_is_used_by_nobody(cl
 # --------------------------------------------------------------------------------------------------------- getting out
 
 
+async def test_an_mds_that_comes_up_without_the_mgs_uses_no_inactive_ost(cluster: Any) -> None:
+    async with place(cluster()) as c:
+        set_param = c.a.fs.connections.config.mgs.call
+        await c.a.unrecorded(set_param(SetParam("lustre", "lustre-OST0000.osc.active", "0")))
+        await c.until(lambda: c.mds.target().allocator.osps[0].imp.inactive)
+        await c.settle()
+        await c.mgs.kill()
+        await c.mds.kill()
+        await c.mds.start()
+        await asyncio.sleep(2 * c.tunables.connect_timeout_s)
+        osps = c.mds.target().allocator.osps
+        assert [osps[index].imp.inactive for index in (0, 1)] == [True, False]
+        await c.mgs.start()
+        await c.a.unrecorded(set_param(SetParam("lustre", "lustre-OST0000.osc.active", "")))
+        await c.until(lambda: not osps[0].imp.inactive)
+        await c.settle()
+
+
 @pytest.mark.parametrize("what", WORKS)
 @caches
 async def test_a_caller_who_is_interrupted_gets_out_of_every_wait(cluster: Any, caching: int, what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 from contextlib import asynccontextmanager
@@ -11,6 +12,9 @@ from typing import Any
 import pytest
 from mounts import Asked, Mount, mounts
 
+from lustrelite.client.by_fid import NOW
+from lustrelite.errors import OpError
+from lustrelite.store.room import ESSENTIAL, ORDINARY, OWED
 from lustrelite.wire.mdt import Closes
 
 COUNT = 100
@@ -225,6 +229,78 @@ async def test_a_mode_that_is_set_afterwards_hides_no_write(cluster: Any, who: s
             assert await times(a, names) == wrote
             await asyncio.sleep(2)
         assert await times(b, names) == await times(a, names) == wrote
+
+
+@pytest.mark.parametrize("who", ["a", "b"])
+@pytest.mark.parametrize("atime", [5, NOW])
+async def test_an_access_time_that_is_set_afterwards_hides_no_write(cluster: Any, who: str, atime: int) -> None:
+    """touch -a: the mtime is that of the write, and stays so when the file is closed."""
+    async with closed_by_a(cluster, count=0) as (_, a, b, _):
+        file = await a.open("/u/g", WRITE)
+        await asyncio.sleep(1)
+        await file.pwrite(b"x", 0)
+        written = (await a.stat("/u/g")).mtime
+        await asyncio.sleep(1)
+        await {"a": a, "b": b}[who].utimes("/u/g", atime, None)
+        if who == "a":
+            assert (await a.stat("/u/g")).mtime == written
+        file.what.close_later()
+        await asyncio.sleep(2)
+        for mount in (a, b):
+            st = await mount.stat("/u/g")
+            assert st.mtime == written and (st.atime == 5 or atime == NOW)
+
+
+async def test_a_write_after_times_were_set_counts_for_the_next_mds_although_the_file_was_changed_after_it(
+    cluster: Any
+) -> None:
+    async with closed_by_a(cluster, count=0) as (c, a, b, _):
+        file = await a.open("/u/g", WRITE)
+        await b.utimes("/u/g", 5, 6)
+        await asyncio.sleep(1)
+        await file.pwrite(b"x", 0)
+        await asyncio.sleep(1)
+        await b.chmod("/u/g", 0o600)
+        await c.settle()
+        await c.mds.commit()
+        await c.mds.kill()
+        await c.mds.start()
+        file.what.close_later()
+        await c.settle()
+        await asyncio.sleep(2)
+        assert (await b.stat("/u/g")).mtime > 6
+
+
+@pytest.mark.parametrize("late", [True, False])
+async def test_an_mdt_that_is_full_for_a_while_loses_no_close(
+    cluster: Any, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor the times, nor the end of an orphan: they come again until there is room."""
+    async with closed_by_a(cluster, count=0) as (c, a, b, _):
+        file = await a.open("/u/g", WRITE)
+        await asyncio.sleep(1)
+        await file.pwrite(b"x", 0)
+        written = (await a.stat("/u/g")).mtime
+        store, refused = c.mds.target().store, []
+        apply = store.apply
+
+        def full(writes: Any, *, kind: int = ORDINARY, **how: Any) -> None:
+            if kind != ESSENTIAL:
+                refused.append(kind)
+                raise OpError(errno.EAGAIN if kind == OWED else errno.ENOSPC)
+            apply(writes, kind=kind, **how)
+
+        monkeypatch.setattr(store, "apply", full)
+        if late:
+            file.what.close_later()
+        closing = asyncio.create_task(asyncio.sleep(0) if late else file.close())
+        await asyncio.sleep(10)
+        assert refused and set(refused) == {OWED}
+        monkeypatch.undo()
+        await closing
+        await asyncio.sleep(5)
+        assert opens_of(c) == 0
+        assert (await b.stat("/u/g")).mtime == written
 
 
 async def test_who_has_locked_records_does_not_close_late(cluster: Any) -> None:

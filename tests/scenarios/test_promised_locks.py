@@ -296,6 +296,31 @@ async def test_an_ost_that_nobody_could_reach_hears_first_of_what_was_promised(c
         c.never_saw("import.evicted")
 
 
+@pytest.mark.parametrize("again", ["cut", "answer"])
+async def test_what_happens_to_those_who_come_back_does_not_break_their_promises(cluster: Any, again: str) -> None:
+    """The OST is cut off once more before the author has come, or its answer to him is lost: still nobody was served."""
+    async with written_by_a(cluster, 3, oss=1) as (c, _, b, files):
+        everybody = [*c.clients.values(), c.mds]
+        c.net.cut(c.oss[0], everybody)
+        comes = asyncio.create_task(come(b, "read"))
+        await c.until_saw("lock.forsaken")
+        await asyncio.sleep(5)
+        c.net.heal(broken_permille=0)
+        if again == "cut":
+            c.net.cut(c.oss[0], [c.a])
+            await c.until_saw("service.absent")
+            c.net.cut(c.oss[0], everybody)
+            await asyncio.sleep(10)
+            c.net.heal(broken_permille=0)
+        else:
+            await c.net.drop(Enqueue, reply=True, to=c.a).caught()
+        await comes
+        for number, file in enumerate(files):
+            await file.fsync()
+            assert await b.content(f"/u/f{number}") == DATA
+        c.never_saw("client.data_lost")
+
+
 async def test_who_was_cut_off_before_the_others_comes_too_late(cluster: Any) -> None:
     """Somebody was served meanwhile."""
     async with written_by_a(cluster, oss=1) as (c, _, b, files):

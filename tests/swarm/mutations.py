@@ -27,6 +27,7 @@ from lustrelite.rpc.export import Call
 from lustrelite.rpc.import_recovery import ImportRecovery
 from lustrelite.store import schema
 from lustrelite.store.kv import Store
+from lustrelite.store.room import ESSENTIAL
 from lustrelite.store.small_log import SmallLog
 from lustrelite.target import target as target_module
 from lustrelite.target.committer import Committer
@@ -201,7 +202,7 @@ def reply_records_are_saved_in_a_later_batch(patch):
         commit(self, batch)
         writes = self.__dict__.pop("late", {})
         if writes:
-            apply(self, writes, essential=True)
+            apply(self, writes, kind=ESSENTIAL)
 
     patch.setattr(Store, "apply", late)
     patch.setattr(Store, "commit", commit_late)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lustrelite.errors import OpError
-from lustrelite.ids import ROOT_FID, SEQ_NORMAL, Fid, make_fid
+from lustrelite.ids import NO_FID, ROOT_FID, SEQ_NORMAL, Fid, make_fid
 from lustrelite.mdt.mdt import Mdt
 from lustrelite.mdt.osp import Osp
 from lustrelite.recovery.adaptive import ServiceEstimate
@@ -308,10 +308,13 @@ class World:
         assert orphans <= set(inodes)
         assert not used & set(self.condemned())
         listed: dict[Fid, int] = {}
+        last = (NO_FID, b"", 0)
         for key, _ in store.scan(schema.XATTRS):
-            fid = Fid(key[:16])
+            fid, name, piece = schema.split_xattr_key(key)
             assert fid in inodes
-            listed[fid] = listed.get(fid, 0) + len(key) - 16 + 1
+            assert not piece or last == (fid, name, piece - 1)
+            last = fid, name, piece
+            listed[fid] = listed.get(fid, 0) + (0 if piece else len(name) + 1)
         assert listed == {fid: inode.xattrs for fid, inode in inodes.items() if inode.xattrs}
 
     async def stop(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from lustrelite.ids import SEQ_NORMAL, Fid, make_fid
 from lustrelite.mdt import access
 from lustrelite.mdt.access import EXECUTE, READ, WRITE
 from lustrelite.recovery.versions import ABSENT
+from lustrelite.store import schema
+from lustrelite.store.room import LARGE_BYTES
 from lustrelite.wire import mdt as wire
 from lustrelite.wire.message import Cred
 
@@ -248,6 +251,29 @@ async def test_xattrs_come_and_go(mdt: World) -> None:
     mdt.do(setting(mdt, f, b"user.a", b"x" * 65536))
     mdt.fails(errno.ENOENT, wire.Listxattr(make_fid(SEQ_NORMAL, 999)))
     mdt.unlink(ROOT, b"f")  # and its attributes: see World.check
+
+
+async def test_large_values_are_kept_in_pieces(mdt: World) -> None:
+    f, other = mdt.make(ROOT, b"f"), mdt.make(ROOT, b"g")
+    mdt.do(setting(mdt, f, b"user.ab", b"neighbour"))
+    mdt.do(setting(mdt, other, b"user.a", b"y" * 9000))
+    for size in (0, 3999, 4000, 4001, 8000, 65536, 12_000, 11_999, 1, 4000):
+        value = random.Random(size).randbytes(size)
+        mdt.do(setting(mdt, f, b"user.a", value))
+        assert mdt.do(wire.Getxattr(f, b"user.a")).value == value
+        assert mdt.do(wire.Listxattr(f)).names == (b"user.a", b"user.ab")
+        every = mdt.do(wire.Getxattrs(f))
+        assert every.complete == (size <= 4000)
+        rows = {row.name: row.value for row in every.rows}
+        assert rows == ({b"user.a": value, b"user.ab": b"neighbour"} if every.complete else {})
+        assert max(len(value) for _, value in mdt.mdt.store.scan(schema.XATTRS)) <= LARGE_BYTES
+    mdt.do(setting(mdt, f, b"user.a", b"x" * 65536))
+    mdt.do(setting(mdt, f, b"user.a", None))
+    assert mdt.do(wire.Listxattr(f)).names == (b"user.ab",)
+    assert mdt.do(wire.Getxattr(other, b"user.a")).value == b"y" * 9000
+    mdt.do(setting(mdt, f, b"user.a", b"x" * 65536))
+    mdt.unlink(ROOT, b"f")
+    assert {fid for fid, _, _ in map(schema.split_xattr_key, dict(mdt.mdt.store.scan(schema.XATTRS)))} == {other}
 
 
 async def test_a_file_has_no_more_names_than_a_list_can_hold(mdt: World) -> None:

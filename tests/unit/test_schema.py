@@ -45,8 +45,8 @@ INODE = Inode(
     NO_FID,
 )
 PINNED = (
-    "dc0015cd81a4cd03e8640100000000cf0de0b6b3a7640000cf0de0b6b3a7640001cf0de0b6b3a7640002cf0de0b6b3a7640000cf0000"
-    "00050000000094ce0010000003a4666173749292004d9201cf0000010000000000c0c400c4100000000000000000000000000000000000c400c40000"
+    "dc0016cd81a4cd03e8640100000000cf0de0b6b3a7640000cf0de0b6b3a7640001cf0de0b6b3a7640002cf0de0b6b3a7640000cf0000"
+    "00050000000094ce0010000003a4666173749292004d9201cf0000010000000000c0c400c4100000000000000000000000000000000000c400c4000000"
 )
 LAYOUT = Layout(1 << 20, 3, "fast", ((0, 77), (1, 1 << 40)))
 HINT = StripeHint(-1, 1 << 20, 2)
@@ -81,7 +81,7 @@ def test_every_record_comes_back() -> None:
 def test_bytes_of_an_inode_are_pinned() -> None:
     """A change here is a change of the format: raise FORMAT_VERSION, say so in its log, then pin anew."""
     packed = schema.pack_inode(INODE._replace(layout=LAYOUT))
-    assert (schema.FORMAT_VERSION, packed.hex()) == (3, PINNED)
+    assert (schema.FORMAT_VERSION, packed.hex()) == (4, PINNED)
 
 
 def test_a_broken_record_stops_the_store_and_not_a_connection() -> None:
@@ -153,7 +153,8 @@ def test_number_keys_order_as_numbers(a: int, b: int, c: int, d: int) -> None:
 
 def test_the_other_keys_come_apart_again() -> None:
     assert schema.split_link_key(schema.link_key(FID, ROOT_FID, b"n")) == (FID, ROOT_FID, b"n")
-    assert schema.split_xattr_key(schema.xattr_key(FID, b"user.x")) == (FID, b"user.x")
+    assert schema.split_xattr_key(schema.xattr_key(FID, b"user.x", 7)) == (FID, b"user.x", 7)
+    assert schema.xattr_key(FID, b"user.x").startswith(schema.xattr_prefix(FID, b"user.x"))
     assert schema.split_param_key(schema.param_key("lustre", "a.b")) == ("lustre", "a.b")
     assert schema.param_key("lustre", "a.b").startswith(schema.param_key("lustre", ""))
     assert schema.unpack_entry(schema.pack_entry(FID, stat.S_IFDIR)) == (FID, stat.S_IFDIR)

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from lustrelite.errors import FormatRefused, OpError, StoreFailed
 from lustrelite.store import disk, kv, room, schema
 from lustrelite.store.kv import Store
+from lustrelite.store.room import ESSENTIAL
 from lustrelite.store.small_log import SmallLog
 
 T = schema.REPLIES  # a table that every kind has
@@ -189,7 +190,7 @@ def test_a_store_that_waits_for_its_disk_refuses_in_the_end(tmp_path: Path, monk
         for number in range(3000):
             store.apply({(T, b"n%04d" % number): b""})
     assert caught.value.errno == errno.EAGAIN and 1000 <= store.dirty < 1000 + room.CHECK_RECORDS
-    store.apply({(T, b"replayed"): b""}, essential=True)
+    store.apply({(T, b"replayed"): b""}, kind=ESSENTIAL)
     store.commit(batch)
     store.reopen()
     store.apply({(T, b"b"): b""})
@@ -464,7 +465,7 @@ def test_a_small_map_refuses_while_the_batch_still_fits(
         store.flush()
     assert caught.value.errno in (errno.ENOSPC, errno.EAGAIN)
     assert not store.pressed
-    store.apply({(T, b"replayed"): bytes(value)}, essential=True)
+    store.apply({(T, b"replayed"): bytes(value)}, kind=ESSENTIAL)
     for key, _ in list(store.scan(T)):  # a full target can be emptied
         store.apply({(T, key): None})
         if store.dirty >= 100 or store.pressed:
@@ -491,7 +492,7 @@ def test_a_sealed_batch_has_its_room_set_aside(tmp_path: Path, monkeypatch: pyte
         store.apply({(T, b"a"): bytes(300)})
     assert caught.value.errno == errno.EAGAIN and store.dirty == 0
     for number in range(10):
-        store.apply({(T, b"e%d" % number): bytes(300)}, essential=True)
+        store.apply({(T, b"e%d" % number): bytes(300)}, kind=ESSENTIAL)
     store.commit(batch)
     assert store.reopen()
     store.apply({(T, b"a"): bytes(300)})
@@ -523,6 +524,52 @@ def test_a_full_target_can_be_emptied_record_by_record(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("keep", [2, 3])
+def test_large_values_do_not_count_on_free_pages_that_are_scattered(tmp_path: Path, keep: int) -> None:
+    """In a full map of which every second page is free, large values are refused, and never break a batch."""
+    store = make(tmp_path, map_bytes=32 << 20)
+    count = refused = 0
+    while refused < 5:
+        try:
+            store.apply({(T, b"%08d" % count): bytes(3000)})
+            count, refused = count + 1, 0
+        except OpError:
+            refused += 1
+            store.flush()
+    for number in range(count):
+        if number % keep:
+            row = {(T, b"%08d" % number): None}
+            try:
+                store.apply(row)
+            except OpError:
+                store.flush()
+                store.apply(row)
+    for _ in range(3):
+        store.flush()
+    with pytest.raises(OpError):
+        for number in range(400):
+            store.apply({(T, b"large %d" % number): bytes(60_000)})
+    for number in range(200):  # those that need one page each go in
+        store.apply({(T, b"piece %d" % number): bytes(room.LARGE_BYTES)})
+    store.flush()
+    store.close()
+
+
+def test_what_is_owed_is_told_to_come_again(tmp_path: Path) -> None:
+    """However full it is: a close or a time that a program was told of must not be lost."""
+    store = make(tmp_path, map_bytes=2 << 20)
+    for kind in (room.ORDINARY, room.OWED):
+        with pytest.raises(OpError) as caught:
+            for number in range(100_000):
+                store.apply({(T, b"%d %08d" % (kind, number)): bytes(100)}, kind=kind)
+                if store.pressed:
+                    store.flush()
+        assert kind == room.ORDINARY or caught.value.errno == errno.EAGAIN
+    store.apply({(T, b"replayed"): bytes(100)}, kind=ESSENTIAL)
+    store.flush()
+    store.close()
+
+
 def test_a_full_disk_refuses_what_is_not_essential(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reopen: Callable[[], Store]
 ) -> None:
@@ -541,10 +588,10 @@ def test_a_full_disk_refuses_what_is_not_essential(
     assert caught.value.errno == errno.ENOSPC
     assert rows(store) == {b"a": b"1", b"b": b"1"} and store.dirty == 0
     store.apply({(T, b"a"): None})
-    store.apply({(T, b"d"): b"1"}, essential=True)
+    store.apply({(T, b"d"): b"1"}, kind=ESSENTIAL)
     available = 0
     with pytest.raises(OpError):
-        store.apply({(T, b"e"): bytes(1 << 20)}, essential=True)
+        store.apply({(T, b"e"): bytes(1 << 20)}, kind=ESSENTIAL)
     store.close()
     monkeypatch.undo()
     store = reopen()
@@ -582,7 +629,7 @@ def test_blocks_are_ours_before_the_batch_needs_them(
     with pytest.raises(OpError) as caught:
         store.apply({(T, b"b"): bytes(40 << 20)})
     assert caught.value.errno == errno.ENOSPC
-    store.apply({(T, b"c"): bytes(100)}, essential=True)  # there are blocks for this
+    store.apply({(T, b"c"): bytes(100)}, kind=ESSENTIAL)  # there are blocks for this
     store.close()
 
 
