@@ -9,11 +9,12 @@ A target is served before it is registered: the MGS only tells clients where to 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from lustrelite.errors import Deactivated, StoreFailed
+from lustrelite.errors import Deactivated, OpError, StoreFailed
 from lustrelite.format import TargetConfig, read_target
 from lustrelite.ids import Nid
 from lustrelite.mdt.mdt import Mdt
@@ -34,6 +35,11 @@ from lustrelite.tunables import FAILOVER_MODE
 from lustrelite.wire.mgs import TargetInfo, TargetRegister
 
 OWNER_POLL_S = 0.2
+_REFUSALS = {  # of a registration, by errno
+    errno.EADDRINUSE: "another target has registered under this name; if that is gone for good: tunefs.lustrelite --writeconf MGS",
+    errno.ESTALE: "a newer incarnation of it has registered: is this an old copy?",
+    errno.EINVAL: "the MGS does not take such a target",
+}
 
 
 class Disk(Protocol):
@@ -87,6 +93,7 @@ class Daemon:
         self.links = LinkPool(node)
         self.xids = Xids(node)
         self.followers: dict[str, ConfigFollower] = {}  # by file system
+        self.on_refused: Callable[[str], None] | None = None  # the MGS takes no target of ours into a file system: why
         self._owned: dict[str, Any] = {}  # by target name
         self._configs: dict[str, TargetConfig] = {}
 
@@ -196,11 +203,20 @@ class Daemon:
         )  # fmt: skip
         if isinstance(target, Mdt):
             self.node.spawn(self._do_without_mgs(target), f"without MGS {target.name}")
-        try:
-            info = await follower.register(place)
-        except Deactivated:
-            return  # this process stops, and the MGS has been away since it started
+        while True:
+            try:
+                info = await follower.register(place)
+                break
+            except Deactivated:
+                return  # this process stops, and the MGS has been away since it started
+            except OpError as error:
+                if error.errno in _REFUSALS:
+                    await self._refused(target, _REFUSALS[error.errno])
+                    return
+                self.node.events.emit("target.not_registered", level="warning", target=target.name, why=str(error))
+                await asyncio.sleep(self.node.tunables.connect_timeout_s)
         self.node.events.emit("target.registered", target=info.name, nids=list(info.nids))
+        follower.mgs.on_full.append(lambda: self._register_again(target, follower, place))
         if isinstance(target, Mdt):
             mdt = target
 
@@ -214,6 +230,30 @@ class Daemon:
             mdt.configure(follower.params)
             for known in targets.values():
                 ost_changed(known)
+
+    async def _refused(self, target: Target, why: str) -> None:
+        """The MGS does not want it: it is served no longer."""
+        self.node.events.emit("target.refused", level="warning", target=target.name, why=why)
+        if self.targets.get(target.name) is not target or target.stopping:
+            return
+        del self.targets[target.name]
+        await target.give_up()
+        self._owned.pop(target.name).release()
+        if self.on_refused is not None:
+            self.on_refused(f"{target.name}: {why}")
+
+    def _register_again(self, target: Target, follower: ConfigFollower, place: TargetRegister) -> None:
+        """We have found the MGS again, which may have forgotten us.  Source: server_notify_target(), obd_mount_server.c"""
+        if self.targets.get(target.name) is target and not target.stopping:
+            self.node.spawn(self._tell_again(target, follower, place), f"register {target.name} again")
+
+    async def _tell_again(self, target: Target, follower: ConfigFollower, place: TargetRegister) -> None:
+        try:
+            await follower.register(place)
+        except Deactivated:
+            pass
+        except OpError as error:
+            self.node.events.emit("target.not_registered", level="warning", target=target.name, why=str(error))
 
     async def _do_without_mgs(self, mdt: Mdt) -> None:
         """Source: the copy of its configuration log that a Lustre server keeps"""

@@ -67,6 +67,8 @@ def check_config(config: TargetConfig) -> TargetConfig:
             raise ValueError(f"an {config.kind} needs --mgsnode: the NID of the MGS")
     if not 0 <= config.index <= INDEX_MAX:
         raise ValueError(f"bad index {config.index}: 0 to {INDEX_MAX}")
+    if config.kind == "MDT" and config.index:
+        raise ValueError(f"bad index {config.index} of an MDT: there is one, with index 0, for the whole tree")
     for nid in (*config.mgsnodes, *config.failnodes):
         parse_nid(nid)
     mode = dict(config.params).get(FAILOVER_MODE, "failover")

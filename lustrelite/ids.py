@@ -98,6 +98,11 @@ def parse_target_name(name: str) -> tuple[str, str, int]:
     return match.group(1), match.group(2), int(match.group(3), 16)
 
 
+def mdt_client_uuid(name: str) -> str:
+    """The UUID as which the MDT `name` is a client of its OSTs."""
+    return f"{name}-mdtlov_UUID"
+
+
 def target_uuid(name: str) -> str:
     """The UUID by which clients connect to the target `name`."""
     return f"{name}_UUID"

@@ -63,6 +63,7 @@ class Server:
         process.write_record(nids=nids, targets=targets)
         starting = asyncio.ensure_future(self._start_all())
         stopped = asyncio.ensure_future(process.stopping.wait())
+        nothing_left = asyncio.ensure_future(self._nothing_left(starting))
         try:
             done, _ = await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if starting in done:
@@ -71,12 +72,24 @@ class Server:
                     process.follow_params(follower)
                     process.node.spawn(follower.load_when_known(), f"parameters of {follower.fsname}")
                 process.ready()
-                await stopped
+                done, _ = await asyncio.wait({stopped, nothing_left}, return_when=asyncio.FIRST_COMPLETED)
+                if nothing_left in done:
+                    nothing_left.result()
         finally:
-            for task in (starting, stopped):
+            for task in (starting, stopped, nothing_left):
                 task.cancel()
-            await asyncio.gather(starting, stopped, return_exceptions=True)
+            await asyncio.gather(starting, stopped, nothing_left, return_exceptions=True)
             await self.daemon.stop()
+
+    async def _nothing_left(self, starting: asyncio.Future[None]) -> None:
+        """Raise FormatRefused when the MGS has refused every target that was started here."""
+        refusals: asyncio.Queue[str] = asyncio.Queue()
+        self.daemon.on_refused = refusals.put_nowait
+        await asyncio.wait({starting})
+        while True:
+            why = await refusals.get()
+            if not self.daemon.targets:
+                raise FormatRefused(why)
 
     async def _start_all(self) -> None:
         directories = [str(directory) for directory, _ in self.configs.values()]

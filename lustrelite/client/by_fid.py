@@ -290,9 +290,13 @@ class FidOperations:
             cookie = entries[-1].cookie
 
     async def readdir_page(
-        self, fid: Fid, cookie: int, count: int = READDIR_COUNT, *, plus: bool = True, sizes: bool = True, ask: bool = False
-    ) -> tuple[list[DirEntry], bool]:
-        """About `count` entries after `cookie`, and whether they are the last. `ask`: whatever is known of them."""
+        self, fid: Fid, cookie: int, count: int = READDIR_COUNT, *, plus: bool = True, sizes: bool = True, ask: bool = False,
+        patient: bool = True,
+    ) -> tuple[list[DirEntry], bool]:  # fmt: skip
+        """About `count` entries after `cookie`, and whether they are the last. `ask`: whatever is known of them.
+
+        Unless `patient` an OST that is away costs its files their attributes and nobody any time, and one file's error nothing.
+        """
         page = await self._known_page(fid, cookie, count, plus) if not ask else None
         if page is None:
             page = await self.connections.mdc.readdir(fid, cookie, count, cred=self.cred, plus=plus)
@@ -302,7 +306,7 @@ class FidOperations:
         attrs = [entry.attr for entry in page.entries]
         stats: list[Stat | None]
         if sizes:
-            stats = await self._full_many(attrs)
+            stats = await self._full_many(attrs, patient)
         else:
             stats = [None if attr is None else merge(attr, None) for attr in attrs]
         entries = [
@@ -341,9 +345,12 @@ class FidOperations:
                 raise attr
         return tuple(entries)
 
-    async def _full_many(self, attrs: Sequence[Attr | None]) -> list[Stat | None]:
-        """`_full` for many, in few requests; None where there is nothing (any more)."""
+    async def _full_many(self, attrs: Sequence[Attr | None], patient: bool) -> list[Stat | None]:
+        """`_full` for many, in few requests; None where there is nothing (any more), or unless `patient` nothing to be learnt."""
         connections = self.connections
+        if not patient:
+            reachable = connections.lov.reachable
+            attrs = [attr if attr is None or attr.layout is None or reachable(attr.layout) else None for attr in attrs]
         striped = [attr for attr in attrs if attr is not None and attr.layout is not None]
         layouts = [attr.layout for attr in striped if attr.layout is not None]
         found = await connections.lov.getattr_many(layouts, cred=self.cred) if layouts else []
@@ -354,7 +361,8 @@ class FidOperations:
             if attr is None:
                 result.append(None)
             elif isinstance(objects, OpError):
-                await self._expect_gone(attr.fid, objects)
+                if patient:
+                    await self._expect_gone(attr.fid, objects)
                 result.append(None)
             else:
                 mtime, atime = connections.open_files.pending_times(attr.fid)
@@ -570,7 +578,7 @@ class FidOperations:
             return False
         listing, cookie, count = ahead
         if count:
-            listing.fetch = self.connections.tasks.spawn(self.readdir_page(parent, cookie, count), "statahead")
+            listing.fetch = self.connections.tasks.spawn(self.readdir_page(parent, cookie, count, patient=False), "statahead")
         if listing.fetch is None or listing.fetch.done():
             return False
         await asyncio.wait([listing.fetch])
@@ -585,7 +593,7 @@ class FidOperations:
         walk, count = part
         walk.busy = True
         try:
-            entries, end = await self.readdir_page(parent, cookie - 1, count, ask=True)
+            entries, end = await self.readdir_page(parent, cookie - 1, count, ask=True, patient=False)
         except OpError:
             return False  # and `busy` for good: he may not list it, or it is gone
         except asyncio.CancelledError:

@@ -295,6 +295,15 @@ class Lov:
         attrs = await self._tasks.gather([self._getattr(layout, stripe, cred) for stripe in stripes], "getattr")
         return objects_attr(layout, attrs)
 
+    def reachable(self, layout: Layout) -> bool:
+        """Are all OSTs with its objects connected?"""
+        oscs = self.oscs
+        for index, _ in layout.stripes:
+            osc = oscs.get(index)
+            if osc is None or not osc.reachable:
+                return False
+        return True
+
     async def getattr_many(self, layouts: Sequence[Layout], *, cred: Cred) -> list[ObjectsAttr | OpError]:
         """The same for many files at once; each fails for itself."""
         if self.locked is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lustrelite.errors import OpError
 from lustrelite.ids import Fid
+from lustrelite.recovery.import_fsm import State
 from lustrelite.rpc.node import Node
 from lustrelite.tunables import limits
 from lustrelite.wire import ost
@@ -73,6 +74,11 @@ class Osc:
     def inactive(self) -> bool:
         """Is it switched off by the administrator?"""
         return getattr(self.imp, "inactive", False)
+
+    @property
+    def reachable(self) -> bool:
+        """Is it connected, and in use?"""
+        return getattr(self.imp, "state", State.FULL) is State.FULL and not self.inactive
 
     @property
     def last_committed(self) -> int:

@@ -64,4 +64,4 @@ class Listings:
         return self._fs.connections.tasks.spawn(self._read(node, page.entries[-1].cookie, page.plus), "read on")
 
     async def _read(self, node: Node, cookie: int, plus: bool) -> Entries:
-        return await self._fs.readdir_page(node.fid, cookie, plus=plus, sizes=plus)
+        return await self._fs.readdir_page(node.fid, cookie, plus=plus, sizes=plus, patient=False)

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lustrelite.errors import Deactivated, Evicted, OpError
-from lustrelite.ids import Nid, target_name, target_uuid
+from lustrelite.ids import Nid, mdt_client_uuid, target_name, target_uuid
 from lustrelite.mdt.layout import raise_last_used
 from lustrelite.mdt.ost_log import OstLog
 from lustrelite.recovery.import_fsm import State
@@ -55,7 +55,7 @@ class Osp:
         self.pool_key = pool_key(index)
         self.imp = ClientImport(
             mdt.node, mdt.links,
-            target_uuid=uuid or target_uuid(self.name), nids=nids, client_uuid=f"{mdt.name}-mdtlov_UUID",
+            target_uuid=uuid or target_uuid(self.name), nids=nids, client_uuid=mdt_client_uuid(mdt.name),
             incarnation=mdt.instance, xids=mdt.xids, features=FEATURE_SERVER,
         )  # fmt: skip
         self.imp.on_full.append(self._connected)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 
 from lustrelite.errors import OpError
-from lustrelite.ids import check_fsname, parse_nid, target_name, target_uuid
+from lustrelite.ids import check_fsname, parse_nid, parse_target_name, target_name, target_uuid
 from lustrelite.rpc.export import Call
 from lustrelite.rpc.node import Node
 from lustrelite.store import schema
@@ -56,34 +56,50 @@ class Mgs(Target):
             fsname, _, name = key.decode().partition("\0")
             self.params.setdefault(fsname, {})[name] = value.decode()
 
+    def of(self, fsname: str) -> list[TargetRecord]:
+        """The targets of a file system, whose name may be the beginning of another's."""
+        return [record for name, record in self.entries.items() if parse_target_name(name)[0] == fsname]
+
     def config(self, fsname: str, since: int) -> Config:
         """What changed after version `since`."""
-        targets = tuple(
-            r.info for r in self.entries.values() if r.info.name.startswith(fsname + "-") and r.info.version > since
-        )
+        targets = tuple(r.info for r in self.of(fsname) if r.info.version > since)
         return Config(self.version, targets, tuple(sorted(self.params.get(fsname, {}).items())))
 
     def write_entry(self, txn: Transaction, record: TargetRecord) -> None:
         """Store an entry under the next version."""
-        self._next_version(txn)
-        record = TargetRecord(record.info._replace(version=self.version), record.stamp)
+        version = self._next_version(txn)
+        record = TargetRecord(record.info._replace(version=version), record.stamp)
         txn.put(schema.TARGETS, record.info.name.encode(), schema.pack_target(record))
-        self.entries[record.info.name] = record
+
+        def applied() -> None:
+            self.version = version
+            self.entries[record.info.name] = record
+
+        txn.then = applied
 
     def write_param(self, txn: Transaction, fsname: str, name: str, value: str) -> None:
         """Store or remove a permanent parameter."""
-        self._next_version(txn)
+        version = self._next_version(txn)
         key = f"{fsname}\0{name}".encode()
         if value:
             txn.put(schema.PARAMS, key, value.encode())
-            self.params.setdefault(fsname, {})[name] = value
         else:
             txn.delete(schema.PARAMS, key)
-            self.params.get(fsname, {}).pop(name, None)
 
-    def _next_version(self, txn: Transaction) -> None:
-        self.version += 1
-        txn.writes.update(self.meta_write("config_version", self.version))
+        def applied() -> None:
+            self.version = version
+            params = self.params.setdefault(fsname, {})
+            if value:
+                params[name] = value
+            else:
+                params.pop(name, None)
+
+        txn.then = applied
+
+    def _next_version(self, txn: Transaction) -> int:
+        version = self.version + 1
+        txn.writes.update(self.meta_write("config_version", version))
+        return version
 
     def notify(self, fsname: str) -> None:
         """The configuration has changed: whoever holds a lock on it is to read it again.  Source: mgs_revoke_lock()"""
@@ -91,7 +107,7 @@ class Mgs(Target):
 
 
 def _free_index(mgs: Mgs, fsname: str, kind: str) -> int:
-    used = {r.info.index for r in mgs.entries.values() if r.info.kind == kind and r.info.name.startswith(fsname + "-")}
+    used = {r.info.index for r in mgs.of(fsname) if r.info.kind == kind}
     return next(i for i in range(_INDEX_MAX + 1) if i not in used)
 
 
@@ -107,8 +123,10 @@ async def target_register(call: Call, body: TargetRegister) -> TargetInfo:
         raise OpError(errno.EINVAL, "bad registration")
     index = body.index
     if index < 0:
-        mine = [r.info.index for r in mgs.entries.values() if r.stamp == body.stamp]
+        mine = [r.info.index for r in mgs.of(body.fsname) if r.stamp == body.stamp]
         index = mine[0] if mine else _free_index(mgs, body.fsname, body.kind)
+    if body.kind == "MDT" and index:
+        raise OpError(errno.EINVAL, "one MDT, with index 0, serves the whole tree")
     name = target_name(body.fsname, body.kind, index)
     known = mgs.entries.get(name)
     if known is not None and known.stamp != body.stamp:
@@ -129,15 +147,15 @@ async def target_register(call: Call, body: TargetRegister) -> TargetInfo:
             if mgs.params.get(body.fsname, {}).get(key) != value:
                 mgs.run(mgs.write_param, body.fsname, key, value)
         mgs.node.events.emit("mgs.registered", target=name, nids=list(nids), instance=body.instance)
-    await mgs.committed()
-    mgs.notify(body.fsname)
+        await mgs.committed()
+        mgs.notify(body.fsname)
     return mgs.entries[name].info
 
 
 def config_read(call: Call, body: ConfigRead) -> Config:
     """The configuration, or what is new in it.  Source: MGS_CONFIG_READ"""
     mgs: Mgs = call.target
-    if not any(name.startswith(body.fsname + "-") for name in mgs.entries):
+    if not mgs.of(body.fsname):
         raise OpError(errno.ENOENT, f"no file system {body.fsname!r} here")
     if body.since > mgs.version:  # the MGS was replaced: start over
         return mgs.config(body.fsname, 0)

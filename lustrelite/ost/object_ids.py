@@ -152,9 +152,9 @@ class ObjectIds:
     def settle(self, txn: Transaction, used: int) -> int:
         """The MDT has used ids up to `used` and no others: make what is missing of them, destroy what is above (SKIP_ORPHAN).
 
-        Returns the last id, above which the MDT goes on. With more than ORPHANS_MAX to destroy the MDT has lost its
-        memory rather than its clients: nothing is destroyed. With more than GRANT_JUMP_MAX missing this must be another
-        disk: the newest are made.
+        Returns the last id, above which the MDT goes on. With more than ORPHANS_MAX to destroy, or objects with data
+        although it has used none, the MDT has lost its memory rather than its clients: nothing is destroyed. With more
+        than GRANT_JUMP_MAX missing this must be another disk: the newest are made.
         """
         last = self.last_id
         if used > last:
@@ -176,9 +176,10 @@ class ObjectIds:
 
     def _destroy_orphans(self, txn: Transaction, used: int, last: int) -> None:
         orphans: list[int] = []
-        for key, _ in self.ost.store.scan(OBJECTS, schema.object_key(used)):
+        for key, value in self.ost.store.scan(OBJECTS, schema.object_key(used)):
             orphans.append(schema.split_object_key(key))
-            if len(orphans) > ORPHANS_MAX:
+            stranger = not used and schema.unpack_object(value).owner != NO_FID
+            if stranger or len(orphans) > ORPHANS_MAX:
                 self.ost.say("ost.orphans_kept", "warning", used=used, last_id=last)
                 return
         self.ost.destroy(txn, orphans)

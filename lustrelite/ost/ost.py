@@ -26,6 +26,7 @@ from itertools import islice
 from typing import Any
 
 from lustrelite.errors import OpError, StoreFailed
+from lustrelite.ids import mdt_client_uuid, parse_target_name, target_name
 from lustrelite.ldlm.lock import Lock
 from lustrelite.ost.changes import Prepared
 from lustrelite.ost.grant import Grants, cost_of
@@ -48,7 +49,7 @@ from lustrelite.target.transaction import Transaction
 from lustrelite.wire.ldlm import EXTENT, Lvb
 from lustrelite.wire.mdt import STATFS_NO_SPACE, StatfsReply
 from lustrelite.wire.ost import CREATE_DELORPHAN, OBJECT_EOF, ObjectAttr, OstCreate, Write, resource_of
-from lustrelite.wire.session import Connect
+from lustrelite.wire.session import FEATURE_SERVER, Connect
 
 SWEEP_CHUNK = 512
 LOGGED_BYTES_MAX = 64 << 10
@@ -67,6 +68,7 @@ class Ost(Target):
         self.ranges = Ranges()
         self.ids = ObjectIds(self)
         self.promised = PromisedToOthers(self)
+        self._mdt_uuid = mdt_client_uuid(target_name(parse_target_name(name)[0], "MDT", 0))
         self.prepared: dict[Call, Prepared] = {}  # between the two halves of a write or punch, for one turn
         self._touched: dict[int, None] = {}  # data in the file, not yet durable, record staged
         self._doomed: dict[int, None] = {}  # record deleted, file not yet unlinked
@@ -132,6 +134,11 @@ class Ost(Target):
         self.node.events.emit(what, level=level, target=self.name, **fields)
 
     # ------------------------------------------------------------ space
+
+    def check_client(self, body: Connect) -> None:
+        """See Target. EPERM: an MDT, which is not that of our file system, and would destroy the objects that it does not know"""
+        if body.features & FEATURE_SERVER and body.client != self._mdt_uuid:
+            raise OpError(errno.EPERM, f"{self.name} is no OST of {body.client}")
 
     def grant_on_connect(self, export: Export, body: Connect, known: bool) -> int:
         """See Grants.connected."""

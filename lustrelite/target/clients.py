@@ -88,6 +88,7 @@ class Clients:
         if recovery is not None:
             recovery.window.attempt(self.target.node.now())
             recovery.step_soon()
+        self.target.check_client(body)
         if body.client in self._leaving:
             raise OpError(errno.EBUSY, "what it did before it left is not durable yet")
         export = self.target.exports.get(body.client)

@@ -125,6 +125,9 @@ class Target:
     def export_gone(self, txn: Transaction, export: Export) -> None:
         """A client was evicted or left: drop what it had (open files), in this transaction."""
 
+    def check_client(self, body: Connect) -> None:
+        """Somebody connects.  Errors: whatever speaks against it"""
+
     def grant_on_connect(self, export: Export, body: Connect, known: bool) -> int:
         """How much a client that connects may cache dirty; a `known` one says what it had (OST)."""
         return 0
@@ -210,6 +213,15 @@ class Target:
         await self.committer.finish()
         self.close()
         self.node.events.emit("target.stopped", target=self.name)
+
+    async def give_up(self) -> None:
+        """Stop, and let the next start be this incarnation once more: the MGS has not taken it."""
+        self.stopping = True
+        if self.service is not None:
+            self.service.remove_target(self)
+        self.store.apply(self.meta_write("instance", self.instance - 1), kind=ESSENTIAL)
+        await self.committer.finish()
+        self.kill()
 
     async def take_back_locks(self) -> None:
         """Clients write back and give up what they cache while we still serve them; who is silent is evicted."""

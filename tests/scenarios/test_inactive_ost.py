@@ -162,6 +162,38 @@ async def test_df_knows_who_is_inactive_and_does_not_wait(cluster: Any) -> None:
         assert all(answer is not None for _, answer in space)
 
 
+@pytest.mark.parametrize("caching", [0, 1])
+@pytest.mark.parametrize("why", ["dead", "inactive", "lost"])
+async def test_a_directory_is_listed_whatever_became_of_one_files_objects(cluster: Any, caching: int, why: str) -> None:
+    """Without that file's attributes: who asks for those waits, or hears of the error."""
+    async with place(cluster(oss=2, clients=2, caching=caching)) as c:
+        paths = [await on_ost(c.a, index) for index in (0, 1)]
+        if why == "dead":
+            await c.oss[0].kill()
+            await c.until(lambda: ost_import(c.b).state != "FULL")
+        elif why == "inactive":
+            ost_import(c.b).deactivate()
+        else:
+            target = c.oss[0].target()
+            (oid,) = [row[1] for row in (await c.a.unrecorded(c.a.fs.getstripe(paths[0]))).stripes]
+            target.run(target.destroy, [oid])
+            await c.settle()
+        fid = (await c.b.unrecorded(c.b.fs.stat(PLACE))).fid
+        began = c.loop.time()
+        entries, end = await c.b.unrecorded(c.b.fs.readdir_page(fid, 0, patient=False))
+        assert end and c.loop.time() - began < 0.5
+        sizes = {f"{PLACE}/{entry.name.decode()}": entry.stat and entry.stat.size for entry in entries}
+        assert sizes == {paths[0]: None, paths[1]: 1000}
+        if why == "dead":
+            await c.oss[0].start()
+            assert (await c.b.unrecorded(c.b.fs.stat(paths[0]))).size == 1000
+        else:
+            with refused(errno.EIO):
+                await c.b.unrecorded(c.b.fs.stat(paths[0]))
+        if why == "inactive":
+            ost_import(c.b).activate()
+
+
 async def test_an_ost_that_the_configuration_makes_inactive_is_used_by_nobody(cluster: Any) -> None:
     """llctl conf_param lustre-OST0000.osc.active=0: all clients, those that come later, and the MDS."""
     async with place(cluster(clients=2)) as c:

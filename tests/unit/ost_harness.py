@@ -186,7 +186,7 @@ class Rig:
         return self.ost
 
     async def connect(self) -> None:
-        self.mdt = Client(self.service, "mdt_UUID", FEATURE_SERVER)
+        self.mdt = Client(self.service, "test-MDT0000-mdtlov_UUID", FEATURE_SERVER)
         self.client = Client(self.service, "client_UUID")
         await self.mdt.connect(self.ost.uuid)
         await self.client.connect(self.ost.uuid)

@@ -390,7 +390,7 @@ async def test_who_is_silent_while_a_target_stops_is_evicted(rig: Rig) -> None:
     await asyncio.wait_for(rig.ost.stop(), 5)
     assert rig.ost.evictions == 1
     await rig.start()
-    assert list(rig.ost.exports) == ["mdt_UUID"]
+    assert list(rig.ost.exports) == ["test-MDT0000-mdtlov_UUID"]
 
 
 async def test_the_queues_of_an_object_can_be_read(rig: Rig) -> None:

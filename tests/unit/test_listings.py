@@ -34,7 +34,7 @@ class FakeDirectory:
         self.connections = self  # where its tasks are
         self.tasks = Tasks(FakeNode())
 
-    async def readdir_page(self, fid: Any, cookie: int, *, plus: bool, sizes: bool) -> tuple[list[DirEntry], bool]:
+    async def readdir_page(self, fid: Any, cookie: int, *, plus: bool, sizes: bool, patient: bool) -> tuple[list[DirEntry], bool]:
         self.asked.append(cookie)
         await self.gate.wait()
         await asyncio.sleep(0)

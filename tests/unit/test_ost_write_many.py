@@ -43,7 +43,7 @@ SIZES = [10, INLINE_BYTES_MAX]  # of each part: together in the loop, and in a t
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     made = Rig(tmp_path)
     await made.start(create=True)
-    made.mdt = Client(made.service, "mdt_UUID", FEATURE_SERVER)
+    made.mdt = Client(made.service, "test-MDT0000-mdtlov_UUID", FEATURE_SERVER)
     made.client = Client(made.service, "writer_UUID", FEATURE_GRANT)
     await made.mdt.connect(made.ost.uuid)
     await made.client.connect(made.ost.uuid)

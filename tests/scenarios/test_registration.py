@@ -1,0 +1,179 @@
+"""Targets register with the MGS: whom it refuses, what it does without, and what nobody else's target may do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import shutil
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from steps import refused
+
+from lustrelite.errors import OpError
+from lustrelite.format import TargetConfig
+from lustrelite.ids import mdt_client_uuid
+from lustrelite.sim.processes import MGS_NID, SimServer
+from lustrelite.store.kv import Store
+from lustrelite.target.addresses import set_addresses
+from lustrelite.wire.mgs import SetParam
+
+OST0 = "lustre-OST0000"
+
+
+def stranger(c: Any, kind: str, *, fsname: str = "lustre", index: int = 0) -> Any:
+    """A server with a target that was formatted by somebody else."""
+    config = TargetConfig(kind, fsname, index, "another stamp", (str(MGS_NID),))
+    if kind == "OST":
+        c.disks.object_disk(config.name)
+    c.format(config)
+    return SimServer(c, f"{fsname}-{kind}-{index}".lower(), [config])
+
+
+@contextlib.asynccontextmanager
+async def beside(c: Any, server: Any) -> AsyncIterator[Any]:
+    """It runs for a while."""
+    await server.start()
+    yield server
+    server.kill(silent=False)
+
+
+@pytest.mark.parametrize("kind", ["MDT", "OST"])
+async def test_a_name_that_is_taken_is_refused_and_the_process_lives_on(cluster: Any, kind: str) -> None:
+    async with cluster(oss=2, clients=1) as c:
+        c.expect("target.refused")
+        await c.a.write("/f", b"x" * 100_000)
+        other = SimServer(c, "other", [TargetConfig(kind, "lustre", 0, "another stamp", (str(MGS_NID),))])
+        theirs = c.disks.root
+        c.disks.root = theirs / "elsewhere"
+        c.disks.root.mkdir()
+        c.format(other.configs[0])
+        await other.start()
+        await c.until_saw("target.refused", on=other)
+        await c.until(lambda: not other.daemon.targets)
+        assert other.alive
+        other.kill(silent=False)
+        c.disks.root = theirs
+        assert await c.a.read("/f") == b"x" * 100_000
+        c.never_saw("ost.orphans_destroyed", count=1)
+
+
+async def test_a_file_system_whose_name_begins_another_ones_keeps_its_own_targets(cluster: Any) -> None:
+    async with cluster(oss=1, clients=1) as c:
+        await c.a.write("/f", b"x")
+        ours = {"lustre-MDT0000", OST0}
+        async with beside(c, stranger(c, "OST", fsname="lustre-x", index=0)), beside(c, stranger(c, "MDT", fsname="lustre-x")):
+            await c.until(lambda: len(c.mgs.target().of("lustre-x")) == 2)
+            await c.settle()
+            assert {r.info.name for r in c.mgs.target().of("lustre")} == ours
+            assert {t.name for t in c.mgs.target().config("lustre", 0).targets} == ours
+            assert list(c.mds.target().allocator.osps) == [0]
+            assert mdt_client_uuid("lustre-x-MDT0000") not in c.oss[0].target().exports
+        assert await c.a.read("/f") == b"x"
+
+
+@pytest.mark.parametrize("mgs_says_no", [True, False])
+async def test_another_mdt_destroys_nothing(cluster: Any, mgs_says_no: bool) -> None:
+    """It knows of no object: what it takes for orphans are files of others."""
+    async with cluster(oss=1, clients=1) as c:
+        c.expect("target.refused", "import.connect_failed")
+        await c.a.write("/f", b"x" * 1000)
+        await c.a.unrecorded(c.a.fs.sync())
+        await c.settle()
+        ost = c.oss[0].target()
+        before = sorted(ost.files.disk.files)
+        assert before
+        other = stranger(c, "MDT", index=1)
+        if not mgs_says_no:
+            other.configs = [other.configs[0]._replace(fsname="other", index=0)]
+            c.format(other.configs[0])
+        async with beside(c, other):
+            if mgs_says_no:
+                await c.until_saw("target.refused", on=other)
+            else:
+                await c.until(lambda: other.running)
+                other.target().set_ost(c.mgs.target().entries[OST0].info)
+            await asyncio.sleep(10)
+            c.never_saw("ost.orphans_destroyed", used=0, count=1)
+            assert [uuid for uuid in ost.exports if "MDT" in uuid] == [mdt_client_uuid("lustre-MDT0000")]
+        assert sorted(ost.files.disk.files) == before
+        assert await c.a.read("/f") == b"x" * 1000
+
+
+async def test_an_mdt_that_has_used_no_object_destroys_none_that_has_data(cluster: Any) -> None:
+    """It was formatted anew under its old name."""
+    async with cluster(oss=1, clients=1) as c:
+        c.expect("ost.orphans_kept")
+        await c.a.write("/f", b"x" * 1000)
+        await c.a.unrecorded(c.a.fs.sync())
+        await c.settle()
+        ost = c.oss[0].target()
+        before = sorted(ost.files.disk.files)
+        assert before
+        ost.run(ost.ids.settle, 0)
+        c.saw("ost.orphans_kept", used=0)
+        await c.settle()
+        assert sorted(ost.files.disk.files) == before
+
+
+async def test_an_old_copy_is_refused_however_often_it_is_started(cluster: Any) -> None:
+    async with cluster(oss=1, clients=1) as c:
+        c.expect("target.refused", "ost.objects_recreated", "import.zombie")
+        directory = c.disks.directory(OST0)
+        await c.oss[0].stop()
+        old, new = directory.with_name("old"), directory.with_name("new")
+        shutil.copytree(directory, old)
+        for _ in range(2):
+            await c.oss[0].start()
+            await c.settle()
+            await c.oss[0].stop()
+        directory.rename(new)
+        shutil.copytree(old, directory)
+        for times in range(3):
+            await c.oss[0].start()
+            await c.until(lambda: not c.oss[0].daemon.targets)
+            c.saw("target.refused", on=c.oss[0], times=times + 1)
+            c.oss[0].kill(silent=False)
+        shutil.rmtree(directory)
+        new.rename(directory)
+        await c.oss[0].start()
+        await c.a.write("/f", b"x")
+
+
+async def test_a_full_mgs_costs_no_server_its_life_and_refuses_what_it_cannot_keep(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster(oss=1, clients=1) as c:
+        c.expect("target.not_registered")
+        mgs = c.mgs.target()
+        version, params = mgs.version, dict(mgs.params)
+
+        def full(*_: Any, **__: Any) -> None:
+            raise OpError(errno.ENOSPC)
+
+        monkeypatch.setattr(mgs.store, "apply", full)
+        with refused(errno.ENOSPC):
+            await c.a.unrecorded(c.a.fs.connections.config.mgs.call(SetParam("lustre", f"{OST0}.osc.active", "0")))
+        assert (mgs.version, mgs.params) == (version, params)
+        await c.oss[0].kill()
+        await c.oss[0].start()
+        await c.until_saw("target.not_registered", on=c.oss[0])
+        assert mgs.version == version
+        await c.a.write("/f", b"x")
+        monkeypatch.undo()
+        await c.until(lambda: mgs.version > version)
+
+
+async def test_an_mgs_that_has_forgotten_everything_hears_of_all_targets_again(cluster: Any) -> None:
+    """tunefs.lustrelite --writeconf.  Source: server_notify_target()"""
+    async with cluster(oss=2, clients=1) as c:
+        await c.mgs.stop()
+        with contextlib.closing(Store.open(c.disks.directory("MGS"), "MGS", durable=False)) as store:
+            set_addresses(store, "MGS", {})
+        await c.mgs.start()
+        assert not c.mgs.target().entries
+        await c.until(lambda: len(c.mgs.target().entries) == len(c.targets) - 1)
+        b = await c.add_client("b2")
+        await b.write("/f", b"x")
