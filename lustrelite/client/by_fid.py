@@ -609,11 +609,9 @@ class FidOperations:
 
 
 def open_flags(flags: int) -> int:
-    """OPEN_* for os.O_*.  EINVAL"""
-    access = flags & os.O_ACCMODE
-    if access == os.O_ACCMODE:
-        raise OpError(errno.EINVAL, f"open flags {flags:#x}")
-    wire = (mdt.OPEN_READ, mdt.OPEN_WRITE, mdt.OPEN_READ | mdt.OPEN_WRITE)[access]
+    """OPEN_* for os.O_*. Who asks for all of O_ACCMODE may do nothing, but needs the right to read and write, as on Linux."""
+    both = mdt.OPEN_READ | mdt.OPEN_WRITE
+    wire = (mdt.OPEN_READ, mdt.OPEN_WRITE, both, both)[flags & os.O_ACCMODE]
     for theirs, ours in _OPEN_FLAGS:
         if flags & theirs == theirs:
             wire |= ours

@@ -178,7 +178,7 @@ class FlockTable:
     def test(self, resource_id: bytes, request: FlockRequest) -> tuple[Record, int] | None:
         """F_GETLK: a range that is in the way, and its owner's pid; None if there is none."""
         resource = self.resources.get((resource_id, False))
-        found = next(resource.in_the_way(request), None) if resource is not None else None
+        found = min(resource.in_the_way(request), key=lambda found: found.start, default=None) if resource is not None else None
         if resource is None or found is None:
             return None
         mode = PW if any(found is other for other in resource.indexes[PW].overlapping(found.start, found.start)) else PR

@@ -60,7 +60,7 @@ async def test_on_one_mount(world: Any) -> None:
         with reached(m.path) as top:
             for work in (
                 locks_of_open_files, flock_ends_with_close, times_of_writes, removed_directory, capabilities, append_that_is_cleared,
-                append_only,
+                append_only, opened_for_nothing,
             ):
                 await m.call(work, top)
 
@@ -171,6 +171,21 @@ def append_that_is_cleared(top: Path) -> None:
     assert os.pread(fd, 100, 0) == b"xyABC567xyend"
     os.close(source)
     os.close(fd)
+    os.unlink(top / "f")
+
+
+def opened_for_nothing(top: Path) -> None:
+    """O_ACCMODE: for ioctl(2) alone, by who may read and write."""
+    (top / "f").write_bytes(b"x")
+    fd = os.open(top / "f", os.O_ACCMODE)
+    for use in (lambda: os.read(fd, 1), lambda: os.write(fd, b"y")):
+        with pytest.raises(OSError) as caught:
+            use()
+        assert caught.value.errno == errno.EBADF
+    os.close(fd)
+    (top / "f").chmod(0o644)
+    with pytest.raises(PermissionError):
+        as_user(lambda: os.open(top / "f", os.O_ACCMODE))
     os.unlink(top / "f")
 
 

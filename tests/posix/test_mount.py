@@ -306,6 +306,14 @@ print("has", flush=True)
 """
 
 
+HOLDER = """
+import fcntl, os, sys, time
+fcntl.lockf(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX)
+print("has", flush=True)
+time.sleep(1000)
+"""
+
+
 @pytest.mark.processes
 async def test_who_waits_can_be_killed(world: Any) -> None:
     """A flock that waits, and calls to a server that is away: SIGKILL gets the caller out, and others go on."""
@@ -323,14 +331,23 @@ async def test_who_waits_can_be_killed(world: Any) -> None:
         await m.call(fcntl.flock, file, fcntl.LOCK_UN)
         await m.call(fcntl.flock, file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         await m.call(file.close)
+        holder = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", HOLDER, str(m.path / "f"), stdout=subprocess.PIPE
+        )
+        assert holder.stdout is not None
+        assert await holder.stdout.readline() == b"has\n"
         await w.mds.kill()
         stuck = await asyncio.create_subprocess_exec("mkdir", str(m.path / "d"))
         await asyncio.sleep(0.5)
+        holder.kill()  # its record lock goes when the MDS is back
+        assert await asyncio.wait_for(holder.wait(), 10) == -signal.SIGKILL
         assert stuck.returncode is None, "a hard mount waits"
         stuck.kill()
         assert await asyncio.wait_for(stuck.wait(), 10) == -signal.SIGKILL
         await w.mds.start()
         await w.settle()
+        with await m.call(open, m.path / "f", "w") as file:
+            await m.call(fcntl.lockf, file, fcntl.LOCK_EX)
         await m.call(shutil.rmtree, m.path / "d", True)
         await m.call(os.unlink, m.path / "f")
 

@@ -228,6 +228,14 @@ def test_getlk_names_the_range_and_its_owner() -> None:
     assert t.test(b"f", FlockRequest(B, 1, 0, PR, 0, 9)) == (Record(5, 7, PW), 2)
 
 
+def test_getlk_names_the_first_of_several() -> None:
+    t = FlockTable()
+    for mode, start, end in ((PW, 100, EOF), (PR, 20, 49), (PW, 10, 19)):
+        ask(t, D, mode, start, end)
+    for mode, start, found in ((PW, 0, Record(10, 19, PW)), (PW, 20, Record(20, 49, PR)), (PR, 20, Record(100, EOF, PW))):
+        assert t.test(b"f", FlockRequest(B, 1, 0, mode, start, EOF)) == (found, 2)
+
+
 def test_after_a_restart_held_and_waiting_come_back() -> None:
     t = FlockTable(frozen=True)
     waiting = FlockRequest(B, 7, 0, PW, 0, 9)
