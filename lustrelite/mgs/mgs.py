@@ -68,7 +68,7 @@ class Mgs(Target):
     def write_entry(self, txn: Transaction, record: TargetRecord) -> None:
         """Store an entry under the next version."""
         version = self._next_version(txn)
-        record = TargetRecord(record.info._replace(version=version), record.stamp)
+        record = record._replace(info=record.info._replace(version=version))
         txn.put(schema.TARGETS, record.info.name.encode(), schema.pack_target(record))
 
         def applied() -> None:
@@ -111,6 +111,16 @@ def _free_index(mgs: Mgs, fsname: str, kind: str) -> int:
     return next(i for i in range(_INDEX_MAX + 1) if i not in used)
 
 
+def _take_params(mgs: Mgs, body: TargetRegister, name: str, before: dict[str, str]) -> None:
+    """What a target was formatted with counts until somebody sets it otherwise; what tunefs has changed or erased since is news."""
+    now = dict(body.params)
+    for key in {**before, **now}:
+        value = now.get(key, "")
+        full = f"{name}.{key}" if key == FAILOVER_MODE else key
+        if value != before.get(key, "") and value != mgs.params.get(body.fsname, {}).get(full, ""):
+            mgs.run(mgs.write_param, body.fsname, full, value)
+
+
 async def target_register(call: Call, body: TargetRegister) -> TargetInfo:
     """A target started.  Source: mgs_target_reg(), mgs/mgs_handler.c"""
     mgs: Mgs = call.target
@@ -137,15 +147,9 @@ async def target_register(call: Call, body: TargetRegister) -> TargetInfo:
         # the standby's address stays known when it is not the one that serves
         nids = tuple(dict.fromkeys((*nids, *known.info.nids))) if body.failover_nids else nids
     info = TargetInfo(name, body.kind, index, target_uuid(name), nids, body.instance, 0)
-    if known is None or known.info._replace(version=0) != info:
-        mgs.run(mgs.write_entry, TargetRecord(info, body.stamp))
-        for key, value in body.params:
-            if key == FAILOVER_MODE:
-                key = f"{name}.{key}"
-            elif known is not None:
-                continue
-            if mgs.params.get(body.fsname, {}).get(key) != value:
-                mgs.run(mgs.write_param, body.fsname, key, value)
+    if known is None or known.info._replace(version=0) != info or known.params != body.params:
+        mgs.run(mgs.write_entry, TargetRecord(info, body.stamp, body.params))
+        _take_params(mgs, body, name, dict(known.params) if known is not None else {})
         mgs.node.events.emit("mgs.registered", target=name, nids=list(nids), instance=body.instance)
         await mgs.committed()
         mgs.notify(body.fsname)

@@ -152,16 +152,16 @@ class ObjectIds:
     def settle(self, txn: Transaction, used: int) -> int:
         """The MDT has used ids up to `used` and no others: make what is missing of them, destroy what is above (SKIP_ORPHAN).
 
-        Returns the last id, above which the MDT goes on. With more than ORPHANS_MAX to destroy, or objects with data
-        although it has used none, the MDT has lost its memory rather than its clients: nothing is destroyed. With more
-        than GRANT_JUMP_MAX missing this must be another disk: the newest are made.
+        Returns the last id, above which the MDT goes on. With more than ORPHANS_MAX to destroy, or objects with data at
+        its first start, the MDT has lost its memory rather than its clients: nothing is destroyed. With more than
+        GRANT_JUMP_MAX missing this must be another disk: the newest are made.
         """
         last = self.last_id
         if used > last:
             first = last if used - last <= GRANT_JUMP_MAX else used - RECREATE_MAX
             self._make_again(txn, first, used, last)
         else:
-            self._destroy_orphans(txn, used, last)
+            self._destroy_orphans(txn, used, last, new=not used and txn.export is not None and txn.export.incarnation == 1)
         go_on = max(last, used, self.granted_before)
         if go_on > last:
             txn.put(META, LAST_ID, schema.pack_meta(go_on))
@@ -174,11 +174,11 @@ class ObjectIds:
     def _unknown_again(self) -> None:
         self.known = False
 
-    def _destroy_orphans(self, txn: Transaction, used: int, last: int) -> None:
+    def _destroy_orphans(self, txn: Transaction, used: int, last: int, *, new: bool) -> None:
         orphans: list[int] = []
         for key, value in self.ost.store.scan(OBJECTS, schema.object_key(used)):
             orphans.append(schema.split_object_key(key))
-            stranger = not used and schema.unpack_object(value).owner != NO_FID
+            stranger = new and schema.unpack_object(value).owner != NO_FID
             if stranger or len(orphans) > ORPHANS_MAX:
                 self.ost.say("ost.orphans_kept", "warning", used=used, last_id=last)
                 return

@@ -14,7 +14,8 @@ FORMAT log:
     2  2026-11-21  table ost_log in place of destroys; projid of inodes and objects; inodes have access control lists, and know
                    how many extended attributes they have.
     3  2026-11-21  a log of small batches beside the database (small_log.py).
-    4  2026-11-22  extended attributes in pieces (mdt/xattrs.py); an inode knows when its mtime was set.
+    4  2026-11-22  extended attributes in pieces (mdt/xattr_rows.py); an inode knows when its mtime was set, the MGS which
+                   parameters came with a target.
 """
 
 from __future__ import annotations
@@ -164,6 +165,7 @@ class TargetRecord(NamedTuple):
 
     info: TargetInfo
     stamp: str
+    params: tuple[tuple[str, str], ...] = ()  # permanent parameters that it was formatted with
 
 
 _LAYOUT = Inode._fields.index("layout")
@@ -220,8 +222,8 @@ def unpack_inode(data: bytes) -> Inode:
 def unpack_target(data: bytes) -> TargetRecord:
     """The registered target in `data`."""
     try:
-        info, stamp = _unpack(data)
-        return TargetRecord(TargetInfo._make(info), stamp)
+        info, stamp, params = _unpack(data)
+        return TargetRecord(TargetInfo._make(info), stamp, params)
     except (TypeError, ValueError) as error:
         raise StoreFailed(f"not a TargetRecord: {error}: {data[:64]!r}") from None
 

@@ -102,22 +102,6 @@ async def test_another_mdt_destroys_nothing(cluster: Any, mgs_says_no: bool) -> 
         assert await c.a.read("/f") == b"x" * 1000
 
 
-async def test_an_mdt_that_has_used_no_object_destroys_none_that_has_data(cluster: Any) -> None:
-    """It was formatted anew under its old name."""
-    async with cluster(oss=1, clients=1) as c:
-        c.expect("ost.orphans_kept")
-        await c.a.write("/f", b"x" * 1000)
-        await c.a.unrecorded(c.a.fs.sync())
-        await c.settle()
-        ost = c.oss[0].target()
-        before = sorted(ost.files.disk.files)
-        assert before
-        ost.run(ost.ids.settle, 0)
-        c.saw("ost.orphans_kept", used=0)
-        await c.settle()
-        assert sorted(ost.files.disk.files) == before
-
-
 async def test_an_old_copy_is_refused_however_often_it_is_started(cluster: Any) -> None:
     async with cluster(oss=1, clients=1) as c:
         c.expect("target.refused", "ost.objects_recreated", "import.zombie")
@@ -177,3 +161,27 @@ async def test_an_mgs_that_has_forgotten_everything_hears_of_all_targets_again(c
         await c.until(lambda: len(c.mgs.target().entries) == len(c.targets) - 1)
         b = await c.add_client("b2")
         await b.write("/f", b"x")
+
+
+async def test_parameters_that_a_target_was_formatted_with_come_and_go_with_it(cluster: Any) -> None:
+    """mkfs.lustrelite --param, tunefs.lustrelite --erase-param; what an administrator has set since stays."""
+    async with cluster(oss=1, clients=1) as c:
+        directory = str(c.disks.directory(OST0))
+        formatted = c.configs[directory]
+        mode, lot = f"{OST0}.failover.mode", "tunables.spin_us"
+
+        async def with_params(params: dict[str, str]) -> dict[str, str]:
+            await c.oss[0].stop()
+            c.configs[directory] = formatted._replace(params=tuple(params.items()))
+            await c.oss[0].start()
+            await c.until(lambda: c.mgs.target().entries[OST0].info.instance == c.oss[0].target().instance)
+            await c.settle()
+            return dict(c.mgs.target().params.get("lustre", {}))
+
+        assert await with_params({"failover.mode": "failout", lot: "1"}) == {mode: "failout", lot: "1"}
+        await c.a.unrecorded(c.a.fs.connections.config.mgs.call(SetParam("lustre", lot, "2")))
+        assert await with_params({"failover.mode": "failout", lot: "1"}) == {mode: "failout", lot: "2"}
+        await c.mgs.stop()
+        await c.mgs.start()
+        assert await with_params({lot: "3"}) == {lot: "3"}
+        assert await with_params({}) == {}

@@ -232,6 +232,18 @@ async def test_an_ost_that_lost_objects_makes_the_newest_again(
     assert rig.node.events.counts["ost.objects_recreated"] == 1
 
 
+@pytest.mark.parametrize("incarnation", [1, 2])
+async def test_an_mdt_at_its_first_start_destroys_no_object_that_has_data(rig: Rig, incarnation: int) -> None:
+    """It was formatted anew. One that has lost all that it had ever done is owed its orphans."""
+    await rig.grant(5)
+    await rig.client.call(write_of(3), b"data")
+    await rig.commit()
+    rig.ost.exports[rig.mdt.uuid].incarnation = incarnation
+    assert (await rig.mdt.call(OstCreate(0, CREATE_DELORPHAN))).last_id == 5
+    await rig.commit()
+    assert ids_of(rig) == ([1, 2, 3, 4, 5] if incarnation == 1 else [])
+
+
 async def test_too_many_orphans_are_the_loss_of_the_mdt(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_ids, "ORPHANS_MAX", 20)
     await rig.grant(30)

@@ -801,7 +801,7 @@ async def test_a_large_write_goes_through_in_full_rpcs() -> None:
 # ---------------------------------------------------------------------------------------------------- errors
 
 
-async def test_a_failed_write_back_is_reported_once_to_each_open_file_that_wrote() -> None:
+async def test_a_failed_write_back_is_reported_once_to_each_open_file() -> None:
     async with CachingWorld() as world:
         writers = [await opened(world) for _ in range(3)]
         idle = await opened(world)
@@ -813,6 +813,8 @@ async def test_a_failed_write_back_is_reported_once_to_each_open_file_that_wrote
         await fails(errno.EIO, writers[1].pwrite(b"x", 100))
         await writers[1].pwrite(b"x", 0)
         await fails(errno.EIO, writers[2].close())
+        await idle.pwrite(b"x", 0)
+        await fails(errno.EIO, idle.fsync())
         await idle.fsync()
         assert await idle.pread(100, 0) == b"x", "what was lost is not shown any more"
         for file in (*writers, idle):
