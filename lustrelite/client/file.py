@@ -259,6 +259,10 @@ class File:
         """
         return (await self._write(data, offset, append))[0]
 
+    async def append(self, data: Buffer) -> int:
+        """Write all of `data` at the end of the file; returns where that was. As pwrite in all else."""
+        return (await self._write(data, 0, append=True))[1] - memoryview(data).nbytes
+
     def write_mapped(self, data: memoryview, offset: int, leaving: Container[ClientLock]) -> bool:
         """Pages of a mapping that are written back because their lock goes: under that lock, if it is in `leaving`."""
         if self._locked is None or self.layout is None or not self.writable:

@@ -184,14 +184,20 @@ class Files:
             append = not flags & kernel.WRITE_CACHE and bool(
                 opened & os.O_APPEND or file.opened_as.flags & APPEND_ONLY  # as it is now: F_SETFL, fcntl(2)
             )
-            done = await file.pwrite(data, offset, append=append)
+            place = offset
+            if append:
+                place = await file.append(data)
+            else:
+                await file.pwrite(data, offset, append=False)
             if file.layout is not None:
                 self.inodes.watch(node, file.layout)
-            if node.overtaken(withdrawn) or (append and not file.flags & os.O_APPEND):  # else it has no pages of it
+            if place != offset and not file.flags & os.O_APPEND:  # else it has no pages of it
+                await self.inodes.drop_misplaced(node, offset, offset + size)
+            elif node.overtaken(withdrawn):
                 self.inodes.drop_later(node, offset, offset + size)
         finally:
             node.end(request)
-        return kernel.write_out(done)
+        return kernel.write_out(size)
 
     async def _drop_privileges(self, file: File, *, keeps_set_id: bool) -> None:
         """Somebody changes the data: the file loses its capabilities, and its set-id bits unless he may keep those (root).

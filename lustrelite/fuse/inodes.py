@@ -59,7 +59,7 @@ class Node:
 
     __slots__ = (
         "arrived", "asked", "attr_until", "busy", "changes", "doubted", "epoch", "fid", "gone", "leaving", "listed", "lookups",
-        "mapped", "name_until", "number", "objects", "opens", "pages", "started", "told", "withdrawn",
+        "mapped", "misplaced", "name_until", "number", "objects", "opens", "pages", "started", "told", "withdrawn",
     )  # fmt: skip
 
     def __init__(self, number: int, fid: Fid) -> None:
@@ -80,6 +80,7 @@ class Node:
         self.leaving: dict[ClientLock, None] = {}  # locks on its data that go as soon as the kernel has dropped its pages
         self.objects: tuple[tuple[int, int], ...] = ()  # (OST, object): under which it is found
         self.busy: dict[object, tuple[int, int]] = {}  # ranges of requests that are not answered
+        self.misplaced: asyncio.Future[None] | None = None  # pages that are being dropped because they were written elsewhere
         self.asked = 0  # GETATTRs that are not answered
         self.arrived: asyncio.Future[None] | None = None  # for who waits for one more of them
         self.withdrawn = 0  # how often a lock on its data went, or began to go
@@ -299,6 +300,13 @@ class Inodes:
     def drop_later(self, node: Node, start: int, end: int) -> None:
         """Drop pages that nothing vouches for any more."""
         self.session.invalidate([_inval(node, start, end)])
+
+    async def drop_misplaced(self, node: Node, start: int, end: int) -> None:
+        """The kernel writes pages at another place than we did, and will believe them when it has our answer: drop them then.
+
+        It is told before: what it asks of the attributes once it has heard of that, as after our answer, is not thrown away.
+        """
+        node.misplaced = await self.session.begin_to_invalidate(_inval(node, start, end))
 
     async def _drop(self, node: Node, lock: ClientLock, start: int, end: int, number: int) -> None:
         # Who was done under the lock answers in this turn or in the next one: his pages are there then, and are dropped.

@@ -10,6 +10,7 @@ it was removed from here: somebody may have it open (of regular files the MDT kn
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import stat as modes
 from collections.abc import Coroutine
@@ -111,7 +112,7 @@ class Names:
         """GETATTR"""
         node = self.node(request.node)
         stat = self.fs.known_stat(node.fid)
-        if stat is None:
+        if stat is None or node.misplaced is not None:
             return self._getattr(node, request.pid)
         attr_s, stat = self.inodes.newest(node, stat, request.pid, known=True)
         return kernel.attr_out(attr_s, attributes(stat))
@@ -119,6 +120,10 @@ class Names:
     async def _getattr(self, node: Node, pid: int) -> Answer:
         node.asked += 1
         try:
+            while node.misplaced is not None:
+                await asyncio.wait([node.misplaced])
+                if node.misplaced is not None and node.misplaced.done():
+                    node.misplaced = None
             attr_s, stat = self.inodes.newest(node, await self._stat(node), pid)
             return kernel.attr_out(attr_s, attributes(stat))
         finally:

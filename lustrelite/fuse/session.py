@@ -19,6 +19,7 @@ import asyncio
 import errno
 import os
 import signal
+import threading
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,6 +35,7 @@ from lustrelite.rpc.node import Node
 TURN_REQUESTS = 16  # read in one turn of the loop
 INVALIDATORS = 32  # threads that may wait for the kernel
 SIGNAL_LOOK_S = 0.1  # has the signalled caller of a request got one that it dies of?
+STILL_LOOK_S, STILL_LOOKS = 0.001, 1000  # so often it is looked whether one of them waits for a page
 PIECES_MAX = 512  # of one answer: IOV_MAX is 1024
 BACKGROUND = 64  # reads ahead and the like that the kernel may have on their way
 
@@ -291,6 +293,16 @@ class Session:
         self.notified += len(messages)
         return self._loop.run_in_executor(self._threads, _tell_all, self.fd, messages)
 
+    async def begin_to_invalidate(self, message: bytes) -> asyncio.Future[None]:
+        """The same of one range, but it is done, or waits for a page that is being read or written, when this returns."""
+        thread: list[int] = []
+        work = self._loop.run_in_executor(self._threads, _tell, self.fd, message, thread)
+        for _ in range(STILL_LOOKS):
+            await asyncio.wait([work], timeout=STILL_LOOK_S)
+            if work.done() or (thread and _stands_still(thread[0])):
+                break
+        return work
+
     # the end ------------------------------------------------------------------------------------------------------
 
     @property
@@ -343,6 +355,20 @@ def is_exiting(pid: int) -> bool:
     except OSError:
         return True  # or in a namespace that we do not see: his close(2) waits for nobody
     return bool(int(stat.rpartition(b")")[2].split()[6]) & 0x4)
+
+
+def _stands_still(thread: int) -> bool:
+    """Does a thread of this process wait in the kernel for a page?
+
+    Source: folio_lock(), TASK_UNINTERRUPTIBLE; proc_pid_stat(5)
+    """
+    stat = Path(f"/proc/self/task/{thread}/stat").read_bytes()
+    return stat[stat.rindex(b")") + 2 :].startswith(b"D")
+
+
+def _tell(fd: int, message: bytes, thread: list[int]) -> None:
+    thread.append(threading.get_native_id())
+    _tell_all(fd, (message,))
 
 
 def _tell_all(fd: int, messages: Sequence[bytes]) -> None:

@@ -279,7 +279,7 @@ def append_that_is_set(a: Path, b: Path) -> None:
     files = [os.open(mount / "f", os.O_RDWR | os.O_CREAT) for mount in (a, b)]
     for fd in files:
         fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
-    lines = [b"%c%02d\n" % (who, number) for number in range(10) for who in b"ab"]
+    lines = [b"%c%02d\n" % (who, number) for number in range(40) for who in b"ab"]
     for number, line in enumerate(lines):
         os.write(files[number % 2], line)
         assert os.pread(files[number % 2], 1000, 0) == b"".join(lines[: number + 1])
