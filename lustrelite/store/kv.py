@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, cast
 import lmdb
 
 from lustrelite.errors import FormatRefused, OpError, StoreFailed
-from lustrelite.store import disk, schema
+from lustrelite.store import disk, pages, schema
 from lustrelite.store.delta import MISSING, Delta, beyond, overlay
 from lustrelite.store.room import DELETION, ESSENTIAL, LARGE_BYTES, ORDINARY, PAGE, Load, Room
 from lustrelite.store.small_log import Change, Data, SmallLog
@@ -57,6 +57,7 @@ TABLES_MAX = 32
 SCAN_ROWS_MIN, SCAN_ROWS_MAX = 64, 1024
 REOPEN_RECORDS = 500  # put in one turn of the loop: half a millisecond
 LOGGED_APPLIES_MAX = 64  # requests that one append to the log may have
+DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.PanicError, lmdb.BadTxnError)
 WAITING_RECORDS_MAX = 250_000  # applied while a commit is under way; with more the disk is too slow for us
 
 
@@ -120,14 +121,13 @@ class Store:
         `create` makes a new one. `durable=False` leaves out every fsync (simulator: a kill loses no more than before,
         a power cut would). `readonly` is for an offline reader: nobody else may write meanwhile, and what a crash left
         in the log must have been taken up by one who may (EROFS). Who writes an OST has to `put_back` first.
-        Errors: FormatRefused (no target, another kind, another format), OpError(EBUSY) somebody has it open,
-        OpError of the disk.
+        Errors: FormatRefused (no target, another kind, another format, a file cut short), StoreFailed it is damaged,
+        OpError(EBUSY) somebody has it open, OpError of the disk.
         """
         tables = schema.tables_of(kind)
         path = os.path.join(directory, "lmdb")
-        exists = os.path.exists(os.path.join(path, "data.mdb"))
-        if not exists and not create:
-            raise FormatRefused(f"there is no LustreLite target in {directory}: format one first (llctl mkfs)")
+        if not create:
+            pages.check_there(directory)
         try:
             if create:
                 os.makedirs(path, exist_ok=True)
@@ -135,6 +135,8 @@ class Store:
         except OSError as error:
             raise OpError(error.errno or errno.EIO, f"{path}: {error.strerror}") from None
         try:
+            if not create:
+                pages.check_end(directory)
             env = lmdb.open(
                 path,
                 map_size=map_bytes,
@@ -147,6 +149,9 @@ class Store:
                 metasync=durable,
                 max_spare_txns=2,
             )
+        except FormatRefused:
+            os.close(lock_fd)
+            raise
         except (lmdb.Error, OSError) as error:
             os.close(lock_fd)
             raise FormatRefused(f"{path} cannot be opened as a LustreLite database: {error}") from None
@@ -164,6 +169,8 @@ class Store:
             store._begin()
             store._take_up()
             opened = True
+        except lmdb.Error as error:
+            raise pages.damaged(directory, error) from None
         except OSError as error:
             raise OpError(error.errno or errno.EIO, f"{path}: {error.strerror}") from None
         finally:
@@ -176,7 +183,7 @@ class Store:
             self._check_format()
         elif (found := self._format()) is not None:
             raise FormatRefused(f"{self.directory} already holds a LustreLite {found[1]} (format {found[0]})")
-        self._open_tables(tables, create=True)
+        self._open_tables(tables, create=create)
         if create:
             with self._env.begin(write=True) as txn:  # the last act of formatting
                 value = schema.pack_meta((schema.FORMAT_VERSION, self.kind))
@@ -200,7 +207,7 @@ class Store:
                 if name not in self._dbs:
                     self._dbs[name] = self._env.open_db(name.encode(), create=create)
         except lmdb.NotFoundError as error:
-            raise FormatRefused(f"{self.directory} is no complete LustreLite {self.kind}: {error}") from None
+            raise FormatRefused(f"{self.directory} is no complete LustreLite {self.kind} ({error}): restore it from a backup") from None
 
     def _format(self) -> tuple[int, str] | None:
         """(format version, kind) of what is there, None if nothing is or formatting was not finished."""
@@ -215,7 +222,7 @@ class Store:
     def _check_format(self) -> None:
         found = self._format()
         if found is None:
-            raise FormatRefused(f"formatting {self.directory} was not finished: format it again")
+            raise pages.no_format(self.directory)
         version, kind = found
         ours = schema.FORMAT_VERSION
         if version > ours:
@@ -253,7 +260,8 @@ class Store:
         os.close(self._lock_fd)
 
     def _fail(self, error: BaseException) -> NoReturn:
-        self._failed = f"the store of {self.directory} failed: {type(error).__name__}: {error}"
+        failed = f"the store of {self.directory} failed: {type(error).__name__}: {error}"
+        self._failed = str(pages.damaged(self.directory, error)) if isinstance(error, DAMAGE) else failed
         self._refuse(self._failed)
         raise StoreFailed(self._failed) from error
 
@@ -306,7 +314,10 @@ class Store:
             value = delta.tables[table].get(key, MISSING)
             if value is not MISSING:
                 return cast(bytes | None, value)
-        found: bytes | None = self._txn.get(key, None, self._dbs[table])
+        try:
+            found: bytes | None = self._txn.get(key, None, self._dbs[table])
+        except lmdb.Error as error:
+            self._fail(error)
         return found
 
     def scan(self, table: str, after: bytes = b"", *, prefix: bytes = b"") -> Iterator[Row]:
@@ -323,7 +334,10 @@ class Store:
 
     def _rows(self, table: str, start: bytes, prefix: bytes, rows_max: int) -> tuple[list[Row], bytes | None]:
         """About `rows_max` rows from `start` on, and the key to go on after if there may be more."""
-        rows = _read(self._txn, self._dbs[table], start, prefix, rows_max)
+        try:
+            rows = _read(self._txn, self._dbs[table], start, prefix, rows_max)
+        except lmdb.Error as error:
+            self._fail(error)
         deltas = self._over
         if not deltas:
             return rows, rows[-1][0] if len(rows) == rows_max else None
@@ -340,9 +354,12 @@ class Store:
         """The last row of `table` whose key begins with `prefix`."""
         deltas = self._over
         db = self._dbs[table]
-        best = _last(self._txn, db, prefix)
-        while best is not None and any(best[0] in delta.tables[table] for delta in deltas):
-            best = _last(self._txn, db, prefix, below=best[0])
+        try:
+            best = _last(self._txn, db, prefix)
+            while best is not None and any(best[0] in delta.tables[table] for delta in deltas):
+                best = _last(self._txn, db, prefix, below=best[0])
+        except lmdb.Error as error:
+            self._fail(error)
         for delta in deltas:
             for key in reversed(delta.range(table, prefix, prefix)):
                 if best is not None and key <= best[0]:
@@ -357,9 +374,12 @@ class Store:
         """Number of rows of `table`."""
         deltas = self._over
         db = self._dbs[table]
-        rows = int(self._txn.stat(db)["entries"])
-        for key in dict.fromkeys(key for delta in deltas for key in delta.tables[table]):
-            rows += (overlay(deltas, table, key) is not None) - (self._txn.get(key, None, db) is not None)
+        try:
+            rows = int(self._txn.stat(db)["entries"])
+            for key in dict.fromkeys(key for delta in deltas for key in delta.tables[table]):
+                rows += (overlay(deltas, table, key) is not None) - (self._txn.get(key, None, db) is not None)
+        except lmdb.Error as error:
+            self._fail(error)
         return rows
 
     # ------------------------------------------------------------ changing
@@ -556,13 +576,18 @@ def _lock(path: str, shared: bool) -> int:
 
 
 def _read(txn: Any, db: Any, start: bytes, prefix: bytes, rows_max: int) -> list[Row]:
-    """At most `rows_max` rows from `start` on. No cursor outlives the call."""
+    """At most `rows_max` rows from `start` on. No cursor outlives the call.  lmdb.CorruptedError: keys out of order"""
     rows: list[Row] = []
+    least = start
     with txn.cursor(db) as cursor:
         if cursor.set_range(start):
             for row in cursor.iternext(True, True):
-                if not row[0].startswith(prefix):
+                key = row[0]
+                if key < least or (key == least and rows):
+                    raise lmdb.CorruptedError("keys out of order")
+                if not key.startswith(prefix):
                     break
+                least = key
                 rows.append(row)
                 if len(rows) == rows_max:
                     break

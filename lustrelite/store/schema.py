@@ -35,6 +35,7 @@ from lustrelite.wire.mdt import name_cookie as name_cookie
 from lustrelite.wire.mgs import TargetInfo
 
 FORMAT_VERSION = 4
+TARGET_FILE = "target.json"  # format.py
 
 COOKIE_BYTES = 8
 
