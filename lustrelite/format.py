@@ -20,11 +20,10 @@ from typing import Any, NamedTuple
 
 from lustrelite.errors import FormatRefused, OpError
 from lustrelite.ids import check_fsname, parse_nid, target_name, target_uuid
-from lustrelite.store.schema import FORMAT_VERSION
+from lustrelite.store.schema import FORMAT_VERSION, TARGET_FILE
 from lustrelite.target.ownership import Owner, Ownership
 from lustrelite.tunables import FAILOVER_MODE
 
-TARGET_FILE = "target.json"
 KINDS = ("MGS", "MDT", "OST")
 INDEX_MAX = 0xFFFF
 
@@ -105,10 +104,20 @@ def read_target(directory: str | Path) -> TargetConfig:
     try:
         text = path.read_text()
     except FileNotFoundError:
-        raise FormatRefused(f"{directory} holds no target: format it with mkfs.lustrelite first") from None
+        raise _no_target(Path(directory)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise FormatRefused(f"cannot read {path}: {error}") from None
     return parse_config(text, str(path))
+
+
+def _no_target(directory: Path) -> FormatRefused:
+    if not directory.is_dir():
+        return FormatRefused(f"there is no directory {directory}: is its disk mounted? mkfs.lustrelite makes a new target")
+    if any((directory / name).exists() for name in ("lmdb/data.mdb", "O")):
+        return FormatRefused(
+            f"{directory / TARGET_FILE} is missing: restore it from a backup; do not format {directory}, the data of a target is there"
+        )
+    return FormatRefused(f"{directory} holds no target: format it with mkfs.lustrelite first")
 
 
 def write_target(directory: str | Path, config: TargetConfig) -> None:

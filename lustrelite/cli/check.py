@@ -22,8 +22,10 @@ from lustrelite.fsck import Report
 from lustrelite.fsck.changes import Options
 from lustrelite.fsck.repair import FAILED, LEFT, Outcome, Repair
 from lustrelite.ids import parse_target_name
+from lustrelite.store import pages
 from lustrelite.store.kv import Store
 from lustrelite.store.objects import ObjectFiles
+from lustrelite.store.schema import TARGET_FILE
 
 PAUSE_S = 2.0  # between two readings of a running system: what is under way settles meanwhile
 SHOWN_MAX = 50
@@ -46,6 +48,8 @@ def _operational() -> Iterator[None]:
         raise Failed(os.strerror(error.errno) + (f": {error.what}" if error.what else "")) from None
     except (FormatRefused, StoreFailed, LinkLost) as error:
         raise Failed(str(error)) from None
+    except OSError as error:
+        raise Failed(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")) from None
 
 
 def fsck(options: Options, *, as_json: bool, repair: bool, dry_run: bool) -> int:
@@ -138,14 +142,21 @@ def open_targets(cluster: Cluster, *, readonly: bool) -> Iterator[tuple[Store, d
 
 
 def settle(cluster: Cluster) -> None:
-    """What targets that were killed have in their logs goes into their databases and files."""
+    """Every target is what the plan says and its database whole; then what killed targets have in their logs goes into
+    their databases and files.
+
+    Errors: FormatRefused, StoreFailed say which target must be restored; OpError(EBUSY), somebody runs it
+    """
     for name in dict.fromkeys(target for member in cluster.members.values() for target in member.targets):
         directory = cluster.target_dir(name)
+        config = target_format.read_target(directory)
+        if config.name != name:
+            raise FormatRefused(f"{directory / TARGET_FILE} is that of {config.name}: restore the one of {name} from a backup")
         with contextlib.ExitStack() as stack:
             stack.callback(target_format.claim(directory).release)
-            kind = "MGS" if name == "MGS" else parse_target_name(name)[1]
-            store = stack.enter_context(contextlib.closing(Store.open(directory, kind)))
-            if kind == "OST":
+            pages.check(directory)
+            store = stack.enter_context(contextlib.closing(Store.open(directory, config.kind)))
+            if config.kind == "OST":
                 store.put_back(stack.enter_context(contextlib.closing(ObjectFiles(directory))))
 
 
@@ -172,7 +183,9 @@ def repair_stopped(here: Where, options: Options, *, dry_run: bool) -> Outcome:
             outcome.dry_run = dry_run
             if not dry_run:
                 repair.apply()
-            return outcome
+        if outcome.mended and not dry_run:
+            outcome.left = check_stopped(cluster)  # what is there now, not what was meant to be
+        return outcome
 
 
 async def check_mounted(fs: FileSystem) -> Report:
