@@ -11,6 +11,7 @@ and go on. Restoring checks every file, gives the cluster the NIDs of its new pl
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -138,15 +139,25 @@ def copy_sparse(source: Path, target: Path) -> None:
         while offset < size:
             try:
                 offset = os.lseek(reader.fileno(), offset, os.SEEK_DATA)
-            except OSError:
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
                 break  # only a hole is left
-            end = os.lseek(reader.fileno(), offset, os.SEEK_HOLE)
-            while offset < end:
-                done = os.copy_file_range(reader.fileno(), writer.fileno(), end - offset, offset, offset)
-                if not done:
-                    break
-                offset += done
+            offset = _copy_range(reader.fileno(), writer.fileno(), offset, os.lseek(reader.fileno(), offset, os.SEEK_HOLE))
     shutil.copystat(source, target)
+
+
+def _copy_range(reader: int, writer: int, offset: int, end: int) -> int:
+    """Copy the bytes from `offset` up to `end`, by the kernel if the two file systems let it; returns how far it came."""
+    try:
+        while offset < end and (done := os.copy_file_range(reader, writer, end - offset, offset, offset)):
+            offset += done
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        while offset < end and (data := os.pread(reader, min(CHUNK, end - offset), offset)):
+            offset += os.pwrite(writer, data, offset)
+    return offset
 
 
 def _checksums(top: Path) -> Iterator[tuple[str, dict[str, Any]]]:
