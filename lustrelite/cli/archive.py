@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import json
 import os
 import shutil
 import tarfile
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -186,15 +188,7 @@ def restore(source: Path) -> None:
         if not source.is_dir():
             cluster.state_dir.mkdir(parents=True, exist_ok=True)
             top = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=cluster.state_dir)))
-            try:
-                with tarfile.open(source) as archive:
-                    if not all(_belongs_here(member) for member in archive):
-                        raise Refused(f"{source} is no backup: it wants to be elsewhere, or has more than files")
-                    # The first Pythons of 3.11 (Debian 12 has 3.11.2) do not have it.
-                    how: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-                    archive.extractall(top, **how)
-            except tarfile.TarError as error:
-                raise Refused(f"{source} is no backup: {error}") from None
+            _unpack(source, top)
         manifest = _read_manifest(top, source)
         with cluster.locked():
             if cluster.exists:
@@ -204,6 +198,23 @@ def restore(source: Path) -> None:
     click.echo(f"restored {cluster.fsname} in {cluster.state_dir}: {summary(report)}")
     if report.errors:
         raise click.exceptions.Exit(4)
+
+
+def _unpack(source: Path, top: Path) -> None:
+    """Unpack the archive `source` into `top`.  Refused"""
+    try:
+        archive = tarfile.open(source)  # noqa: SIM115
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise Refused(f"{source} is no backup, or a damaged one: {error}") from None
+    with archive:
+        try:
+            if not all(_belongs_here(member) for member in archive):
+                raise Refused(f"{source} is no backup: it wants to be elsewhere, or has more than files")
+            # The first Pythons of 3.11 (Debian 12 has 3.11.2) do not have it.
+            how: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+            archive.extractall(top, **how)
+        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise Refused(f"{source} is damaged or incomplete ({error}): use another backup") from None
 
 
 def _restore_target(top: Path, name: str, target: Path) -> None:

@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import errno
 import os
+import tarfile
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from click.testing import CliRunner, Result
 
 from lustrelite.cli.archive import copy_sparse
+from lustrelite.cli.cluster import Cluster
+from lustrelite.cli.main import lustrelite
 
 MIB = 1 << 20
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Cluster:
+    made = Cluster(tmp_path / "s")
+    made.create(osts=1, oss=1)
+    objects = made.target_dir("lustre-OST0000") / "O" / "d1"
+    objects.mkdir(parents=True)
+    (objects / "1").write_bytes(os.urandom(100_000))
+    return made
+
+
+def run(state_dir: Path, *words: object) -> Result:
+    return CliRunner().invoke(lustrelite, ["--state-dir", str(state_dir), *map(str, words)])
 
 
 @pytest.mark.parametrize("number", [errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
@@ -47,3 +65,33 @@ def test_a_full_disk_is_not_another_file_system(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "copy_file_range", full)
     with pytest.raises(OSError, match="No space left"):
         copy_sparse(tmp_path / "source", tmp_path / "target")
+
+
+@pytest.mark.parametrize("name", ["backup.tar", "backup.tar.gz"])
+def test_an_archive_that_is_cut_short_is_said_so(cluster: Cluster, tmp_path: Path, name: str) -> None:
+    archive = tmp_path / name
+    saved = run(cluster.state_dir, "backup", archive)
+    assert saved.exit_code == 0, saved.output
+    whole = archive.read_bytes()
+    for end in (3, 700, len(whole) // 2, len(whole) - 20_000):
+        archive.write_bytes(whole[:end])
+        result = run(tmp_path / "other", "restore", archive)
+        assert result.exit_code == 1 and f"{archive} is " in result.output and "damaged" in result.output, (end, result.output)
+    assert not Cluster(tmp_path / "other").exists
+    archive.write_bytes(whole)
+    result = run(tmp_path / "other", "restore", archive)
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert "restored lustre" in result.output
+
+
+def test_a_compressed_archive_with_wrong_bytes_is_damaged(cluster: Cluster, tmp_path: Path) -> None:
+    archive = tmp_path / "backup.tar.gz"
+    assert run(cluster.state_dir, "backup", archive).exit_code == 0
+    whole = archive.read_bytes()
+    for at in range(200, len(whole) - 8, len(whole) // 12):
+        archive.write_bytes(whole[:at] + bytes(byte ^ 0xFF for byte in whole[at : at + 8]) + whole[at + 8 :])
+        result = run(tmp_path / "other", "restore", archive)
+        assert result.exit_code == 1 and f"{archive} is " in result.output and "Traceback" not in result.output
+    with tarfile.open(tmp_path / "empty.tar", "w"):
+        pass
+    assert "is no backup" in run(tmp_path / "other", "restore", tmp_path / "empty.tar").output
