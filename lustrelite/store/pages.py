@@ -16,7 +16,7 @@ import os
 import struct
 import sys
 from collections.abc import Callable
-from itertools import pairwise
+from operator import ge, gt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -243,51 +243,48 @@ class _Walk:
         kind = _PAGE.unpack_from(page)[2]
         if kind != (LEAF if level == self._tree.depth else BRANCH) or level > self._tree.depth:
             raise _Damaged(f"page {number}, of {self._name}, is of another kind")
-        nodes = self._nodes(number, page, leaf=kind == LEAF)
-        keys = [self._order(key) for key, _, _, _ in nodes]
-        if kind == BRANCH:
-            keys[0] = low  # LMDB does not look at the first key of a branch
-        ends = keys[kind == BRANCH :]
+        raw, rows = self._nodes(number, page, leaf=kind == LEAF)
+        keys: list[Any] = raw if not self._flags else [int.from_bytes(key, sys.byteorder) for key in raw]
+        ends = keys[kind == BRANCH :]  # LMDB does not look at the first key of a branch
         inside = not ends or ((low is None or low <= ends[0]) and (high is None or ends[-1] < high))
-        if not inside or not all(a < b for a, b in pairwise(ends)):
+        if not inside or any(map(ge, ends, ends[1:])):
             raise _Damaged(f"the keys of page {number}, of {self._name}, are out of order")
         if kind == LEAF:
             self._leaves += 1
-            self._rows += len(nodes)
-            for key, flags, size, value in nodes:
-                self._leaf(number, key, flags, size, value)
+            self._rows += len(rows)
+            if self._visit is not None or any(flags for flags, _, _ in rows):
+                for key, (flags, size, at) in zip(raw, rows, strict=True):
+                    self._leaf(number, key, flags, size, page[at : at + (8 if flags & LARGE else size)])
         else:
             self._branches += 1
-            for (_, _, child, _), start, end in zip(nodes, keys, [*keys[1:], high], strict=True):
+            for (_, child, _), start, end in zip(rows, [low, *ends], [*ends, high], strict=True):
                 self._descend(child, level + 1, start, end)
 
-    def _order(self, key: bytes) -> Any:
-        return int.from_bytes(key, sys.byteorder) if self._flags & INTEGER_KEYS else key
-
-    def _nodes(self, number: int, page: bytes, *, leaf: bool) -> list[tuple[bytes, int, int, bytes]]:
-        """(key, flags, size or page number, value) of the nodes of a page."""
+    def _nodes(self, number: int, page: bytes, *, leaf: bool) -> tuple[list[bytes], list[tuple[int, int, int]]]:
+        """The keys of a page, and for each (flags, size of the value, where it is); of a branch (0, page number, -)."""
         _, _, _, low, high = _PAGE.unpack_from(page)
-        found = []
-        ends = {}
         offsets = struct.unpack_from(f"={(low - _PAGE.size) // 2}H", page, _PAGE.size)
+        unpack, last, length_min = _NODE.unpack_from, len(page) - _NODE.size, int(leaf)
+        keys, rows, ends = [], [], []
         for at in offsets:
-            if at < high or at & 1 or at + _NODE.size > len(page):
+            if not high <= at <= last or at & 1:
                 raise _Damaged(f"a row of page {number}, of {self._name}, is not on the page")
-            size, upper, flags, length = _NODE.unpack_from(page, at)
+            size, upper, flags, length = unpack(page, at)
             size |= upper << 16
-            middle = at + _NODE.size + length
+            begin = at + 8
+            middle = end = begin + length
             if leaf:
-                end = middle + (8 if flags & LARGE else size)
+                end += 8 if flags & LARGE else size
             else:
-                end, size, flags = middle, size | flags << 32, 0
-            if end > len(page) or length > KEY_BYTES_MAX or (leaf and not length):
+                size, flags = size | flags << 32, 0
+            if end > len(page) or not length_min <= length <= KEY_BYTES_MAX:
                 raise _Damaged(f"a row of page {number}, of {self._name}, is not on the page")
-            ends[at] = end
-            found.append((page[at + _NODE.size : middle], flags, size, page[middle:end]))
-        places = sorted(ends)
-        if not found or len(places) < len(found) or any(ends[a] > b for a, b in pairwise(places)):
+            keys.append(page[begin:middle])
+            rows.append((flags, size, middle))
+            ends.append(end)
+        if not keys or any(map(gt, sorted(ends), sorted(offsets)[1:])):
             raise _Damaged(f"rows of page {number}, of {self._name}, lie in each other")
-        return found
+        return keys, rows
 
     def _leaf(self, number: int, key: bytes, flags: int, size: int, value: bytes) -> None:
         if flags not in self._kinds or (flags == SUBTREE and size != _TREE.size):
