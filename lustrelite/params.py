@@ -9,10 +9,11 @@ dot matches either, and its `*` and `?` stay within one component, as they do in
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from lustrelite import __version__
@@ -131,6 +132,19 @@ class ParamTree:
             if waiting is not None:
                 await waiting
         return [param.dotted for param in settable]
+
+    async def set_all(self, assignments: Sequence[tuple[str, str]]) -> None:
+        """Set them all, or none: KeyError or ValueError, as of `set`."""
+        before: dict[str, str] = {}
+        try:
+            for pattern, value in assignments:
+                before = {**self.get(pattern), **before}
+                await self.set(pattern, value)
+        except (KeyError, ValueError):
+            for name, value in before.items():
+                with contextlib.suppress(KeyError, ValueError):  # read only, or of those that are only written
+                    await self.set(name, value)
+            raise
 
     async def apply(self, params: Mapping[str, str]) -> list[str]:
         """Set the permanent parameters that are about this process; returns complaints about values."""

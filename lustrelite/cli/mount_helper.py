@@ -42,6 +42,10 @@ NAME_BYTES_MAX = 200  # file names are made of it
 # options of fstab(5) that are other programs' business
 IGNORED = ("auto", "noauto", "_netdev", "nofail", "group", "owner", "dev", "suid", "default_permissions", "allow_root",
            "user_id", "group_id", "rootmode", "fd", "max_read", "blksize", "lazytime", "nolazytime", "diratime", "silent", "loud")  # fmt: skip
+FIXED = {  # what is decided at the mount for as long as it lasts: option -> (name, value)
+    "nocache": ("nocache", True), "allow_other": ("allow_other", True), "noallow_other": ("allow_other", False),
+    "allow_remote": ("allow_remote", True),
+}  # fmt: skip
 
 
 def options_of(source: str, mgsnode: list[Nid], fsname: str, point: str, text: str, run_dir: Path, log_dir: Path | None,
@@ -53,26 +57,24 @@ def options_of(source: str, mgsnode: list[Nid], fsname: str, point: str, text: s
         name=_name_of(point), run_dir=run_dir, log_dir=log_dir, metrics_port=0,
         metrics_host="127.0.0.1", allow_remote=False, set=list(settings), source=source, mgsnode=mgsnode, fsname=fsname,
         mountpoint=point, flags=flags, allow_other=os.geteuid() == 0, wait_s=WAIT_S,
-        noatime=bool(flags & attach.MS_NOATIME), strictatime=bool(flags & attach.MS_STRICTATIME),
+        noatime=bool(flags & attach.MS_NOATIME), strictatime=bool(flags & attach.MS_STRICTATIME), fixed={},
     )  # fmt: skip
     for option in left:
         name, _, value = option.partition("=")
-        if name == "allow_other":
-            options.allow_other = True
-        elif name == "noallow_other":
-            options.allow_other = False
-        elif name == "nocache":
-            options.set.append("tunables.caching=0")
+        if name in FIXED:
+            options.fixed.update([FIXED[name]])
         elif option in ("failout", "failover"):
             options.set.append(f"tunables.failover_mode={option}")
-        elif name == "allow_remote":
-            options.allow_remote = True
         elif name == "wait":
             options.wait_s = _seconds(value)
         elif name == "param":
             options.set.append(value.replace(":", "=", 1))
         elif not (name in IGNORED or name.startswith(("x-", "comment", "user", "uhelper", "helper", "X-"))):
             raise Refused(f"unknown mount option {option!r} (see `mount.lustrelite --help`)")
+    options.allow_other = options.fixed.get("allow_other", options.allow_other)
+    options.allow_remote = options.fixed.get("allow_remote", False)
+    if options.fixed.get("nocache") and not flags & attach.MS_REMOUNT:
+        options.set.append("tunables.caching=0")
     return options
 
 
@@ -127,18 +129,42 @@ def mount(options: argparse.Namespace, *, foreground: bool = False) -> int:
 
 
 def _remount(options: argparse.Namespace) -> int:
-    """Change the flags of a mount; access times are ours, not the kernel's.  Refused"""
+    """Change what can be changed of a mount: all that is asked for, or nothing.  Refused
+
+    The flags are the kernel's; access times and parameters are those of the process behind it.
+    """
     point = options.mountpoint
-    if not attach.device_of(point):
+    mounted = attach.mounted_at(point)
+    if mounted is None:
         raise Refused(f"{point}: nothing of ours is mounted there")
+    if parse_source(options.source) != parse_source(mounted.source):
+        raise Refused(f"{point}: {mounted.source} is mounted there, not {options.source}: a remount cannot change that")
+    assignments = [assignment.partition("=") for assignment in options.set]
+    if bad := next(("".join(parts) for parts in assignments if not parts[1]), ""):
+        raise Refused(f"parameter {bad!r}: which value shall it have?")
+    record = record_of(point, [options.run_dir])
+    if assignments and not record:
+        raise Refused(f"{point}: its process is gone, or not known here (another user's, or another --run-dir): no parameter can be set")
+    now: dict[str, bool] = {"allow_other": "allow_other" in mounted.options}
+    if record:
+        now.update(control.call(Path(str(record["control"])), "options"))
+    if fixed := [name for name, (key, value) in FIXED.items() if key in options.fixed and options.fixed[key] == value != now.get(key)]:
+        raise Refused(f"{point}: {', '.join(fixed)}: a remount cannot change that; unmount it and mount it anew")
+    flags = attach.flags_of(point)
     try:
         attach.remount(point, options.flags)
     except OpError as error:
         what = "files on it are open for writing" if error.errno == errno.EBUSY else os.strerror(error.errno)
         raise Refused(f"{point}: {what}") from None
-    record = record_of(point, [options.run_dir])
     if record:
-        control.call(Path(str(record["control"])), "atime", noatime=options.noatime, strictatime=options.strictatime)
+        try:
+            control.call(
+                Path(str(record["control"])), "remount", noatime=options.noatime, strictatime=options.strictatime,
+                params=[(name, value) for name, _, value in assignments],
+            )  # fmt: skip
+        except control.ControlFailed as error:
+            attach.remount(point, flags)
+            raise Refused(f"{point}: {error}") from None
     return 0
 
 
@@ -318,6 +344,7 @@ def mount_command(
     others than root allow_other needs user_allow_other in /etc/fuse.conf); nocache (every call goes to the servers);
     failout (calls to an OST that is away for long fail with EIO) or failover (they wait for it), whatever the OSTs say;
     wait=SECONDS for the servers; param=NAME:VALUE; allow_remote (servers on other than loopback addresses).
+    A remount changes flags (ro to sync), failout or failover, and parameters, and refuses to change anything else.
     """
     mgsnode, fsname = parse_source(source)
     directory = attach.resolved(directory)

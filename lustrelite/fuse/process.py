@@ -80,7 +80,8 @@ class FuseProcess(MountProcess):
         self.forced = False
         process.tree.add_source(self._fuse_params)
         process.commands["fuse"] = lambda _: self.fuse_counts()
-        process.commands["atime"] = self._set_atime
+        process.commands["options"] = lambda _: self._fixed_options()
+        process.commands["remount"] = self._remount
         process.commands["forced"] = self._will_be_forced
         process.commands["abort"] = lambda _: mount.session.close()
 
@@ -88,8 +89,14 @@ class FuseProcess(MountProcess):
         """Does `umount -f` follow? Without fusectl the kernel does not tell it from any other end."""
         self.forced = bool(request["forced"])
 
-    def _set_atime(self, request: dict[str, Any]) -> None:
-        """A remount says when access times are told; it counts for files that are opened from now on."""
+    def _fixed_options(self) -> dict[str, bool]:
+        """The options of the mount that a remount cannot change."""
+        options = self.process.options
+        return {"nocache": not self.fs.connections.caching, "allow_other": options.allow_other, "allow_remote": options.allow_remote}
+
+    async def _remount(self, request: dict[str, Any]) -> None:
+        """Parameters, all or none, and when access times are told: that counts for files that are opened from now on."""
+        await self.process.tree.set_all([(str(name), str(value)) for name, value in request["params"]])
         self.mount.options = Options(noatime=bool(request["noatime"]), strictatime=bool(request["strictatime"]))
 
     def fuse_counts(self) -> dict[str, Any]:

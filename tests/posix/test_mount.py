@@ -633,6 +633,38 @@ async def test_a_remount_changes_what_it_names(world: Any) -> None:
 
 
 @pytest.mark.processes
+async def test_a_remount_changes_parameters_or_says_that_it_cannot(world: Any) -> None:
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+        flags = attach.flags_of(str(m.path))
+
+        async def remount(options: str, source: str = m.source) -> subprocess.CompletedProcess[str]:
+            return await m.run("mount", source, str(m.path), "-o", f"remount,{options}")
+
+        def values() -> list[str]:
+            return [m.tell("get_param", pattern=f"tunables.{name}")[f"tunables.{name}"] for name in ("failover_mode", "spin_us")]
+
+        done = await remount("failout,param=tunables.spin_us:7,allow_other")
+        assert not done.returncode and values() == ["failout", "7"], done.stderr
+        other = m.source.replace(f"/{w.cluster.fsname}", "/other")
+        for options, source, said in (
+            ("ro,failover,nocache", m.source, "nocache: a remount cannot change that; unmount it"),
+            ("ro,failover,noallow_other", m.source, "noallow_other: a remount cannot change that"),
+            ("ro,failover,allow_remote", m.source, "allow_remote: a remount cannot change that"),
+            ("ro,failover", other, f"{m.source} is mounted there, not {other}"),
+            ("ro,failover,param=nothing:1", m.source, "no parameter matches 'nothing'"),
+            ("ro,failover,param=tunables.spin_us:x", m.source, "a whole number expected"),
+            ("ro,failover,param=tunables.spin_us", m.source, "which value"),
+        ):
+            refused = await remount(options, source)
+            assert refused.returncode and said in refused.stderr and refused.stderr.count("\n") == 1, refused.stderr
+            assert attach.flags_of(str(m.path)) == flags and values() == ["failout", "7"], options
+        assert not (await remount("failover")).returncode and values() == ["failover", "7"]
+    async with world(oss=1, clients=0) as w, Mounted(w, "m1", "-o", "nocache") as m:
+        done = await m.run("mount", m.source, str(m.path), "-o", "remount,nocache,ro")  # as mount(8) takes it from fstab(5)
+        assert not done.returncode and attach.flags_of(str(m.path)) & attach.MS_RDONLY, done.stderr
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize("name", ["x" * 250, os.fsdecode(b"\xff of no text"), "two\nlines"], ids=["long", "not_utf8", "newline"])
 async def test_a_mount_point_with_a_strange_name(world: Any, name: str) -> None:
     async with world(oss=1, clients=0) as w, Mounted(w, name) as m:

@@ -81,6 +81,17 @@ async def test_what_cannot_be_set_or_found_is_said_so(tree: ParamTree) -> None:
     assert tree.get("mdt.*.evict_client") == {}  # write only
 
 
+async def test_several_values_are_set_all_or_none(node_tree: tuple[ParamTree, Tunables]) -> None:
+    tree, tunables = node_tree
+    tree.add("late", lambda: "1", lambda text: parse_like(0, text) and None)  # only its setter knows what it can be
+    for bad, error in ((("late", "x"), ValueError), (("nope", "1"), KeyError), (("version", "1"), KeyError)):
+        with pytest.raises(error):
+            await tree.set_all([("tunables.spin_us", "7"), ("tunables.spin_us", "8"), bad])
+        assert tunables == Tunables()
+    await tree.set_all([("tunables.spin_us", "7"), ("late", "2")])
+    assert tunables.spin_us == 7
+
+
 def test_list_param_shows_one_level(tree: ParamTree) -> None:
     assert tree.level("*") == ["mdt.", "obdfilter.", "version"]
     assert tree.level("obdfilter.*") == ["obdfilter.fs-OST0000.", "obdfilter.fs-OST0001."]
