@@ -257,6 +257,11 @@ async def serve(process: Process) -> None:
         return
     fs = mounting.result()
     mounted = MountProcess(process, fs)
+    try:
+        await process.devices_are_there()
+    except ValueError:
+        await fs.unmount()
+        raise
     if fs.connections.config is not None:
         process.follow_params(fs.connections.config)
     process.ready(client=fs.connections.uuid, fsname=options.fsname)

@@ -95,6 +95,7 @@ class Process:
             "run_dir": str(self.run_dir), "state": "starting",
         }  # fmt: skip
         self.status: Callable[[], dict[str, Any]] = dict  # what the control command "status" adds
+        self._of_devices: list[str] = []  # assignments to parameters of devices that are yet to come
         self._stops = 0
         self.node = socket_node(self.name, workers=Workers(WORKERS), allow_remote=options.allow_remote)
         self.node.on_crash = self._crashed
@@ -179,11 +180,19 @@ class Process:
             await self.metrics_server.start(self.options.metrics_host, self.options.metrics_port)
             self.record["metrics_port"] = self.metrics_server.port
         for assignment in self.options.set:
-            await self._assign(assignment)
+            if self.role == "client" and not self.tree.find(assignment.partition("=")[0]):
+                self._of_devices.append(assignment)
+            else:
+                await self._assign(assignment)
         self.write_record()
         self.node.events.emit("process.started", role=self.role, pid=os.getpid())
         collector.calm()
         self.node.spawn(collector.collect(), "collector")
+
+    async def devices_are_there(self) -> None:
+        """A client is connected: set what was asked for at the start and is a parameter of devices.  ValueError"""
+        for assignment in self._of_devices:
+            await self._assign(assignment)
 
     async def _assign(self, assignment: str) -> None:
         name, equals, value = assignment.partition("=")

@@ -343,7 +343,8 @@ def mount_command(
     Options: ro, noatime, strictatime, nosuid, nodev, noexec, sync, remount; noallow_other (only for who mounts; for
     others than root allow_other needs user_allow_other in /etc/fuse.conf); nocache (every call goes to the servers);
     failout (calls to an OST that is away for long fail with EIO) or failover (they wait for it), whatever the OSTs say;
-    wait=SECONDS for the servers; param=NAME:VALUE; allow_remote (servers on other than loopback addresses).
+    wait=SECONDS for the servers; param=NAME:VALUE, as in osc.*.max_dirty_mb:64; allow_remote (servers on other than
+    loopback addresses).
     A remount changes flags (ro to sync), failout or failover, and parameters, and refuses to change anything else.
     """
     mgsnode, fsname = parse_source(source)

@@ -74,10 +74,16 @@ async def connect(node: Node, options: argparse.Namespace) -> FileSystem:
 class FuseProcess(MountProcess):
     """A client process with a mount in the kernel."""
 
-    def __init__(self, process: Process, fs: FileSystem, mount: Mount) -> None:
+    mount: Mount
+
+    def __init__(self, process: Process, fs: FileSystem) -> None:
         super().__init__(process, fs)
-        self.mount = mount
         self.forced = False
+
+    def add_mount(self, mount: Mount) -> None:
+        """It is in the kernel: show it, and let it be told."""
+        self.mount = mount
+        process = self.process
         process.tree.add_source(self._fuse_params)
         process.commands["fuse"] = lambda _: self.fuse_counts()
         process.commands["options"] = lambda _: self._fixed_options()
@@ -136,16 +142,17 @@ async def serve(process: Process, tell: Callable[[], None]) -> None:
         raise Refused("stopped before it was mounted")
     fs = connecting.result()
     session: Session | None = None
-    served: FuseProcess | None = None
+    served = FuseProcess(process, fs)
     device = ""
     try:
+        await process.devices_are_there()
         try:
             fd, device = await loop.run_in_executor(None, _attach, options)
         except OpError as error:
             raise Refused(error.what if error.errno == errno.EPERM else f"{error.what}: {error}") from None
         session = Session(process.node, fd)
         mount = Mount(fs, session, Options(noatime=options.noatime, strictatime=options.strictatime))
-        served = FuseProcess(process, fs, mount)
+        served.add_mount(mount)
         mount.start()
         await session.initialised
         attach.set_readahead(device, READAHEAD_KIB)
@@ -161,7 +168,7 @@ async def serve(process: Process, tell: Callable[[], None]) -> None:
         process.node.events.emit("fuse.unmounted", mountpoint=options.mountpoint, **_flat(served.fuse_counts()))
     finally:
         aborted = session is not None and session.ended.done() and session.ended.result() == errno.ECONNABORTED
-        forced = aborted or (served is not None and served.forced)
+        forced = aborted or served.forced
         if session is not None:
             if session.alive:  # it cannot be served (any longer)
                 await _detach(process, device)

@@ -665,6 +665,19 @@ async def test_a_remount_changes_parameters_or_says_that_it_cannot(world: Any) -
 
 
 @pytest.mark.processes
+async def test_parameters_of_devices_can_be_given_to_mount(world: Any) -> None:
+    async with world(oss=1, clients=0) as w:
+        async with Mounted(w, "m1", "-o", "param=osc.*.max_dirty_mb:8,param=tunables.spin_us:7") as m:
+            assert list(m.tell("get_param", pattern="osc.*.max_dirty_mb").values()) == ["8"]
+            assert m.tell("get_param", pattern="tunables.spin_us") == {"tunables.spin_us": "7"}
+            assert await m.call(os.listdir, m.path) == []
+        for wrong, said in (("osc.*.nothing:8", "no parameter matches 'osc.*.nothing'"), ("osc.*.max_dirty_mb:x", "a whole number expected")):
+            refused = await m.run("mount", m.source, str(m.path), "-o", f"param={wrong}")
+            assert refused.returncode and said in refused.stderr and refused.stderr.count("\n") == 1, refused.stderr
+            assert not attach.device_of(str(m.path)) and not m.record
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize("name", ["x" * 250, os.fsdecode(b"\xff of no text"), "two\nlines"], ids=["long", "not_utf8", "newline"])
 async def test_a_mount_point_with_a_strange_name(world: Any, name: str) -> None:
     async with world(oss=1, clients=0) as w, Mounted(w, name) as m:
