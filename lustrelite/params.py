@@ -157,19 +157,22 @@ class ParamTree:
                     complaints.append(f"{pattern}: {error}")
         return complaints
 
-    def level(self, pattern: str) -> list[str]:
-        """What `list_param` prints: names that match `pattern` as far as it goes, a dot behind those that go on."""
+    def level(self, pattern: str, *, below: bool = False) -> dict[str, str]:
+        """What `list_param` prints: names that match `pattern`, each with its access, and perhaps everything below them.
+
+        A dot stands behind names that go on.
+        """
         depth = len(re.split(r"[./]", re.sub(r"\{[^}]*\}", "x", pattern)))
         matches = pattern_regex(pattern).match
-        names: dict[str, None] = {}
+        names: dict[str, str] = {}
         for param in self.find():
             parts = param.name.split("/")
-            for end in range(1, len(parts) + 1):
-                # A component with dots counts as one here and as several in the pattern: try every length.
-                if end <= depth and matches("/".join(parts[:end])):
-                    names[".".join(parts[:end]) + ("." if end < len(parts) else "")] = None
-                    break
-        return list(names)
+            # A component with dots counts as one here and as several in the pattern: try every length.
+            first = next((end for end in range(1, min(depth, len(parts)) + 1) if matches("/".join(parts[:end]))), 0)
+            for end in range(first, (len(parts) if below else first) + 1) if first else ():
+                inner = end < len(parts)
+                names[".".join(parts[:end]) + ("." if inner else "")] = "" if inner else param.access
+        return names
 
 
 # the parameters that every process has -------------------------------------------------------------------------------

@@ -260,12 +260,8 @@ class Process:
 
     # commands -----------------------------------------------------------------------------------------------------
 
-    def _list_params(self, request: dict[str, Any]) -> list[list[str]]:
-        pattern = str(request.get("pattern") or "*")
-        if request.get("recursive"):
-            params = self.tree.find("**" if pattern == "*" else pattern)
-            return [[param.dotted, param.access] for param in params]
-        return [[name, ""] for name in self.tree.level(pattern)]
+    def _list_params(self, request: dict[str, Any]) -> list[tuple[str, str]]:
+        return list(self.tree.level(str(request.get("pattern") or "*"), below=bool(request.get("recursive"))).items())
 
     def _events(self, request: dict[str, Any]) -> list[str]:
         """The newest `count` events whose name starts with `prefix`, as JSON lines."""

@@ -163,14 +163,13 @@ def _refused_as(name: str, value: str) -> Iterator[None]:
 @click.option("-F", "suffix", is_flag=True, help="a dot behind what goes on, = behind what can be set")
 @click.argument("patterns", nargs=-1, required=True)
 def list_param(recursive: bool, suffix: bool, patterns: tuple[str, ...]) -> None:
-    """List the names of parameters."""
+    """List the names of parameters that match, level by level: what is below one of them needs -R, or a `.*` more."""
     names: dict[str, None] = {}
     unknown = []
     for pattern in patterns:
         rows = [row for rows in _processes().call("list_param", pattern=pattern, recursive=recursive).values() for row in rows]
         for name, access in rows:
-            tail = "=" if "w" in access else ""
-            names[name + tail if suffix else name.rstrip(".")] = None
+            names[name + ("=" if "w" in access else "") if suffix else name.rstrip(".")] = None
         if not rows:
             unknown.append(pattern)
     for name in sorted(names):

@@ -226,6 +226,11 @@ def test_parameters_are_read_and_set(shell: Shell) -> None:
     assert "status:" in shell.llctl("get_param", "{mdt,obdfilter}.*.recovery_status")
     names = shell.llctl("list_param", "obdfilter.lustre-OST0000.*").split()
     assert "obdfilter.lustre-OST0000.evict_client" in names
+    assert shell.llctl("list_param", "mdt", "mdt.*").split() == ["mdt", "mdt.lustre-MDT0000"]
+    assert {"mdt", "mdt.lustre-MDT0000", "mdt.lustre-MDT0000.uuid"} <= set(shell.llctl("list_param", "-R", "mdt").split())
+    assert "obdfilter.lustre-OST0000.num_exports" in shell.llctl("list_param", "-R", "obdfilter.*").split()
+    assert {"tunables.", "tunables.spin_us="} <= set(shell.llctl("list_param", "-FR", "tunables").split())
+    assert "tunables.spin_us=" in shell.llctl("list_param", "-F", "tunables.*").split()
     assert "read only" in shell.llctl("set_param", "version=1", status=1)
     assert "no parameter matches" in shell.llctl("get_param", "nothing", status=1)
     assert shell.llctl("get_param", "-n", "health_check").split() == ["healthy"] * 4

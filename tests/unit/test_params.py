@@ -93,9 +93,26 @@ async def test_several_values_are_set_all_or_none(node_tree: tuple[ParamTree, Tu
 
 
 def test_list_param_shows_one_level(tree: ParamTree) -> None:
-    assert tree.level("*") == ["mdt.", "obdfilter.", "version"]
-    assert tree.level("obdfilter.*") == ["obdfilter.fs-OST0000.", "obdfilter.fs-OST0001."]
-    assert tree.level("version") == ["version"]
+    assert tree.level("*") == {"mdt.": "", "obdfilter.": "", "version": "r"}
+    assert tree.level("mdt") == {"mdt.": ""}
+    assert list(tree.level("obdfilter.*")) == ["obdfilter.fs-OST0000.", "obdfilter.fs-OST0001."]
+    assert tree.level("version") == {"version": "r"}
+    assert tree.level("mdt.*.*") == {
+        "mdt.fs-MDT0000.commit_on_sharing": "rw", "mdt.fs-MDT0000.evict_client": "w", "mdt.fs-MDT0000.exports.": ""
+    }  # fmt: skip
+    assert tree.level("nothing") == tree.level("version.*") == {}
+
+
+@pytest.mark.parametrize("pattern", ["obdfilter", "obdfilter.*", "{obdfilter,osc}", "obd*"])
+def test_list_param_shows_everything_below(tree: ParamTree, pattern: str) -> None:
+    below = [name for ost in ("fs-OST0000", "fs-OST0001") for name in (f"obdfilter.{ost}.", f"obdfilter.{ost}.num_exports")]
+    assert list(tree.level(pattern, below=True)) == (below if "." in pattern else ["obdfilter.", *below])
+
+
+def test_list_param_shows_everything(tree: ParamTree) -> None:
+    assert {name for name in tree.level("*", below=True) if not name.endswith(".")} == {param.dotted for param in tree.find()}
+    assert tree.level("version", below=True) == {"version": "r"}
+    assert "mdt.fs-MDT0000.exports.10.0.0.7:5@tcp.uuid" in tree.level("mdt.*.exports.10.0.0.7:5@tcp", below=True)
 
 
 @pytest.mark.parametrize(
