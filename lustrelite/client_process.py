@@ -28,7 +28,7 @@ from lustrelite.client.fs import FileSystem
 from lustrelite.client.locked_io import LockedIo
 from lustrelite.errors import OpError
 from lustrelite.ldlm.lock_cache import LockCache
-from lustrelite.params import Param, number_text, parse_like
+from lustrelite.params import Param, component, number_text, parse_like
 from lustrelite.process import Process
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.server_metrics import import_metrics
@@ -60,8 +60,15 @@ class MountProcess:
             found.append((kind, f"{name}-{kind}-{suffix}", imp))
         return found
 
+    def _mgc(self) -> list[tuple[str, str, ClientImport]]:
+        """The connection to the MGS: a device like others, but nothing that the file system waits for."""
+        config = self.fs.connections.config
+        return [("mgc", f"MGC{config.mgs.nids[0]}", config.mgs)] if config is not None else []
+
     def _params(self) -> Iterable[Param]:
         yield Param("health_check", self._health)
+        for kind, name, imp in self._mgc():
+            yield from import_params(f"{kind}/{component(name)}", name, imp)
         for kind, name, imp in self.imports():
             yield from import_params(f"{kind}/{name}", name, imp)
             yield Param(f"{kind}/{name}/stats", functools.partial(_stats, imp))
@@ -106,8 +113,8 @@ class MountProcess:
     def _devices(self) -> list[dict[str, Any]]:
         return [
             {"status": "IN" if imp.inactive else "UP", "type": kind, "name": name, "uuid": imp.client_uuid,
-             "refs": len(imp.sending)}
-            for kind, name, imp in self.imports()
+             "refs": len(imp.sending), "state": str(imp.state)}
+            for kind, name, imp in (*self._mgc(), *self.imports())
         ]  # fmt: skip
 
     def _status(self) -> dict[str, Any]:

@@ -365,9 +365,8 @@ def check(kind: str, path: str | None) -> None:
     """
     bad = False
     for place in _about(path):
-        for name, device, well in _connections(place):
-            wanted = "mgts" if name == "MGS" else "mdts" if "-MDT" in name else "osts"
-            if kind in ("all", "servers", wanted):
+        for connection, device, well in _connections(place):
+            if kind in ("all", "servers", {"mgc": "mgts", "mdc": "mdts"}.get(connection, "osts")):
                 click.echo(f"{device} {'active' if well else 'inactive'}.")
                 bad |= not well
     if bad:
@@ -375,26 +374,26 @@ def check(kind: str, path: str | None) -> None:
 
 
 def _connections(place: Place) -> list[tuple[str, str, bool]]:
-    """(target or device, device, does it work) of the connections of a mount, or of one made for this."""
+    """(mgc, mdc or osc, device, does it work) of the connections of a mount, or of one made for this."""
     mount = mount_of(place.prefix) if place.prefix else None
     socket = control_socket(mount.point) if mount is not None else None
     if socket is not None:
         try:
-            states = control.call(socket, "status")["imports"]
-            devices = sorted(control.call(socket, "devices"), key=lambda device: device["name"])
+            devices = sorted(control.call(socket, "devices"), key=lambda device: (device["type"] != "mgc", device["name"]))
         except (ControlFailed, OSError) as error:
             raise Refused(f"the process behind {place.prefix} does not answer at {socket}: {error}") from None
         return [
-            (device["name"], device["name"], states[device["name"]] in ("FULL", "IDLE") and device["status"] == "UP")
-            for device in devices
+            (device["type"], device["name"], device["state"] in ("FULL", "IDLE") and device["status"] == "UP") for device in devices
         ]
 
     async def look(fs: FileSystem) -> list[tuple[str, str, bool]]:
         await fs.statfs_targets()  # gives those that are alive the time to answer
-        suffix = fs.connections.uuid[:8]
-        found = [("MGS", f"MGC{place.nids[0]}", True)]
+        config, suffix = fs.connections.config, fs.connections.uuid[:8]
+        assert config is not None, "connected"
+        found = [("mgc", f"MGC{place.nids[0]}", str(config.mgs.state) == "FULL")]
         for name, imp in sorted(fs.connections.imports.items()):
-            found.append((name, f"{name}-{'osc' if '-OST' in name else 'mdc'}-{suffix}", str(imp.state) == "FULL"))
+            kind = "osc" if "-OST" in name else "mdc"
+            found.append((kind, f"{name}-{kind}-{suffix}", str(imp.state) == "FULL"))
         return found
 
     found: list[tuple[str, str, bool]] = _on(place, look)

@@ -10,6 +10,7 @@ import hashlib
 import mmap
 import os
 import random
+import re
 import shutil
 import signal
 import stat
@@ -662,6 +663,28 @@ async def test_a_remount_changes_parameters_or_says_that_it_cannot(world: Any) -
     async with world(oss=1, clients=0) as w, Mounted(w, "m1", "-o", "nocache") as m:
         done = await m.run("mount", m.source, str(m.path), "-o", "remount,nocache,ro")  # as mount(8) takes it from fstab(5)
         assert not done.returncode and attach.flags_of(str(m.path)) & attach.MS_RDONLY, done.stderr
+
+
+@pytest.mark.processes
+async def test_check_reports_the_mgs(world: Any) -> None:
+    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+        command = [sys.executable, "-m", "lustrelite.cli.llfs", "check"]
+        environment = {**child_environment(), "LUSTRELITE_RUN_DIR": str(m.run_dir)}
+
+        async def check(kind: str) -> tuple[int, list[tuple[str, str]]]:
+            done = await m.call(
+                subprocess.run, [*command, kind, str(m.path)], env=environment, capture_output=True, text=True, check=False
+            )
+            return done.returncode, [(re.sub(r"-...-\w{8}$", "", name), state) for name, state in map(str.split, done.stdout.splitlines())]
+
+        mgc = f"MGC{w.cluster.mgs_nids[0]}"
+        others = [("lustre-MDT0000", "active."), ("lustre-OST0000", "active.")]
+        assert await check("mgts") == (0, [(mgc, "active.")]) and await check("all") == (0, [(mgc, "active."), *others])
+        await w.mgs.kill()
+        await w.eventually(when(lambda: m.tell("devices")[0]["state"] != "FULL"), "the MGS is missed")
+        assert await check("mgts") == (1, [(mgc, "inactive.")]) and await check("all") == (1, [(mgc, "inactive."), *others])
+        assert await check("osts") == (0, others[1:])
+        await w.mgs.start()
 
 
 @pytest.mark.processes

@@ -64,12 +64,12 @@ async def test_completion_imports_neither_client_nor_servers(program: str, word:
 
 
 async def test_who_only_asks_a_process_imports_neither_client_nor_servers(tmp_path: Path) -> None:
-    device = {"name": "lustre-OST0000-osc-1", "status": "UP", "type": "osc", "uuid": "u", "refs": 1}
+    device = {"name": "lustre-OST0000-osc-1", "status": "UP", "type": "osc", "uuid": "u", "refs": 1, "state": "FULL"}
     point = {"mountpoint": "/mnt/lustre", "state": "ready", "pid": os.getpid(), "start_ticks": start_ticks(os.getpid())}
     (tmp_path / "mount.json").write_text(json.dumps({**point, "control": str(tmp_path / "mount.sock")}))
     (tmp_path / "mountinfo").write_text("40 22 0:44 / /mnt/lustre rw - fuse.lustrelite mgs:/lustre rw\n")
     mounted = f"from pathlib import Path\nfrom lustrelite.cli import mounts\nmounts.MOUNTINFO = Path({str(tmp_path / 'mountinfo')!r})\n"
-    commands = {"devices": lambda _: [device], "status": lambda _: {"imports": {device["name"]: "FULL"}}}
+    commands = {"devices": lambda _: [device]}
     server = ControlServer(tmp_path / "mount.sock", commands)
     await server.start()
     try:

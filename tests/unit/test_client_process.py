@@ -91,3 +91,18 @@ async def test_dirty_data_and_grants_are_shown_under_lustres_names(cluster: Any)
         await file.fsync()
         assert process.tree.get(f"{osc}.cur_dirty_bytes")[f"{osc}.cur_dirty_bytes"] == "0"
         await file.close()
+
+
+async def test_the_connection_to_the_mgs_is_a_device(cluster: Any) -> None:
+    async with cluster(clients=1, oss=1) as c:
+        process = process_of(c.a)
+        name = f"MGC{c.a.fs.connections.config.mgs.nids[0]}"
+
+        def state() -> str:
+            return str(next(row["state"] for row in process.commands["devices"](None) if row["type"] == "mgc" and row["name"] == name))
+
+        assert state() == "FULL" and f"mgc.{name}.import" in process.tree.get("mgc.*.import")
+        await c.mgs.kill()
+        await c.until(lambda: state() != "FULL")
+        assert process.tree.get("health_check") == {"health_check": "healthy"}, "everything goes on without it"
+        await c.mgs.start()
