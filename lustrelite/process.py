@@ -37,7 +37,6 @@ from lustrelite.params import ParamTree, add_node_params
 from lustrelite.real_node import loop_factory, socket_node
 from lustrelite.rpc.config import ConfigFollower
 from lustrelite.rpc.workers import Workers
-from lustrelite.wire.mgs import SetParam
 
 EXIT_REFUSED = 2  # the arguments or the directories are wrong: starting again does not help
 EXIT_CRASHED = 70  # a commit failed or a bug: starting again recovers
@@ -243,7 +242,8 @@ class Process:
         """Apply the permanent parameters of the MGS (`llctl set_param -P`), now and whenever they change."""
         follower.on_params(self._apply)
         self._apply(follower.params)
-        self.commands["set_permanent"] = lambda request: self._set_permanent(follower, request)
+        self.commands["mgs"] = lambda _: {"fsname": follower.fsname, "state": str(follower.mgs.state)}
+        self.commands["set_permanent"] = lambda request: follower.set_param(str(request["pattern"]), str(request["value"]))
 
     def _apply(self, params: dict[str, str]) -> None:
         if params:
@@ -252,11 +252,6 @@ class Process:
     async def _apply_all(self, params: dict[str, str]) -> None:
         for complaint in await self.tree.apply(params):
             self.node.events.emit("param.refused", level="warning", why=complaint)
-
-    async def _set_permanent(self, follower: ConfigFollower, request: dict[str, Any]) -> str:
-        name = str(request["pattern"])
-        await follower.mgs.call(SetParam(follower.fsname, name, str(request["value"])))
-        return name
 
     # commands -----------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,8 @@ from lustrelite.errors import LinkLost
 from lustrelite.ids import parse_nid, parse_target_name
 from lustrelite.tunables import FAILOVER_MODE
 
+LOOK_S = 1.0  # for a process to say whether it is connected to an MGS
+
 
 class Processes:
     """The control sockets that a command speaks to, by process name."""
@@ -48,15 +50,20 @@ class Processes:
             raise Refused(refusals[0] if refusals else f"no process runs in {self.run_dir}: see `lustrelite up`")
         return results
 
-    def call_any(self, cmd: str, **fields: Any) -> Any:
-        """The result of the first process that does it; Refused if none does."""
-        refusal = f"no process runs in {self.run_dir}: see `lustrelite up`"
+    def set_permanent(self, name: str, value: str) -> None:
+        """Have the MGS keep a parameter: one process asks it, if possible one that is connected to it.  Refused"""
+        followers: dict[str, Path] = {}  # state of the connection -> control socket
         for path in self.sockets.values():
-            try:
-                return control.call(path, cmd, **fields)
-            except ControlFailed as error:
-                refusal = str(error)
-        raise Refused(refusal)
+            with contextlib.suppress(ControlFailed):  # an MGS, or nobody
+                followers.setdefault(control.call(path, "mgs", LOOK_S)["state"], path)
+            if "FULL" in followers:
+                break
+        if not followers:
+            raise Refused(f"no process that knows an MGS runs in {self.run_dir}: an MDS, an OSS or a client does")
+        try:
+            control.call(followers.get("FULL") or next(iter(followers.values())), "set_permanent", pattern=name, value=value)
+        except ControlFailed as error:
+            raise Refused(f"{name}={value}: {error}") from None
 
     def call_on(self, name: str, cmd: str, **fields: Any) -> Any:
         """The result of one process."""
@@ -139,7 +146,7 @@ def set_param(quiet: bool, permanent: bool, delete: bool, assignments: tuple[str
                 check_text(name, value)
     for name, _, value in parts:
         if permanent:
-            _processes().call_any("set_permanent", pattern=name, value="" if delete else value)
+            _processes().set_permanent(name, "" if delete else value)
             continue
         with _refused_as(name, value):
             changed = _processes().call("set_param", pattern=name, value=value)
@@ -227,7 +234,7 @@ def conf_param(assignment: str) -> None:
     osts = _known_osts()
     if osts and target not in osts:
         raise Refused(f"no OST {target!r} is known here; there are: {', '.join(osts)}")
-    _processes().call_any("set_permanent", pattern=name, value=value)
+    _processes().set_permanent(name, value)
 
 
 def _known_osts() -> list[str]:

@@ -18,7 +18,9 @@ from lustrelite.rpc.links import LinkPool
 from lustrelite.rpc.node import Node
 from lustrelite.rpc.request import Xids
 from lustrelite.wire.ldlm import CR
-from lustrelite.wire.mgs import Config, ConfigRead, TargetInfo, TargetRegister, config_resource
+from lustrelite.wire.mgs import Config, ConfigRead, SetParam, TargetInfo, TargetRegister, config_resource
+
+SET_PARAM_S = 8.0  # somebody sits in front of it
 
 
 class ConfigFollower:
@@ -65,6 +67,32 @@ class ConfigFollower:
         """Tell the MGS that a target runs here."""
         info: TargetInfo = await self.mgs.call(body)
         return info
+
+    async def set_param(self, name: str, value: str) -> None:
+        """Have the MGS keep a parameter for good; an empty value is forgotten.  TimeoutError: it does not answer
+
+        What it has not heard until then it is not told later.
+        """
+        body = SetParam(self.fsname, name, value)
+        asking = self.node.spawn(self._refusal(body), f"set {name}")
+        try:
+            await asyncio.wait([asking], timeout=SET_PARAM_S)
+            if not asking.done():
+                heard = "it may have heard: look again later" if self.mgs.xid_of(body) else "nothing is changed"
+                raise TimeoutError(f"the MGS does not answer in {SET_PARAM_S:g} s; {heard}")
+            refusal = asking.result()
+        finally:
+            asking.cancel()
+            await asyncio.wait([asking])
+        if refusal is not None:
+            raise refusal
+
+    async def _refusal(self, body: SetParam) -> OpError | None:
+        try:
+            await self.mgs.call(body)
+        except OpError as error:
+            return error
+        return None
 
     def on_change(self, listener: Callable[[TargetInfo], None]) -> None:
         """Call `listener` for every entry that is new or has changed."""

@@ -253,6 +253,17 @@ def test_a_permanent_parameter_survives_a_restart(shell: Shell) -> None:
     shell.settled()
 
 
+def test_a_permanent_parameter_is_not_set_when_the_mgs_is_away(shell: Shell) -> None:
+    shell.run("kill", "mgs")
+    for words in (("set_param", "-P", "tunables.statahead_max=5"), ("conf_param", "lustre-OST0001.failover.mode=failout")):
+        said = shell.llctl(*words, status=1)
+        assert f"{words[-1]}: the MGS does not answer in 8 s; nothing is changed" in said and said.count("\n") == 1
+    shell.settled()
+    shell.llctl("set_param", "-P", "tunables.statahead_max=64")  # what had been asked for before would be there by now
+    assert "5" not in shell.llctl("get_param", "-n", "tunables.statahead_max").split()
+    shell.llctl("set_param", "-P", "-d", "tunables.statahead_max")
+
+
 def test_devices_are_listed_as_lctl_does(shell: Shell) -> None:
     lines = shell.llctl("dl").splitlines()
     assert lines[0].split()[:4] == ["0", "UP", "mdt", "lustre-MDT0000"]
@@ -301,6 +312,7 @@ def test_an_ost_is_taken_out_of_use_and_back(shell: Shell, tmp_path: Path) -> No
     (tmp_path / "f").write_bytes(b"x" * 100_000)
     shell.llctl("conf_param", "lustre-OST0001.osc.active=0")
     assert "lustre-OST0001_UUID: inactive device" in shell.llfs("df", "lustre:/")
+    assert shell.llfs("check", "mgts", "lustre:/") == f"MGC{shell.status()['mgs'][0]} active.\n"
     for number in range(4):
         shell.run("cp", tmp_path / "f", f"lustre:/active{number}")
         assert "OST0001" not in shell.run("stat", f"/active{number}")

@@ -1,0 +1,55 @@
+"""llctl against processes that only have control sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner, Result
+
+from lustrelite.cli.llctl import llctl
+from lustrelite.control_server import Command, ControlServer
+
+
+async def invoked(run_dir: Path, processes: dict[str, dict[str, Command]], *words: str) -> Result:
+    """What llctl says to `words` where `processes` run: their commands by name."""
+    servers = [ControlServer(run_dir / f"{name}.sock", commands) for name, commands in processes.items()]
+    for server in servers:
+        await server.start()
+    try:
+        return await asyncio.to_thread(CliRunner().invoke, llctl, ["--run-dir", str(run_dir), *words])
+    finally:
+        for server in servers:
+            await server.close()
+
+
+def follower(state: str, asked: list[str], refusal: str = "") -> dict[str, Command]:
+    """A process whose connection to the MGS is in `state`, and which notes what it is asked to set."""
+
+    def set_permanent(request: dict[str, Any]) -> None:
+        asked.append(f"{state} {request['pattern']}={request['value']}")
+        if refusal:
+            raise TimeoutError(refusal)
+
+    commands: dict[str, Callable[[dict[str, Any]], Any]] = {"mgs": lambda _: {"state": state}, "set_permanent": set_permanent}
+    return commands
+
+
+async def test_one_process_asks_the_mgs(tmp_path: Path) -> None:
+    asked: list[str] = []
+    processes = {"a": {}, "b": follower("DISCONN", asked), "c": follower("FULL", asked), "d": follower("FULL", asked)}
+    done = await invoked(tmp_path, processes, "set_param", "-P", "tunables.spin_us=7")
+    assert not done.exit_code and asked == ["FULL tunables.spin_us=7"], done.output
+
+
+async def test_what_the_mgs_does_not_hear_no_other_process_tells_it(tmp_path: Path) -> None:
+    asked: list[str] = []
+    (tmp_path / "mgs.sock").touch()  # of one that was killed
+    why = "the MGS does not answer in 8 s; nothing is changed"
+    processes = {"a": follower("DISCONN", asked, why), "b": follower("DISCONN", asked, why)}
+    done = await invoked(tmp_path, processes, "set_param", "-P", "tunables.spin_us=7")
+    assert done.exit_code == 1 and done.output == f"Error: tunables.spin_us=7: {why}\n" and len(asked) == 1
+    done = await invoked(tmp_path, {"a": {}}, "set_param", "-P", "tunables.spin_us=7")
+    assert done.exit_code == 1 and "no process that knows an MGS runs in" in done.output
