@@ -19,9 +19,10 @@ from typing import NamedTuple
 from lustrelite import __version__
 from lustrelite.control import NO_MATCH
 from lustrelite.fail_loc import FailLoc
-from lustrelite.faults import parse_fault
+from lustrelite.faults import Faults, parse_fault
+from lustrelite.ids import parse_target_name
 from lustrelite.rpc.node import Node
-from lustrelite.tunables import Tunables, check
+from lustrelite.tunables import FAILOVER_MODE, Tunables, check, limits
 
 Getter = Callable[[], str]
 Setter = Callable[[str], Awaitable[None] | None]
@@ -201,6 +202,25 @@ _OF_DEVICES = {
     "max_read_ahead_mb": ("max_read_ahead_bytes", 1 << 20),
 }
 
+# What can be set of devices: the first component of the name -> what the last one may be
+_SETTABLE = {
+    "mdt": ("commit_on_sharing", "recovery_time_soft", "recovery_time_hard"),
+    "obdfilter": ("commit_on_sharing", "recovery_time_soft", "recovery_time_hard", "sync_journal", "sync_lock_cancel"),
+    "lod": ("qos_threshold_rr", "qos_prio_free", "qos_maxage"),
+    "lov": ("qos_threshold_rr", "qos_prio_free", "qos_maxage"),
+    "osp": ("active", "create_count", "max_create_count"),
+    "osc": ("active", "cur_grant_bytes", "grant_shrink", "grant_shrink_interval", "max_dirty_mb", "max_rpcs_in_flight"),
+    "mdc": ("active",),
+    "mgc": ("active",),
+    "llite": ("max_cached_mb", "max_read_ahead_mb"),
+    "ldlm": ("lru_size", "lru_max_age"),
+}
+NO_FAULT = ("", "0", "clear")
+_FAULTS = ("fail_loc", "fail_val", "fault")
+_READ_ONLY = ("version", "node", "health_check")
+_OF_TARGETS = ("osc.active", FAILOVER_MODE)  # what `conf_param` sets: TARGET.osc.active
+_COUNTS = {"create_count": (1, limits.precreate_max), "max_create_count": (0, limits.precreate_max)}
+
 
 def parse_like(old: object, text: str) -> bool | int | float | str:
     """`text` as a value of the type of `old`; ValueError says what was expected."""
@@ -241,6 +261,54 @@ def check_text(pattern: str, text: str) -> None:
     for name, unit in meant.items():
         value = parse_like(getattr(Tunables, name), text.strip().removesuffix("%") if name.startswith("qos_") else text)
         check(name, value if isinstance(value, str) else value * unit)
+
+
+def check_count(name: str, text: str) -> int:
+    """The number of objects that `text` is.  ValueError if `name` cannot be that"""
+    count = int(parse_like(0, text))
+    least, most = _COUNTS[name]
+    if not least <= count <= most:
+        raise ValueError(f"{name} cannot be {count}: a number from {least} to {most} expected")
+    return count
+
+
+def check_permanent(pattern: str, text: str) -> None:
+    """`check_text` of what the MGS is to keep; also ValueError if no process whatsoever has such a parameter to set."""
+    if setting := next((each for each in _OF_TARGETS if pattern.endswith(f".{each}")), ""):
+        target = pattern.removesuffix(f".{setting}")
+        if parse_target_name(target)[1] != "OST":
+            raise ValueError(f"{target} is no OST")
+        if setting == FAILOVER_MODE:
+            check("failover_mode", text)
+        else:
+            parse_like(False, text)
+        return
+    matches = pattern_regex(pattern).match
+    parts = re.split(r"[./]", pattern)
+    first, last = pattern_regex(parts[0]).match, pattern_regex(parts[-1]).match
+    of_devices = [name for tree, names in _SETTABLE.items() if first(tree) for name in names if last(name)] if len(parts) > 2 else []
+    of_processes = (*(f"tunables/{field.name}" for field in dataclasses.fields(Tunables)), *_GLOBAL, *_FAULTS)
+    if not of_devices and not any(map(matches, of_processes)):
+        if any(map(matches, _READ_ONLY)):
+            raise ValueError(f"{pattern} is read only")
+        raise ValueError(f"no parameter that can be set matches {pattern!r}; `llctl list_param -FR '*'` marks them with =")
+    check_text(pattern, text)
+    for name in of_devices:
+        if name == "active":
+            parse_like(False, text)
+        elif name in _COUNTS:
+            check_count(name, text)
+    if pattern in _FAULTS:
+        _check_fault(pattern, text)
+
+
+def _check_fault(name: str, text: str) -> None:
+    if name == "fail_loc":
+        _of_number(FailLoc(Faults()).set)(text)
+    elif name == "fail_val":
+        _of_number(FailLoc(Faults()).set_value)(text)
+    elif text.strip() not in NO_FAULT:
+        parse_fault(text)
 
 
 def number_text(value: object) -> str:
@@ -287,7 +355,7 @@ def add_node_params(tree: ParamTree, node: Node) -> None:
     tree.add("fail_val", fail_loc.get_value, _of_number(fail_loc.set_value))
 
     def arm(text: str) -> None:
-        if text.strip() in ("", "0", "clear"):
+        if text.strip() in NO_FAULT:
             node.faults.clear()
             return
         where, opname, fault = parse_fault(text)

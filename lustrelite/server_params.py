@@ -8,12 +8,11 @@ from typing import Any
 from lustrelite import status_text
 from lustrelite.daemon import Daemon
 from lustrelite.ids import parse_fid
-from lustrelite.params import Param, component, number_text, parse_like
+from lustrelite.params import Param, check_count, component, number_text, parse_like
 from lustrelite.recovery.import_fsm import State
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.rpc.export import Export
 from lustrelite.target.target import Target
-from lustrelite.tunables import limits
 from lustrelite.wire.ost import resource_of
 
 _TREES = {"MDT": "mdt", "OST": "obdfilter", "MGS": "mgs"}
@@ -242,10 +241,7 @@ def _of_osp(prefix: str, osp: Any) -> Iterable[Param]:
     tunables = osp.node.tunables
 
     def create_count(text: str) -> None:
-        count = int(parse_like(0, text))
-        if not 1 <= count <= limits.precreate_max:
-            raise ValueError(f"create_count cannot be {count}: a number from 1 to {limits.precreate_max} expected")
-        osp.batch = count
+        osp.batch = check_count("create_count", text)
 
     yield Param(f"{prefix}/prealloc_last_id", lambda: str(osp.granted))
     yield Param(f"{prefix}/prealloc_next_id", lambda: str(osp.next))
@@ -255,10 +251,7 @@ def _of_osp(prefix: str, osp: Any) -> Iterable[Param]:
     yield Param(f"{prefix}/create_count", lambda: str(osp.batch), create_count)
 
     def max_create_count(text: str) -> None:
-        count = int(parse_like(0, text))
-        if not 0 <= count <= limits.precreate_max:
-            raise ValueError(f"max_create_count cannot be {count}: a number from 0 to {limits.precreate_max} expected")
-        osp.limit_batch(count)
+        osp.limit_batch(check_count("max_create_count", text))
 
     yield Param(
         f"{prefix}/max_create_count",

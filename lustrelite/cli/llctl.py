@@ -140,10 +140,10 @@ def set_param(quiet: bool, permanent: bool, delete: bool, assignments: tuple[str
         if not equals and not delete:
             raise Refused(f"bad argument {assignment!r}: NAME=VALUE expected")
         if permanent and not delete:
-            from lustrelite.params import check_text  # servers' code: who sets nothing for good does not wait for it
+            from lustrelite.params import check_permanent  # servers' code: others do not wait for it
 
             with _refused_as(name, value):
-                check_text(name, value)
+                check_permanent(name, value)
     for name, _, value in parts:
         if permanent:
             _processes().set_permanent(name, "" if delete else value)

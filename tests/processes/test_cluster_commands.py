@@ -447,6 +447,9 @@ def test_a_value_that_cannot_be_is_refused_wherever_it_can_be_set(shell: Shell) 
         (("timeout=0",), "timeout=0: rpc_timeout_s cannot be 0: a number from 0.001"),
         (("-P", "tunables.stripe_count=-7"), "stripe_count cannot be -7: a number from -1 to 2000"),
         (("-P", "tunables.spin_us=7", "mdt.*.commit_on_sharing=2"), "commit_on_sharing cannot be 2"),
+        (("-P", "tunables.spin_us=7", "osc.*.active=7"), "osc.*.active=7: 0 or 1 expected"),
+        (("-P", "tunables.spin_us=7", "version=1"), "version is read only"),
+        (("-P", "tunables.spin_us=7", "nothing.there=1"), "no parameter that can be set matches 'nothing.there'"),
         (("osp.*.create_count=-1",), "create_count cannot be -1"),
         (("fail_loc=zzz",), "fail_loc=zzz: a number such as 0x123 expected"),
     ):

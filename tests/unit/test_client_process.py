@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import pytest
 
+from lustrelite import server_params
 from lustrelite.client_process import MountProcess
-from lustrelite.params import ParamTree
+from lustrelite.params import ParamTree, check_permanent
 
 
 def process_of(client: Any) -> SimpleNamespace:
@@ -106,3 +107,20 @@ async def test_the_connection_to_the_mgs_is_a_device(cluster: Any) -> None:
         await c.until(lambda: state() != "FULL")
         assert process.tree.get("health_check") == {"health_check": "healthy"}, "everything goes on without it"
         await c.mgs.start()
+
+
+async def test_everything_that_can_be_set_may_be_set_for_good(cluster: Any) -> None:
+    """Of clients and servers; but not what is a command rather than a value."""
+    async with cluster(clients=1, oss=1, caching=1) as c:
+        trees = [process_of(c.a).tree]
+        for server in c.servers:
+            tree = ParamTree()
+            tree.add_source(lambda daemon=server.daemon: server_params.parameters(daemon))
+            trees.append(tree)
+        settable = [param for tree in trees for param in tree.find() if param.set is not None and not param.name.endswith("/evict_client")]
+        assert {param.name.partition("/")[0] for param in settable} == {
+            "lod", "lov", "ldlm", "llite", "mdc", "mdt", "mgc", "obdfilter", "osc", "osp"
+        }  # fmt: skip
+        for param in settable:
+            assert param.get is not None
+            check_permanent(param.dotted, param.get())

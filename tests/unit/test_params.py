@@ -9,7 +9,16 @@ import pytest
 
 from lustrelite.fail_loc import NUMBERS, FailLoc
 from lustrelite.faults import POINTS, Faults
-from lustrelite.params import Param, ParamTree, add_node_params, check_text, component, parse_like, pattern_regex
+from lustrelite.params import (
+    Param,
+    ParamTree,
+    add_node_params,
+    check_permanent,
+    check_text,
+    component,
+    parse_like,
+    pattern_regex,
+)
 from lustrelite.rpc.node import Node
 from lustrelite.tunables import BOUNDS, CHOICES, MULTIPLES, Tunables, limits
 from lustrelite.wire.message import BY_NAME
@@ -242,6 +251,33 @@ def test_what_is_to_be_stored_is_checked_before(pattern: str, text: str) -> None
 )  # fmt: skip
 def test_what_can_be_or_is_not_known_may_be_stored(pattern: str, text: str) -> None:
     check_text(pattern, text)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "said"),
+    [("version", "1", "version is read only"), ("nothing.there", "1", "no parameter that can be set matches 'nothing.there'"),
+     ("nobody.*.active", "1", "no parameter"), ("osc.*.nothing", "1", "no parameter"), ("osc.active", "1", "no parameter"),
+     ("osc.*.active", "7", "0 or 1 expected"), ("{osc,mdc}.*.act*", "7", "0 or 1 expected"), ("osp.*.create_count", "0", "from 1 to"),
+     ("osc.*.max_dirty_mb", "-1", "expected"), ("mdt.*.evict_client", "nid:x", "no parameter"), ("mdt.*.uuid", "1", "no parameter"),
+     ("tunables.stripe_size", "3", "expected"), ("tunables.nothing", "3", "no parameter"), ("timeout", "0", "expected"),
+     ("lustre-OST0001.osc.active", "2", "0 or 1"), ("lustre-OST0001.failover.mode", "x", "expected"),
+     ("lustre-MDT0000.osc.active", "1", "is no OST"), ("nothing.osc.active", "1", "nothing"), ("fail_loc", "0x1", "fail_loc 0x1"),
+     ("fail_val", "x", "a number such as"), ("fault", "x", "bad fault"), ("a{b.c", "1", "bad pattern")],
+)  # fmt: skip
+def test_what_nobody_has_or_takes_is_not_stored(pattern: str, text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        check_permanent(pattern, text)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [("tunables.stripe_size", "1M"), ("lod.*.qos_threshold_rr", "17%"), ("osc.*.max_dirty_mb", "64"), ("timeout", "5"),
+     ("osc/*/active", "0"), ("{osc,mdc}.lustre-*.active", "1"), ("ldlm.namespaces.*.lru_size", "clear"), ("fault", "clear"),
+     ("lustre-OST0001.osc.active", "0"), ("lustre-OST0001.failover.mode", "failout"), ("osp.*.max_create_count", "0"),
+     ("mdt.*.commit_on_sharing", "0"), ("fail_loc", "0x80000119")],
+)  # fmt: skip
+def test_what_somebody_has_is_stored(pattern: str, text: str) -> None:
+    check_permanent(pattern, text)
 
 
 async def test_fail_loc_is_a_number(node_tree: tuple[ParamTree, Tunables]) -> None:
