@@ -70,9 +70,9 @@ def _shared_options(command: Any) -> Any:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--mgs", "kind", flag_value="MGS", help="the management server's target")
-@click.option("--mdt", "kind", flag_value="MDT", help="a metadata target")
-@click.option("--ost", "kind", flag_value="OST", help="an object storage target")
+@click.option("--mgs", is_flag=True, help="the management server's target")
+@click.option("--mdt", is_flag=True, help="a metadata target")
+@click.option("--ost", is_flag=True, help="an object storage target")
 @click.option("--fsname", default="lustre", show_default=True, help="name of the file system, 1 to 8 characters")
 @click.option("--index", type=click.IntRange(0, target_format.INDEX_MAX), help="number of the target in the file system")
 @click.option("--reformat", is_flag=True, help="destroy the target that is there")
@@ -81,13 +81,17 @@ def _shared_options(command: Any) -> Any:
 @_shared_options
 @click.argument("directory", metavar="DIR", type=click.Path(file_okay=False))
 def mkfs_command(
-    kind: str | None, fsname: str, index: int | None, reformat: bool, ignored: tuple[str, ...],
+    mgs: bool, mdt: bool, ost: bool, fsname: str, index: int | None, reformat: bool, ignored: tuple[str, ...],
     mgsnode: tuple[str, ...], failnode: tuple[str, ...], servicenode: tuple[str, ...], assignments: tuple[str, ...],
     dryrun: bool, quiet: bool, verbose: bool, directory: str,
 ) -> None:
     """Make a target in DIR, which must be empty or not exist."""
-    if kind is None:
+    kinds = [kind for kind, meant in (("MGS", mgs), ("MDT", mdt), ("OST", ost)) if meant]
+    if not kinds:
         raise Refused("say which kind of target: --mgs, --mdt or --ost")
+    if len(kinds) > 1:
+        raise click.UsageError("a directory holds one target of one kind: --mgs, --mdt or --ost")
+    kind = kinds[0]
     if index is None and kind == "OST":
         raise Refused("an OST needs --index: its number in the file system, from 0")
     config = target_format.check_config(

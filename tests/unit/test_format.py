@@ -156,6 +156,12 @@ def test_mkfs_says_what_is_missing(tmp_path: Path, arguments: list[str], word: s
     assert word in result.output
 
 
+@pytest.mark.parametrize("kinds", [("--mgs", "--mdt"), ("--mdt", "--mgs"), ("--mgs", "--mdt", "--ost")])
+def test_mkfs_makes_no_combined_target(tmp_path: Path, kinds: tuple[str, ...]) -> None:
+    result = mkfs(*kinds, "--index=0", f"--mgsnode={MGS}", tmp_path / "t")
+    assert result.exit_code == 2 and "one target of one kind" in result.output and not (tmp_path / "t").exists()
+
+
 def test_tunefs_changes_what_it_is_told(tmp_path: Path) -> None:
     format_target(tmp_path, OST._replace(params=(("a", "1"), ("b", "2"))))
     assert tunefs("--erase-param=a", "--param=c=3", "--mgsnode=127.0.0.1:7@tcp", tmp_path).exit_code == 0
