@@ -142,14 +142,14 @@ def tunefs_command(
         )
     )
     forget = writeconf and config.kind != "OST"
-    _print(changed, directory, quiet)
-    if changed == config and not forget:
-        return
-    if dryrun:
-        click.echo("dry run: nothing was written")
+    if dryrun or (changed == config and not forget):
+        _print(changed, directory, quiet)
+        if dryrun:
+            click.echo("dry run: nothing was written")
         return
     with contextlib.ExitStack() as stack:
         stack.callback(target_format.claim(directory).release)
+        _print(changed, directory, quiet)
         target_format.write_target(directory, changed)
         if forget:
             from lustrelite.store.kv import Store

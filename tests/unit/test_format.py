@@ -173,6 +173,17 @@ def test_tunefs_changes_what_it_is_told(tmp_path: Path) -> None:
     assert "has no parameter" in tunefs("--erase-param=zzz", tmp_path).output
 
 
+def test_tunefs_says_nothing_of_a_change_that_it_may_not_make(tmp_path: Path) -> None:
+    format_target(tmp_path, OST)
+    ownership = claim(tmp_path)
+    try:
+        refused = tunefs("--param=a.b=3", tmp_path)
+        assert isinstance(refused.exception, OpError) and refused.exception.errno == errno.EBUSY and refused.output == ""
+        assert OST.name in tunefs(tmp_path).output and "a.b=3" in tunefs("--param=a.b=3", "--dryrun", tmp_path).output
+    finally:
+        ownership.release()
+
+
 def test_tunefs_writeconf_makes_an_mdt_forget_where_osts_are(tmp_path: Path) -> None:
     assert mkfs("--mdt", "--fsname", "lustre", "--index", "0", "--mgsnode", MGS, tmp_path).exit_code == 0
     with contextlib.closing(Store.open(tmp_path, "MDT")) as store:
