@@ -369,6 +369,32 @@ async def _freeze_client(n: Nemesis) -> None:
         n.later(n.random.choice((0.1, 3.0, 7.0, 9.0, 14.0, 30.0)) * n.random.uniform(0.8, 1.2), client.resume)
 
 
+async def freeze_server(n: Nemesis) -> None:
+    """An MDS or OSS stands still, sometimes for longer than its clients' leases last; it may be killed as it wakes."""
+    server = n.random.choice([n.cluster.mds, *n.cluster.oss])
+    if server.node is None or server.node.paused:
+        return
+    server.pause()
+
+    async def wake() -> None:
+        server.resume()
+        if n.random.random() < 0.3:
+            await asyncio.sleep(n.random.choice((0.0, 0.001, 0.1, 1.0)))
+            server.kill()
+            await asyncio.sleep(n.random.uniform(0.0, 3.0))
+            await n.restart(server)
+
+    n.later(n.random.choice((0.5, 4.0, 7.0, 13.0, 20.0)) * n.random.uniform(0.8, 1.2), wake)
+
+
+async def cut_server(n: Nemesis) -> None:
+    """Nobody reaches an OSS, or all but one do not."""
+    server = n.random.choice(n.cluster.oss)
+    others = [n.cluster.mds, *n.cluster.clients.values()]
+    n.cluster.net.cut(server, n.random.sample(others, len(others) - n.random.choice((0, 0, 1))))
+    n.later(n.random.choice((4.0, 8.0, 12.0, 20.0)) * n.random.uniform(0.8, 1.2), n.cluster.net.heal)
+
+
 async def cut_client(n: Nemesis) -> None:
     """A client and one server, or all, do not hear of each other, or one does not."""
     client = n.client()
@@ -416,6 +442,8 @@ CACHE_ACTS = (
     Act("cut", 2, _cut),
     Act("cut client", 12, cut_client),
     Act("freeze client", 8, _freeze_client),
+    Act("freeze server", 4, freeze_server),
+    Act("cut server", 4, cut_server),
     Act("break links", 3, break_links),
     Act("disturb locks", 8, _disturb_locks),
     Act("lose callbacks", 3, _lose_callbacks),

@@ -247,6 +247,8 @@ OST_ACTS = (
     Act("kill client and server", 5, nemesis.kill_client_and_server),
     Act("lose reply and kill", 3, nemesis.lose_reply_and_kill),
     Act("cut client", 2, nemesis.cut_client),
+    Act("freeze server", 5, nemesis.freeze_server),
+    Act("cut server", 5, nemesis.cut_server),
     Act("break links", 2, nemesis.break_links),
     Act("evict", 2, nemesis.evict_everywhere),
     Act("abort recovery", 2, nemesis.abort_recovery),
