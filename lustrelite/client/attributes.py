@@ -87,6 +87,11 @@ class DirEntry(NamedTuple):
     stat: Stat | None
 
 
+def is_last_write(written: int, mtime: int, ctime: int) -> bool:
+    """Is `written`, when somebody wrote, later than what the mtime is from? One after the ctime was set, then at the latest."""
+    return written > min(mtime, ctime)
+
+
 def merge(attr: Attr, objects: ObjectsAttr | None, *, mtime: int = 0, atime: int = 0) -> Stat:
     """The file's attributes.
 
@@ -100,6 +105,6 @@ def merge(attr: Attr, objects: ObjectsAttr | None, *, mtime: int = 0, atime: int
     return Stat(
         attr.fid, attr.mode, attr.nlink, attr.uid, attr.gid, attr.rdev, size, blocks,
         max(attr.atime, atime) if atime else attr.atime,
-        max(newest_mtime, mtime) if mtime else newest_mtime, max(ctime, mtime), attr.btime, attr.flags, attr.version, attr.layout, attr.parent,
+        mtime if is_last_write(mtime, newest_mtime, ctime) else newest_mtime, max(ctime, mtime), attr.btime, attr.flags, attr.version, attr.layout, attr.parent,
         attr.projid,
     )  # fmt: skip

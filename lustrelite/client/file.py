@@ -17,10 +17,11 @@ client would not hear who else wants its locks.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from stat import S_ISDIR, S_ISGID, S_ISREG, S_ISUID, S_IXGRP
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -478,9 +479,10 @@ class File:
         return self.position
 
     async def fstat(self) -> Stat:
-        """Attributes of the file, also when it has no name any more."""
+        """Attributes of the file, also when it has no name any more.  ESTALE"""
         self._check_open()
-        return await self.fs.stat_fid(self.fid)
+        with _gone_is_stale():
+            return await self.fs.stat_fid(self.fid)
 
     async def fsync(self, data_only: bool = False) -> None:
         """Return when the file's data is durable, and its name, layout and attributes too unless `data_only`.
@@ -646,7 +648,8 @@ class File:
     async def _current_layout(self) -> Layout | None:
         if self.layout is None:
             # another opener may have given it its objects since
-            attr = await self.fs.connections.mdc.getattr(self.fid, cred=self.fs.cred)
+            with _gone_is_stale():
+                attr = await self.fs.connections.mdc.getattr(self.fid, cred=self.fs.cred)
             self.layout = attr.layout
         return self.layout
 
@@ -666,6 +669,17 @@ class File:
             raise OpError(errno.EINVAL, "not a regular file")
         if offset < 0:
             raise OpError(errno.EINVAL, f"offset {offset}")
+
+
+@contextlib.contextmanager
+def _gone_is_stale() -> Iterator[None]:
+    """An open file that the MDT does not know: it has no name, and our open was lost with an eviction."""
+    try:
+        yield
+    except OpError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        raise OpError(errno.ESTALE, "it was removed, and that we had it open was lost by an eviction") from None
 
 
 _LOCK_MODES = {fcntl.LOCK_SH: PR, fcntl.LOCK_EX: PW, fcntl.LOCK_UN: NL}

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from stat import S_ISREG
 from typing import TYPE_CHECKING
 
+from lustrelite.client.attributes import is_last_write
 from lustrelite.client.tasks import Later, Tasks
 from lustrelite.errors import OpError
 from lustrelite.ids import Fid
@@ -214,7 +215,7 @@ def _takes_rights(before: Attr, after: Attr) -> bool:
 def _changed(attr: Attr, body: Setattr) -> Attr:
     """As the MDT will do it (mdt/attributes.py)."""
     valid = body.valid
-    newest = not valid & SET_MTIME_WRITTEN or body.mtime > attr.mtime
+    newest = not valid & SET_MTIME_WRITTEN or is_last_write(body.mtime, attr.mtime, attr.ctime)
     return attr._replace(
         mode=attr.mode & ~_PERMISSIONS | body.mode if valid & SET_MODE else attr.mode,
         uid=body.uid if valid & SET_UID else attr.uid,

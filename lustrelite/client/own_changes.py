@@ -18,6 +18,7 @@ from collections.abc import Callable
 from stat import S_ISDIR
 from typing import TYPE_CHECKING, Any
 
+from lustrelite.client.attributes import is_last_write
 from lustrelite.ids import NO_FID, Fid
 from lustrelite.wire.ldlm import LOOKUP, PERM, UPDATE
 from lustrelite.wire.mdt import DISP_OPEN_CREATE, SET_VERSIONED, ClosedFile, OpenReply, Setattr
@@ -211,14 +212,15 @@ class OwnChanges:
     def _told(self, known: Known, mtime: int, atime: int) -> None:
         """The MDT has heard of these times: its own they became, unless it had been given others after them."""
         attr = known.attr
-        if mtime <= attr.mtime and atime <= attr.atime:
-            return
-        if attr.mtime < mtime <= attr.ctime or attr.atime < atime <= attr.ctime:  # perhaps by a utimes()
+        wrote = mtime > attr.ctime
+        older = 0 < mtime <= attr.ctime and (attr.mtime < mtime or attr.mtime > attr.ctime)
+        if older or attr.atime < atime <= attr.ctime:  # perhaps than a utimes()
             self.doubt_attr(known.fid)
             return
-        wrote = mtime > attr.mtime
+        if not wrote and atime <= attr.atime:
+            return
         known.attr = attr._replace(
-            atime=max(atime, attr.atime), mtime=max(mtime, attr.mtime), ctime=mtime if wrote else attr.ctime
+            atime=max(atime, attr.atime), mtime=mtime if wrote else attr.mtime, ctime=mtime if wrote else attr.ctime
         )
         known.merged = None
 
@@ -265,7 +267,7 @@ class OwnChanges:
         if known.fresh & UPDATE:
             attr = known.attr
             known.attr = attr._replace(
-                mtime=max(attr.mtime, time), ctime=max(attr.ctime, time), nlink=attr.nlink + links
+                mtime=time if is_last_write(time, attr.mtime, attr.ctime) else attr.mtime, ctime=max(attr.ctime, time), nlink=attr.nlink + links
             )
             known.merged = None
         return known

@@ -117,12 +117,14 @@ def _changed(txn: Transaction, inode: Inode, req: Setattr) -> Inode:
         return inode
     if valid & (SET_UID | SET_GID | SET_SIZE) and not S_ISDIR(inode.mode):
         inode = namespace.without_capability(txn, req.fid, inode)
-    mtime = req.mtime if valid & SET_MTIME else inode.mtime
+    mtime, mtime_set = inode.mtime, inode.mtime_set
     if valid & SET_MTIME_WRITTEN:
-        set_at = cast("Mdt", txn.target).open_files.mtime_set_at(req.fid, inode, req.mtime)
-        mtime = req.mtime if req.mtime > max(inode.mtime, set_at) else inode.mtime
-    if valid & SET_SIZE and not valid & SET_MTIME:
-        mtime = max(mtime, req.time)
+        if cast("Mdt", txn.target).open_files.is_last_write(req.fid, inode, req.mtime):
+            mtime, mtime_set = req.mtime, 0
+    elif valid & SET_MTIME:
+        mtime, mtime_set = req.mtime, req.time if valid & SET_TIMES_EXPLICIT else 0
+    elif valid & SET_SIZE:
+        mtime, mtime_set = req.time if mtime_set else max(mtime, req.time), 0
     mode = access.changed_mode(inode, valid, req.mode, req.gid, txn.cred)
     return inode._replace(
         mode=mode,
@@ -135,7 +137,7 @@ def _changed(txn: Transaction, inode: Inode, req: Setattr) -> Inode:
         ctime=max(inode.ctime, req.time),
         version=txn.transno if valid & SET_VERSIONED else inode.version,
         projid=req.projid if valid & SET_PROJID else inode.projid,
-        mtime_set=req.time if valid & SET_MTIME and valid & SET_TIMES_EXPLICIT else inode.mtime_set,
+        mtime_set=mtime_set,
     )
 
 

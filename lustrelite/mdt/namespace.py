@@ -229,8 +229,8 @@ def touched(inode: Inode, time: int, nlink: int = 0) -> Inode:
         mode, uid, gid, count, rdev, flags, size, blocks, atime, mtime, ctime, btime, version, layout, hint, target, up,
         projid, listed, default_acl, xattrs, mtime_set,
     ) = inode  # fmt: skip
-    if time > mtime:
-        mtime = time
+    if mtime_set or time > mtime:
+        mtime, mtime_set = time, 0
     if time > ctime:
         ctime = time
     return Inode(

@@ -107,13 +107,15 @@ class OpenFiles:
             if len(self.atimes_set) > ATIMES_SET_MAX:
                 del self.atimes_set[next(iter(self.atimes_set))]
 
-    def mtime_set_at(self, fid: Fid, inode: Inode, mtime: int) -> int:
-        """When utimes() set the mtime of a file that somebody says to have written to at `mtime`; 0: it did not.
+    def is_last_write(self, fid: Fid, inode: Inode, mtime: int) -> bool:
+        """Is `mtime`, at which somebody says to have written to a file, later than what its mtime is from?
 
-        What was written before we came up may have been written before a utimes() of which only the inode knows. Else
-        the inode's word does not count: who opened the file after that may have a clock that is behind.
+        That is the last write that we have heard of, or utimes(), whatever it has set. What was written before we came up
+        may have been written before a utimes() of which only the inode knows. Else the inode's word does not count: who
+        opened the file after that may have a clock that is behind.
         """
-        return self.mtimes_set.get(fid, inode.mtime_set if mtime < self.since else 0)
+        set_at = self.mtimes_set.get(fid, inode.mtime_set if mtime < self.since else 0)
+        return mtime > set_at and (bool(inode.mtime_set) or mtime > inode.mtime)
 
     def atime_set_at(self, fid: Fid, inode: Inode, atime: int) -> int:
         """The same of who says to have read it at `atime`.
@@ -245,8 +247,8 @@ def _check_open(inode: Inode, flags: int, cred: Cred) -> None:
 def _truncated(txn: Transaction, fid: Fid, inode: Inode, time: int) -> Inode:
     mode = access.without_set_id(inode, txn.cred) if txn.cred[0] else inode.mode
     inode = namespace.without_capability(txn, fid, inode)
-    mtime, ctime = max(inode.mtime, time), max(inode.ctime, time)
-    inode = inode._replace(mode=mode, mtime=mtime, ctime=ctime)
+    mtime = time if inode.mtime_set else max(inode.mtime, time)
+    inode = inode._replace(mode=mode, mtime=mtime, ctime=max(inode.ctime, time), mtime_set=0)
     namespace.put_inode(txn, fid, inode)
     return inode
 
@@ -428,7 +430,7 @@ def _with_times(mdt: Mdt, rows: namespace.Rows, fid: Fid, mtime: int, atime: int
     inode = namespace.find_inode(rows, fid)
     if inode is None or not S_ISREG(inode.mode):
         return None
-    wrote = mtime > max(inode.mtime, mdt.open_files.mtime_set_at(fid, inode, mtime))
+    wrote = mdt.open_files.is_last_write(fid, inode, mtime)
     read = atime > max(inode.atime, mdt.open_files.atime_set_at(fid, inode, atime))
     if not wrote and not read:
         return None
@@ -436,4 +438,5 @@ def _with_times(mdt: Mdt, rows: namespace.Rows, fid: Fid, mtime: int, atime: int
         atime=atime if read else inode.atime,
         mtime=mtime if wrote else inode.mtime,
         ctime=max(mtime, inode.ctime) if wrote else inode.ctime,
+        mtime_set=0 if wrote else inode.mtime_set,
     )

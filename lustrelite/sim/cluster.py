@@ -34,7 +34,7 @@ from lustrelite.sim.model import Seen, Tree
 from lustrelite.sim.net import Latency, Rule, SimNetwork
 from lustrelite.sim.node import SimNode, discard
 from lustrelite.sim.oracle import Marks, Oracle
-from lustrelite.sim.processes import FSNAME, MGS_NID, NodeDied, SimClient, SimProcess, SimServer, kind_of
+from lustrelite.sim.processes import FSNAME, MGS_NID, NodeDied, SimClient, SimProcess, SimServer, kind_of, mtime_of
 from lustrelite.store import schema
 from lustrelite.store.kv import Store
 from lustrelite.target.target import Target
@@ -581,7 +581,7 @@ async def read_tree(fs: FileSystem, tree: Tree, path: str = "") -> None:
             content = await fs.readlink_fid(st.fid)
         names = await fs.listxattr_fid(st.fid)
         xattrs = [(os.fsdecode(name), await fs.getxattr_fid(st.fid, name)) for name in sorted(names)]
-        tree[child] = Seen(kind, stat.S_IMODE(st.mode), st.nlink, content, tuple(xattrs))
+        tree[child] = Seen(kind, stat.S_IMODE(st.mode), st.nlink, content, tuple(xattrs), mtime_of(st))
         if kind == "dir":
             await read_tree(fs, tree, child)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from lustrelite.wire.ost import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
@@ -25,8 +25,10 @@ class Seen(NamedTuple):
     nlink: int
     content: bytes | None  # of a file; the target of a symlink; None is "anything"
     xattrs: tuple[tuple[str, bytes], ...]
+    mtime: int | None  # of a file, as it was set by utime; BY_CLOCK; None is "anything"
 
 
+BY_CLOCK = 0
 Tree = dict[str, Seen]
 
 
@@ -39,6 +41,7 @@ class Node:
     content: bytes = b""
     fuzzy: bool = False
     xattrs: tuple[tuple[str, bytes], ...] = ()
+    mtime: int | None = BY_CLOCK
 
 
 class Model:
@@ -65,7 +68,7 @@ class Model:
         """Equal for equal trees; inode numbers count, which only makes more of them."""
         return (
             tuple(sorted(self.names.items())),
-            tuple((n, node.mode, node.content, node.fuzzy, node.xattrs) for n, node in sorted(self.nodes.items())),
+            tuple((n, node.mode, node.content, node.fuzzy, node.xattrs, node.mtime) for n, node in sorted(self.nodes.items())),
             tuple(sorted(self.handles.items())),
         )
 
@@ -115,16 +118,19 @@ class Model:
                 continue
             node = self.nodes[number]
             nlink = 2 + subdirs.get(path, 0) if node.kind == "dir" else links[number]
-            content = None if node.fuzzy or node.kind == "dir" else node.content
-            tree[path] = Seen(node.kind, node.mode, nlink, content, node.xattrs)
+            tree[path] = self._seen(node, nlink)
         return tree
 
     def seen(self, path: str) -> Seen:
         """What stat and read say of `path`."""
         number = self.find(path)
-        node = self.nodes[number]
+        return self._seen(self.nodes[number], self._nlink(number))
+
+    @staticmethod
+    def _seen(node: Node, nlink: int) -> Seen:
         content = None if node.fuzzy or node.kind == "dir" else node.content
-        return Seen(node.kind, node.mode, self._nlink(number), content, node.xattrs)
+        mtime = node.mtime if node.kind == "file" else None
+        return Seen(node.kind, node.mode, nlink, content, node.xattrs, mtime)
 
     # -- changing: each raises Refused before it changes anything
 
@@ -222,6 +228,9 @@ class Model:
     def chmod(self, path: str, mode: int) -> None:
         self._replace(self.find(path), mode=mode)
 
+    def utime(self, path: str, mtime: int) -> None:
+        self._replace(self.find(path), mtime=mtime)
+
     def setxattr(self, path: str, name: str, value: bytes) -> None:
         number = self.find(path)
         xattrs = {**dict(self.nodes[number].xattrs), name: value}
@@ -237,8 +246,7 @@ class Model:
 
     def _replace(self, number: int, **fields: Any) -> None:
         node = self.nodes[number]
-        values = {"kind": node.kind, "mode": node.mode, "content": node.content, "fuzzy": node.fuzzy}
-        self.nodes[number] = Node(**{**values, "xattrs": node.xattrs, **fields})
+        self.nodes[number] = replace(node, **fields)
 
     def _file(self, path: str) -> int:
         number = self.find(path)
@@ -251,7 +259,7 @@ class Model:
         if path not in self.names:
             self._make(path, Node("file", mode, data))
         else:
-            self._replace(self._file(path), content=data, fuzzy=False)
+            self._replace(self._file(path), content=data, fuzzy=False, mtime=BY_CLOCK)
 
     def write_at(self, path: str, offset: int, data: bytes) -> None:
         """open, pwrite, close."""
@@ -261,12 +269,14 @@ class Model:
         if not data:
             return  # a write of nothing does not even extend the file
         content = self.nodes[number].content.ljust(offset, b"\0")
-        self._replace(number, content=content[:offset] + data + content[offset + len(data) :])
+        self._replace(number, content=content[:offset] + data + content[offset + len(data) :], mtime=BY_CLOCK)
 
     def truncate(self, path: str, size: int) -> None:
         number = self._file(path)
-        content = self.nodes[number].content[:size].ljust(size, b"\0")
-        self._replace(number, content=content, fuzzy=self.nodes[number].fuzzy and size > 0)
+        node = self.nodes[number]
+        changed = len(node.content) != size and not node.fuzzy  # else it may change nothing, or its size is not known
+        content = node.content[:size].ljust(size, b"\0")
+        self._replace(number, content=content, fuzzy=node.fuzzy and size > 0, mtime=BY_CLOCK if changed else None)
 
     def fallocate(self, path: str, mode: int, start: int, length: int) -> None:
         """open, fallocate, close."""
@@ -278,7 +288,7 @@ class Model:
             content = content[:start] + bytes(max(min(end, len(content)) - start, 0)) + content[end:]
         if not mode & FALLOC_KEEP_SIZE:
             content = content.ljust(end, b"\0")
-        self._replace(number, content=content)
+        self._replace(number, content=content, mtime=None)
 
     def open(self, path: str, create: bool, handle: int) -> None:
         """An open for reading and writing, known as `handle`."""
@@ -305,10 +315,10 @@ class Model:
         node = self.nodes[self.handles[handle]]
         return None if node.fuzzy else node.content
 
-    def stat(self, path: str) -> tuple[str, int, int]:
-        """(kind, permissions, link count)."""
+    def stat(self, path: str) -> tuple[str, int, int, int | None]:
+        """(kind, permissions, link count, time of change)."""
         seen = self.seen(path)
-        return seen.kind, seen.mode, seen.nlink
+        return seen.kind, seen.mode, seen.nlink, seen.mtime
 
     def exists(self, path: str) -> bool:
         return path in self.names
@@ -333,20 +343,19 @@ class Model:
     # -- what is left of an operation that went halfway
 
     def smear(self, name: str, args: tuple[Any, ...]) -> None:
-        """The data of the file that the operation writes may be anything from now on."""
+        """Data and time of the file that the operation writes may be anything from now on."""
         if name in ("pwrite", "close"):
             number = self.handles.get(args[0])
         else:
             number = self.names.get(args[0])
         if number is not None and self.nodes[number].kind == "file":
-            self._replace(number, fuzzy=True)
-
+            self._replace(number, fuzzy=True, mtime=None)
 
     def smear_all(self) -> None:
-        """The data of every file may be anything."""
+        """Data and time of every file may be anything."""
         for number, node in self.nodes.items():
             if node.kind == "file":
-                self._replace(number, fuzzy=True)
+                self._replace(number, fuzzy=True, mtime=None)
 
 
 READS = frozenset({"read", "pread", "stat", "exists", "readlink", "listdir", "getxattr"})
@@ -367,7 +376,7 @@ def difference(expected: Tree, observed: Tree) -> str:
             lines.append(f"{path} is {'missing' if have is None else f'there ({have.kind})'}")
             continue
         for name, a, b in zip(Seen._fields, want, have, strict=True):
-            if a != b and not (name == "content" and a is None):
+            if a != b and not (name in ("content", "mtime") and a is None):
                 lines.append(f"{path}: {name} is {short(b)}, should be {short(a)}")
     return "; ".join(lines[:6]) + (f"; and {len(lines) - 6} more" if lines[6:] else "")
 

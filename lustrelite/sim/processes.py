@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from lustrelite.client.attributes import Stat
 from lustrelite.client.fs import FileSystem
 from lustrelite.daemon import Daemon
 from lustrelite.errors import Deactivated, Evicted, OpError
@@ -17,6 +18,7 @@ from lustrelite.format import TargetConfig
 from lustrelite.ids import Nid
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.sim.disk import MAP_BYTES, SimDisks, SimObjectFiles
+from lustrelite.sim.model import BY_CLOCK
 from lustrelite.sim.node import SimNode
 from lustrelite.store.kv import Store
 from lustrelite.target.ownership import Owner, Ownership
@@ -30,6 +32,7 @@ _T = TypeVar("_T")
 
 FSNAME = "lustre"
 MGS_NID = Nid("mgs@sim")
+CLOCK_NS = range(10**18, 3 * 10**18)  # what clocks show here and on real machines, years 2001 to 2065
 
 
 class NodeDied(Exception):
@@ -438,6 +441,9 @@ class SimClient(SimProcess):
     async def chmod(self, path: str, mode: int) -> None:
         await self.do("chmod", (path, mode), lambda fs: fs.chmod(path, mode))
 
+    async def utime(self, path: str, mtime: int) -> None:
+        await self.do("utime", (path, mtime), lambda fs: fs.utimes(path, mtime, mtime))
+
     async def setxattr(self, path: str, name: str, value: bytes) -> None:
         await self.do("setxattr", (path, name, value), lambda fs: fs.setxattr(path, name, value))
 
@@ -449,7 +455,7 @@ class SimClient(SimProcess):
 
     async def stat(self, path: str) -> Any:
         return await self.do(
-            "stat", (path,), lambda fs: fs.lstat(path), lambda st: (kind_of(st.mode), stat.S_IMODE(st.mode), st.nlink)
+            "stat", (path,), lambda fs: fs.lstat(path), lambda st: (kind_of(st.mode), stat.S_IMODE(st.mode), st.nlink, mtime_of(st))
         )
 
     async def exists(self, path: str) -> bool:
@@ -482,3 +488,10 @@ def kind_of(mode: int) -> str:
     if stat.S_ISDIR(mode):
         return "dir"
     return "file" if stat.S_ISREG(mode) else "symlink" if stat.S_ISLNK(mode) else "other"
+
+
+def mtime_of(st: Stat) -> int | None:
+    """The model's word for the time of a file's change: one that no clock shows was set."""
+    if not stat.S_ISREG(st.mode):
+        return None
+    return BY_CLOCK if st.mtime in CLOCK_NS else st.mtime

@@ -31,7 +31,7 @@ from lustrelite.sim import coherence_swarm, ost_swarm
 from lustrelite.sim.cluster import TUNABLES, Cluster, Violation
 from lustrelite.sim.loop import SimError, run
 from lustrelite.sim.nemesis import Nemesis
-from lustrelite.sim.processes import NodeDied, SimClient, SimFile
+from lustrelite.sim.processes import CLOCK_NS, NodeDied, SimClient, SimFile
 from lustrelite.sim.runs import LATE, LATENCIES, Budget, Run, contend, draw_caching, draw_leaver, draw_log, recorded
 from lustrelite.sim.world import lines
 from lustrelite.wire.ost import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
@@ -154,6 +154,7 @@ class Worker:
             (1, self.symlink),
             (3, self.chmod),
             (2, self.setxattr),
+            (3, self.utime),
             (4, self.read),
             (3, self.look),
             (4, self.handle),
@@ -217,6 +218,9 @@ class Worker:
 
     async def chmod(self) -> None:
         await self.client.chmod(self.file(), self.random.choice((0o600, 0o640, 0o777)))
+
+    async def utime(self) -> None:
+        await self.client.utime(self.file(), self.random.choice((0, CLOCK_NS.stop)) + self.random.randrange(1, 1000))
 
     async def setxattr(self) -> None:
         await self.client.setxattr(self.file(), "user.x", self.data()[:100])

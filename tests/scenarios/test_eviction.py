@@ -105,6 +105,26 @@ async def test_a_client_that_the_mds_has_evicted_does_not_cut_its_file_short(wor
         c.never_saw("import.evicted", target=c.oss[0])
 
 
+@pytest.mark.parametrize("written", [True, False])
+@pytest.mark.parametrize("caching", [0, 1])
+async def test_a_file_that_was_removed_under_a_client_that_the_mds_has_evicted_is_stale(
+    world: Any, caching: int, written: bool
+) -> None:
+    """Not ENOENT, which no read(2) says: also of a file that never had objects."""
+    async with world(caching=caching) as c:
+        c.expect(*LOSS)
+        file = await c.a.open("/f", create=True)
+        if written:
+            await file.pwrite(b"x", 0)
+            await file.fsync()
+        await c.b.unlink("/f")
+        await evicted_by(c, c.mds)
+        with refused(errno.ESTALE):
+            await file.pread()
+        with contextlib.suppress(OpError):
+            await file.close()
+
+
 @pytest.mark.lustre("RS 32")
 @pytest.mark.parametrize("caching", [0, 1])
 async def test_closes_of_files_that_the_mds_has_closed_succeed(world: Any, caching: int) -> None:

@@ -18,6 +18,7 @@ from lustrelite.store.room import ESSENTIAL, ORDINARY, OWED
 from lustrelite.wire.mdt import Closes
 
 COUNT = 100
+FUTURE = 4 * 10**18
 WRITE = os.O_CREAT | os.O_RDWR
 
 
@@ -269,6 +270,49 @@ async def test_a_write_after_times_were_set_counts_for_the_next_mds_although_the
         await c.settle()
         await asyncio.sleep(2)
         assert (await b.stat("/u/g")).mtime > 6
+
+
+@pytest.mark.parametrize("open_before", [True, False])
+@pytest.mark.parametrize("how", ["write", "truncate", "O_TRUNC"])
+async def test_a_time_in_the_future_is_that_of_the_file_until_somebody_changes_it(
+    cluster: Any, how: str, open_before: bool
+) -> None:
+    """As of an archive from a machine whose clock is ahead: whatever is done afterwards is later."""
+    async with closed_by_a(cluster, count=0) as (c, a, b, _):
+        file = await a.open("/u/g", WRITE)
+        if not open_before:
+            file.what.close_later()
+        await b.utimes("/u/g", FUTURE, FUTURE)
+        assert (await a.stat("/u/g")).mtime == FUTURE
+        await asyncio.sleep(1)
+        if how == "truncate":
+            await a.truncate("/u/g", 10)
+        elif how == "O_TRUNC" or not open_before:
+            other = await a.open("/u/g", WRITE | (os.O_TRUNC if how == "O_TRUNC" else 0))
+            await other.pwrite(b"x", 0)
+            other.what.close_later()
+        else:
+            await file.pwrite(b"x", 0)
+        changed = (await a.stat("/u/g")).mtime
+        assert changed < FUTURE
+        await asyncio.sleep(1)
+        await a.chmod("/u/g", 0o600)
+        assert (await a.stat("/u/g")).mtime == changed
+        if open_before:
+            file.what.close_later()
+        await asyncio.sleep(2)
+        await c.fail(c.mds)
+        assert (await b.stat("/u/g")).mtime == (await a.stat("/u/g")).mtime == changed
+
+
+async def test_a_directory_with_a_time_in_the_future_that_is_changed(cluster: Any) -> None:
+    async with closed_by_a(cluster, count=0) as (_, a, b, _):
+        await a.mkdir("/u/d")
+        for number, mount in enumerate((a, b)):
+            await mount.utimes("/u/d", FUTURE, FUTURE)
+            assert (await a.stat("/u/d")).mtime == FUTURE
+            await a.create(f"/u/d/{number}")
+            assert (await a.stat("/u/d")).mtime == (await b.stat("/u/d")).mtime < FUTURE
 
 
 @pytest.mark.parametrize("late", [True, False])
