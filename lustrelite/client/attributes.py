@@ -1,9 +1,9 @@
 """What a file's attributes are, put together from the MDT's inode and the objects on the OSTs.
 
-Names, owner, mode, links and atime are the MDT's. Size and blocks are the objects'. Writes do not tell the MDT, so
-mtime and ctime are the MDT's unless an object's ctime is later than the MDT's: then somebody wrote or truncated after
-the last change that the MDT knows of (as utimes() into the past, which must win over older writes). This relies on
-clients' clocks as Lustre does.  Source: obdo_refresh_inode(), lustre/llite/llite_lib.c
+Names, owner, mode, links and atime are the MDT's. Size and blocks are the objects'. Writes do not tell the MDT, so the
+ctime is the latest that anybody knows of, and so is the mtime, unless utimes() has set it: then what was written before
+that does not count (`mtime_set`). This relies on clients' clocks as Lustre does.
+Source: ll_merge_attr(), lustre/llite/file.c, where utimes() tells the OSTs instead
 """
 
 from __future__ import annotations
@@ -87,24 +87,18 @@ class DirEntry(NamedTuple):
     stat: Stat | None
 
 
-def is_last_write(written: int, mtime: int, ctime: int) -> bool:
-    """Is `written`, when somebody wrote, later than what the mtime is from? One after the ctime was set, then at the latest."""
-    return written > min(mtime, ctime)
-
-
 def merge(attr: Attr, objects: ObjectsAttr | None, *, mtime: int = 0, atime: int = 0) -> Stat:
     """The file's attributes.
 
     `mtime` and `atime` are what this client's open handles have not told the MDT yet, or 0.
     """
-    size, blocks, newest_mtime, ctime = attr.size, attr.blocks, attr.mtime, attr.ctime
+    size, blocks, ctime = attr.size, attr.blocks, attr.ctime
     if objects is not None:
         size, blocks = objects.size, objects.blocks
-        if objects.ctime > ctime:
-            newest_mtime, ctime = objects.mtime, objects.ctime
+        mtime, ctime = max(mtime, objects.mtime), max(ctime, objects.ctime)
     return Stat(
         attr.fid, attr.mode, attr.nlink, attr.uid, attr.gid, attr.rdev, size, blocks,
         max(attr.atime, atime) if atime else attr.atime,
-        mtime if is_last_write(mtime, newest_mtime, ctime) else newest_mtime, max(ctime, mtime), attr.btime, attr.flags, attr.version, attr.layout, attr.parent,
+        mtime if mtime > (attr.mtime_set or attr.mtime) else attr.mtime, max(ctime, mtime), attr.btime, attr.flags, attr.version, attr.layout, attr.parent,
         attr.projid,
     )  # fmt: skip

@@ -160,13 +160,8 @@ class FidOperations:
         if (atime, mtime) not in ((None, None), (NOW, NOW)):
             valid |= mdt.SET_TIMES_EXPLICIT
         times_set = valid & (mdt.SET_ATIME | mdt.SET_MTIME)
-        pending = connections.open_files.pending_times(fid)[0]
-        if not valid & mdt.SET_MTIME:
-            if size is not None:
-                valid, mtime = valid | mdt.SET_MTIME, now
-            elif pending and valid & (mdt.SET_MODE | mdt.SET_UID | mdt.SET_GID):
-                # The new ctime hides older writes, and the MDT has not heard of ours yet: tell it.
-                valid, mtime = valid | mdt.SET_MTIME | mdt.SET_MTIME_WRITTEN, pending
+        if size is not None and not valid & mdt.SET_MTIME:
+            valid, mtime = valid | mdt.SET_MTIME, now
         if not valid:
             return await self.attributes(fid, STAT)
         attr = await connections.mdc.setattr(

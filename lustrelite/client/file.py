@@ -37,6 +37,7 @@ from lustrelite.permission import APPEND_ONLY, IMMUTABLE, in_group
 from lustrelite.tunables import limits
 from lustrelite.wire.ldlm import NL, PR, PW, UPDATE
 from lustrelite.wire.mdt import SET_MTIME, SET_SIZE, Attr, Layout
+from lustrelite.wire.message import Cred
 from lustrelite.wire.ost import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
 
 if TYPE_CHECKING:
@@ -427,16 +428,16 @@ class File:
             done += len(data)
         return done
 
-    async def drop_privileges(self) -> None:
-        """Somebody writes to the file: it loses its capabilities, and its set-id bits unless that is root."""
-        await self._setattr_size(0)
+    async def drop_privileges(self, cred: Cred | None = None) -> None:
+        """Somebody (None: who opened it) writes to the file: it loses its capabilities, and its set-id bits unless that is root."""
+        await self._setattr_size(0, cred)
         self._drop_set_id = False
 
-    async def _setattr_size(self, also: int) -> int:
+    async def _setattr_size(self, also: int, cred: Cred | None = None) -> int:
         connections = self.fs.connections
         time = connections.time()
         await connections.mdc.setattr(
-            self.fid, SET_SIZE | also, time, mtime=time, handle=self.mdt_handle, cred=self.fs.cred
+            self.fid, SET_SIZE | also, time, mtime=time, handle=self.mdt_handle, cred=cred or self.fs.cred
         )
         if also & SET_MTIME:
             connections.open_files.forget_times(self.fid, mtime=True, atime=False)

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable
 from stat import S_ISREG
 from typing import TYPE_CHECKING
 
-from lustrelite.client.attributes import is_last_write
 from lustrelite.client.tasks import Later, Tasks
 from lustrelite.errors import OpError
 from lustrelite.ids import Fid
@@ -30,7 +29,7 @@ from lustrelite.wire.mdt import (
     SET_GID,
     SET_MODE,
     SET_MTIME,
-    SET_MTIME_WRITTEN,
+    SET_TIMES_EXPLICIT,
     SET_UID,
     SETATTRS_VALID,
     Attr,
@@ -215,12 +214,12 @@ def _takes_rights(before: Attr, after: Attr) -> bool:
 def _changed(attr: Attr, body: Setattr) -> Attr:
     """As the MDT will do it (mdt/attributes.py)."""
     valid = body.valid
-    newest = not valid & SET_MTIME_WRITTEN or is_last_write(body.mtime, attr.mtime, attr.ctime)
     return attr._replace(
         mode=attr.mode & ~_PERMISSIONS | body.mode if valid & SET_MODE else attr.mode,
         uid=body.uid if valid & SET_UID else attr.uid,
         gid=body.gid if valid & SET_GID else attr.gid,
         atime=body.atime if valid & SET_ATIME else attr.atime,
-        mtime=body.mtime if valid & SET_MTIME and newest else attr.mtime,
+        mtime=body.mtime if valid & SET_MTIME else attr.mtime,
+        mtime_set=attr.mtime_set if not valid & SET_MTIME else body.time if valid & SET_TIMES_EXPLICIT else 0,
         ctime=max(attr.ctime, body.time),
     )

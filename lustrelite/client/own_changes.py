@@ -18,7 +18,6 @@ from collections.abc import Callable
 from stat import S_ISDIR
 from typing import TYPE_CHECKING, Any
 
-from lustrelite.client.attributes import is_last_write
 from lustrelite.ids import NO_FID, Fid
 from lustrelite.wire.ldlm import LOOKUP, PERM, UPDATE
 from lustrelite.wire.mdt import DISP_OPEN_CREATE, SET_VERSIONED, ClosedFile, OpenReply, Setattr
@@ -212,16 +211,14 @@ class OwnChanges:
     def _told(self, known: Known, mtime: int, atime: int) -> None:
         """The MDT has heard of these times: its own they became, unless it had been given others after them."""
         attr = known.attr
-        wrote = mtime > attr.ctime
-        older = 0 < mtime <= attr.ctime and (attr.mtime < mtime or attr.mtime > attr.ctime)
-        if older or attr.atime < atime <= attr.ctime:  # perhaps than a utimes()
+        if 0 < mtime <= attr.mtime_set or attr.atime < atime <= attr.ctime:  # perhaps before a utimes()
             self.doubt_attr(known.fid)
             return
-        if not wrote and atime <= attr.atime:
+        if mtime > (attr.mtime_set or attr.mtime):
+            attr = attr._replace(mtime=mtime, ctime=max(mtime, attr.ctime), mtime_set=0)
+        elif atime <= attr.atime:
             return
-        known.attr = attr._replace(
-            atime=max(atime, attr.atime), mtime=mtime if wrote else attr.mtime, ctime=mtime if wrote else attr.ctime
-        )
+        known.attr = attr._replace(atime=max(atime, attr.atime))
         known.merged = None
 
     def _moved(
@@ -266,9 +263,8 @@ class OwnChanges:
             return None
         if known.fresh & UPDATE:
             attr = known.attr
-            known.attr = attr._replace(
-                mtime=time if is_last_write(time, attr.mtime, attr.ctime) else attr.mtime, ctime=max(attr.ctime, time), nlink=attr.nlink + links
-            )
+            mtime = time if attr.mtime_set else max(attr.mtime, time)
+            known.attr = attr._replace(mtime=mtime, ctime=max(attr.ctime, time), nlink=attr.nlink + links, mtime_set=0)
             known.merged = None
         return known
 

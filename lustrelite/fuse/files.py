@@ -174,7 +174,7 @@ class Files:
             raise kernel.Malformed(f"WRITE of {size} bytes with {len(data or b'')}")
         node = self.inodes.of(file.fid)
         if flags & kernel.WRITE_KILL_SUIDGID or (file.flags & (os.O_APPEND | os.O_DIRECT) and not flags & kernel.WRITE_CACHE):
-            await self._drop_privileges(file, keeps_set_id=not flags & kernel.WRITE_KILL_SUIDGID)
+            await self._drop_privileges(request, file, keeps_set_id=not flags & kernel.WRITE_KILL_SUIDGID)
         if flags & kernel.WRITE_CACHE:
             node.mapped = True
             if file.write_mapped(data, offset, node.leaving):
@@ -199,7 +199,7 @@ class Files:
             node.end(request)
         return kernel.write_out(size)
 
-    async def _drop_privileges(self, file: File, *, keeps_set_id: bool) -> None:
+    async def _drop_privileges(self, request: Request, file: File, *, keeps_set_id: bool) -> None:
         """Somebody changes the data: the file loses its capabilities, and its set-id bits unless he may keep those (root).
 
         The open file knows only of those that it was opened with. The kernel sees to it itself where pages are written.
@@ -207,7 +207,7 @@ class Files:
         attr = await self.mount.fs.attributes(file.fid, PERM | XATTR)
         lost = not keeps_set_id and attr.mode & (modes.S_ISUID | modes.S_ISGID)
         if lost or (attr.xattrs and await self._has_capability(file)):
-            await file.drop_privileges()
+            await file.drop_privileges(self.mount.callers.view(request).cred)
 
     async def _has_capability(self, file: File) -> bool:
         try:
@@ -222,7 +222,7 @@ class Files:
         """FALLOCATE"""
         (handle, offset, length, mode, _), _, _ = kernel.decode(op.FALLOCATE, body)
         file = self.file(handle)
-        await self._drop_privileges(file, keeps_set_id=not request.uid)
+        await self._drop_privileges(request, file, keeps_set_id=not request.uid)
         await file.fallocate(mode, offset, length)
         return None
 
@@ -235,7 +235,7 @@ class Files:
         """COPY_FILE_RANGE"""
         (handle, offset, _, target, target_offset, length, _), _, _ = kernel.decode(request.opcode, body)
         source, to = self.file(handle), self.file(target)
-        await self._drop_privileges(to, keeps_set_id=not request.uid)
+        await self._drop_privileges(request, to, keeps_set_id=not request.uid)
         done = await source.copy_range(offset, to, target_offset, min(length, COPY_BYTES_MAX))
         return kernel.write_out(done)  # the low half of an u64, if the kernel wants one
 

@@ -27,7 +27,6 @@ from lustrelite.wire.mdt import (
     SET_GID,
     SET_MODE,
     SET_MTIME,
-    SET_MTIME_WRITTEN,
     SET_PROJID,
     SET_SIZE,
     SET_TIMES_EXPLICIT,
@@ -63,7 +62,7 @@ if TYPE_CHECKING:
     from lustrelite.target.transaction import Transaction
 
 OWNERSHIP = SET_UID | SET_GID | SET_PROJID
-KNOWN = SET_VERSIONED | SET_ATIME | SET_MTIME | SET_SIZE | SET_TIMES_EXPLICIT | SET_MTIME_WRITTEN
+KNOWN = SET_VERSIONED | SET_ATIME | SET_MTIME | SET_SIZE | SET_TIMES_EXPLICIT
 ALL_BYTES_MAX = 4096  # of names and values in one answer to Getxattrs: clients keep them for each of 100,000 files
 XATTRS_BYTES_MAX = limits.xattr_bytes_max  # names of one file, so that listxattr(2) can return them
 
@@ -117,14 +116,10 @@ def _changed(txn: Transaction, inode: Inode, req: Setattr) -> Inode:
         return inode
     if valid & (SET_UID | SET_GID | SET_SIZE) and not S_ISDIR(inode.mode):
         inode = namespace.without_capability(txn, req.fid, inode)
-    mtime, mtime_set = inode.mtime, inode.mtime_set
-    if valid & SET_MTIME_WRITTEN:
-        if cast("Mdt", txn.target).open_files.is_last_write(req.fid, inode, req.mtime):
-            mtime, mtime_set = req.mtime, 0
-    elif valid & SET_MTIME:
-        mtime, mtime_set = req.mtime, req.time if valid & SET_TIMES_EXPLICIT else 0
+    if valid & SET_MTIME:
+        inode = inode._replace(mtime=req.mtime, mtime_set=req.time if valid & SET_TIMES_EXPLICIT else 0)
     elif valid & SET_SIZE:
-        mtime, mtime_set = req.time if mtime_set else max(mtime, req.time), 0
+        inode = namespace.written(inode, req.time)
     mode = access.changed_mode(inode, valid, req.mode, req.gid, txn.cred)
     return inode._replace(
         mode=mode,
@@ -133,11 +128,9 @@ def _changed(txn: Transaction, inode: Inode, req: Setattr) -> Inode:
         gid=req.gid if valid & SET_GID else inode.gid,
         flags=req.flags if valid & SET_FLAGS else inode.flags,
         atime=req.atime if valid & SET_ATIME else inode.atime,
-        mtime=mtime,
         ctime=max(inode.ctime, req.time),
         version=txn.transno if valid & SET_VERSIONED else inode.version,
         projid=req.projid if valid & SET_PROJID else inode.projid,
-        mtime_set=mtime_set,
     )
 
 

@@ -148,13 +148,13 @@ def attr_of(fid: Fid, inode: Inode) -> Attr:
     """The attributes that a client sees."""
     (
         mode, uid, gid, nlink, rdev, flags, size, blocks, atime, mtime, ctime, btime, version, layout, _, _, parent, projid,
-        listed, default_acl, xattrs, _,
+        listed, default_acl, xattrs, mtime_set,
     ) = inode  # fmt: skip
     if default_acl:
         xattrs += len(acl.DEFAULT) + 1
     return Attr(
         fid, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, btime, version, flags, layout,
-        parent, projid, listed, xattrs,
+        parent, projid, listed, xattrs, mtime_set,
     )  # fmt: skip
 
 
@@ -237,6 +237,11 @@ def touched(inode: Inode, time: int, nlink: int = 0) -> Inode:
         mode, uid, gid, count + nlink, rdev, flags, size, blocks, atime, mtime, ctime, btime, version, layout, hint,
         target, up, projid, listed, default_acl, xattrs, mtime_set,
     )  # fmt: skip
+
+
+def written(inode: Inode, time: int) -> Inode:
+    """A file that was changed at `time`, after its times were set if they were, as its mtime tells it."""
+    return inode._replace(mtime=time, mtime_set=0) if inode.mtime_set or time > inode.mtime else inode
 
 
 def touch_parent(txn: Transaction, fid: Fid, inode: Inode, time: int, nlink: int = 0) -> None:

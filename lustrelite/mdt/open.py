@@ -247,8 +247,7 @@ def _check_open(inode: Inode, flags: int, cred: Cred) -> None:
 def _truncated(txn: Transaction, fid: Fid, inode: Inode, time: int) -> Inode:
     mode = access.without_set_id(inode, txn.cred) if txn.cred[0] else inode.mode
     inode = namespace.without_capability(txn, fid, inode)
-    mtime = time if inode.mtime_set else max(inode.mtime, time)
-    inode = inode._replace(mode=mode, mtime=mtime, ctime=max(inode.ctime, time), mtime_set=0)
+    inode = namespace.written(inode, time)._replace(mode=mode, ctime=max(inode.ctime, time))
     namespace.put_inode(txn, fid, inode)
     return inode
 
@@ -434,9 +433,6 @@ def _with_times(mdt: Mdt, rows: namespace.Rows, fid: Fid, mtime: int, atime: int
     read = atime > max(inode.atime, mdt.open_files.atime_set_at(fid, inode, atime))
     if not wrote and not read:
         return None
-    return inode._replace(
-        atime=atime if read else inode.atime,
-        mtime=mtime if wrote else inode.mtime,
-        ctime=max(mtime, inode.ctime) if wrote else inode.ctime,
-        mtime_set=0 if wrote else inode.mtime_set,
-    )
+    if wrote:
+        inode = namespace.written(inode, mtime)._replace(ctime=max(mtime, inode.ctime))
+    return inode._replace(atime=atime) if read else inode

@@ -101,7 +101,7 @@ class Inode(NamedTuple):
     acl: bytes = b""  # access control list (acl.py), b"" if the mode says it all
     default_acl: bytes = b""  # of a directory: what is made in it begins with this
     xattrs: int = 0  # bytes that the names of its rows in `xattrs` take, each with a NUL
-    mtime_set: int = 0  # when utimes() set its mtime, 0: that is by the clock of whoever changed it
+    mtime_set: int = 0  # when utimes() set its mtime, 0: it is the time of a write, or of a change of names
 
 
 class ObjectRecord(NamedTuple):

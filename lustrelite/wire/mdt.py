@@ -39,9 +39,8 @@ SET_SIZE = 0x20  # permission check and suid clearing only: the objects hold the
 SET_FLAGS = 0x40
 SET_TIMES_EXPLICIT = 0x80  # utimes() with given times: only the owner may
 SET_PROJID = 0x100
-SET_MTIME_WRITTEN = 0x200  # with SET_MTIME: that of a write; as in a Close, what is newer or was set by utimes() since counts
 SET_VERSIONED = SET_MODE | SET_UID | SET_GID | SET_PROJID | SET_FLAGS  # these give the inode another version
-SETATTRS_VALID = SET_MODE | SET_UID | SET_GID | SET_ATIME | SET_MTIME | SET_TIMES_EXPLICIT | SET_MTIME_WRITTEN  # all that Setattrs can change
+SETATTRS_VALID = SET_MODE | SET_UID | SET_GID | SET_ATIME | SET_MTIME | SET_TIMES_EXPLICIT  # all that Setattrs can change
 ID_MAX = (1 << 32) - 2  # of users, groups, projects: -1 is nobody
 
 # Rename.flags (RENAME_* of linux/fs.h)
@@ -99,6 +98,7 @@ class Attr(NamedTuple):
     projid: int = 0
     acl: bytes = b""  # access control list, as much part of the permissions as the mode
     xattrs: int = 0  # 0: it has no other extended attributes
+    mtime_set: int = 0  # when utimes() set the mtime, 0: it is the time of a write, or of a change of names
 
 
 def _with_layout(body: Any, reply: Any) -> Any:

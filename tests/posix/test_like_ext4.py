@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import os
 import shutil
 import stat
@@ -211,7 +212,8 @@ async def test_on_two_mounts(world: Any) -> None:
     async with world(oss=1, clients=0) as w, Mounted(w) as m1, Mounted(w, "m2") as m2:
         with reached(m1.path) as a, reached(m2.path) as b:
             for work in (
-                same_time_of_a_directory, times_set_elsewhere, set_id_bits_from_elsewhere, append_that_is_set,
+                same_time_of_a_directory, times_set_elsewhere, times_of_what_is_open_elsewhere, set_id_bits_from_elsewhere,
+                append_that_is_set,
             ):
                 await m1.call(work, a, b)
 
@@ -246,6 +248,37 @@ def times_set_elsewhere(a: Path, b: Path) -> None:
     os.unlink(a / "f")
 
 
+def times_of_what_is_open_elsewhere(a: Path, b: Path) -> None:
+    """Its writer tells the MDT when he wrote at the close; what others change meanwhile hides no write, and is hidden by none."""
+
+    def seen(name: str) -> int:
+        times = [(mount / name).stat().st_mtime_ns for mount in (b, a, b)] + [os.fstat(fd).st_mtime_ns]
+        assert len(set(times)) == 1, times
+        return times[0]
+
+    fd = os.open(a / "f", os.O_CREAT | os.O_RDWR)
+    made = seen("f")
+    os.write(fd, b"x")
+    written = os.fstat(fd).st_mtime_ns
+    (b / "f").chmod(0o600)
+    assert made < written == seen("f")
+    os.setxattr(b / "f", "user.a", b"1")
+    os.link(a / "f", a / "g")
+    os.rename(b / "f", b / "h")
+    assert seen("h") == written
+    os.utime(b / "h", ns=(1000, 1000))
+    assert seen("h") == 1000
+    os.write(fd, b"y")
+    again = seen("h")
+    assert again > written
+    os.utime(b / "h", ns=(2000, 2000))
+    os.close(fd)
+    for mount in (a, b):
+        assert (mount / "h").stat().st_mtime_ns == 2000
+    for name in "gh":
+        os.unlink(a / name)
+
+
 def set_id_bits_from_elsewhere(a: Path, b: Path) -> None:
     path = a / "f"
     path.write_bytes(b"12345")
@@ -264,11 +297,14 @@ def set_id_bits_from_elsewhere(a: Path, b: Path) -> None:
     writing(0, lambda fd: os.write(fd, b"x"))
     writing(0, lambda fd: os.posix_fallocate(fd, 0, 100))
     writing(0, lambda fd: os.copy_file_range(other, fd, 3, 0, 0))
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
-    os.chmod(b / "f", 0o6777)
-    os.write(fd, b"x")  # root
-    os.close(fd)
-    assert mode(b / "f") == 0o6777
+    for flags in (os.O_APPEND, 0):
+        fd = os.open(path, os.O_WRONLY | flags)
+        os.chmod(b / "f", 0o6777)
+        os.write(fd, b"x")  # root
+        assert mode(a / "f") == mode(b / "f") == 0o6777
+        as_user(functools.partial(os.write, fd, b"y"))  # it counts who writes, not who has opened it
+        assert mode(a / "f") == mode(b / "f") == 0o777
+        os.close(fd)
     os.close(other)
     os.unlink(a / "f")
     os.unlink(a / "g")

@@ -169,7 +169,7 @@ class FakeMdt:
         self.inodes[fid] = {
             "mode": mode, "nlink": 2 if stat.S_ISDIR(mode) else 1, "uid": 0, "gid": 0, "rdev": 0, "size": len(target),
             "blocks": 0, "atime": time, "mtime": time, "ctime": time, "btime": time, "version": 0, "flags": 0,
-            "layout": layout, "parent": parent if stat.S_ISDIR(mode) else NO_FID, "target": target,
+            "layout": layout, "parent": parent if stat.S_ISDIR(mode) else NO_FID, "target": target, "mtime_set": 0,
         }  # fmt: skip
         if stat.S_ISDIR(mode):
             self.names[fid] = {}
@@ -270,7 +270,7 @@ class FakeMdt:
             raise OpError(errno.ESTALE)
         inode = self.inodes.get(body.fid)
         if inode is not None and body.mtime > inode["ctime"]:
-            inode["mtime"] = inode["ctime"] = body.mtime
+            inode["mtime"], inode["ctime"], inode["mtime_set"] = body.mtime, body.mtime, 0
         if inode is not None and body.atime:
             inode["atime"] = body.atime
         return Empty()
@@ -285,6 +285,8 @@ class FakeMdt:
         ):  # fmt: skip
             if body.valid & bit:
                 inode[name] = getattr(body, name)
+        if body.valid & mdt.SET_MTIME:
+            inode["mtime_set"] = body.time if body.valid & mdt.SET_TIMES_EXPLICIT else 0
         inode["ctime"] = body.time
         return self._attr(body.fid)
 

@@ -219,7 +219,7 @@ def test_arrays_are_checked_to_the_last_item(item):
 
 def test_errors_name_the_field():
     with pytest.raises(ProtocolError, match=r"Attr: nlink may not be str"):
-        message.checker(mdt.Attr)((make_fid(1, 2), 0, "1", *(0,) * 11, None, make_fid(1, 2), 0, b"", 0))
+        message.checker(mdt.Attr)((make_fid(1, 2), 0, "1", *(0,) * 11, None, make_fid(1, 2), 0, b"", 0, 0))
     with pytest.raises(ProtocolError, match=r"Dirent: 5 fields expected, got 1"):
         message.checker(mdt.DirPage)((((1,),), True))
 
