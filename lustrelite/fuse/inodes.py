@@ -58,8 +58,9 @@ class Node:
     """An inode that the kernel knows."""
 
     __slots__ = (
-        "arrived", "asked", "attr_until", "busy", "changes", "doubted", "epoch", "fid", "gone", "leaving", "listed", "lookups",
-        "mapped", "misplaced", "name_until", "number", "objects", "opens", "pages", "started", "told", "withdrawn",
+        "access", "arrived", "asked", "attr_until", "busy", "changes", "doubted", "epoch", "fid", "gone", "leaving", "listed",
+        "lookups", "mapped", "misplaced", "name_until", "number", "objects", "opens", "pages", "started", "told",
+        "withdrawn",
     )  # fmt: skip
 
     def __init__(self, number: int, fid: Fid) -> None:
@@ -74,6 +75,7 @@ class Node:
         self.changes = 0  # requests of the kernel that change what is in the directory
         self.listed = False  # the kernel may have a listing of it,
         self.doubted = False  # that a change from elsewhere may have made untrue
+        self.access: tuple[int, int, int] | None = None  # mode, user, group, as it was told of them before it drops the listing
         self.gone: Attr | None = None  # what it was when its last name was removed from here; no regular file
         self.pages = False  # the kernel may have some of its data
         self.mapped = False  # it was written to through a mapping
@@ -158,7 +160,13 @@ class Inodes:
         """
         newest = stat if known else self.view.known_stat(node.fid)
         if node.listed and (node.doubted or newest is None):
+            latest = newest if newest is not None else stat
+            access = latest.mode, latest.uid, latest.gid
+            if node.access != access:  # it would throw away what it asked before pages go: first it hears who may do what
+                node.access = access
+                return 0.0, latest
             node.listed = node.doubted = False
+            node.access = None
             self.session.notify(kernel.inval_inode(node.number, 0, 0))
         if newest is None:
             if stat.layout is not None:

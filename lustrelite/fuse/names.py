@@ -50,6 +50,7 @@ class Names:
         self.mount = mount
         self.inodes = mount.inodes
         self.fs = mount.fs
+        self._asking: dict[Fid, list[asyncio.Future[Stat | None]]] = {}  # for attributes of these: who waits for the answer, too
         self._labels = SELINUX.is_dir()
         self._listings = Listings(mount.fs)
         self.handlers: dict[int, Handler] = {
@@ -96,7 +97,36 @@ class Names:
             if error.errno == errno.ENOENT and name in (b".", b".."):
                 raise OpError(errno.ESTALE) from None
             raise
+        if stat.fid in self._asking:
+            stat = await self._stat_together(self.inodes.of(stat.fid))
         return self.entry(pid, parent, name, stat)
+
+    async def _stat_together(self, node: Node) -> Stat:
+        """Attributes as they are after the last of all who wait for those of this node has asked; so all are answered at once.
+
+        Of several answers that are on their way Linux takes the first, and throws away what was asked before it came.
+        Source: fuse_change_attributes(), fs/fuse of Linux
+        """
+        while (waiting := self._asking.get(node.fid)) is not None:
+            waiter: asyncio.Future[Stat | None] = asyncio.get_running_loop().create_future()
+            waiting.append(waiter)
+            if (found := await waiter) is not None:
+                return found
+        waiting = self._asking[node.fid] = []
+        answer: Stat | None = None
+        try:
+            while answer is None:
+                asked = len(waiting)
+                stat = await self._stat(node)
+                self.mount.session.receive()
+                if asked == len(waiting):
+                    answer = stat
+            return answer
+        finally:
+            del self._asking[node.fid]
+            for waiter in waiting:
+                if not waiter.done():
+                    waiter.set_result(answer)  # None: ask yourselves
 
     async def _stat(self, node: Node) -> Stat:
         try:
@@ -124,7 +154,7 @@ class Names:
                 await asyncio.wait([node.misplaced])
                 if node.misplaced is not None and node.misplaced.done():
                     node.misplaced = None
-            attr_s, stat = self.inodes.newest(node, await self._stat(node), pid)
+            attr_s, stat = self.inodes.newest(node, await self._stat_together(node), pid)
             return kernel.attr_out(attr_s, attributes(stat))
         finally:
             node.asked -= 1
@@ -132,7 +162,7 @@ class Names:
     async def statx(self, request: Request, body: memoryview) -> Answer:
         """STATX: with the time of birth"""
         node = self.node(request.node)
-        attr_s, stat = self.inodes.newest(node, await self._stat(node), request.pid)
+        attr_s, stat = self.inodes.newest(node, await self._stat_together(node), request.pid)
         return kernel.statx_out(attr_s, STATX_BTIME_AND_BASIC, attributes(stat), stat.btime)
 
     async def readlink(self, request: Request, body: memoryview) -> Answer:
@@ -288,7 +318,8 @@ class Names:
                 if size > left:
                     return b"".join(made)
                 if plus:
-                    made.append(_NO_ENTRY if entry.stat is None else self.entry(request.pid, node, entry.name, entry.stat))
+                    told = entry.stat if entry.fid not in self._asking else None
+                    made.append(_NO_ENTRY if told is None else self.entry(request.pid, node, entry.name, told))
                 made.append(raw)
                 left -= size
             if end:

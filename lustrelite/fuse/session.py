@@ -129,6 +129,10 @@ class Session:
     def _readable(self) -> None:
         if self.node.spinner is not None:
             self.node.spinner.received()
+        self.receive()
+
+    def receive(self) -> None:
+        """Begin what the kernel has asked by now."""
         for _ in range(TURN_REQUESTS):
             try:
                 length = os.readv(self.fd, (self._head, self._data))

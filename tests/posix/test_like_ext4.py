@@ -213,7 +213,7 @@ async def test_on_two_mounts(world: Any) -> None:
         with reached(m1.path) as a, reached(m2.path) as b:
             for work in (
                 same_time_of_a_directory, times_set_elsewhere, times_of_what_is_open_elsewhere, set_id_bits_from_elsewhere,
-                append_that_is_set,
+                rights_taken_elsewhere, append_that_is_set,
             ):
                 await m1.call(work, a, b)
 
@@ -308,6 +308,22 @@ def set_id_bits_from_elsewhere(a: Path, b: Path) -> None:
     os.close(other)
     os.unlink(a / "f")
     os.unlink(a / "g")
+
+
+def rights_taken_elsewhere(a: Path, b: Path) -> None:
+    """Also of a directory of which the kernel has a listing."""
+    (a / "d" / "e").mkdir(parents=True)
+    for mine, other in ((a, b), (b, a)):
+        (mine / "d").chmod(0o755)
+        for _ in range(2):
+            assert as_user(lambda d=other / "d": os.listdir(d)) == ["e"]
+        (mine / "d").chmod(0o700)
+        for look in (os.listdir, lambda d: os.stat(d / "e")):
+            with pytest.raises(PermissionError):
+                as_user(functools.partial(look, other / "d"))
+        (mine / "d").chmod(0o755)
+        assert as_user(lambda d=other / "d": os.stat(d / "e").st_nlink) == 2
+    shutil.rmtree(a / "d")
 
 
 def append_that_is_set(a: Path, b: Path) -> None:

@@ -1,0 +1,102 @@
+"""What the kernel asks about attributes, and in which order it is answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from stat import S_IFREG
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lustrelite.client.attributes import ObjectsAttr, Stat, merge
+from lustrelite.fuse import kernel
+from lustrelite.fuse.inodes import Inodes, attributes
+from lustrelite.fuse.names import Names
+from lustrelite.fuse.session import Request, _Rest
+from lustrelite.ids import NO_FID, ROOT_FID
+from lustrelite.wire.mdt import Attr
+
+pytestmark = pytest.mark.simulated
+INODE = Attr(ROOT_FID, S_IFREG | 0o644, 1, 0, 0, 0, 0, 0, 1, 1, 1, 1, 0, 0, None, NO_FID)
+
+
+def of_size(size: int) -> Stat:
+    return merge(INODE, ObjectsAttr(size, 0, 1, 1))
+
+
+class Asked:
+    """A mount of which nothing is known without asking the servers."""
+
+    def __init__(self) -> None:
+        self.questions: list[asyncio.Future[Stat]] = []
+        self.queued: list[Callable[[], Any]] = []  # what the kernel has asked and nobody has read
+        view: Any = SimpleNamespace(root=ROOT_FID, known_stat=lambda _: None, stat_fid=self.ask)
+        session: Any = SimpleNamespace(receive=self.receive)
+        mount: Any = SimpleNamespace(fs=view, session=session, inodes=Inodes(view, session))
+        self.names = Names(mount)
+
+    async def ask(self, _: Any) -> Stat:
+        self.questions.append(asyncio.get_running_loop().create_future())
+        return await self.questions[-1]
+
+    def receive(self) -> None:
+        while self.queued:
+            self.queued.pop()()
+
+    def getattr(self) -> asyncio.Future[Any]:
+        """Begun at once, as the session does it."""
+        later: Any = self.names.getattr(Request(kernel.op.GETATTR, 1, kernel.ROOT_ID, 0, 0, 1), memoryview(b""))
+        waiting = later.send(None)
+
+        async def rest() -> Any:
+            return await _Rest(later, waiting)
+
+        return asyncio.ensure_future(rest())
+
+    async def answer(self, number: int, size: int) -> None:
+        await asyncio.sleep(0.01)
+        assert len(self.questions) == number + 1
+        self.questions[number].set_result(of_size(size))
+        await asyncio.sleep(0.01)
+
+
+def told(size: int) -> bytes:
+    return kernel.attr_out(0.0, attributes(of_size(size)))
+
+
+async def test_nobody_is_told_older_attributes_than_another_waits_for() -> None:
+    """Of answers that are on their way Linux takes the first: a read would end at the size that somebody's stat has found."""
+    mount = Asked()
+    looks = mount.getattr()
+    reads = mount.getattr()  # after another node's append has returned
+    await mount.answer(0, 0)
+    assert not looks.done() and not reads.done()
+    await mount.answer(1, 10)
+    assert await looks == await reads == told(10)
+
+
+async def test_a_question_that_waits_in_the_kernel_counts() -> None:
+    mount = Asked()
+    looks = mount.getattr()
+    late: list[asyncio.Future[Any]] = []
+    mount.queued.append(lambda: late.append(mount.getattr()))
+    await mount.answer(0, 0)
+    assert not looks.done()
+    await mount.answer(1, 10)
+    assert await looks == await late[0] == told(10)
+
+
+async def test_who_gives_up_leaves_the_question_to_the_others() -> None:
+    mount = Asked()
+    first = mount.getattr()
+    await asyncio.sleep(0.01)
+    others = [mount.getattr() for _ in range(3)]
+    await asyncio.sleep(0.01)
+    for gone in (others[0], first):
+        gone.cancel()
+        await asyncio.sleep(0.01)
+    await mount.answer(1, 5)
+    await mount.answer(2, 10)
+    assert [await other for other in others[1:]] == [told(10)] * 2
