@@ -441,8 +441,8 @@ class SimClient(SimProcess):
     async def chmod(self, path: str, mode: int) -> None:
         await self.do("chmod", (path, mode), lambda fs: fs.chmod(path, mode))
 
-    async def utime(self, path: str, mtime: int) -> None:
-        await self.do("utime", (path, mtime), lambda fs: fs.utimes(path, mtime, mtime))
+    async def utime(self, path: str, mtime: int, *, atime: int = 1) -> None:
+        await self.do("utime", (path, mtime), lambda fs: fs.utimes(path, atime, mtime))
 
     async def setxattr(self, path: str, name: str, value: bytes) -> None:
         await self.do("setxattr", (path, name, value), lambda fs: fs.setxattr(path, name, value))

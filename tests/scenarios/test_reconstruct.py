@@ -31,7 +31,7 @@ ACTS: list[tuple[str, type, Act]] = [
     ("SM 5", Rename, lambda a: a.rename("/old", "/new")),
     ("SM 6", Link, lambda a: a.link("/old", "/new")),
     ("SM 6", Unlink, lambda a: a.unlink("/old")),
-    ("SM 8", Setattr, lambda a: a.fs.utimes("/old", 1, 2)),
+    ("SM 8", Setattr, lambda a: a.utime("/old", 2, atime=1)),
 ]
 
 

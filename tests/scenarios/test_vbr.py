@@ -34,7 +34,7 @@ async def do(client: Any, script: str) -> None:
         elif what == "chattr":
             await client.fs.change_fid((await client.fs.lstat(path)).fid, flags=int(rest[0]))
         elif what == "utimes":
-            await client.fs.utimes(path, 1_000_000_000, 1_000_000_000)
+            await client.utime(path, 1_000_000_000)
         elif what == "chmod":
             await client.chmod(path, int(rest[0], 8))
         elif what == "truncate":
