@@ -162,7 +162,8 @@ class Names:
     async def statx(self, request: Request, body: memoryview) -> Answer:
         """STATX: with the time of birth"""
         node = self.node(request.node)
-        attr_s, stat = self.inodes.newest(node, await self._stat_together(node), request.pid)
+        stat = self.fs.known_stat(node.fid) or await self._stat_together(node)
+        attr_s, stat = self.inodes.newest(node, stat, request.pid)
         return kernel.statx_out(attr_s, STATX_BTIME_AND_BASIC, attributes(stat), stat.btime)
 
     async def readlink(self, request: Request, body: memoryview) -> Answer:
