@@ -1,6 +1,7 @@
 """Events on disk: one JSON line each, and the same as a log a person reads; both files rotate.
 
-Written line by line, so that a kill loses at most the line being written.
+Written line by line, so that a kill loses at most the line being written. Before each line we look at its path: whoever
+moves, removes or truncates a file (logrotate) need not tell us, and a mount has no signal left for that (SIGHUP unmounts).
 """
 
 from __future__ import annotations
@@ -28,18 +29,28 @@ class RotatingFile:
 
     def _open(self) -> None:
         self.file: IO[str] = open(self.path, "a", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-        self.size = self.file.tell()
         for descriptor in self.std:
             os.dup2(self.file.fileno(), descriptor)
 
     def write(self, line: str) -> None:
         """Append `line`, which has no newline.  OSError; the next line is tried anew"""
-        if self.file.closed:
+        size = self._size()
+        if size is None:
+            self.file.close()
             self._open()
-        if self.size > self.bytes_max:
+        elif size > self.bytes_max:
             self.rotate()
         self.file.write(line + "\n")
-        self.size += len(line) + 1
+
+    def _size(self) -> int | None:
+        """Of the file at our path; None if it is not the one that we write to."""
+        if self.file.closed:
+            return None
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            return None
+        return found.st_size if os.path.samestat(found, os.fstat(self.file.fileno())) else None
 
     def rotate(self) -> None:
         """Start a new file now."""

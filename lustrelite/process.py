@@ -5,7 +5,7 @@
                           behind if the process dies, or has lost what nobody was told of (`lost`)
     run/NAME.sock         control socket
     log/NAME.log          for people (also stdout and stderr)
-    log/NAME.events.jsonl one event a line
+    log/NAME.events.jsonl one event a line; both may be moved, removed or cut (event_file.py)
 
 SIGTERM, SIGINT and SIGHUP stop it in good order: targets commit and are given up, clients hear nothing (they reconnect).
 A third one, `kill -9`, a failed commit or an unhandled exception end it at once; its successor recovers.

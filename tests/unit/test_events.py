@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,6 +44,24 @@ def test_a_log_goes_on_after_a_line_that_could_not_be_written(tmp_path: Path) ->
     file.close()  # as a rotation does that fails half way
     file.write("two")
     assert (tmp_path / "log").read_text() == "one\ntwo\n"
+    file.close()
+
+
+def test_a_log_may_be_moved_removed_or_truncated(tmp_path: Path) -> None:
+    """logrotate renames files, and by default tells nobody; with copytruncate it cuts them."""
+    path, moved = tmp_path / "log", tmp_path / "log.1"
+    file = RotatingFile(path, bytes_max=8)
+    file.write("one")
+    path.rename(moved)
+    file.write("two")
+    assert (moved.read_text(), path.read_text()) == ("one\n", "two\n")
+    path.unlink()
+    file.write("three")
+    assert path.read_text() == "three\n"
+    file.write("six")
+    os.truncate(path, 0)
+    file.write("four")  # is not rotated for what was there before
+    assert path.read_text() == "four\n" and moved.read_text() == "one\n"
     file.close()
 
 
