@@ -16,13 +16,14 @@ import gzip
 import json
 import os
 import shutil
+import signal
 import tarfile
 import tempfile
 import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import click
 import lmdb
@@ -46,17 +47,53 @@ def backup(destination: Path) -> None:
     cluster = where().cluster().need()
     if destination.exists():
         raise Refused(f"{destination} exists already: choose a new name")
-    with _place_beside(destination) as place, cluster.locked():
+    with _place_beside(destination) as place, cluster.locked(), Interrupts() as interrupts:
         running = cluster.down()
         try:
+            interrupts.let_in()
             saved = _save(cluster, destination, place)
         finally:
+            interrupts.keep_out()
             if running:
                 cluster.up()
     if running:
         cluster.wait_healthy()
     size = sum(entry["bytes"] for entry in saved["files"].values())
     click.echo(f"saved {cluster.fsname}: {len(saved['files'])} files, {size:,} bytes in {destination}")
+
+
+class Interrupts:
+    """SIGINT, SIGTERM and SIGHUP end what runs in here, but not before the cluster is stopped, or started again."""
+
+    def __enter__(self) -> Self:
+        self.came = False
+        self.waiting = True
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        self.before = {n: signal.signal(n, self._take) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}  # nohup(1)
+        return self
+
+    def _take(self, number: int, frame: object) -> None:
+        if not self.came and self.waiting:
+            click.echo("lustrelite: interrupted; the cluster is started again first", err=True)
+        self.came = True
+        if not self.waiting:
+            raise KeyboardInterrupt
+
+    def let_in(self) -> None:
+        """From now on they end it at once.  KeyboardInterrupt: one was waiting"""
+        self.waiting = False
+        if self.came:
+            raise KeyboardInterrupt
+
+    def keep_out(self) -> None:
+        """From now on they wait."""
+        self.waiting = True
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        if self.came and kind is None:
+            raise KeyboardInterrupt
 
 
 def _is_archive(path: Path) -> bool:
@@ -79,11 +116,13 @@ def _save(cluster: Cluster, destination: Path, place: Path) -> dict[str, Any]:
     """What is at `destination` is whole, or not there; until it is whole it is in `place`."""
     tree, archive = place / "tree", place / "archive"
     manifest = _save_tree(cluster, tree)
+    tree.chmod(0o700)  # as the state directory: who may read it may read every file
     if not _is_archive(destination):
         tree.rename(destination)
         return manifest
     with tarfile.open(archive, "w:gz" if destination.name.endswith("gz") else "w") as file:
         file.add(tree, arcname=".")
+    archive.chmod(0o600)
     archive.rename(destination)
     return manifest
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import tarfile
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 import pytest
 from click.testing import CliRunner, Result
 
+from lustrelite.cli import archive
 from lustrelite.cli.archive import copy_sparse
 from lustrelite.cli.cluster import Cluster
 from lustrelite.cli.main import lustrelite
@@ -95,3 +97,33 @@ def test_a_compressed_archive_with_wrong_bytes_is_damaged(cluster: Cluster, tmp_
     with tarfile.open(tmp_path / "empty.tar", "w"):
         pass
     assert "is no backup" in run(tmp_path / "other", "restore", tmp_path / "empty.tar").output
+
+
+@pytest.mark.parametrize("name", ["b", "b.tar.gz"])
+def test_a_backup_can_be_read_by_its_owner_only(cluster: Cluster, tmp_path: Path, name: str) -> None:
+    assert run(cluster.state_dir, "backup", tmp_path / name).exit_code == 0
+    assert not (tmp_path / name).stat().st_mode & 0o077
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("when", ["down", "settle", "up"])
+def test_an_interrupted_backup_starts_the_cluster_again(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, when: str
+) -> None:
+    """Ctrl-C while the cluster was being stopped, or started again, left it stopped, with all its clients waiting."""
+    steps: list[str] = []
+
+    def step(name: str) -> None:
+        steps.append(f"{name} begins")
+        if name == when:
+            os.kill(os.getpid(), number)
+        steps.append(f"{name} ends")
+
+    monkeypatch.setattr(Cluster, "down", lambda _: step("down") or ["mgs"])
+    monkeypatch.setattr(Cluster, "up", lambda _: step("up"))
+    monkeypatch.setattr(archive, "settle", lambda _: step("settle"))
+    result = run(cluster.state_dir, "backup", tmp_path / "b")
+    assert result.exit_code == 1 and "Aborted" in result.output  # of click's runner; `errors.run` says 130
+    assert steps[:2] == ["down begins", "down ends"] and steps[-2:] == ["up begins", "up ends"]
+    assert (tmp_path / "b").exists() == (when == "up")
+    assert not list(tmp_path.glob(".backup-*"))
