@@ -38,8 +38,12 @@ class Mdt(Target):
     kind = "MDT"
     lock_types = (IBITS, FLOCK)
 
-    def __init__(self, node: Node, store: Store, *, name: str, links: LinkPool, xids: Xids, index: int = 0) -> None:
+    def __init__(
+        self, node: Node, store: Store, *, name: str, links: LinkPool, xids: Xids, index: int = 0,
+        root_owner: tuple[int, int] = (0, 0),
+    ) -> None:  # fmt: skip
         super().__init__(node, store, name=name, index=index)
+        self.root_owner = root_owner  # (user, group) of a new file system's root directory
         self.fsname = parse_target_name(name)[0]
         self.handlers.update({**LOCK_HANDLERS, **HANDLERS})
         self.links = links
@@ -134,7 +138,7 @@ class Mdt(Target):
         self.sequences.load()
         if self.store.get(INODES, ROOT_FID) is None:
             txn = Transaction(self, None, self.last_transno)
-            namespace.make_root(txn, 0o755, self.node.wall_ns())
+            namespace.make_root(txn, self.root_owner, self.node.wall_ns())
             self.store.apply(txn.writes, kind=ESSENTIAL)
 
     def recovery_over(self) -> None:

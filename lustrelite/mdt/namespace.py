@@ -287,8 +287,8 @@ def destroy(txn: Transaction, fid: Fid, inode: Inode) -> None:
             condemn(txn, ost, oid)
 
 
-def make_root(txn: Transaction, mode: int = 0o755, time: int = 0) -> None:
+def make_root(txn: Transaction, owner: tuple[int, int] = (0, 0), time: int = 0) -> None:
     """Make the root directory, if there is none."""
     if txn.get(INODES, ROOT_FID) is None:
-        root = new_inode(S_IFDIR | mode, 0, 0, 0, time, txn.transno, None, None, b"", ROOT_FID)
+        root = new_inode(S_IFDIR | 0o755, *owner, 0, time, txn.transno, None, None, b"", ROOT_FID)
         put_inode(txn, ROOT_FID, root)
