@@ -57,6 +57,9 @@ class Disk(Protocol):
     def files(self, directory: str) -> ObjectFiles:
         """Open the object files of an OST."""
 
+    def owner(self, directory: str) -> tuple[int, int]:
+        """User and group whose the directory is: a new file system's root is theirs."""
+
 
 class RealDisk:
     """This machine's file systems."""
@@ -78,6 +81,11 @@ class RealDisk:
         """Open the object files of an OST."""
         return UndoFiles(directory) if os.path.isdir(os.path.join(directory, UNDO)) else ObjectFiles(directory)
 
+    def owner(self, directory: str) -> tuple[int, int]:
+        """User and group whose the directory is."""
+        found = os.stat(directory)
+        return found.st_uid, found.st_gid
+
 
 class Daemon:
     """One server process: `listen`, then `start_target` for each directory."""
@@ -94,6 +102,8 @@ class Daemon:
         self.xids = Xids(node)
         self.followers: dict[str, ConfigFollower] = {}  # by file system
         self.on_refused: Callable[[str], None] | None = None  # the MGS takes no target of ours into a file system: why
+        self.refused: dict[str, str] = {}  # by target name: why the MGS does not take it
+        self._deciding: dict[str, asyncio.Future[None]] = {}  # by target name: has the MGS taken or refused it?
         self._owned: dict[str, Any] = {}  # by target name
         self._configs: dict[str, TargetConfig] = {}
 
@@ -159,6 +169,8 @@ class Daemon:
             ownership.update(self._owner(target.instance))
             self.service.add_target(target)
             if config.kind != "MGS":
+                self.refused.pop(name, None)
+                self._deciding[name] = asyncio.get_running_loop().create_future()
                 self.node.spawn(self._register(target, config), f"register {name}")
         except StoreFailed:  # nothing more may be written there
             self.targets.pop(name).kill()
@@ -177,7 +189,10 @@ class Daemon:
         if config.kind == "MGS":
             return Mgs(self.node, store)
         if config.kind == "MDT":
-            return Mdt(self.node, store, name=config.name, links=self.links, xids=self.xids, index=config.index)
+            return Mdt(
+                self.node, store, name=config.name, links=self.links, xids=self.xids, index=config.index,
+                root_owner=self.disk.owner(directory),
+            )  # fmt: skip
         return Ost(self.node, store, self.disk.files(directory), name=config.name, index=config.index)
 
     def _set_params(self, config: TargetConfig) -> None:
@@ -215,6 +230,7 @@ class Daemon:
                     return
                 self.node.events.emit("target.not_registered", level="warning", target=target.name, why=str(error))
                 await asyncio.sleep(self.node.tunables.connect_timeout_s)
+        self._decided(target.name)
         self.node.events.emit("target.registered", target=info.name, nids=list(info.nids))
         follower.mgs.on_full.append(lambda: self._register_again(target, follower, place))
         if isinstance(target, Mdt):
@@ -239,8 +255,19 @@ class Daemon:
         del self.targets[target.name]
         await target.give_up()
         self._owned.pop(target.name).release()
+        self.refused[target.name] = why
+        self._decided(target.name)
         if self.on_refused is not None:
             self.on_refused(f"{target.name}: {why}")
+
+    def _decided(self, name: str) -> None:
+        if not self._deciding[name].done():
+            self._deciding[name].set_result(None)
+
+    async def decided(self, wait_s: float) -> None:
+        """Wait until the MGS has taken or refused every target that was started, if it is there to say so."""
+        if self._deciding:
+            await asyncio.wait(self._deciding.values(), timeout=wait_s)
 
     def _register_again(self, target: Target, follower: ConfigFollower, place: TargetRegister) -> None:
         """We have found the MGS again, which may have forgotten us.  Source: server_notify_target(), obd_mount_server.c"""

@@ -147,7 +147,9 @@ def format_target(directory: str | Path, config: TargetConfig, *, reformat: bool
 
     path = Path(directory)
     check_config(config)
-    path.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700)  # who may read it may read every file
     if (path / TARGET_FILE).exists():
         if not reformat:
             raise OpError(errno.EEXIST, f"{path} already holds a target; --reformat destroys it and makes a new one")

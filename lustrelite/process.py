@@ -45,6 +45,13 @@ WORKERS = 8
 THREADS_END_S = 5.0
 
 
+def process_name(text: str) -> str:
+    """A name that can stand in file names (an argparse type)."""
+    if not text or "/" in text or text.startswith("."):
+        raise argparse.ArgumentTypeError(f"bad name {text!r}: it stands in file names")
+    return text
+
+
 def nids(text: str) -> list[Nid]:
     """Comma-separated NIDs (an argparse type)."""
     try:
@@ -56,7 +63,7 @@ def nids(text: str) -> list[Nid]:
 def arguments(program: str, about: str) -> argparse.ArgumentParser:
     """The options that every daemon has."""
     parser = argparse.ArgumentParser(prog=program, description=about)
-    parser.add_argument("--name", required=True, help="name of this process in messages and file names")
+    parser.add_argument("--name", type=process_name, required=True, help="name of this process in messages and file names")
     parser.add_argument("--run-dir", type=Path, default=None, help="pid file, record and control socket go here")
     parser.add_argument("--log-dir", type=Path, default=None, help="log and events go here (default: stderr only)")
     parser.add_argument("--metrics-port", type=int, default=0, help="0 chooses one, -1 is none")

@@ -14,6 +14,8 @@ from lustrelite.ids import Nid
 from lustrelite.process import Process
 from lustrelite.target.target import Target
 
+DECISION_S = 1.0  # for an MGS to say that it takes a target: who starts us waits for that
+
 
 class Server:
     """The targets of one process."""
@@ -71,6 +73,9 @@ class Server:
                 for follower in self.daemon.followers.values():
                     process.follow_params(follower)
                     process.node.spawn(follower.load_when_known(), f"parameters of {follower.fsname}")
+                await asyncio.wait({stopped, asyncio.ensure_future(self.daemon.decided(DECISION_S))}, return_when=asyncio.FIRST_COMPLETED)
+                if self.daemon.refused and not self.daemon.targets:
+                    await nothing_left
                 process.ready()
                 done, _ = await asyncio.wait({stopped, nothing_left}, return_when=asyncio.FIRST_COMPLETED)
                 if nothing_left in done:
@@ -106,10 +111,13 @@ class Server:
         absent = "STANDBY" if self.process.record["state"] == "standby" else "DOWN"
         return {
             "targets": [
-                {"name": name, "directory": str(path), **rows.get(name, {"state": absent})}
+                {"name": name, "directory": str(path), **rows.get(name, {"state": absent, **self._refusal(name)})}
                 for name, (path, _) in self.configs.items()
             ]
         }
+
+    def _refusal(self, name: str) -> dict[str, str]:
+        return {"refused": self.daemon.refused[name]} if name in self.daemon.refused else {}
 
     def _target(self, request: dict[str, Any]) -> Target:
         name = str(request.get("target"))
@@ -129,6 +137,9 @@ class Server:
         if name in self.daemon.targets:
             return f"{name} runs already"
         await self.daemon.start_target(str(self.configs[name][0]))
+        await self.daemon.decided(DECISION_S)
+        if name in self.daemon.refused:
+            raise ValueError(f"{name}: {self.daemon.refused[name]}")
         return f"started {name}"
 
     async def stop_target(self, request: dict[str, Any]) -> str:

@@ -249,6 +249,8 @@ class Cluster:
 
     def _place(self, rows: list[tuple[str, str, list[str], bool]], tcp: bool) -> None:
         """Choose the NIDs of all processes: Unix sockets, unless their paths are too long for the kernel."""
+        if not str(self.state_dir).isprintable():  # it stands in NIDs, and they in messages
+            raise Refused(f"{str(self.state_dir)!r}: a state directory needs a path that is text; choose another --state-dir")
         longest = max(len(os.fsencode(self.run_dir / f"{name}.nid")) for name, *_ in rows)
         tcp = tcp or longest > limits.unix_path_bytes_max
         ports = free_ports(len(rows)) if tcp else []
@@ -417,6 +419,9 @@ class Cluster:
         children = {name: self.spawn(name) for name in names}
         for name, child in children.items():
             self.wait_ready(name, child, wait_s)
+            for target in self.state_of(name).get("targets", []) if child is not None else ():
+                if "refused" in target:
+                    raise Refused(f"{name} runs without {target['name']}: {target['refused']}")
         return [name for name, child in children.items() if child is not None]
 
     def stop(self, *names: str) -> list[str]:

@@ -135,7 +135,7 @@ def stop(name: str) -> None:
     cluster = where().cluster().need()
     member, target = cluster.member_of(name)
     with cluster.locked():
-        if target is not None:
+        if target is not None and cluster.record(member.name):
             click.echo(cluster.call(member.name, "stop_target", 60.0, target=target))
         else:
             click.echo(f"stopped {name}" if cluster.stop(member.name) else f"{name} was not running")

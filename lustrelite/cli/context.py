@@ -28,7 +28,12 @@ class Where(NamedTuple):
     fsname: str
 
     def cluster(self) -> Cluster:
-        """The cluster, which may not exist yet."""
+        """The cluster, which may not exist yet.  Refused: --mgsnode means another one"""
+        if self.mgsnode:
+            raise Refused(
+                f"`{click.get_current_context().info_name}` is about the cluster of a state directory: leave --mgsnode (or "
+                "LUSTRELITE_MGSNODE) out; servers started by hand are looked after with llctl and their processes' signals"
+            )
         return Cluster(self.state_dir)
 
     def mgs(self) -> tuple[list[Nid], str]:

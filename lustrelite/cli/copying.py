@@ -26,9 +26,10 @@ def copy(
     async def work(fs: FileSystem) -> tuple[int, int]:
         items: list[transfer.Item] = []
         if into is not None:
-            is_dir = await fs.exists(into) and (await fs.stat(into)).is_dir
+            is_there = await fs.exists(into)
+            is_dir = is_there and (await fs.stat(into)).is_dir
         else:
-            is_dir = os.path.isdir(target)
+            is_there, is_dir = os.path.lexists(target), os.path.isdir(target)
         if len(froms) > 1 and not is_dir:
             raise Refused(f"{target} is no directory: with several sources it must be one")
         for source, inner in froms:
@@ -42,6 +43,8 @@ def copy(
                 raise named(error, source) from None
             if any(item.directory for item in found) and not recursive:
                 raise Refused(f"{source} is a directory: copy it with -r")
+            if any(item.directory for item in found) and is_there and not is_dir:
+                raise Refused(f"{target} is no directory: {source}, which is one, cannot become it")
             items += found
         with _progress(quiet) as progress:
             files = progress.add_task("files", total=sum(not i.directory for i in items), unit="files")

@@ -302,14 +302,22 @@ def df(human: bool, inodes: bool, path: str | None) -> None:
     llfs df -i /mnt/lustre
     llfs df lustre:/
     """
+    failed = False
     for place in _about(path):
         point = place.prefix or f"{place.fsname}:/"
-        meta, osts = _on(place, lambda fs: fs.statfs_targets())
+        try:
+            meta, osts = _on(place, lambda fs: fs.statfs_targets())
+        except Refused as error:  # its servers are away: the others are shown nevertheless
+            click.echo(f"llfs: {point}: {error.message}", err=True)
+            failed = True
+            continue
         rows = [(target_uuid(target_name(place.fsname, "MDT", 0)), meta, f"{point}[MDT:0]")]
         rows += [
             (target_uuid(target_name(place.fsname, "OST", index)), reply, f"{point}[OST:{index}]") for index, reply in osts
         ]
         click.echo(df_text(rows, point, human=human, inodes=inodes), nl=False)
+    if failed:
+        raise click.exceptions.Exit(1)
 
 
 def df_text(rows: list[tuple[str, StatfsReply | None, str]], point: str, *, human: bool = False, inodes: bool = False) -> str:

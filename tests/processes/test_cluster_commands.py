@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from lustrelite import control
 from lustrelite.alive import start_ticks
 from lustrelite.cli.archive import _belongs_here
 from lustrelite.cli.cluster import Cluster, child_environment, module_command
+from lustrelite.cli.mkfs import mkfs_command
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(400)]  # a busy disk makes every commit slow
 
@@ -672,3 +674,62 @@ def test_llfs_says_where_data_is_and_what_space_there_is(shell: Shell) -> None:
     assert shell.llfs("check", "osts").count(" active.") == 3
     assert "no lustrelite mount" in shell.llfs("path2fid", "/", status=1)
     shell.run("rm", "-r", "/striped")
+
+
+def test_who_starts_a_target_that_the_mgs_refuses_hears_it(shell: Shell) -> None:
+    """`start` said that it was started, and `up` that the MDS was not healthy after 30 s."""
+    mgs = shell.status()["mgs"][0]
+    for process, target in (("oss2", "lustre-OST0001"), ("oss1", "lustre-OST0002")):
+        shell.run("stop", process)
+        directory = shell.state_dir / "targets" / target
+        own = directory.rename(shell.state_dir / "own")
+        make = ["--ost", "--index", str(int(target[-4:], 16)), "--mgsnode", mgs, str(directory)]
+        assert CliRunner().invoke(mkfs_command, make).exit_code == 0
+        assert f"{target}: another target has registered under this name" in shell.run("start", process, status=1)
+        if process == "oss1":  # it serves another one, which is taken
+            assert "another target has registered" in shell.run("start", target, status=1)
+        shell.run("stop", process)
+        assert f"{target} was not running" in shell.run("stop", target)
+        shutil.rmtree(directory)
+        own.rename(directory)
+    shell.run("up")
+    shell.settled()
+
+
+def test_what_is_about_a_state_directory_takes_no_mgsnode(shell: Shell, tmp_path: Path) -> None:
+    """`lustrelite --mgsnode NID up` made a cluster here, and `down` looked for one."""
+    mgs = shell.status()["mgs"][0]
+    elsewhere = Shell(tmp_path / "x")
+    for words in (["up"], ["down"], ["status"], ["backup", str(tmp_path / "b")]):
+        assert f"`{words[0]}` is about the cluster of a state directory" in elsewhere.run("--mgsnode", mgs, *words, status=1)
+    assert not os.listdir(tmp_path)
+    assert "/" in elsewhere.run("--mgsnode", mgs, "stat", "/")
+
+
+def test_a_directory_is_not_copied_over_a_file(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "d" / "e").mkdir(parents=True)
+    (tmp_path / "f").write_text("f")
+    shell.run("cp", tmp_path / "f", "lustre:/over")
+    assert "lustre:/over is no directory" in shell.run("cp", "-r", tmp_path / "d", "lustre:/over", status=1)
+    shell.run("cp", "-r", tmp_path / "d", "lustre:/tree")
+    assert "f is no directory" in shell.run("cp", "-r", "lustre:/tree", tmp_path / "f", status=1)
+
+
+def test_a_state_directory_whose_path_is_no_text_is_refused(tmp_path: Path) -> None:
+    assert "needs a path that is text" in Shell(tmp_path / "\udcff").run("up", status=1)
+
+
+def test_a_new_file_system_belongs_to_whom_its_mdt_belongs(tmp_path: Path) -> None:
+    """Its root was root's, so that who made a cluster of his own could write nothing there."""
+    shell = Shell(tmp_path / "s")
+    cluster = Cluster(shell.state_dir)
+    cluster.create(osts=1, oss=1)
+    owner = (os.getuid(), os.getgid())
+    if not owner[0]:
+        owner = (1234, 1235)
+        os.chown(cluster.target_dir("lustre-MDT0000"), *owner)
+    shell.run("up")
+    try:
+        assert f"Uid: {owner[0]}  Gid: {owner[1]}\n" in shell.run("stat", "/")
+    finally:
+        shell.run("down")

@@ -222,3 +222,8 @@ def test_a_port_that_cannot_be_is_refused(tmp_path: Path, nid: str) -> None:
         parse_nid(nid)
     assert "a port is a number" in str(mkfs("--ost", "--index", 1, "--mgsnode", nid, tmp_path / "t").exception)
     assert parse_nid("1.2.3.4:65535@tcp") == "1.2.3.4:65535@tcp" and parse_nid("[::1]:0@tcp") == "[::1]:0@tcp"
+
+
+def test_a_target_is_its_owners_alone(tmp_path: Path) -> None:
+    assert mkfs("--mgs", tmp_path / "a" / "t").exit_code == 0
+    assert (tmp_path / "a" / "t").stat().st_mode & 0o777 == 0o700
