@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
 from lustrelite import status_text
 from lustrelite.daemon import Daemon
-from lustrelite.ids import parse_fid
+from lustrelite.ids import parse_fid, parse_target_name
+from lustrelite.mgs.mgs import Mgs
 from lustrelite.params import Param, check_count, component, number_text, parse_like
 from lustrelite.recovery.import_fsm import State
 from lustrelite.rpc.client_import import ClientImport
@@ -101,6 +103,8 @@ def parameters(daemon: Daemon) -> Iterable[Param]:
     yield Param("health_check", lambda: health(daemon))
     for target in daemon.targets.values():
         yield from _of_target(target)
+        if isinstance(target, Mgs):
+            yield from _of_mgs(target)
     for kind, name, imp in server_imports(daemon):
         yield from import_params(f"{kind}/{name}", name, imp)
     for target in daemon.targets.values():
@@ -110,6 +114,20 @@ def parameters(daemon: Daemon) -> Iterable[Param]:
         yield from _of_allocator(target, allocator)
         for osp in allocator.osps.values():
             yield from _of_osp(f"osp/{osp.name}-osc-{target.name.rpartition('-')[2]}", osp)
+
+
+def _of_mgs(mgs: Mgs) -> Iterable[Param]:
+    """What it keeps of each file system: targets, and the parameters that set_param -P and conf_param have set."""
+    for fsname in sorted({*(parse_target_name(name)[0] for name in mgs.entries), *mgs.params}):
+        yield Param(f"mgs/{mgs.name}/live/{fsname}", functools.partial(_live, mgs, fsname))
+
+
+def _live(mgs: Mgs, fsname: str) -> str:
+    """Source: mgs_live_seq_show(), whose parameters are in logs of their own (llog_print)."""
+    config = mgs.config(fsname, 0)
+    lines = [f"fsname: {fsname}", f"gen: {config.version}", "targets:"]
+    lines += [f"    {info.name}: [ {', '.join(info.nids)} ]" for info in config.targets]
+    return "\n".join([*lines, "params:", *(f"    {name}={value}" for name, value in config.params)])
 
 
 def import_params(prefix: str, name: str, imp: ClientImport) -> Iterable[Param]:

@@ -30,7 +30,7 @@ EXAMPLES = {
     },
     "llctl": {
         "dl": ("llctl dl",),
-        "get_param": ("llctl get_param 'mdt.*.recovery_status'", "llctl get_param -n version"),
+        "get_param": ("llctl get_param 'mdt.*.recovery_status'", "llctl get_param -n version", "llctl get_param 'mgs.MGS.live.*'"),
         "set_param": ("llctl set_param 'mdt.*.commit_on_sharing=0'", "llctl set_param -P tunables.commit_interval_s=2"),
         "list_param": ("llctl list_param 'obdfilter.*'", "llctl list_param -R mdt", "llctl list_param -F 'tunables.*'"),
         "abort_recovery": ("llctl --device lustre-MDT0000 abort_recovery",),

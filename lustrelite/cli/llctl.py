@@ -134,7 +134,11 @@ def get_param(values_only: bool, names_only: bool, patterns: tuple[str, ...]) ->
 @click.option("-d", "delete", is_flag=True, help="with -P: forget the permanent value")
 @click.argument("assignments", nargs=-1, required=True, metavar="NAME=VALUE...")
 def set_param(quiet: bool, permanent: bool, delete: bool, assignments: tuple[str, ...]) -> None:
-    """Set parameters, as in `llctl set_param mdt.*.commit_on_sharing=0`."""
+    """Set parameters, as in `llctl set_param mdt.*.commit_on_sharing=0`.
+
+    What -P sets is applied by servers and clients, now and at their starts, not by the MGS itself, which may keep several
+    file systems; `llctl get_param 'mgs.MGS.live.*'` shows what it keeps.
+    """
     parts = [assignment.partition("=") for assignment in assignments]
     for assignment, (name, equals, value) in zip(assignments, parts, strict=True):
         if not equals and not delete:

@@ -266,6 +266,17 @@ def test_a_permanent_parameter_is_not_set_when_the_mgs_is_away(shell: Shell) -> 
     shell.llctl("set_param", "-P", "-d", "tunables.statahead_max")
 
 
+def test_what_the_mgs_keeps_can_be_read(shell: Shell) -> None:
+    shell.llctl("set_param", "-P", "osc.*.max_dirty_mb=48")
+    shell.llctl("conf_param", "lustre-OST0001.osc.active=1")
+    shown = shell.llctl("get_param", "mgs.MGS.live.*")
+    assert shown.startswith("mgs.MGS.live.lustre=\nfsname: lustre\n") and "    lustre-OST0001: [ " in shown
+    assert "    lustre-OST0001.osc.active=1\n    osc.*.max_dirty_mb=48\n" in shown
+    for name in ("osc.*.max_dirty_mb", "lustre-OST0001.osc.active"):
+        shell.llctl("set_param", "-P", "-d", name)
+    assert "max_dirty_mb" not in shell.llctl("get_param", "mgs.MGS.live.*")
+
+
 def test_devices_are_listed_as_lctl_does(shell: Shell) -> None:
     lines = shell.llctl("dl").splitlines()
     assert lines[0].split()[:4] == ["0", "UP", "mdt", "lustre-MDT0000"]
