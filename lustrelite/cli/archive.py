@@ -135,7 +135,7 @@ def _save_tree(cluster: Cluster, top: Path) -> dict[str, Any]:
         "made": int(time.time()),
         "plan": json.loads(cluster.plan_path.read_text()),
     }
-    settle(cluster)
+    settle(cluster.targets())
     names = dict.fromkeys(target for member in cluster.members.values() for target in member.targets)
     for name in names:
         source, target = cluster.target_dir(name), top / "targets" / name
@@ -233,7 +233,7 @@ def restore(source: Path) -> None:
             if cluster.exists:
                 raise Refused(f"{cluster.state_dir} holds a cluster by now: choose another --state-dir")
             cluster.adopt(manifest["plan"], lambda name, target: _restore_target(top, name, target))
-            report = check_stopped(cluster)
+            report = check_stopped(cluster.targets())
     click.echo(f"restored {cluster.fsname} in {cluster.state_dir}: {summary(report)}")
     if report.errors:
         raise click.exceptions.Exit(4)

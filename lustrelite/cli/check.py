@@ -7,13 +7,13 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import click
 
 from lustrelite import format as target_format
 from lustrelite import fsck as checker
-from lustrelite.cli.cluster import Cluster
 from lustrelite.cli.context import Where, where, with_file_system
 from lustrelite.cli.errors import Refused
 from lustrelite.client.fs import FileSystem
@@ -29,6 +29,7 @@ from lustrelite.store.schema import TARGET_FILE
 
 PAUSE_S = 2.0  # between two readings of a running system: what is under way settles meanwhile
 SHOWN_MAX = 50
+Targets = dict[str, Path]  # by name: where they are
 
 
 class Failed(Refused):
@@ -52,16 +53,37 @@ def _operational() -> Iterator[None]:
         raise Failed(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")) from None
 
 
-def fsck(options: Options, *, as_json: bool, repair: bool, dry_run: bool) -> int:
-    """Check, or repair, what the command is about, and tell the result; returns the exit status.  Failed"""
+def fsck(options: Options, directories: Sequence[Path] = (), *, as_json: bool, repair: bool, dry_run: bool) -> int:
+    """Check, or repair, what the command is about, and tell the result; returns the exit status.  Failed
+
+    `directories` are stopped targets that belong to no state directory.
+    """
     with _operational():
+        targets = targets_in(directories)
         if repair or dry_run:
-            outcome = repair_stopped(where(), options, dry_run=dry_run)
+            outcome = repair_targets(targets, options, dry_run=dry_run) if targets else (
+                repair_stopped(where(), options, dry_run=dry_run)
+            )  # fmt: skip
             _tell_outcome(outcome, as_json)
             return outcome.status
-        report = _check()
+        report = check_stopped(targets) if targets else _check()
         _tell_report(report, as_json)
         return LEFT if report.errors else 0
+
+
+def targets_in(directories: Sequence[Path]) -> dict[str, Path]:
+    """The targets in these directories by name: all of one file system.  Refused"""
+    found: dict[str, Path] = {}
+    for directory in directories:
+        config = target_format.read_target(directory)
+        if config.name in found:
+            raise Refused(f"{directory} holds {config.name}, and so does {found[config.name]}: which one is meant?")
+        if config.kind != "MGS":  # nothing of the files is there
+            found[config.name] = directory
+    fsnames = {parse_target_name(name)[0] for name in found}
+    if directories and (len(fsnames) != 1 or not any("-MDT" in name for name in found)):
+        raise Refused("name all targets of one file system, its MDT among them: --target MDT_DIR --target OST_DIR ...")
+    return found
 
 
 def _check() -> Report:
@@ -70,7 +92,7 @@ def _check() -> Report:
         return with_file_system(check_mounted)
     cluster = here.cluster().need()
     if not any(cluster.record(name) for name in cluster.members):
-        return check_stopped(cluster)
+        return check_stopped(cluster.targets())
     if not cluster.unserved():
         return with_file_system(check_mounted)
     raise Refused("part of the cluster is down: start it (`lustrelite up`) or stop all of it first")
@@ -116,16 +138,17 @@ def summary(report: Report) -> str:
 
 
 @contextlib.contextmanager
-def open_targets(cluster: Cluster, *, readonly: bool) -> Iterator[tuple[Store, dict[int, tuple[Store, ObjectFiles]]]]:
-    """The stores of a stopped cluster: that of the MDT, and those of the OSTs with their data files by index.
+def open_targets(targets: Targets, *, readonly: bool) -> Iterator[tuple[Store, dict[int, tuple[Store, ObjectFiles]]]]:
+    """The stores of stopped targets: that of the MDT, and those of the OSTs with their data files by index.
 
     Each target is owned meanwhile, so that nobody starts it.  Errors: OpError(EBUSY), somebody runs it
     """
     with contextlib.ExitStack() as stack:
         mdts: list[Store] = []
         osts: dict[int, tuple[Store, ObjectFiles]] = {}
-        for name in dict.fromkeys(t for m in cluster.members.values() for t in m.targets if t != "MGS"):
-            directory = cluster.target_dir(name)
+        for name, directory in targets.items():
+            if name == "MGS":
+                continue
             stack.callback(target_format.claim(directory).release)
             _, kind, index = parse_target_name(name)
             store = Store.open(directory, kind, readonly=readonly)
@@ -141,14 +164,13 @@ def open_targets(cluster: Cluster, *, readonly: bool) -> Iterator[tuple[Store, d
         yield mdt, osts
 
 
-def settle(cluster: Cluster) -> None:
-    """Every target is what the plan says and its database whole; then what killed targets have in their logs goes into
+def settle(targets: Targets) -> None:
+    """Every target is the one that its name says and its database whole; then what killed targets have in their logs goes into
     their databases and files.
 
     Errors: FormatRefused, StoreFailed say which target must be restored; OpError(EBUSY), somebody runs it
     """
-    for name in dict.fromkeys(target for member in cluster.members.values() for target in member.targets):
-        directory = cluster.target_dir(name)
+    for name, directory in targets.items():
         config = target_format.read_target(directory)
         if config.name != name:
             raise FormatRefused(f"{directory / TARGET_FILE} is that of {config.name}: restore the one of {name} from a backup")
@@ -160,32 +182,37 @@ def settle(cluster: Cluster) -> None:
                 store.put_back(stack.enter_context(contextlib.closing(ObjectFiles(directory))))
 
 
-def check_stopped(cluster: Cluster) -> Report:
-    """Examine the stores of a cluster that is not running."""
-    settle(cluster)
-    with open_targets(cluster, readonly=True) as (mdt, osts):
+def check_stopped(targets: Targets) -> Report:
+    """Examine the stores of a file system that is not running."""
+    settle(targets)
+    with open_targets(targets, readonly=True) as (mdt, osts):
         return checker.check(mdt, osts)
 
 
 def repair_stopped(here: Where, options: Options, *, dry_run: bool) -> Outcome:
     """Repair the stores of a cluster that is not running, or (`dry_run`) say what would be done."""
     if here.mgsnode:
-        raise Refused("a file system is repaired where its targets are, with the cluster stopped")
+        raise Refused("a file system is repaired where its targets are, with its servers stopped: fsck --repair --target DIR ...")
     cluster = here.cluster().need()
     with cluster.locked():
         live = [name for name in cluster.members if cluster.record(name)]
         if live:
             raise Refused(f"the cluster is running ({', '.join(live)}): stop it first (`lustrelite down`)")
-        settle(cluster)
-        with open_targets(cluster, readonly=dry_run) as (mdt, osts):
-            repair = Repair(mdt, osts, now_ns=time.time_ns(), options=options)
-            outcome = repair.plan()
-            outcome.dry_run = dry_run
-            if not dry_run:
-                repair.apply()
-        if outcome.mended and not dry_run:
-            outcome.left = check_stopped(cluster)  # what is there now, not what was meant to be
-        return outcome
+        return repair_targets(cluster.targets(), options, dry_run=dry_run)
+
+
+def repair_targets(targets: Targets, options: Options, *, dry_run: bool) -> Outcome:
+    """Repair these targets of one file system, or (`dry_run`) say what would be done."""
+    settle(targets)
+    with open_targets(targets, readonly=dry_run) as (mdt, osts):
+        repair = Repair(mdt, osts, now_ns=time.time_ns(), options=options)
+        outcome = repair.plan()
+        outcome.dry_run = dry_run
+        if not dry_run:
+            repair.apply()
+    if outcome.mended and not dry_run:
+        outcome.left = check_stopped(targets)  # what is there now, not what was meant to be
+    return outcome
 
 
 async def check_mounted(fs: FileSystem) -> Report:

@@ -272,6 +272,10 @@ class Cluster:
         """Where the target `target` lives."""
         return self.state_dir / "targets" / target
 
+    def targets(self) -> dict[str, Path]:
+        """Where each target lives."""
+        return {name: self.target_dir(name) for name in self._servers()}
+
     def member(self, name: str) -> Member:
         """The process called `name`; Refused if there is none."""
         if name not in self.members:

@@ -292,7 +292,7 @@ class Demo:
     def finish(self) -> None:
         """Stop the cluster, examine what is on its disks, and add up what its processes said."""
         self.cluster.down()
-        offline = check_stopped(self.cluster)
+        offline = check_stopped(self.cluster.targets())
         self.say(f"fsck, stopped: {summary(offline)}")
         self.problems += [f"fsck: {p.kind}: {p.subject}: {p.detail}" for p in offline.errors]
         counts: Counter[str] = Counter()

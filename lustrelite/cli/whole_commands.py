@@ -21,7 +21,11 @@ from lustrelite.tunables import DESTROY, KEEP
     help="what becomes of files without a name and of data without a file: kept in /lost+found, or destroyed",
 )
 @click.option("--replace-lost-osts", is_flag=True, help="objects on OSTs that are no more: new, empty ones instead")
-def fsck(as_json: bool, repair: bool, dry_run: bool, orphans: str, replace_lost_osts: bool) -> None:
+@click.option("--target", "targets", multiple=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+              help="a stopped target of servers that were started by hand; repeated for all of the file system")
+def fsck(
+    as_json: bool, repair: bool, dry_run: bool, orphans: str, replace_lost_osts: bool, targets: tuple[Path, ...]
+) -> None:
     """Check names, link counts, layouts, objects; with --repair also put them right.
 
     Exit status, a sum as e2fsck's: 0 clean, 1 corrected, 4 something is (still) wrong, 8 it could not be done.
@@ -29,7 +33,7 @@ def fsck(as_json: bool, repair: bool, dry_run: bool, orphans: str, replace_lost_
     from lustrelite.cli import check
     from lustrelite.fsck.changes import Options
 
-    status = check.fsck(Options(orphans, replace_lost_osts), as_json=as_json, repair=repair, dry_run=dry_run)
+    status = check.fsck(Options(orphans, replace_lost_osts), targets, as_json=as_json, repair=repair, dry_run=dry_run)
     if status:
         raise click.exceptions.Exit(status)
 

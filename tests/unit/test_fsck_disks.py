@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from lustrelite.cli.cluster import Cluster
 from lustrelite.cli.main import lustrelite
-from lustrelite.fsck.repair import FAILED, LEFT, Repair
+from lustrelite.fsck.repair import CORRECTED, FAILED, LEFT, Repair
 from lustrelite.ids import ROOT_FID, make_fid
 from lustrelite.store import schema
 from lustrelite.store.kv import Store
@@ -104,3 +104,21 @@ def test_clean_is_said_of_what_is_there(cluster: Cluster, monkeypatch: pytest.Mo
     result = fsck(cluster, "--repair")
     assert result.exit_code == 1 and "now: clean" in result.output
     assert fsck(cluster).exit_code == 0
+
+
+def test_targets_without_a_state_directory_are_checked_and_repaired(cluster: Cluster, tmp_path: Path) -> None:
+    plant(cluster)
+    places = [str(path.rename(tmp_path / name)) for name, path in cluster.targets().items()]  # the MGS's does no harm
+    shutil.rmtree(cluster.state_dir)
+    every = [word for place in places for word in ("--target", place)]
+    assert fsck(cluster, *every).exit_code == LEFT
+    assert "would mend" in fsck(cluster, *every, "--dry-run").output
+    assert fsck(cluster, *every, "--repair").exit_code == CORRECTED
+    assert fsck(cluster, *every).exit_code == 0
+
+
+def test_targets_that_are_not_one_file_system_are_refused(cluster: Cluster) -> None:
+    ost, mdt = (str(cluster.target_dir(name)) for name in (OST, "lustre-MDT0000"))
+    for words, said in (((ost,), "its MDT among them"), ((mdt, ost, ost), f"holds {OST}, and so does")):
+        result = fsck(cluster, *(word for place in words for word in ("--target", place)), "--repair")
+        assert result.exit_code == FAILED and said in result.output
