@@ -189,6 +189,7 @@ class Files:
                 place = await file.append(data)
             else:
                 await file.pwrite(data, offset, append=False)
+            await self.mount.names.until_told(file.fid)
             if file.layout is not None:
                 self.inodes.watch(node, file.layout)
             if place != offset and not file.flags & os.O_APPEND:  # else it has no pages of it

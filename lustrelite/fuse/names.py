@@ -36,11 +36,22 @@ if TYPE_CHECKING:
     from lustrelite.wire.mdt import Attr
 
 DOT, DOTDOT = 1, 2  # cookies of "." and ".."; a name's is a hash of 63 bits
+TOLD_S = 0.1  # the answer to a write waits so long for that to who asks for attributes
 STATX_BTIME_AND_BASIC = 0xFFF
 LABEL = b"security.selinux"
 SELINUX = Path("/sys/fs/selinux")  # it is there if the kernel has labels
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _NS = 1_000_000_000
+
+
+class _Question:
+    """Somebody asks the servers for attributes."""
+
+    __slots__ = ("after", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: list[asyncio.Future[Stat | None]] = []  # for the answer, too
+        self.after: list[asyncio.Future[None]] = []  # until all of them have it
 
 
 class Names:
@@ -50,7 +61,7 @@ class Names:
         self.mount = mount
         self.inodes = mount.inodes
         self.fs = mount.fs
-        self._asking: dict[Fid, list[asyncio.Future[Stat | None]]] = {}  # for attributes of these: who waits for the answer, too
+        self._asking: dict[Fid, _Question] = {}
         self._labels = SELINUX.is_dir()
         self._listings = Listings(mount.fs)
         self.handlers: dict[int, Handler] = {
@@ -107,12 +118,13 @@ class Names:
         Of several answers that are on their way Linux takes the first, and throws away what was asked before it came.
         Source: fuse_change_attributes(), fs/fuse of Linux
         """
-        while (waiting := self._asking.get(node.fid)) is not None:
+        while (question := self._asking.get(node.fid)) is not None:
             waiter: asyncio.Future[Stat | None] = asyncio.get_running_loop().create_future()
-            waiting.append(waiter)
+            question.waiting.append(waiter)
             if (found := await waiter) is not None:
                 return found
-        waiting = self._asking[node.fid] = []
+        question = self._asking[node.fid] = _Question()
+        waiting = question.waiting
         answer: Stat | None = None
         try:
             while answer is None:
@@ -127,6 +139,20 @@ class Names:
             for waiter in waiting:
                 if not waiter.done():
                     waiter.set_result(answer)  # None: ask yourselves
+            for last in question.after:
+                if not last.done():
+                    last.set_result(None)
+
+    async def until_told(self, fid: Fid) -> None:
+        """Return when who waits for attributes of `fid` has them, or has to wait for long.
+
+        Linux throws them away if it has the answer to a write first.  Source: fuse_write_update_attr(), fs/fuse of Linux
+        """
+        question = self._asking.get(fid)
+        if question is not None:
+            told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            question.after.append(told)
+            await asyncio.wait([told], timeout=TOLD_S)
 
     async def _stat(self, node: Node) -> Stat:
         try:
@@ -193,6 +219,8 @@ class Names:
             mtime=_time(valid, fattr.MTIME, fattr.MTIME_NOW, mtime, mtime_ns),
             handle=opened.mdt_handle if opened is not None else 0,
         )
+        if node.fid in self._asking:
+            stat = await self._stat_together(node)
         attr_s, stat = self.inodes.newest(node, stat, request.pid)
         return kernel.attr_out(attr_s, attributes(stat))
 

@@ -100,3 +100,23 @@ async def test_who_gives_up_leaves_the_question_to_the_others() -> None:
     await mount.answer(1, 5)
     await mount.answer(2, 10)
     assert [await other for other in others[1:]] == [told(10)] * 2
+
+
+async def test_a_write_is_answered_after_who_waits_for_attributes() -> None:
+    """Linux would throw these away, and a read would not find what another node has appended."""
+    mount = Asked()
+    order: list[str] = []
+    await mount.names.until_told(ROOT_FID)  # nobody
+    looks = [mount.getattr() for _ in range(2)]
+    for look in looks:
+        look.add_done_callback(lambda _: order.append("attributes"))
+    written = asyncio.ensure_future(mount.names.until_told(ROOT_FID))
+    written.add_done_callback(lambda _: order.append("write"))
+    await mount.answer(0, 0)
+    assert not order
+    await mount.answer(1, 10)
+    assert order == ["attributes", "attributes", "write"]
+    look = mount.getattr()
+    await asyncio.wait_for(mount.names.until_told(ROOT_FID), 1)  # a server is away: that does not stop who writes
+    await mount.answer(2, 10)
+    assert await look == told(10)
