@@ -178,7 +178,7 @@ class ProcessWorld(simulated.Cluster):
             status = await asyncio.to_thread(child.wait, WAIT_S) if child is not None else "before it was stopped"
             if status != 0:
                 raise Violation(f"{name} ended badly ({status}): {self.cluster.last_words(name)}")
-        report = await asyncio.to_thread(check_stopped, self.cluster)
+        report = await asyncio.to_thread(check_stopped, self.cluster.targets())
         if report.found:
             raise Violation("fsck of the stopped cluster says:\n  " + "\n  ".join(map(str, report.problems)))
 
