@@ -209,7 +209,7 @@ async def test_llfs_on_a_mounted_path(world: Any) -> None:
             fid = llfs("path2fid", m.path / "wide/f").strip()
             assert llfs("fid2path", m.path, fid) == f"{m.path}/wide/f\n"
             assert f"{m.path}[OST:1]\n" in llfs("df", m.path)
-            assert llfs("check", "all", m.path).count(" active.\n") == 3
+            assert llfs("check", "all", m.path).count(" active.\n") == 4
             m.signal(signal.SIGSTOP)  # the mount hangs, and nothing is asked through it: nor of it, which would evict it
             try:
                 assert llfs("path2fid", m.path) == "[0x200000007:0x1:0x0]\n"
