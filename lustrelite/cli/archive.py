@@ -135,10 +135,10 @@ def _save_tree(cluster: Cluster, top: Path) -> dict[str, Any]:
         "made": int(time.time()),
         "plan": json.loads(cluster.plan_path.read_text()),
     }
-    settle(cluster.targets())
-    names = dict.fromkeys(target for member in cluster.members.values() for target in member.targets)
-    for name in names:
-        source, target = cluster.target_dir(name), top / "targets" / name
+    targets = cluster.targets()
+    settle(targets)
+    for name, source in targets.items():
+        target = top / "targets" / name
         target.mkdir(parents=True)
         ownership = target_format.claim(source)
         try:

@@ -61,9 +61,10 @@ def fsck(options: Options, directories: Sequence[Path] = (), *, as_json: bool, r
     with _operational():
         targets = targets_in(directories)
         if repair or dry_run:
-            outcome = repair_targets(targets, options, dry_run=dry_run) if targets else (
-                repair_stopped(where(), options, dry_run=dry_run)
-            )  # fmt: skip
+            if targets:
+                outcome = repair_targets(targets, options, dry_run=dry_run)
+            else:
+                outcome = repair_stopped(where(), options, dry_run=dry_run)
             _tell_outcome(outcome, as_json)
             return outcome.status
         report = check_stopped(targets) if targets else _check()
@@ -71,9 +72,9 @@ def fsck(options: Options, directories: Sequence[Path] = (), *, as_json: bool, r
         return LEFT if report.errors else 0
 
 
-def targets_in(directories: Sequence[Path]) -> dict[str, Path]:
-    """The targets in these directories by name: all of one file system.  Refused"""
-    found: dict[str, Path] = {}
+def targets_in(directories: Sequence[Path]) -> Targets:
+    """The targets in these directories: all of one file system.  Refused"""
+    found: Targets = {}
     for directory in directories:
         config = target_format.read_target(directory)
         if config.name in found:

@@ -279,7 +279,7 @@ class Cluster:
     def member(self, name: str) -> Member:
         """The process called `name`; Refused if there is none."""
         if name not in self.members:
-            names = [*self.members, *dict.fromkeys(t for m in self.members.values() for t in m.targets)]
+            names = [*self.members, *self._servers()]
             raise Refused(f"no process or target {name!r} in this cluster; there are: {', '.join(names)}")
         return self.members[name]
 

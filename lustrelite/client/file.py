@@ -253,13 +253,13 @@ class File:
 
     # writing ----------------------------------------------------------------------------------------------------
 
-    async def pwrite(self, data: Buffer, offset: int, *, append: bool | None = None) -> int:
-        """Write all of `data` at `offset`, or at the end of the file to `append` (as on Linux; None: if opened with O_APPEND).
+    async def pwrite(self, data: Buffer, offset: int, *, here: bool = False) -> int:
+        """Write all of `data` at `offset` (as on Linux at the end of the file if opened with O_APPEND, unless `here`).
 
         `data` may not change until this returns, and never again if the caller is cancelled: it may still be sent.
         EBADF, EFBIG, ENOSPC, EINVAL, EIO
         """
-        return (await self._write(data, offset, append))[0]
+        return (await self._write(data, offset, append=not here and self._appends))[0]
 
     async def append(self, data: Buffer) -> int:
         """Write all of `data` at the end of the file; returns where that was. As pwrite in all else."""
@@ -282,7 +282,11 @@ class File:
         if self._locked is not None and layout is not None:
             await self._locked.lock_to_write(layout, offset, length)
 
-    async def _write(self, data: Buffer, offset: int, append: bool | None = None) -> tuple[int, int]:
+    @property
+    def _appends(self) -> bool:
+        return bool(self.flags & os.O_APPEND)
+
+    async def _write(self, data: Buffer, offset: int, *, append: bool) -> tuple[int, int]:
         if isinstance(data, str):
             raise TypeError("data is bytes, not str: encode it first")
         try:
@@ -299,7 +303,7 @@ class File:
         if self._drop_set_id:
             # A file that others than root change must not lend them its owner's rights any longer.
             await self.drop_privileges()
-        if append or (append is None and self.flags & os.O_APPEND):
+        if append:
             async with self._inode.append_lock:
                 offset = await self._put(layout, view, -1)
         else:
@@ -358,7 +362,7 @@ class File:
     async def write(self, data: Buffer) -> int:
         """Write all of `data` at the position, which moves on (with O_APPEND: to the end of what was written)."""
         async with self._position_lock:
-            written, end = await self._write(data, self.position)
+            written, end = await self._write(data, self.position, append=self._appends)
             if written:
                 self.position = end
             return written
@@ -424,7 +428,7 @@ class File:
             data = await self.pread(min(_COPY_BYTES, length - done), offset + done)
             if not data:
                 break
-            await target.pwrite(data, target_offset + done, append=False)
+            await target.pwrite(data, target_offset + done, here=True)
             done += len(data)
         return done
 

@@ -188,7 +188,7 @@ class Files:
             if append:
                 place = await file.append(data)
             else:
-                await file.pwrite(data, offset, append=False)
+                await file.pwrite(data, offset, here=True)
             await self.mount.names.until_told(file.fid)
             if file.layout is not None:
                 self.inodes.watch(node, file.layout)

@@ -314,7 +314,14 @@ class Inodes:
 
         It is told before: what it asks of the attributes once it has heard of that, as after our answer, is not thrown away.
         """
-        node.misplaced = await self.session.begin_to_invalidate(_inval(node, start, end))
+        work = await self.session.begin_to_invalidate(_inval(node, start, end))
+
+        def dropped(_: asyncio.Future[None]) -> None:
+            if node.misplaced is work:
+                node.misplaced = None
+
+        node.misplaced = work
+        work.add_done_callback(dropped)
 
     async def _drop(self, node: Node, lock: ClientLock, start: int, end: int, number: int) -> None:
         # Who was done under the lock answers in this turn or in the next one: his pages are there then, and are dropped.

@@ -178,8 +178,6 @@ class Names:
         try:
             while node.misplaced is not None:
                 await asyncio.wait([node.misplaced])
-                if node.misplaced is not None and node.misplaced.done():
-                    node.misplaced = None
             attr_s, stat = self.inodes.newest(node, await self._stat_together(node), pid)
             return kernel.attr_out(attr_s, attributes(stat))
         finally:

@@ -355,10 +355,9 @@ def is_exiting(pid: int) -> bool:
     Source: PF_EXITING, include/linux/sched.h; proc_pid_stat(5)
     """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        return bool(int(_stat(pid)[6]) & 0x4)
     except OSError:
         return True  # or in a namespace that we do not see: his close(2) waits for nobody
-    return bool(int(stat.rpartition(b")")[2].split()[6]) & 0x4)
 
 
 def _stands_still(thread: int) -> bool:
@@ -366,8 +365,12 @@ def _stands_still(thread: int) -> bool:
 
     Source: folio_lock(), TASK_UNINTERRUPTIBLE; proc_pid_stat(5)
     """
-    stat = Path(f"/proc/self/task/{thread}/stat").read_bytes()
-    return stat[stat.rindex(b")") + 2 :].startswith(b"D")
+    return _stat(thread)[0] == b"D"
+
+
+def _stat(pid: int) -> list[bytes]:
+    """What the kernel says of a process (a thread), from its state on."""
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
 
 
 def _tell(fd: int, message: bytes, thread: list[int]) -> None:

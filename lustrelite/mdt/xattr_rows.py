@@ -35,13 +35,16 @@ def put(txn: Transaction, fid: Fid, name: bytes, value: bytes) -> None:
 
 def delete(txn: Transaction, fid: Fid, name: bytes) -> None:
     """Take the attribute out."""
-    for key, _ in list(txn.scan(XATTRS, prefix=xattr_prefix(fid, name))):
-        txn.delete(XATTRS, key)
+    _delete(txn, xattr_prefix(fid, name))
 
 
 def delete_all(txn: Transaction, fid: Fid) -> None:
     """Take out all of `fid`."""
-    for key, _ in list(txn.scan(XATTRS, prefix=fid)):
+    _delete(txn, fid)
+
+
+def _delete(txn: Transaction, prefix: bytes) -> None:
+    for key, _ in list(txn.scan(XATTRS, prefix=prefix)):
         txn.delete(XATTRS, key)
 
 
