@@ -134,7 +134,7 @@ class Tunables:
     write_back_after_s: float = 3.0  # dirty data that has become so old
     max_read_ahead_bytes: int = 64 << 20  # of a mount
     read_past_cache_bytes: int = 8 << 20  # under way by one reader of a file: what is not cached goes to him directly
-    spin_us: int = 200  # a process looks so long for what comes next before it sleeps; adapts itself downwards; 0: never
+    spin_us: int = 500  # a process looks so long for what comes next before it sleeps; adapts itself downwards; 0: never
     statahead_max: int = 128  # attributes asked for ahead of a listing
     sync_journal: int = 0  # OST: 1 answers changes when they are durable
     sync_lock_cancel: str = "blocking"  # OST: data durable before an asked-for lock goes: always, blocking, never

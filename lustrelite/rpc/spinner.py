@@ -3,8 +3,11 @@
 Who sleeps must be woken, by another processor that interrupts this one: 30 to 60 us on a virtual machine, of which the
 waker pays a part, and a request that is the only one in flight is a chain of such waits. So after something was sent or
 received the loop goes round without waiting, for `spin_us`. If nothing came of that a few times it is done rarely, until
-it is worth it again. Whoever else wants the processor gets it (sched_yield). While threads of ours are at work nothing is
-done in vain: they need the interpreter.
+it is worth it again. While threads of ours are at work nothing is done in vain: they need the interpreter.
+
+Whoever else wants the processor gets it (sched_yield). Peers give it back soon; a program that computes keeps it for its
+whole time slice, in which whatever comes here has to wait, while who sleeps is woken before such a one. So after that it
+sleeps for a while.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from lustrelite.tunables import Tunables
 
 LUCK_MAX = 16
 UNLUCKY_MAX = 64  # chances that are let pass until it is tried once more
+KEPT_S = 1e-3  # who keeps the processor for so long computes; a time slice is about 3 ms
+REST = 20  # times as long nothing is looked for then
 
 
 class Spinner:
@@ -29,20 +34,22 @@ class Spinner:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._until = 0.0
         self._spinning = False
+        self._rests_until = 0.0
         self._luck = LUCK_MAX  # how often it was worth it of late
         self._unlucky = 0
 
     def sent(self) -> None:
         """An answer may come soon."""
         span = self.tunables.spin_us
+        now = time.perf_counter()
         if not self._spinning:
-            if not span or not self._worth_it():
+            if not span or now < self._rests_until or not self._worth_it():
                 return
             self._spinning = True
             if self._loop is None:
                 self._loop = asyncio.get_running_loop()
             self._loop.call_soon(self._look)
-        self._until = time.perf_counter() + span * 1e-6
+        self._until = now + span * 1e-6
 
     def received(self) -> None:
         """There is something to do, and perhaps soon again."""
@@ -59,12 +66,18 @@ class Spinner:
         return True
 
     def _look(self) -> None:
-        if time.perf_counter() >= self._until:
+        now = time.perf_counter()
+        if now >= self._until:
             self._spinning = False
             self._luck -= 1
         elif self.workers.busy:
             self._spinning = False
         else:
             os.sched_yield()
+            back = time.perf_counter()
+            if back - now > KEPT_S:
+                self._spinning = False
+                self._rests_until = back + REST * (back - now)
+                return
             assert self._loop is not None
             self._loop.call_soon(self._look)  # so the loop looks what there is, without waiting

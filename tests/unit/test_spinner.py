@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
 
 import pytest
 
-from lustrelite.rpc.spinner import LUCK_MAX, UNLUCKY_MAX, Spinner
+from lustrelite.rpc.spinner import KEPT_S, LUCK_MAX, REST, UNLUCKY_MAX, Spinner
 from lustrelite.rpc.workers import Workers
 from lustrelite.tunables import Tunables
 
@@ -79,6 +80,24 @@ async def test_it_leaves_the_interpreter_to_threads_at_work(spin: Spin) -> None:
     for _ in range(2):
         await asyncio.sleep(0)
     assert not spin.spinner._spinning and await done == 7
+
+
+async def test_it_sleeps_while_others_compute(spin: Spin, monkeypatch: pytest.MonkeyPatch) -> None:
+    spin.tunables.spin_us = 10_000
+    kept = [KEPT_S / 2, 2 * KEPT_S]
+
+    def give_way() -> None:
+        spin.now += kept.pop(0)
+
+    monkeypatch.setattr(os, "sched_yield", give_way)
+    spin.spinner.received()
+    assert not await spin.looks(), "somebody kept the processor"
+    assert not kept, "who gives it back soon is no reason to sleep"
+    monkeypatch.setattr(os, "sched_yield", lambda: None)
+    spin.now += (REST - 1) * 2 * KEPT_S
+    assert not await spin.in_vain()
+    spin.now += 1.0
+    assert await spin.in_vain()
 
 
 async def test_it_can_be_switched_off(spin: Spin) -> None:
