@@ -288,26 +288,34 @@ class FidOperations:
         self, fid: Fid, cookie: int, count: int = READDIR_COUNT, *, plus: bool = True, sizes: bool = True, ask: bool = False,
         patient: bool = True,
     ) -> tuple[list[DirEntry], bool]:  # fmt: skip
-        """About `count` entries after `cookie`, and whether they are the last. `ask`: whatever is known of them.
+        """About `count` entries after `cookie`, and whether they are the last. See `names_page`, `with_stats`."""
+        page = await self.names_page(fid, cookie, count, plus=plus, ask=ask)
+        return await self.with_stats(page, sizes=sizes, patient=patient), page.end or not page.entries
 
-        Unless `patient` an OST that is away costs its files their attributes and nobody any time, and one file's error nothing.
-        """
+    async def names_page(
+        self, fid: Fid, cookie: int, count: int = READDIR_COUNT, *, plus: bool = True, ask: bool = False
+    ) -> DirPage:
+        """About `count` names after `cookie`, `plus` what the MDT knows of them. `ask`: whatever is known here."""
         page = await self._known_page(fid, cookie, count, plus) if not ask else None
         if page is None:
             page = await self.connections.mdc.readdir(fid, cookie, count, cred=self.cred, plus=plus)
             lacking = [place for place, entry in enumerate(page.entries) if entry.attr is None] if plus else []
             if lacking:
                 page = page._replace(entries=await self._completed(page.entries, lacking))
+        return page
+
+    async def with_stats(self, page: DirPage, *, sizes: bool, patient: bool) -> list[DirEntry]:
+        """Its entries, with what the OSTs know of them if `sizes`.
+
+        Unless `patient` an OST that is away costs its files their attributes and nobody any time, and one file's error nothing.
+        """
         attrs = [entry.attr for entry in page.entries]
         stats: list[Stat | None]
         if sizes:
             stats = await self._full_many(attrs, patient)
         else:
             stats = [None if attr is None else merge(attr, None) for attr in attrs]
-        entries = [
-            DirEntry(e.name, e.fid, e.type, e.cookie, found) for e, found in zip(page.entries, stats, strict=True)
-        ]
-        return entries, page.end or not entries
+        return [DirEntry(e.name, e.fid, e.type, e.cookie, found) for e, found in zip(page.entries, stats, strict=True)]
 
     async def _known_page(self, fid: Fid, cookie: int, count: int, plus: bool) -> DirPage | None:
         """The page from the cache; the few attributes that it lacks are asked for. None: all must be asked for."""

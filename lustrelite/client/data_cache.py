@@ -124,6 +124,8 @@ class DataCache:
         lock = self.locks.match_extent(cached.resource if cached is not None else resource_of(obj), 0, OBJECT_EOF, PR)
         if lock is None:
             return None
+        if cached is None and lock.lvb is not None:
+            return lock.lvb  # who only looks needs no pages
         if cached is None or lock.data is not cached:
             cached = self._adopted(obj, lock)
         return cached.lvb() if lock.handle not in cached.unsized else None

@@ -15,6 +15,7 @@ from lustrelite.errors import OpError
 from lustrelite.fuse.inodes import Node
 from lustrelite.fuse.listings import PAGES_MAX, Listings
 from lustrelite.ids import make_fid
+from lustrelite.wire.mdt import Dirent, DirPage
 
 pytestmark = pytest.mark.simulated
 
@@ -31,18 +32,23 @@ class FakeDirectory:
         self.errors: list[OpError] = []
         self.gate = asyncio.Event()
         self.gate.set()
+        self.sizes = asyncio.Event()  # the OSTs answer
+        self.sizes.set()
         self.connections = self  # where its tasks are
         self.tasks = Tasks(FakeNode())
 
-    async def readdir_page(self, fid: Any, cookie: int, *, plus: bool, sizes: bool, patient: bool) -> tuple[list[DirEntry], bool]:
+    async def names_page(self, fid: Any, cookie: int, count: int, *, plus: bool) -> DirPage:
         self.asked.append(cookie)
         await self.gate.wait()
         await asyncio.sleep(0)
         if self.errors:
             raise self.errors.pop(0)
         following = [number for number in self.numbers if number > cookie]
-        entries = [DirEntry(b"%d" % number, FID, 0, number, None) for number in following[:PAGE]]
-        return entries, len(following) <= PAGE
+        return DirPage(tuple(Dirent(number, b"%d" % number, FID, 0, None) for number in following[:PAGE]), len(following) <= PAGE)
+
+    async def with_stats(self, page: DirPage, *, sizes: bool, patient: bool) -> list[DirEntry]:
+        await self.sizes.wait()
+        return [DirEntry(entry.name, entry.fid, entry.type, entry.cookie, None) for entry in page.entries]
 
 
 def setting(count: int) -> tuple[FakeDirectory, Any, Node]:
@@ -71,18 +77,31 @@ async def test_every_name_once_and_every_page_once(count: int, piece: int) -> No
     assert directory.asked == [PAGE * number for number in range(pages)]
 
 
-async def test_the_next_page_is_on_its_way_once_somebody_reads_on() -> None:
+async def test_the_next_pages_are_on_their_way_once_somebody_reads_on() -> None:
     directory, listings, node = setting(50)
     await listings.after(node, 0, plus=True)
     await asyncio.sleep(0.01)
     assert directory.asked == [0], "perhaps he does not"
     await listings.after(node, 3, plus=True)
     await asyncio.sleep(0.01)
-    assert directory.asked == [0, 10]
+    assert directory.asked == [0, 10, 20]
     entries, end = await listings.after(node, 10, plus=True)
     assert [entry.cookie for entry in entries] == list(range(11, 21)) and not end
     await asyncio.sleep(0.01)
-    assert directory.asked == [0, 10, 20], "and so on"
+    assert directory.asked == [0, 10, 20, 30], "and so on"
+
+
+async def test_the_names_of_the_page_after_the_next_do_not_wait_for_the_sizes_of_the_next() -> None:
+    directory, listings, node = setting(50)
+    await listings.after(node, 0, plus=True)
+    directory.sizes.clear()
+    reading = asyncio.ensure_future(listings.after(node, 10, plus=True))
+    await asyncio.sleep(0.01)
+    assert directory.asked == [0, 10, 20] and not reading.done(), "no further: he is not there yet"
+    directory.sizes.set()
+    assert [entry.cookie for entry in (await reading)[0]] == list(range(11, 21))
+    await asyncio.sleep(0.01)
+    assert directory.asked == [0, 10, 20, 30]
 
 
 async def test_two_who_want_the_same_next_page_share_it() -> None:
