@@ -23,9 +23,10 @@ writes (writeback.py), pinned ones (a reader is about to copy them) by the size 
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from sys import getrefcount
 from typing import Any
 
@@ -94,6 +95,9 @@ class Flight:
         self.durable = False  # over when it is that
         self.failed = False
         self.reported = False  # that it is lost
+
+
+_START, _END = attrgetter("start"), attrgetter("end")
 
 
 class Fetch:
@@ -168,7 +172,7 @@ class ObjectPages:
         self.pages: dict[int, Page] = {}
         self.valid = Intervals()
         self.dirty = Intervals()
-        self.flights: list[Flight] = []
+        self.flights: list[Flight] = []  # in the order of their ranges, which do not overlap
         self.fetches: list[Fetch] = []
         self.watches: list[Watch] = []
         self.passed = Intervals()  # what was read past the pages: who reads it again would rather have it here
@@ -215,7 +219,7 @@ class ObjectPages:
         """Is anything in the range dirty or in flight (or pinned)?"""
         if self.dirty and self.dirty.overlaps(start, end):
             return True
-        if any(flight.start < end and start < flight.end for flight in self.flights):
+        if self.flights and self.flights_in(start, end):
             return True
         return pinned and any(low < end and start < high for low, high in self.pins)
 
@@ -224,8 +228,10 @@ class ObjectPages:
         return next((flight.body for flight in self.flights if flight.release and flight.lock == lock), None)
 
     def flights_in(self, start: int, end: int) -> list[Flight]:
-        """The flights that overlap the range, oldest first."""
-        return [flight for flight in self.flights if flight.start < end and start < flight.end]
+        """The flights that overlap the range, in order."""
+        flights = self.flights
+        first = bisect_right(flights, start, key=_END)
+        return flights[first : bisect_left(flights, end, first, key=_START)]
 
     # fetches ----------------------------------------------------------------------------------------------------
 
@@ -400,7 +406,7 @@ class ObjectPages:
                 flight = Flight(first, stop, self._copy(first, stop), grant_bytes(first, stop))
                 self._clean(first, stop)
                 self.cost += flight.cost
-                self.flights.append(flight)
+                self._take_off(flight)
                 return flight
         return None
 
@@ -423,15 +429,18 @@ class ObjectPages:
         assert not self.busy(start, end)
         self.cut(start, end)
         flight = Flight(start, end, data, 0)
-        self.flights.append(flight)
+        self._take_off(flight)
         return flight
+
+    def _take_off(self, flight: Flight) -> None:
+        insort(self.flights, flight, key=_START)
 
     def hold(self, start: int, end: int) -> Flight:
         """The same, but what is there, dirty or not, stays until that is done. Nothing there may be in flight."""
         assert not self.flights_in(start, end)
         self._untake(start, end)
         flight = Flight(start, end, b"", 0)
-        self.flights.append(flight)
+        self._take_off(flight)
         return flight
 
     def end_flight(self, flight: Flight, *, lost: bool) -> None:
@@ -439,7 +448,7 @@ class ObjectPages:
 
         Those of a write through are, too: they may have been read while it was on its way. See `keep`.
         """
-        self.flights.remove(flight)
+        del self.flights[self.flights.index(flight, bisect_left(self.flights, flight.start, key=_START))]
         self.cost -= flight.cost
         if lost or not flight.cost:
             for low, high in self.dirty.gaps(flight.start, flight.end):

@@ -11,7 +11,7 @@ Data is accepted only within the grant (grant.py), or it is written through whil
 ENOSPC. So a write-back can fail in one way only: the disk is broken, or we were evicted. Then the bytes are lost,
 forgotten here, and every open file that wrote to them says EIO once (`Shared.on_lost`).
 
-What is little travels with others of its kind (WriteMany). None of them waits for another for longer than a request
+What is little travels with others of its kind (WriteMany): small objects, and what is scattered in one. None of them waits for another for longer than a request
 takes: if one cannot be written at once the OST refuses all, and they go on one by one. Those under promised locks
 (ldlm/promised.py) keep to themselves, for their first request is an Enqueue, which may wait.
 
@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
@@ -219,12 +220,16 @@ class WriteBack:
         slots = self.osc.slots()
         await slots.acquire()
         loads = self._collect_little(due)
-        if len(loads) > 1:
-            self.shared.tasks.spawn(self._fly_together(loads, slots), "write many")
-        elif loads:
-            self.shared.tasks.spawn(self._fly(*loads[0], slots), "write")
+        if loads:
+            self._fly_off(loads, slots)
         else:  # all has changed meanwhile
             slots.release()
+
+    def _fly_off(self, loads: list[Load], slots: asyncio.Semaphore) -> None:
+        if len(loads) > 1:
+            self.shared.tasks.spawn(self._fly_together(loads, slots), "write many")
+        else:
+            self.shared.tasks.spawn(self._fly(*loads[0], slots), "write")
 
     def _little(self, cached: CachedObject) -> tuple[int, int, ClientLock] | None:
         """The one range of a few bytes that is dirty, and its lock; None: there is more to it."""
@@ -367,7 +372,27 @@ class WriteBack:
             if flight is None:
                 slots.release()
                 continue
-            self.shared.tasks.spawn(self._fly(cached, flight, slots), "write")
+            self._fly_off([(cached, flight), *self._collect_next(cached, flight, todo)], slots)
+
+    def _collect_next(self, cached: CachedObject, first: Flight, todo: Intervals) -> list[Load]:
+        """Flights of what follows, as long as it is little, as the first is, and goes under locks of the same kind."""
+        loads: list[Load] = []
+        pages, kind = cached.pages, self.osc.is_promised(first.lock)
+        room = self.osc.bytes_max - (first.end - first.start)
+        behind = bisect_right(todo.starts, first.start)
+        if first.end - first.start > LITTLE_BYTES:
+            return loads
+        for low, high in zip(todo.starts[behind : behind + ost.WRITE_MANY_MAX - 1], todo.ends[behind:], strict=False):
+            lock = cached.lock_at(low, WRITERS)
+            room -= high - low
+            if lock is None or high > lock.end + 1 or self.osc.is_promised(lock.handle) != kind:
+                break
+            if high - low > LITTLE_BYTES or room < 0 or not pages.dirty.covers(low, high) or pages.flights_in(low, high):
+                break
+            flight = self._flight(cached, low, high, lock)
+            assert flight is not None
+            loads.append((cached, flight))
+        return loads
 
     def _flight(self, cached: CachedObject, start: int, end: int, lock: ClientLock) -> Flight | None:
         """The first of what is dirty in the range, about to be written; None: there is nothing."""

@@ -10,7 +10,7 @@ staged, because a repeated write is the same write, and because the rest of D4 h
 
 A replay does everything in the handler: its versions must be checked before its data may touch the file.
 
-A WriteMany is a Write of each of its objects, in one transaction. It never waits for another request, so nobody who
+A WriteMany is a Write of each of its parts, in one transaction. It never waits for another request, so nobody who
 holds one range waits for the next: what cannot be done at once is refused.
 
 Which version rules: protocol-facts 3.7 (setattr and punch declare the object's version, a write only sets it).
@@ -215,17 +215,12 @@ def write(txn: Transaction, body: Write) -> WriteReply:
         if not txn.replay:  # its space was found once
             ost.make_room(call.export, (body, data))
         ost.files.write(body.object, body.offset, data)
-    attr = _write_staged(ost, txn, record, body, data)
+    attr = ost.stage(txn, body.object, _written(txn, record, body), data=False)
+    ost.written(body.object, body.offset, data)
     ost.prolong(call.export, body.lock)
     if body.release and not txn.replay:
         txn.then = lambda: ost.release(call.export, body.lock)
     return WriteReply(attr, _granted(ost, txn, call, body.undirty, [(body, data)]))
-
-
-def _write_staged(ost: Ost, txn: Transaction, record: ObjectRecord, body: Write, data: memoryview) -> ObjectAttr:
-    attr = ost.stage(txn, body.object, _written(txn, record, body), data=False)
-    ost.written(body.object, body.offset, data)
-    return attr
 
 
 def _granted(ost: Ost, txn: Transaction, call: Call, undirty: int, parts: Parts) -> int:
@@ -263,17 +258,18 @@ def _granted_before(call: Call, parts: Parts, record: Any) -> int:
 def _parts(body: WriteMany, bulk: memoryview | None) -> Parts:
     """Each of its writes with its data.  Errors: EINVAL, EFBIG"""
     parts: Parts = []
+    ends: dict[int, int] = {}  # of each object: what comes next of it lies behind that
     at, bulk = 0, bulk if bulk is not None else memoryview(b"")
     for oid, offset, length, owner, stripe, time, lock in body.parts:
         part = Write(oid, offset, owner, stripe, time, lock, from_grant=True)
         data = bulk[at : at + max(length, 0)]
-        if len(data) != length or not lock:
-            raise OpError(errno.EINVAL, f"{length} of {len(bulk)} bytes for object {oid}")
-        _check_write(part, data)
+        if len(data) != length or not lock or offset < ends.get(oid, 0):
+            raise OpError(errno.EINVAL, f"{length} of {len(bulk)} bytes for object {oid} at {offset}")
+        _, ends[oid] = _check_write(part, data)
         parts.append((part, data))
         at += length
-    if at != len(bulk) or not 0 < len({part.object for part, _ in parts}) == len(parts) <= WRITE_MANY_MAX:
-        raise OpError(errno.EINVAL, f"write of {len(bulk)} bytes to {len(parts)} objects")
+    if at != len(bulk) or not 0 < len(parts) <= WRITE_MANY_MAX:
+        raise OpError(errno.EINVAL, f"write of {len(bulk)} bytes in {len(parts)} parts")
     return parts
 
 
@@ -329,23 +325,32 @@ def write_many(txn: Transaction, body: WriteMany) -> WriteManyReply:
     ost, call = _ost(txn), txn.call
     assert call is not None
     parts = _parts(body, call.bulk)
-    records: list[ObjectRecord | None] = []
+    records: dict[int, ObjectRecord | None] = {}
     for part, _ in parts:
-        try:
-            records.append(ost.record_for(txn, part.object))
-        except OpError as error:
-            if error.errno != errno.ENOENT or not txn.replay:
-                raise
-            records.append(None)
+        if part.object not in records:
+            try:
+                records[part.object] = ost.record_for(txn, part.object)
+            except OpError as error:
+                if error.errno != errno.ENOENT or not txn.replay:
+                    raise
+                records[part.object] = None
     if not _is_done(ost, txn, call, [(part, part.offset, part.offset + len(data)) for part, data in parts]):
         if not txn.replay:
             ost.make_room(call.export, *parts)
-        _write_files(ost, [parts[at] for at, record in enumerate(records) if record is not None])
-    attrs = []
-    for (part, data), record in zip(parts, records, strict=True):
-        attrs.append(_gone(txn.transno) if record is None else _write_staged(ost, txn, record, part, data))
+        _write_files(ost, [(part, data) for part, data in parts if records[part.object] is not None])
+    for part, data in parts:
+        record = records[part.object]
+        if record is not None:
+            records[part.object] = _written(txn, record, part)
+            ost.written(part.object, part.offset, data)
         ost.prolong(call.export, part.lock)
-    return WriteManyReply(tuple(attrs), _granted(ost, txn, call, body.undirty, parts))
+    attrs = {
+        oid: _gone(txn.transno) if record is None else ost.stage(txn, oid, record, data=False)
+        for oid, record in records.items()
+    }
+    return WriteManyReply(
+        tuple([attrs[part.object] for part, _ in parts]), _granted(ost, txn, call, body.undirty, parts)
+    )
 
 
 def rebuild_write_many(call: Call, body: WriteMany, record: Any) -> WriteManyReply:

@@ -21,6 +21,7 @@ tests/unit/test_wire_bytes.py; programs of different versions refuse each other 
     11 2026-11-22  the bit SET_MTIME_WRITTEN of Setattr (nothing older changed).
     12 2026-11-22  PROMISED in Enqueue and its answer (nothing older changed).
     13 2026-11-22  mtime_set in Attr; no SET_MTIME_WRITTEN.
+    14 2026-11-23  WriteMany: several parts of one object (nothing older changed).
 """
 
 from __future__ import annotations

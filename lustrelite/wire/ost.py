@@ -96,11 +96,11 @@ class Write(NamedTuple):
     sync: bool = False  # answer when it is durable; else the client keeps the data until last_committed passes it
 
 
-WRITE_MANY_MAX = 64  # objects
+WRITE_MANY_MAX = 64  # parts
 
 
 class Part(NamedTuple):
-    """What of the bulk belongs to one object, and the rest of a Write of it."""
+    """What of the bulk belongs to one place in one object, and the rest of a Write of it."""
 
     object: int
     offset: int
@@ -120,12 +120,12 @@ class WriteManyReply(NamedTuple):
 
 @message(op=25, reply=WriteManyReply, mutates=True, bulk_in=True)
 class WriteMany(NamedTuple):
-    """Write to several objects, with one part of the bulk after the other: one change, one transno.
+    """Write to several places, with one part of the bulk after the other: one change, one transno.
 
-    Each part is written under a lock that the client has, and out of its grant. If one cannot be written, or would have
-    to wait, none is (but for data in files, which a Write may leave behind an error, too): the client sends them one by
-    one and hears of each how it went.
-    Errors: EINVAL too much; ESTALE a lock is not held, or one would have to wait; those of Write
+    Parts of one object come in the order of their offsets, and do not overlap. Each is written under a lock that the
+    client has, and out of its grant. If one cannot be written, or would have to wait, none is (but for data in files,
+    which a Write may leave behind an error, too): the client sends them one by one and hears of each how it went.
+    Errors: EINVAL too much, or overlapping; ESTALE a lock is not held, or one would have to wait; those of Write
     """
 
     parts: tuple[Part, ...]

@@ -1,4 +1,4 @@
-"""Small objects that are written back together, many in one request (client/writeback.py, the message WriteMany)."""
+"""What is little is written back together, many in one request (client/writeback.py, the message WriteMany)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from test_promised_locks import written_by_a
 from lustrelite.errors import OpError
 from lustrelite.tunables import limits
 from lustrelite.wire.locks import Enqueue
-from lustrelite.wire.ost import Part, Write, WriteMany
+from lustrelite.wire.ost import WRITE_MANY_MAX, Part, Write, WriteMany
 
 COUNT = 100
 
@@ -98,6 +98,64 @@ async def test_a_request_is_not_larger_than_may_be(cluster: Any) -> None:
         alone, many = writes(c)
         total = sum(map(len, files.values()))
         assert alone + many >= total / c.a.fs.connections.lov.oscs[0].bytes_max and alone <= 1 < many
+
+
+@asynccontextmanager
+async def scattered_in_one(cluster: Any, count: int = 200, **topology: Any) -> Any:
+    """(the cluster, mounts a and b, the file as a has it open, its content): a has written it here and there."""
+    async with cluster(caching=1, clients=2, oss=1, **topology) as c:
+        a, b = mounts(c)
+        rng = random.Random(5)
+        content = bytearray(os.urandom(1 << 20) * 4)
+        await a.mkdir("/u")
+        await a.write_file("/u/s", bytes(content))
+        await a.sync()
+        file = await a.open("/u/s", os.O_RDWR)
+        c.before = writes(c)
+        for place in rng.sample(range(len(content) >> 12), count):
+            data = rng.randbytes(rng.choice((1, 100, 4096)))
+            await file.pwrite(data, place << 12)
+            content[place << 12 : (place << 12) + len(data)] = data
+        yield c, a, b, file, content
+        await file.close()
+        await c.settle()
+        assert await b.content("/u/s") == bytes(content)
+        await a.rmtree("/u")
+
+
+async def test_a_file_that_was_written_here_and_there_takes_few_requests(cluster: Any) -> None:
+    async with scattered_in_one(cluster) as (c, _, _, file, _):
+        await file.fsync()
+        alone, many = writes(c)
+        assert alone <= 1 and alone + many == -(-200 // WRITE_MANY_MAX)
+
+
+async def test_it_is_read_elsewhere(cluster: Any) -> None:
+    """Whoever asks for the lock waits until all of it is there."""
+    async with scattered_in_one(cluster) as (_, _, b, _, content):
+        assert await b.content("/u/s") == bytes(content)
+
+
+@pytest.mark.parametrize("held", ["request", "reply"])
+@pytest.mark.parametrize("after", ["fail", "power_cut", "the reply is lost"])
+async def test_it_is_written_again_while_the_ost_dies(cluster: Any, held: str, after: str) -> None:
+    async with scattered_in_one(cluster) as (c, _, _, file, content):
+        rule = c.net.hold(WriteMany, reply=held == "reply", times=1)
+        syncing = soon(file.fsync())
+        await rule.caught()
+        for place in range(0, len(content), 5 << 12):
+            await file.pwrite(b"anew", place)
+            content[place : place + 4] = b"anew"
+        if after == "the reply is lost":
+            rule.lift()
+        else:
+            if after == "fail":
+                await c.fail(c.oss[0])
+            else:
+                c.oss[0].power_cut()
+                await c.oss[0].start()
+            rule.lift()
+        await syncing
 
 
 @pytest.mark.parametrize("held", ["request", "reply"])

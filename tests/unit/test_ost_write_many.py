@@ -102,6 +102,27 @@ async def test_each_object_gets_its_part_in_one_change(rig: Rig, size: int) -> N
     assert rig.ost.files.size(1) == size + 6
 
 
+@pytest.mark.parametrize("size", SIZES)
+async def test_parts_of_one_object(rig: Rig, size: int) -> None:
+    """As they were written, and as a replay writes them."""
+    rig.ost.committer.hold()
+    parts = part(1, size), part(2, 1), part(1, size, size, time=9 * S), part(1, 3, 3 * size, time=5 * S)
+    bulk = b"a" * size + b"2" + b"b" * size + b"end"
+    first = await rig.client.ask(many(*parts), bulk, xid=7001)
+    lost = rig.ost.record(1)
+    assert (lost.version, lost.mtime, rig.ost.files.size(1)) == (first.transno, 9 * S, 3 * size + 3)
+    attr = tuple(rig.ost.attr(1, lost))
+    assert [tuple(row) == attr for row in first.body[0]] == [True, False, True, True]
+    await rig.kill()
+    await rig.start()
+    assert rig.ost.record(1).owner == NO_FID
+    await rig.reconnect(first.transno)
+    assert (await rig.client.replay(many(*parts), bulk, first, 7001)).status == 0
+    await asyncio.gather(rig.client.replay_done(), rig.mdt.replay_done())
+    assert rig.ost.record(1) == lost
+    assert content(rig, 1) == b"a" * size + b"b" * size + bytes(size) + b"end"
+
+
 @pytest.mark.parametrize(
     ("parts", "length"),
     [
@@ -110,7 +131,8 @@ async def test_each_object_gets_its_part_in_one_change(rig: Rig, size: int) -> N
         ([part(1, 5)], 6),
         ([part(1, 0), part(2, 5)], 5),
         ([part(1, -5), part(2, 10)], 5),
-        ([part(1, 5), part(1, 5, 5)], 10),
+        ([part(1, 5), part(1, 5, 4)], 10),
+        ([part(1, 5, 5), part(2, 1), part(1, 5)], 11),
         ([part(1, 5, -1)], 5),
         ([part(1, 5, stripe=-1)], 5),
         ([part(1, 5, lock=0)], 5),
