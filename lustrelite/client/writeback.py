@@ -375,9 +375,9 @@ class WriteBack:
             self._fly_off([(cached, flight), *self._collect_next(cached, flight, todo)], slots)
 
     def _collect_next(self, cached: CachedObject, first: Flight, todo: Intervals) -> list[Load]:
-        """Flights of what follows, as long as it is little, as the first is, and goes under locks of the same kind."""
+        """Flights of what follows, as long as it is little, as the first is, and may be written now."""
         loads: list[Load] = []
-        pages, kind = cached.pages, self.osc.is_promised(first.lock)
+        pages = cached.pages
         room = self.osc.bytes_max - (first.end - first.start)
         behind = bisect_right(todo.starts, first.start)
         if first.end - first.start > LITTLE_BYTES:
@@ -385,9 +385,9 @@ class WriteBack:
         for low, high in zip(todo.starts[behind : behind + ost.WRITE_MANY_MAX - 1], todo.ends[behind:], strict=False):
             lock = cached.lock_at(low, WRITERS)
             room -= high - low
-            if lock is None or high > lock.end + 1 or self.osc.is_promised(lock.handle) != kind:
+            if lock is None or high > lock.end + 1 or high - low > LITTLE_BYTES or room < 0:
                 break
-            if high - low > LITTLE_BYTES or room < 0 or not pages.dirty.covers(low, high) or pages.flights_in(low, high):
+            if not pages.dirty.covers(low, high) or pages.flights_in(low, high):
                 break
             flight = self._flight(cached, low, high, lock)
             assert flight is not None

@@ -702,6 +702,26 @@ async def test_data_rpcs_in_flight_are_bounded() -> None:
         await file.close()
 
 
+async def test_what_is_not_dirty_any_more_when_its_turn_comes_is_left_out() -> None:
+    async with CachingWorld() as world:
+        world.node.tunables.max_rpcs_in_flight = 1
+        world.osts[0].replies = asyncio.Event()
+        file = await opened(world)
+        for number in range(200):
+            await file.pwrite(b"%03d" % number, number * 10)
+        syncing = asyncio.create_task(file.fsync())
+        while not world.osts[0].calls:
+            await asyncio.sleep(0)
+        world.data().writeback.discard(world.data().objects[1], 1000, 1500)
+        world.osts[0].replies.set()
+        await syncing
+        assert world.names(0) == ["WriteMany", "WriteMany", "WriteMany", "OstSync"]
+        assert world.content(file) == b"".join(
+            bytes(10) if 100 <= number < 150 else b"%03d" % number + bytes(7) for number in range(200)
+        )[:1993]
+        await file.close()
+
+
 async def test_what_is_rewritten_while_it_is_written_back_is_written_again_and_later() -> None:
     async with CachingWorld(seed=3) as world:
         file = await opened(world)
