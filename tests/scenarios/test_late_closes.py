@@ -303,6 +303,8 @@ async def test_a_time_in_the_future_is_that_of_the_file_until_somebody_changes_i
         await asyncio.sleep(2)
         await c.fail(c.mds)
         assert (await b.stat("/u/g")).mtime == (await a.stat("/u/g")).mtime == changed
+        async for entry in b.scandir("/u", sizes=False):
+            assert entry.stat.mtime == changed, "so says the MDT, too"
 
 
 async def test_a_directory_with_a_time_in_the_future_that_is_changed(cluster: Any) -> None:
