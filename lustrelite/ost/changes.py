@@ -113,7 +113,7 @@ def lock_on(ost: Ost, call: Call, handle: int, oid: int, start: int, end: int, m
 
 def _nobody_there(ost: Ost, body: Change, start: int, end: int) -> bool:
     """May the range be changed in this turn?"""
-    return ost.ranges.free(body.object, start, end) and not (
+    return ost.ranges.free(body.object, (start, end)) and not (
         body.lock == 0 and lockless.in_the_way(ost, body.object, start, end, PW)
     )
 
@@ -122,7 +122,7 @@ async def _hold(ost: Ost, body: Change, start: int, end: int) -> tuple[Hold, lis
     """The range for a change. First the lock: whoever gives it back writes to the range."""
     locks = [] if body.lock else await lockless.take(ost, body.object, start, end, PW)
     try:
-        return await ost.ranges.hold(body.object, start, end), locks
+        return await ost.ranges.hold(body.object, (start, end)), locks
     except BaseException:
         ost.namespace.release(locks)
         raise
@@ -289,10 +289,17 @@ def prepare_write_many(call: Call, body: WriteMany) -> Awaitable[None] | None:
 def _check_many(ost: Ost, call: Call, parts: Parts) -> None:
     """ESTALE: a lock is not there, or there is something that one of them would have to wait for."""
     for part, data in parts:
-        end = part.offset + len(data)
-        check_lock(ost, call, part, part.offset, end, WRITERS)
-        if not ost.ranges.free(part.object, part.offset, end) or ost.may_turn_up(resource_of(part.object)):
-            raise OpError(errno.ESTALE, f"object {part.object} is not to be had now")
+        check_lock(ost, call, part, part.offset, part.offset + len(data), WRITERS)
+    for oid, ranges in _by_object(parts).items():
+        if not ost.ranges.free(oid, *ranges) or ost.may_turn_up(resource_of(oid)):
+            raise OpError(errno.ESTALE, f"object {oid} is not to be had now")
+
+
+def _by_object(parts: Parts) -> dict[int, list[tuple[int, int]]]:
+    ranges: dict[int, list[tuple[int, int]]] = {}
+    for part, data in parts:
+        ranges.setdefault(part.object, []).append((part.offset, part.offset + len(data)))
+    return ranges
 
 
 async def _write_data_many(ost: Ost, call: Call, parts: Parts) -> None:
@@ -300,14 +307,15 @@ async def _write_data_many(ost: Ost, call: Call, parts: Parts) -> None:
     if not call.still_valid:
         return
     _check_many(ost, call, parts)
-    for part, _ in parts:
-        ost.record(part.object)
+    objects = _by_object(parts)
+    for oid in objects:
+        ost.record(oid)
     ost.make_room(call.export, *parts)
     holds: list[Hold] = []
     done = False
     try:
-        for part, data in parts:  # all in this turn
-            holds.append(await ost.ranges.hold(part.object, part.offset, part.offset + len(data)))
+        for oid, ranges in objects.items():  # all in this turn
+            holds.append(await ost.ranges.hold(oid, *ranges))
         await ost.node.run_blocking(_write_files, ost, parts)
         done = True
         await ost.fault("ost.write_done", call)

@@ -163,7 +163,7 @@ async def read(call: Call, body: Read) -> ReadReply:
             ost.namespace.release(locks)
             locks = []
             locks = await lockless.take(ost, body.object, body.offset, OBJECT_EOF, PR)
-        hold = await ost.ranges.hold(body.object, body.offset, end, shared=True)
+        hold = await ost.ranges.hold(body.object, (body.offset, end), shared=True)
         _check_valid(call)
         ost.record(body.object)
         check_lock(ost, call, body, body.offset, end, ANY_MODE)
@@ -201,11 +201,11 @@ async def read_many(call: Call, body: ReadMany) -> ReadManyReply:
     try:
         for oid, length, handle in body.rows:
             lock = lock_on(ost, call, handle, oid, 0, length, ANY_MODE)
-            if lock is None or not ost.exists(oid) or not ost.ranges.free(oid, 0, length):
+            if lock is None or not ost.exists(oid) or not ost.ranges.free(oid, (0, length)):
                 rows.append(None)
                 continue
             ost.namespace.prolong(lock)
-            rows.append((oid, length, await ost.ranges.hold(oid, 0, length, shared=True)))  # which is free
+            rows.append((oid, length, await ost.ranges.hold(oid, (0, length), shared=True)))  # which is free
         if total > INLINE_BYTES_MAX:
             found = await ost.node.run_blocking(_read_rows, ost, rows, buffer)
             _check_valid(call)
@@ -247,7 +247,7 @@ async def seek(call: Call, body: ObjectSeek) -> SeekReply:
     locks = [] if body.lock else await lockless.take(ost, body.object, body.offset, OBJECT_EOF, PR)
     hold = None
     try:
-        hold = await ost.ranges.hold(body.object, body.offset, OBJECT_EOF, shared=True)
+        hold = await ost.ranges.hold(body.object, (body.offset, OBJECT_EOF), shared=True)
         _check_valid(call)
         ost.record(body.object)
         return SeekReply(ost.files.seek(body.object, body.offset, body.whence), ost.files.size(body.object))

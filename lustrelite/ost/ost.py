@@ -402,7 +402,7 @@ class Ost(Target):
         """
         for oid in oids:
             if self.ranges.busy(oid):
-                self.ranges.release(await self.ranges.hold(oid, 0, OBJECT_EOF))
+                self.ranges.release(await self.ranges.hold(oid, (0, OBJECT_EOF)))
         try:
             await self.node.run_blocking(self._unlink_all, oids)
         except OpError as error:

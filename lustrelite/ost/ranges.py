@@ -18,17 +18,19 @@ Source of the rule: protocol-facts 4.6 (5), LU-11444; server-side extent locks o
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 
 class Hold:
-    """One request's range [start, end) of object `oid`."""
+    """One request's ranges [start, end) of object `oid`, in order."""
 
-    __slots__ = ("blockers", "end", "followers", "gone", "oid", "ready", "shared", "start")
+    __slots__ = ("blockers", "end", "followers", "gone", "oid", "parts", "ready", "shared", "start")
 
-    def __init__(self, oid: int, start: int, end: int, shared: bool) -> None:
+    def __init__(self, oid: int, parts: Sequence[tuple[int, int]], shared: bool) -> None:
         self.oid = oid
-        self.start = start
-        self.end = end
+        self.parts = parts
+        self.start = parts[0][0]
+        self.end = parts[-1][1]
         self.shared = shared  # with other readers
         self.blockers = 0  # earlier holds that still stand in the way
         self.followers: list[Hold] = []
@@ -37,7 +39,9 @@ class Hold:
 
     def conflicts(self, other: Hold) -> bool:
         """Whether the two may not be in flight together."""
-        return not (self.shared and other.shared) and self.start < other.end and other.start < self.end
+        if (self.shared and other.shared) or self.start >= other.end or other.start >= self.end:
+            return False
+        return any(low < end and start < high for low, high in self.parts for start, end in other.parts)
 
 
 class Ranges:
@@ -53,17 +57,17 @@ class Ranges:
         """Whether the object has any I/O in flight or waiting."""
         return oid in self._queues
 
-    def free(self, oid: int, start: int, end: int) -> bool:
-        """Whether nothing at all is in flight in the range."""
+    def free(self, oid: int, *parts: tuple[int, int]) -> bool:
+        """Whether nothing at all is in flight in the ranges."""
         queue = self._queues.get(oid)
         if queue is None:
             return True
-        wanted = Hold(oid, start, end, shared=False)
+        wanted = Hold(oid, parts, shared=False)
         return not any(other.conflicts(wanted) for other in queue)
 
-    async def hold(self, oid: int, start: int, end: int, *, shared: bool = False) -> Hold:
-        """Hold the range once nothing earlier conflicts; `release` it in every case. Does not suspend if it is free."""
-        hold = Hold(oid, start, end, shared)
+    async def hold(self, oid: int, *parts: tuple[int, int], shared: bool = False) -> Hold:
+        """Hold the ranges once nothing earlier conflicts; `release` them in every case. Does not suspend if they are free."""
+        hold = Hold(oid, parts, shared)
         queue = self._queues.setdefault(oid, [])
         for other in queue:
             if other.conflicts(hold):

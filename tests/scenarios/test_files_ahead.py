@@ -215,7 +215,7 @@ async def test_what_is_being_written_is_left_out(cluster: Any) -> None:
         ((_, obj),) = file.what.layout.stripes
         await file.close()
         ranges = c.oss[0].target().ranges
-        hold = await ranges.hold(obj, 0, 10)
+        hold = await ranges.hold(obj, (0, 10))
         rule = c.net.hold(ReadMany, times=1)
         for path in paths[:3]:
             assert await b.content(path) == files[path]

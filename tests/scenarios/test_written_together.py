@@ -320,7 +320,7 @@ async def test_one_that_cannot_be_written_is_nobody_elses_trouble(cluster: Any, 
         elif how == "its disk is broken":
             target.files.write = fails
         elif how == "its range is in use":
-            hold = await target.ranges.hold(obj, 0, 1)
+            hold = await target.ranges.hold(obj, (0, 1))
         else:
             (lock,) = file.what.fs.connections.lov.locked.caches[0].objects[obj].locks.values()
             export = next(export for uuid, export in target.exports.items() if uuid == c.a.uuid)
@@ -521,7 +521,7 @@ async def test_after_a_refusal_none_waits_for_another(cluster: Any) -> None:
         rule = c.net.hold(WriteMany, to=c.oss[0], times=1)
         await rule.caught()
         ranges = c.oss[0].target().ranges
-        hold = await ranges.hold(await object_of(a, "/u/f3"), 0, 1)
+        hold = await ranges.hold(await object_of(a, "/u/f3"), (0, 1))
         reading, syncing = soon(b.content("/u/f10")), soon(file.fsync())
         await asyncio.sleep(0.5)
         rule.release()

@@ -18,16 +18,17 @@ async def turn() -> None:
 async def test_what_does_not_overlap_or_only_reads_does_not_wait() -> None:
     ranges = Ranges()
     holds = [
-        await ranges.hold(1, 0, 10),
-        await ranges.hold(1, 10, 20),
-        await ranges.hold(2, 0, 10),
-        await ranges.hold(1, 30, 40, shared=True),
-        await ranges.hold(1, 35, 45, shared=True),
+        await ranges.hold(1, (0, 10)),
+        await ranges.hold(1, (10, 20)),
+        await ranges.hold(2, (0, 10)),
+        await ranges.hold(1, (30, 40), shared=True),
+        await ranges.hold(1, (35, 45), shared=True),
     ]
-    assert not ranges.free(1, 5, 6)
-    assert not ranges.free(1, 44, 50)
-    assert ranges.free(1, 20, 30)
-    assert ranges.free(3, 0, 100)
+    assert not ranges.free(1, (5, 6))
+    assert not ranges.free(1, (44, 50))
+    assert ranges.free(1, (20, 30))
+    assert ranges.free(3, (0, 100))
+    assert ranges.free(1, (20, 25), (26, 30), (45, 60)) and not ranges.free(1, (20, 25), (29, 31))
     for hold in holds:
         ranges.release(hold)
         ranges.release(hold)  # twice does nothing
@@ -38,10 +39,10 @@ async def test_what_does_not_overlap_or_only_reads_does_not_wait() -> None:
 async def test_overlapping_ones_go_in_order_of_arrival() -> None:
     ranges = Ranges()
     order: list[str] = []
-    first = await ranges.hold(1, 0, 10)
+    first = await ranges.hold(1, (0, 10))
 
     async def later(name: str, start: int, end: int, shared: bool) -> Hold:
-        hold = await ranges.hold(1, start, end, shared=shared)
+        hold = await ranges.hold(1, (start, end), shared=shared)
         order.append(name)
         return hold
 
@@ -65,9 +66,9 @@ async def test_overlapping_ones_go_in_order_of_arrival() -> None:
 
 async def test_a_waiter_that_is_cancelled_leaves_no_trace() -> None:
     ranges = Ranges()
-    first = await ranges.hold(1, 0, 10)
-    waiter = asyncio.ensure_future(ranges.hold(1, 0, 10))
-    behind = asyncio.ensure_future(ranges.hold(1, 5, 6))
+    first = await ranges.hold(1, (0, 10))
+    waiter = asyncio.ensure_future(ranges.hold(1, (0, 10)))
+    behind = asyncio.ensure_future(ranges.hold(1, (5, 6)))
     await turn()
     waiter.cancel()
     await turn()
@@ -83,10 +84,16 @@ async def test_random_holds_never_conflict_and_all_end(seed: int) -> None:
     ranges = Ranges()
     active: list[Hold] = []
 
+    def places(hold: Hold) -> set[int]:
+        return {place for start, end in hold.parts for place in range(start, end)}
+
     async def one() -> None:
-        start = rng.randrange(50)
-        hold = await ranges.hold(rng.randrange(3), start, start + rng.randrange(1, 20), shared=rng.random() < 0.4)
-        assert not any(other.oid == hold.oid and other.conflicts(hold) for other in active)
+        cuts = sorted(rng.sample(range(70), 2 * rng.choice((1, 1, 2, 5))))
+        parts = list(zip(cuts[::2], cuts[1::2], strict=True))
+        hold = await ranges.hold(rng.randrange(3), *parts, shared=rng.random() < 0.4)
+        for other in active:
+            if other.oid == hold.oid and not (other.shared and hold.shared):
+                assert not places(other) & places(hold)
         active.append(hold)
         try:
             for _ in range(rng.randrange(4)):

@@ -159,7 +159,7 @@ async def test_all_of_it_or_nothing(rig: Rig, size: int, why: str) -> None:
         await take(rig.client, OBJECTS + 1, mode=PR)
         wrong = part(OBJECTS + 1, size)
     elif why == "in use":
-        hold = await rig.ost.ranges.hold(2, 1, 2)
+        hold = await rig.ost.ranges.hold(2, (1, 2))
     else:
         await rig.mdt.call(Destroy((2,)))
         assert not rig.ost.exists(2)
