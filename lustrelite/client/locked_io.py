@@ -655,6 +655,9 @@ def _newer(lvb: Lvb, cached: CachedObject | None) -> Lvb:
 
 def objects_attr(layout: Layout, attrs: Sequence[Lvb | ObjectAttr]) -> ObjectsAttr:
     """Size, blocks and times of a file from those of all its objects."""
+    if len(attrs) == 1:
+        (only,) = attrs
+        return ObjectsAttr(only.size, only.blocks, only.mtime, only.ctime)
     size = striping.file_size([attr.size for attr in attrs], layout.stripe_size)
     newest = max(attrs, key=lambda attr: (attr.ctime, attr.mtime))
     return ObjectsAttr(size, sum(attr.blocks for attr in attrs), newest.mtime, newest.ctime)
