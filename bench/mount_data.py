@@ -1,13 +1,14 @@
 """Data through the mount: mount_data, against the same on the local file system in the same run.
 
-Per phase: MiB/s or the median latency, beside it the local file system's, and what an operation (1 MiB, or one write
-with fsync) took: requests of the kernel, RPCs, microseconds of CPU by process. The last two hardly depend on who else
+Per phase: MiB/s, calls/s or the median latency, beside it the local file system's, and what an operation (1 MiB, or one
+call of 4 KiB) took: requests of the kernel, RPCs, microseconds of CPU by process. The last two hardly depend on who else
 uses the machine; the times do.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import statistics
 import time
@@ -22,6 +23,7 @@ from bench.mount import Mounted, kernel_mount, measured
 MIB = 1 << 20
 FILE_MIB = 512
 SYNCS = 300
+SCATTERED = 5000
 SMALL = os.urandom(4096)
 
 
@@ -52,6 +54,26 @@ def _sync(path: Path, *, extend: bool, times: list[float]) -> None:
     os.close(fd)
 
 
+def _scattered_writes(path: Path) -> None:
+    fd = os.open(path, os.O_WRONLY)
+    for place in random.Random(1).choices(range(FILE_MIB * MIB // len(SMALL)), k=SCATTERED):
+        os.pwrite(fd, SMALL, place * len(SMALL))
+    os.fsync(fd)
+    os.close(fd)
+
+
+def _scattered_reads(path: Path, times: list[float]) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    for place in random.Random(2).choices(range(FILE_MIB * MIB // len(SMALL)), k=SCATTERED):
+        began = time.perf_counter()
+        os.pread(fd, len(SMALL), place * len(SMALL))
+        times.append(time.perf_counter() - began)
+    os.close(fd)
+
+
+COLD = ("read_cold", "scattered_reads_cold")
+
+
 def _phases(top: Path) -> Iterator[tuple[str, int, Callable[[list[float]], None]]]:
     """(name, operations, work); a cold cache is the caller's affair."""
     big, small = top / "big", top / "small"
@@ -59,6 +81,8 @@ def _phases(top: Path) -> Iterator[tuple[str, int, Callable[[list[float]], None]
     yield "read_after_write", FILE_MIB, lambda _: _read(big)
     yield "read_cached", FILE_MIB, lambda _: _read(big)
     yield "read_cold", FILE_MIB, lambda _: _read(big)
+    yield "scattered_writes", SCATTERED, lambda _: _scattered_writes(big)
+    yield "scattered_reads_cold", SCATTERED, lambda times: _scattered_reads(big, times)
     yield "fsync_4k_extend", SYNCS, lambda times: _sync(small, extend=True, times=times)
     yield "fsync_4k_overwrite", SYNCS, lambda times: _sync(small, extend=False, times=times)
 
@@ -67,7 +91,7 @@ def _local() -> dict[str, float]:
     found, top = {}, scratch()
     try:
         for name, count, work in _phases(top):
-            if name == "read_cold":
+            if name in COLD:
                 drop_caches()
             times: list[float] = []
             began = time.perf_counter()
@@ -81,7 +105,7 @@ def _local() -> dict[str, float]:
 def _mounted(mounted: Mounted) -> dict[str, dict[str, Any]]:
     found = {}
     for name, count, work in _phases(mounted.point):
-        if name == "read_cold":
+        if name in COLD:
             mounted.again()
             drop_caches()
         times: list[float] = []
@@ -94,7 +118,7 @@ def _mounted(mounted: Mounted) -> dict[str, dict[str, Any]]:
 
 @bench
 def mount_data() -> dict[str, Any]:
-    """512 MiB written and read in 1 MiB calls, and 4 KiB writes each with an fsync (median, us), through a mount."""
+    """512 MiB written and read in 1 MiB calls, 4 KiB here and there, and with an fsync each (median, us), through a mount."""
     with cluster() as made, kernel_mount(made) as mounted:
         ours = _mounted(mounted)
     local = _local()

@@ -105,11 +105,13 @@ class Files:
         return kernel.open_out(file.handle, flags)
 
     def _wants_atime(self, file: File) -> bool:
-        attr = file.opened_as
+        attr, connections = file.opened_as, self.mount.fs.connections
         if self.mount.options.noatime:
             return False
-        old = attr.atime <= max(attr.mtime, attr.ctime)
-        return old or self.mount.options.strictatime or attr.atime + RELATIME_NS < self.mount.fs.connections.time()
+        written, read = connections.open_files.pending_times(file.fid)  # of which the MDT has not heard
+        atime = max(attr.atime, read)
+        old = atime <= max(attr.mtime, attr.ctime, written)
+        return old or self.mount.options.strictatime or atime + RELATIME_NS < connections.time()
 
     def flush(self, request: Request, body: memoryview) -> Answer | Later:
         """FLUSH: a descriptor is closed"""

@@ -31,6 +31,12 @@ def create(path: Path, size: int = 0) -> None:
     os.close(fd)
 
 
+def read(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    assert os.read(fd, 4096) == bytes(4096)
+    os.close(fd)
+
+
 def write_and_set(path: Path) -> None:
     """As tar does."""
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
@@ -54,6 +60,8 @@ ROWS: list[Row] = [
     ("rename over", lambda top: os.rename(top / "l", top / "g"), 1, {"Rename": 1, "Lookup": 1}, 1),
     ("unlink", lambda top: os.unlink(top / "g"), 1, {"Unlink": 1}, 0),
     ("a small file", lambda top: create(top / "s", 4096), 5, {"Open": 1}, 1),
+    ("read what was written", lambda top: read(top / "s"), 4, {}, 0),
+    ("read it again", lambda top: read(top / "s"), 3, {}, 0),  # the kernel has it
     ("a file of a tar", lambda top: write_and_set(top / "t"), 7, {"Open": 1}, 1),
 ]
 FREE = ("LOOKUP", "GETATTR", "FORGET", "BATCH_FORGET")
