@@ -331,7 +331,14 @@ class Mdc:
     async def setxattr(
         self, fid: Fid, name: bytes, value: bytes | None, flags: int, time: int, *, cred: Cred
     ) -> None:
-        """Set an extended attribute, or remove it with None.  EEXIST, ENODATA, ENOTSUP, E2BIG, EPERM"""
+        """Set an extended attribute, or remove it with None.  EEXIST, ENODATA, ENOTSUP, E2BIG, EPERM
+
+        An access list that says no more than the mode, with which cp(1) keeps it, may be a `setattr` of which the MDT hears later.
+        """
+        if self.cache is not None and name == acl.ACCESS and value:
+            mode, minimal = acl.mode_of(acl.parse(value), 0)
+            if minimal and self.cache.kept.keep(mdt.Setattr(fid, mdt.SET_MODE, mode, 0, 0, 0, 0, time, 0, 0), cred) is not None:
+                return
         bits = UPDATE | XATTR | PERM if name == acl.ACCESS else UPDATE | XATTR
         await self._until_told(fid)
         await self._change(mdt.Setxattr(fid, name, value, flags, time), cred, (fid, bits))

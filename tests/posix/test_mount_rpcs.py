@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from lustrelite import acl
 from lustrelite.fuse.names import SELINUX
 from tests.posix.mounts import Mounted, missing
 
@@ -46,6 +47,17 @@ def write_and_set(path: Path) -> None:
     os.close(fd)
 
 
+def copy_mode(path: Path) -> None:
+    """As cp -p does."""
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    os.write(fd, bytes(4096))
+    os.utime(fd, ns=(10**18, 10**18))
+    entries = acl.Entry(acl.USER_OBJ, 6), acl.Entry(acl.GROUP_OBJ, 4), acl.Entry(acl.OTHER, 4)
+    os.setxattr(fd, acl.ACCESS.decode(), acl.pack(entries))
+    os.close(fd)
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
 # what, requests of the kernel (but LOOKUP and GETATTR: their number depends on how long leases are), RPCs to the MDT, to OSTs
 Row = tuple[str, Callable[[Path], Any], float, dict[str, int], float]
 ROWS: list[Row] = [
@@ -62,6 +74,7 @@ ROWS: list[Row] = [
     ("a small file", lambda top: create(top / "s", 4096), 5, {"Open": 1}, 1),
     ("read what was written", lambda top: read(top / "s"), 4, {}, 0),
     ("read it again", lambda top: read(top / "s"), 3, {}, 0),  # the kernel has it
+    ("a copy", lambda top: copy_mode(top / "c"), 7, {"Open": 1}, 1),
     ("a file of a tar", lambda top: write_and_set(top / "t"), 7, {"Open": 1}, 1),
 ]
 FREE = ("LOOKUP", "GETATTR", "FORGET", "BATCH_FORGET")

@@ -14,6 +14,7 @@ import pytest
 from mounts import Asked, Mount, drop_locks, mounts, two_mounts
 from steps import EVICTION, refused, soon
 
+from lustrelite import acl
 from lustrelite.wire.mdt import RENAME_EXCHANGE, RENAME_NOREPLACE, Closes, Lookup, Readdir, Reopen, Setattr, Setattrs
 
 NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR
@@ -70,6 +71,32 @@ async def test_the_mdt_hears_of_many_with_their_closes(cluster: Any) -> None:
         await drop_locks(c, c.a)
         for number in range(50):
             assert (await looks(b, f"/u/f{number}")) == (0o100644, 0, 0, 5, 6)
+
+
+def access_list(mode: int, *, named: int = 0) -> bytes:
+    entries = [acl.Entry(acl.USER_OBJ, mode >> 6 & 7), acl.Entry(acl.GROUP_OBJ, mode >> 3 & 7), acl.Entry(acl.OTHER, mode & 7)]
+    if named:
+        entries[1:1] = [acl.Entry(acl.USER, 7, named)]
+        entries[3:3] = [acl.Entry(acl.MASK, mode >> 3 & 7)]
+    return acl.pack(tuple(entries))
+
+
+@pytest.mark.parametrize(("named", "asks"), [(0, {}), (2000, {"Setattrs": 1, "Setxattr": 1})])
+async def test_an_access_list_that_is_a_mode_is_one(cluster: Any, named: int, asks: dict[str, int]) -> None:
+    """Not one that names somebody."""
+    async with changed_by_a(cluster) as (c, a, b, file):
+        wanted = access_list(0o664, named=named)
+        with Asked(c.a) as asked:
+            await a.setxattr(PATH, acl.ACCESS.decode(), wanted)
+        assert asked == asks
+        for mount in (a, b):
+            assert (await looks(mount)) == (0o100664, *LOOKS[1:])
+            if named:
+                assert await mount.getxattr(PATH, acl.ACCESS.decode()) == wanted
+            else:
+                with refused(errno.ENODATA):
+                    await mount.getxattr(PATH, acl.ACCESS.decode())
+        assert shown(await file.fstat()) == (0o100664, *LOOKS[1:])
 
 
 @pytest.mark.parametrize("how", ["stat", "open", "list", "by number", "chmod", "link", "rename", "rename over", "xattr"])
