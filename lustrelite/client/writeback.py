@@ -377,12 +377,12 @@ class WriteBack:
     def _collect_next(self, cached: CachedObject, first: Flight, todo: Intervals) -> list[Load]:
         """Flights of what follows, as long as it is little, as the first is, and may be written now."""
         loads: list[Load] = []
-        pages = cached.pages
-        room = self.osc.bytes_max - (first.end - first.start)
-        behind = bisect_right(todo.starts, first.start)
         if first.end - first.start > LITTLE_BYTES:
             return loads
-        for low, high in zip(todo.starts[behind : behind + ost.WRITE_MANY_MAX - 1], todo.ends[behind:], strict=False):
+        pages, room = cached.pages, self.osc.bytes_max - (first.end - first.start)
+        behind = bisect_right(todo.starts, first.start)
+        following = slice(behind, behind + ost.WRITE_MANY_MAX - 1)
+        for low, high in zip(todo.starts[following], todo.ends[following], strict=True):
             lock = cached.lock_at(low, WRITERS)
             room -= high - low
             if lock is None or high > lock.end + 1 or high - low > LITTLE_BYTES or room < 0:
