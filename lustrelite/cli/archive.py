@@ -16,14 +16,13 @@ import gzip
 import json
 import os
 import shutil
-import signal
 import tarfile
 import tempfile
 import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import click
 import lmdb
@@ -35,11 +34,13 @@ from lustrelite.cli.check import check_stopped, settle, summary
 from lustrelite.cli.cluster import Cluster
 from lustrelite.cli.context import where
 from lustrelite.cli.errors import Refused
+from lustrelite.cli.interrupts import Interrupts
 from lustrelite.target.ownership import OWNER_FILE
 
 MANIFEST = "backup.json"
 BACKUP_VERSION = 1
 CHUNK = 4 << 20
+AGAIN_FIRST = "the cluster is started again first"
 
 
 def backup(destination: Path) -> None:
@@ -47,7 +48,7 @@ def backup(destination: Path) -> None:
     cluster = where().cluster().need()
     if destination.exists():
         raise Refused(f"{destination} exists already: choose a new name")
-    with _place_beside(destination) as place, cluster.locked(), Interrupts() as interrupts:
+    with _place_beside(destination) as place, cluster.locked(), Interrupts(AGAIN_FIRST) as interrupts:
         running = cluster.down()
         try:
             interrupts.let_in()
@@ -60,40 +61,6 @@ def backup(destination: Path) -> None:
         cluster.wait_healthy()
     size = sum(entry["bytes"] for entry in saved["files"].values())
     click.echo(f"saved {cluster.fsname}: {len(saved['files'])} files, {size:,} bytes in {destination}")
-
-
-class Interrupts:
-    """SIGINT, SIGTERM and SIGHUP end what runs in here, but not before the cluster is stopped, or started again."""
-
-    def __enter__(self) -> Self:
-        self.came = False
-        self.waiting = True
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        self.before = {n: signal.signal(n, self._take) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}  # nohup(1)
-        return self
-
-    def _take(self, number: int, frame: object) -> None:
-        if not self.came and self.waiting:
-            click.echo("lustrelite: interrupted; the cluster is started again first", err=True)
-        self.came = True
-        if not self.waiting:
-            raise KeyboardInterrupt
-
-    def let_in(self) -> None:
-        """From now on they end it at once.  KeyboardInterrupt: one was waiting"""
-        self.waiting = False
-        if self.came:
-            raise KeyboardInterrupt
-
-    def keep_out(self) -> None:
-        """From now on they wait."""
-        self.waiting = True
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-        if self.came and kind is None:
-            raise KeyboardInterrupt
 
 
 def _is_archive(path: Path) -> bool:
@@ -233,7 +200,11 @@ def restore(source: Path) -> None:
             if cluster.exists:
                 raise Refused(f"{cluster.state_dir} holds a cluster by now: choose another --state-dir")
             cluster.adopt(manifest["plan"], lambda name, target: _restore_target(top, name, target))
-            report = check_stopped(cluster.targets())
+            try:
+                report = check_stopped(cluster.targets())
+            except KeyboardInterrupt:
+                cluster.forget()  # it is restored when that has been said
+                raise
     click.echo(f"restored {cluster.fsname} in {cluster.state_dir}: {summary(report)}")
     if report.errors:
         raise click.exceptions.Exit(4)

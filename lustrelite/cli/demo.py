@@ -14,6 +14,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import stat
 import sysconfig
 import time
@@ -32,6 +33,7 @@ from lustrelite.cli.check import check_mounted, check_stopped, summary
 from lustrelite.cli.cluster import Cluster, child_environment, module_command
 from lustrelite.cli.context import where
 from lustrelite.cli.errors import Refused
+from lustrelite.cli.interrupts import Interrupts
 from lustrelite.cli.mount import mount, new_node
 from lustrelite.client.attributes import DirEntry
 from lustrelite.client.fs import FileSystem
@@ -398,7 +400,8 @@ def demo(clients: int, source: str | None, osts: int, *, keep: bool, as_json: bo
             run = runner.run(main())
         run.finish()
     except BaseException:
-        cluster.down()
+        with Interrupts("the cluster is stopped first"):
+            cluster.down()
         say(f"the cluster's directory is left for inspection: {cluster.state_dir}")
         raise
     if as_json:
@@ -416,7 +419,11 @@ def remove_old(state_dir: Path) -> None:
     """Remove what an earlier demo left, unless it still runs."""
     pid = state_dir.name.rpartition("-")[2]
     if pid.isdigit() and not start_ticks(int(pid)):
-        Cluster(state_dir).down()
+        cluster = Cluster(state_dir)
+        for path in cluster.run_dir.glob("client*.json"):
+            if client := cluster.record(path.stem):  # it waits for servers to take what it has written
+                os.kill(int(client["pid"]), signal.SIGKILL)
+        cluster.down()
         shutil.rmtree(state_dir)
 
 

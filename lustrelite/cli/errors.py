@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from lustrelite.cli import interrupts
 from lustrelite.control import ControlFailed
 from lustrelite.errors import FormatRefused, LinkLost, OpError, StoreFailed
 
@@ -22,6 +23,7 @@ def named(error: OpError, path: str) -> OpError:
 
 def run(command: click.Command, program: str) -> None:
     """Run `command` as the program `program`."""
+    interrupts.take_all()
     try:
         status = command.main(prog_name=program, standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)  # what click.exceptions.Exit said
@@ -31,7 +33,7 @@ def run(command: click.Command, program: str) -> None:
     except click.ClickException as error:
         _say(program, error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _say(program, "interrupted", 130)
+        _say(program, "interrupted", interrupts.exit_status())
     except BrokenPipeError:
         sys.stderr.close()  # `lustrelite ls | head`: nobody listens any more
         sys.exit(141)

@@ -17,6 +17,8 @@ from lustrelite.rpc.node import Node
 
 _T = TypeVar("_T")
 MOUNT_WAIT_S = 30.0
+LEAVE_QUIETLY_S = 1.0
+LEAVE_S = 15.0  # when interrupted
 
 
 def new_node(name: str) -> Node:
@@ -48,19 +50,35 @@ def on_file_system(nids: Sequence[Nid], fsname: str, work: Callable[[FileSystem]
         fs = await mount(node, nids, fsname)
         try:
             result = await work(fs)
-        except BaseException:
-            await _leave(fs, node)
+        except asyncio.CancelledError:
+            await _leave_soon(fs)
             raise
-        await _leave(fs, node)
+        except BaseException:
+            await fs.unmount()
+            raise
+        else:
+            await fs.unmount()
+        finally:
+            await node.stop_tasks()
         return result
 
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(main())
 
 
-async def _leave(fs: FileSystem, node: Node) -> None:
-    await fs.unmount()
-    await node.stop_tasks()
+async def _leave_soon(fs: FileSystem) -> None:
+    """Who was interrupted waits for servers that are away only so long, and for none if he is interrupted again."""
+    leaving = asyncio.ensure_future(fs.unmount())
+    try:
+        await asyncio.wait([leaving], timeout=LEAVE_QUIETLY_S)
+        if not leaving.done():
+            print("lustrelite: interrupted; servers have not got all that was written yet: waiting for them", file=sys.stderr)
+            await asyncio.wait([leaving], timeout=LEAVE_S)
+    finally:
+        if not leaving.done():
+            leaving.cancel()
+            await asyncio.wait([leaving])
+            await fs.give_up()
 
 
 def _say(event: Event) -> None:

@@ -127,3 +127,18 @@ def test_an_interrupted_backup_starts_the_cluster_again(
     assert steps[:2] == ["down begins", "down ends"] and steps[-2:] == ["up begins", "up ends"]
     assert (tmp_path / "b").exists() == (when == "up")
     assert not list(tmp_path.glob(".backup-*"))
+
+
+def test_a_restore_that_is_interrupted_while_it_checks_is_made_again(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one said that there was a cluster already, of which nobody had said what it is worth."""
+    assert run(cluster.state_dir, "backup", tmp_path / "b").exit_code == 0
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archive, "check_stopped", interrupted)
+        assert run(tmp_path / "other", "restore", tmp_path / "b").exit_code == 1
+    assert "restored lustre" in run(tmp_path / "other", "restore", tmp_path / "b").output
