@@ -49,6 +49,8 @@ def _operational() -> Iterator[None]:
         raise Failed(os.strerror(error.errno) + (f": {error.what}" if error.what else "")) from None
     except (FormatRefused, StoreFailed, LinkLost) as error:
         raise Failed(str(error)) from None
+    except BrokenPipeError:
+        raise  # nobody reads on: the work is done
     except OSError as error:
         raise Failed(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")) from None
 

@@ -11,6 +11,8 @@ from lustrelite.cli import interrupts
 from lustrelite.control import ControlFailed
 from lustrelite.errors import FormatRefused, LinkLost, OpError, StoreFailed
 
+STATUS_SIGPIPE = 141  # of who is ended by it
+
 
 class Refused(click.ClickException):
     """The command cannot be done; the text says what to do."""
@@ -26,7 +28,6 @@ def run(command: click.Command, program: str) -> None:
     interrupts.take_all()
     try:
         status = command.main(prog_name=program, standalone_mode=False)
-        sys.exit(status if isinstance(status, int) else 0)  # what click.exceptions.Exit said
     except click.UsageError as error:
         error.show()
         sys.exit(2)
@@ -34,9 +35,9 @@ def run(command: click.Command, program: str) -> None:
         _say(program, error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _say(program, "interrupted", interrupts.exit_status())
-    except BrokenPipeError:
-        sys.stderr.close()  # `lustrelite ls | head`: nobody listens any more
-        sys.exit(141)
+    except SystemExit as error:
+        # `lustrelite ls | head`: nobody reads on. Click ends with 1 then, which is "corrected" for fsck.
+        sys.exit(STATUS_SIGPIPE if error.code == 1 else error.code)
     except OpError as error:
         _say(program, os.strerror(error.errno) + (f": {error.what}" if error.what else ""), 1)
     except (LinkLost, FormatRefused, StoreFailed, ControlFailed, ValueError) as error:
@@ -44,6 +45,8 @@ def run(command: click.Command, program: str) -> None:
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         _say(program, f"{error.strerror or error}{where}", 1)
+    else:
+        sys.exit(status if isinstance(status, int) else 0)  # what click.exceptions.Exit said
 
 
 def _say(program: str, text: str, status: int) -> None:

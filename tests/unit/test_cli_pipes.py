@@ -1,0 +1,37 @@
+"""Commands whose output goes into a pipe: who reads no further ends them as SIGPIPE would, without a word."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lustrelite.cli.cluster import child_environment
+
+FSCK = """
+from lustrelite.cli import check, main
+from lustrelite.fsck import Report
+check.targets_in = lambda _: {"lustre-MDT0000": None}
+check.check_stopped = lambda _: Report()
+main.main()
+"""
+
+
+@pytest.mark.parametrize(
+    "words", [["-m", "lustrelite.cli.main", "--help"], ["-m", "lustrelite.cli.llctl", "--help"], ["-c", FSCK, "fsck"],
+              ["-c", FSCK, "fsck", "--json"]]
+)  # fmt: skip
+def test_who_reads_no_further_ends_a_command(words: list[str]) -> None:
+    """`lustrelite fsck | head` ended with 1, which says that something was corrected, or said `Broken pipe`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, *words], stdout=writer, stderr=subprocess.PIPE, text=True, env=child_environment())
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_status_1_is_status_1() -> None:
+    code = "import click, sys\nfrom lustrelite.cli.errors import run\n@click.command()\ndef c(): raise click.exceptions.Exit(1)\nrun(c, 'c')"
+    assert subprocess.run([sys.executable, "-c", code], env=child_environment()).returncode == 1
