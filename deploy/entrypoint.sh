@@ -39,6 +39,8 @@ oss)
     exec lustrelite-oss $common --allow-remote --listen "$name:$port@tcp" $targets
     ;;
 client)
+    # Who mounts as root takes no directory of another user's; servers' containers leave it to the user of the image.
+    [ "$(id -u)" != 0 ] || chown root "${LUSTRELITE_RUN_DIR:-/run/lustrelite}"
     exec lustrelite-client $common --mgsnode "$mgsnode" --fsname "$fsname"
     ;;
 *)

@@ -12,10 +12,14 @@ from lustrelite.cli.mounts import default_run_dir
 from lustrelite.fuse import attach
 
 
-def _run_dir() -> Path:
-    """Mounts of a cluster are among its processes, so that llctl finds them."""
+def _directories() -> tuple[Path, Path]:
+    """(records and control sockets, logs). Mounts of a cluster are among its processes, so that llctl finds them."""
     found = where()
-    return mount_helper.own_run_dir() if found.mgsnode else found.cluster().need().run_dir
+    if found.mgsnode:
+        run_dir = mount_helper.own_run_dir()
+        return run_dir, run_dir / "log"
+    cluster = found.cluster().need()
+    return cluster.run_dir, cluster.log_dir
 
 
 @click.command()
@@ -26,11 +30,11 @@ def _run_dir() -> Path:
 def mount(directory: str, texts: tuple[str, ...], foreground: bool, settings: tuple[str, ...]) -> None:
     """Mount the file system on DIRECTORY."""
     nids, fsname = where().mgs()
-    run_dir = _run_dir()
-    log_dir = None if foreground else run_dir.parent / "log"
+    run_dir, log_dir = _directories()
     options = mount_helper.options_of(
-        f"{','.join(nids)}:/{fsname}", nids, fsname, attach.resolved(directory), ",".join(texts), run_dir, log_dir, settings
-    )
+        f"{','.join(nids)}:/{fsname}", nids, fsname, attach.resolved(directory), ",".join(texts), run_dir,
+        None if foreground else log_dir, settings,
+    )  # fmt: skip
     raise click.exceptions.Exit(mount_helper.mount(options, foreground=foreground))
 
 
