@@ -65,6 +65,7 @@ NO_FRAME: tuple[int, Any, memoryview, int] = (0, None, CORRUPT, 0)  # kind, head
 UNIX_SEND_BUFFER_BYTES = 4 << 20
 SO_SNDBUFFORCE = 32  # asm-generic/socket.h; not in Python's socket module
 BACKLOG = 1024
+FOLLOW_S = 5.0  # how often it is asked where a name that is listened at is
 
 _check_hello = checker(Hello)
 
@@ -174,6 +175,8 @@ class SocketNetwork:
             listener.server = await loop.create_server(listener.made, host, port, backlog=BACKLOG)
             port = listener.server.sockets[0].getsockname()[1]
             listener.nid = Nid(f"{nid.rpartition(':')[0]}:{port}@tcp")
+            if self.allow_remote and not _is_address(host):
+                listener.follow(host, port)
         return listener
 
     def refused(self, who: str, why: str) -> None:
@@ -191,15 +194,38 @@ class SocketListener:
         self.accept = accept
         self.path = ""
         self.inode = 0
-        self.server: asyncio.AbstractServer | Any = None
+        self.server: Any = None  # asyncio.Server, or that of another loop
         self.links: dict[int, SocketLink] = {}  # those that are not whole yet
         self.whole = 0
         self.strangers: dict[Connection, None] = {}  # have not said HELLO yet
+        self._timer: asyncio.TimerHandle | None = None
+        self._moving: asyncio.Task[None] | None = None
+
+    def follow(self, host: str, port: int) -> None:
+        """Listen where `host` is, also when that changes: a container may come back to its network with another address."""
+        self._timer = asyncio.get_running_loop().call_later(FOLLOW_S, self._look, host, port)
+
+    def _look(self, host: str, port: int) -> None:
+        self._moving = asyncio.get_running_loop().create_task(self._move(host, port), name=f"where is {host}")
+
+    async def _move(self, host: str, port: int) -> None:
+        with contextlib.suppress(OSError):  # nobody knows the name now, or the address is not here yet
+            where = await _addresses(host, port)
+            if where.isdisjoint(sock.getsockname()[0] for sock in self.server.sockets):
+                server = await asyncio.get_running_loop().create_server(self.made, sorted(where), port, backlog=BACKLOG)
+                self.server.close()
+                self.server = server
+                if self.network.events is not None:
+                    self.network.events.emit("listener.moved", nid=self.nid, address=", ".join(sorted(where)))
+        self.follow(host, port)
 
     def close(self) -> None:
         """Accept no more links; the whole ones live on."""
         if self.server is None:
             return
+        for following in (self._timer, self._moving):
+            if following is not None:
+                following.cancel()
         self.server.close()
         self.server = None
         for connection in list(self.strangers):
@@ -623,6 +649,19 @@ def _parse(nid: str) -> tuple[str, int, str]:
     if net != "tcp" or not host or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"no socket address: {nid!r} (expected HOST:PORT@tcp or /PATH@unix)")
     return host.removeprefix("[").removesuffix("]"), int(port), ""
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+async def _addresses(host: str, port: int) -> set[str]:
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return {str(address[0]) for *_, address in found}
 
 
 def _is_loopback(host: str) -> bool:

@@ -670,6 +670,34 @@ def test_only_loopback_is_served_unless_told_otherwise(run):
     run(scenario())
 
 
+def test_a_name_is_listened_at_where_it_is(run, monkeypatch):
+    """A container that came back to its network with another address was reached by nobody, until it was started anew."""
+    places: list[set[str]] = [{"127.0.0.1"}, {"192.0.2.1"}, {"127.0.0.2"}, {"127.0.0.2"}]
+    looked = asyncio.Event()
+
+    async def addresses(host: str, port: int) -> set[str]:
+        assert host == "localhost"
+        if len(places) == 1:
+            looked.set()
+        return places.pop(0) if len(places) > 1 else places[0]
+
+    async def scenario():
+        monkeypatch.setattr(transport, "FOLLOW_S", 0.0)
+        monkeypatch.setattr(transport, "_addresses", addresses)
+        network = SocketNetwork(random.Random(1), allow_remote=True)
+        listener = await network.listen(Nid("localhost:0@tcp"), Recorder)
+        port = listener.nid.rpartition(":")[2]
+        async with asyncio.timeout(WAIT_S):
+            await looked.wait()
+            link = await network.connect(Nid(f"127.0.0.2:{port}"), Recorder())
+            with pytest.raises(LinkLost):
+                await network.connect(Nid(f"127.0.0.1:{port}"), Recorder())
+        link.close()
+        listener.close()
+
+    run(scenario())
+
+
 def test_addresses_that_cannot_be_listened_at(run):
     async def scenario():
         network = SocketNetwork(random.Random(1))
