@@ -7,6 +7,7 @@ import time
 
 import click
 
+from lustrelite.cli import completion
 from lustrelite.cli.cluster import Cluster
 from lustrelite.cli.context import where
 from lustrelite.cli.errors import Refused
@@ -115,7 +116,7 @@ def down() -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completion.members)
 def start(name: str) -> None:
     """Start the process or the target NAME."""
     cluster = where().cluster().need()
@@ -129,7 +130,7 @@ def start(name: str) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completion.members)
 def stop(name: str) -> None:
     """Stop the process or the target NAME in good order."""
     cluster = where().cluster().need()
@@ -142,7 +143,7 @@ def stop(name: str) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completion.processes)
 def kill(name: str) -> None:
     """kill -9 the process NAME: what it had not committed, clients replay when it is back."""
     cluster = where().cluster().need()
@@ -150,7 +151,7 @@ def kill(name: str) -> None:
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completion.processes)
 @click.option("--follow", "-f", is_flag=True, help="go on as they come")
 @click.option("--count", "-n", default=30, show_default=True)
 @click.option("--prefix", default="", help="only events whose name starts so, as in `import.`")

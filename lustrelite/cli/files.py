@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lustrelite.cli import completion
 from lustrelite.cli.context import with_file_system
 from lustrelite.cli.errors import Refused, named
 from lustrelite.cli.mounts import inside, remote
@@ -99,8 +100,8 @@ def cat(paths: tuple[str, ...]) -> None:
 @click.option("-r", "-R", "recursive", is_flag=True, help="directories with everything in them")
 @click.option("-j", "--parallel", default=PARALLEL, show_default=True, type=click.IntRange(1, 256))
 @click.option("-q", "--quiet", is_flag=True, help="no progress")
-@click.argument("sources", nargs=-1, required=True)
-@click.argument("target")
+@click.argument("sources", nargs=-1, required=True, shell_complete=completion.files)
+@click.argument("target", shell_complete=completion.files)
 def cp(recursive: bool, parallel: int, quiet: bool, sources: tuple[str, ...], target: str) -> None:
     """Copy into (lustre:/path), out of, or within the file system, with modes and times."""
     into = remote(target)

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from lustrelite import control
+from lustrelite.cli import completion
 from lustrelite.cli.cluster import Cluster
 from lustrelite.cli.context import DEFAULT_STATE_DIR
 from lustrelite.cli.errors import Refused, run
@@ -87,8 +88,10 @@ class Processes:
               envvar="LUSTRELITE_STATE_DIR", help="the cluster's state directory")
 @click.option("--run-dir", type=click.Path(path_type=Path), envvar="LUSTRELITE_RUN_DIR",
               help="where the control sockets are [STATE_DIR/run]")
-@click.option("--node", "nodes", multiple=True, metavar="NAME", help="only this process; may be repeated")
-@click.option("--device", "device", metavar="N|NAME", help="the device for abort_recovery, deactivate, activate")
+@click.option("--node", "nodes", multiple=True, metavar="NAME", help="only this process; may be repeated",
+              shell_complete=completion.nodes)
+@click.option("--device", "device", metavar="N|NAME", help="the device for abort_recovery, deactivate, activate",
+              shell_complete=completion.devices)
 @click.pass_context
 def llctl(context: click.Context, state_dir: Path, run_dir: Path | None, nodes: tuple[str, ...], device: str | None) -> None:
     """Look into running servers and clients, and set what can be set."""
@@ -111,7 +114,7 @@ def device_list() -> None:
 @llctl.command("get_param")
 @click.option("-n", "values_only", is_flag=True, help="values only")
 @click.option("-N", "names_only", is_flag=True, help="names only")
-@click.argument("patterns", nargs=-1, required=True)
+@click.argument("patterns", nargs=-1, required=True, shell_complete=completion.parameters)
 def get_param(values_only: bool, names_only: bool, patterns: tuple[str, ...]) -> None:
     """Print parameters, as in `llctl get_param mdt.*.recovery_status`."""
     for pattern in patterns:
@@ -172,7 +175,7 @@ def _refused_as(name: str, value: str) -> Iterator[None]:
 @llctl.command("list_param")
 @click.option("-R", "recursive", is_flag=True, help="everything below, too")
 @click.option("-F", "suffix", is_flag=True, help="a dot behind what goes on, = behind what can be set")
-@click.argument("patterns", nargs=-1, required=True)
+@click.argument("patterns", nargs=-1, required=True, shell_complete=completion.parameters)
 def list_param(recursive: bool, suffix: bool, patterns: tuple[str, ...]) -> None:
     """List the names of parameters that match, level by level: what is below one of them needs -R, or a `.*` more."""
     names: dict[str, None] = {}
@@ -270,28 +273,28 @@ def ping(nid: str) -> None:
 
 
 @llctl.command("hold_commits")
-@click.argument("target")
+@click.argument("target", shell_complete=completion.targets)
 def hold_commits(target: str) -> None:
     """Let TARGET commit nothing until release_commits (for tests: what a crash loses is what was held)."""
     _command_on(target, "hold_commits")
 
 
 @llctl.command("release_commits")
-@click.argument("target")
+@click.argument("target", shell_complete=completion.targets)
 def release_commits(target: str) -> None:
     """Let TARGET commit again."""
     _command_on(target, "release_commits")
 
 
 @llctl.command("commit")
-@click.argument("target")
+@click.argument("target", shell_complete=completion.targets)
 def commit(target: str) -> None:
     """Return when everything TARGET has executed is durable."""
     _command_on(target, "commit")
 
 
 @llctl.command("dump_locks")
-@click.argument("target")
+@click.argument("target", shell_complete=completion.targets)
 @click.argument("resource", default="")
 def dump_locks(target: str, resource: str) -> None:
     """Print who holds what and who waits for whom on RESOURCE: a FID at an MDT, an object's number at an OST.

@@ -17,6 +17,7 @@ import click
 from click.core import ParameterSource
 
 from lustrelite import control
+from lustrelite.cli import completion
 from lustrelite.cli.context import Where, state_dir_option, where
 from lustrelite.cli.errors import Refused, named, run
 from lustrelite.cli.mounts import Place, control_socket, mount_of, mounts, on_mount, place_of
@@ -85,7 +86,7 @@ def _on(place: Place, work: Callable[[FileSystem], Any]) -> Any:
 @click.option("-S", "--stripe-size", "size", type=Size(), default=0, help="bytes on one OST before the next; 0: the default")
 @click.option("-i", "--stripe-index", "index", type=click.IntRange(-1), default=-1, help="the first OST; -1: any")
 @click.option("-d", "--delete", is_flag=True, help="of directories: forget what was set")
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", shell_complete=completion.files)
 def setstripe(count: int, size: int, index: int, delete: bool, paths: tuple[str, ...]) -> None:
     """Make an empty file with a striping, or set that of files made in a directory from now on.
 
@@ -127,7 +128,7 @@ def setstripe(count: int, size: int, index: int, delete: bool, paths: tuple[str,
 @click.option("-q", "--quiet", is_flag=True, help="only the objects")
 @click.option("-v", "--verbose", is_flag=True, help="also magic and FID")
 @click.option("-y", "--yaml", "yaml", is_flag=True, help="as YAML")
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", shell_complete=completion.files)
 def getstripe(
     field: str | None, self_only: bool, recursive: bool, quiet: bool, verbose: bool, yaml: bool, paths: tuple[str, ...]
 ) -> None:
@@ -212,7 +213,7 @@ def file_text(
 
 
 @llfs.command("path2fid")
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", shell_complete=completion.files)
 def path2fid(paths: tuple[str, ...]) -> None:
     """The FIDs of files (a symlink is not followed).
 
@@ -235,7 +236,7 @@ def path2fid(paths: tuple[str, ...]) -> None:
 @llfs.command("fid2path")
 @click.option("-f", "--print-fid", is_flag=True, help="the FID before each path")
 @click.option("-0", "--print0", "zero", is_flag=True, help="a NUL byte behind each path, for xargs -0")
-@click.argument("where_", metavar="FSNAME|MOUNTPOINT")
+@click.argument("where_", metavar="FSNAME|MOUNTPOINT", shell_complete=completion.mount_points)
 @click.argument("fids", nargs=-1, required=True, metavar="FID...")
 def fid2path(print_fid: bool, zero: bool, where_: str, fids: tuple[str, ...]) -> None:
     """All paths of files.
@@ -293,7 +294,7 @@ def _about(path: str | None) -> list[Place]:
 @llfs.command("df", context_settings={"help_option_names": ["--help"]})
 @click.option("-h", "--human-readable", "human", is_flag=True, help="sizes with units")
 @click.option("-i", "--inodes", is_flag=True, help="inodes instead of space")
-@click.argument("path", required=False)
+@click.argument("path", required=False, shell_complete=completion.files)
 def df(human: bool, inodes: bool, path: str | None) -> None:
     """Space and inodes of every target.
 
@@ -361,7 +362,7 @@ def _amount(value: int, human: bool, inodes: bool) -> str:
 
 @llfs.command("check")
 @click.argument("kind", type=click.Choice(["osts", "mdts", "mgts", "all", "servers"]))
-@click.argument("path", required=False)
+@click.argument("path", required=False, shell_complete=completion.files)
 def check(kind: str, path: str | None) -> None:
     """Does the client have its connection to every server? The exit status is 1 if one is missing.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from lustrelite.cli import mount_helper
+from lustrelite.cli import completion, mount_helper
 from lustrelite.cli.context import where
 from lustrelite.cli.mounts import default_run_dir
 from lustrelite.fuse import attach
@@ -23,7 +23,7 @@ def _directories() -> tuple[Path, Path]:
 
 
 @click.command()
-@click.argument("directory")
+@click.argument("directory", shell_complete=completion.directories)
 @click.option("-o", "texts", multiple=True, metavar="OPTION[,OPTION]", help="as of mount.lustrelite")
 @click.option("-f", "--foreground", is_flag=True, help="stay, and log to the terminal")
 @click.option("--set", "settings", multiple=True, metavar="PARAM=VALUE", help="set a parameter of this client")
@@ -39,7 +39,7 @@ def mount(directory: str, texts: tuple[str, ...], foreground: bool, settings: tu
 
 
 @click.command()
-@click.argument("directory")
+@click.argument("directory", shell_complete=completion.mount_points)
 @click.option("-f", "--force", is_flag=True, help="at once: whatever waits for it fails, what was not written back is lost")
 @click.option("-l", "--lazy", is_flag=True, help="take it out of the tree now; it ends when nobody uses it any more")
 def umount(directory: str, force: bool, lazy: bool) -> None:
