@@ -3,6 +3,8 @@
 Paths are str or bytes, absolute in the file system, any bytes. They are resolved component by component, symlinks
 followed as Linux does; what a path has led to is then done by FID (by_fid.FidOperations, whose methods are here too).
 `as_user` gives another view of the same mount that acts with another credential.
+
+A mount belongs to the event loop that made it: other threads use asyncio.run_coroutine_threadsafe.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from lustrelite.client.connections import Connections
 from lustrelite.client.file import File
 from lustrelite.client.paths import SYMLINKS_MAX, AnyPath, Path, encode, like, split, split_absolute
 from lustrelite.errors import OpError
-from lustrelite.ids import Fid, Nid, parse_fid
+from lustrelite.ids import Fid, Nid, parse_fid, parse_nid
 from lustrelite.rpc.node import Node
 from lustrelite.tunables import limits
 from lustrelite.wire.ldlm import LOOKUP
@@ -41,7 +43,8 @@ class FileSystem(FidOperations):
     async def mount(
         cls, node: Node, mgs_nids: Sequence[Nid], fsname: str = "lustre", cred: Cred = ROOT_CRED
     ) -> FileSystem:
-        """Connect to the file system `fsname` that the MGS knows; waits for the MGS and the MDT.  ENOENT"""
+        """Connect to the file system `fsname` that the MGS knows; waits for the MGS and the MDT.  ENOENT, ValueError: no NID"""
+        mgs_nids = [parse_nid(nid) for nid in mgs_nids]
         connections = Connections(node, fsname)
         try:
             await connections.connect(mgs_nids)

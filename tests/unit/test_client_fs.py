@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from fake_servers import World
 
-from lustrelite.client.fs import NOW
+from lustrelite.cli.mount import new_node
+from lustrelite.client.fs import NOW, FileSystem
 from lustrelite.client.paths import split
 from lustrelite.errors import OpError
 from lustrelite.wire import mdt
@@ -25,6 +26,16 @@ async def refused(operation: Awaitable[Any]) -> str:
     with pytest.raises(OpError) as caught:
         await operation
     return errno.errorcode[caught.value.errno]
+
+
+@pytest.mark.parametrize("nids", [["mgs1"], "127.0.0.1:988@tcp", ["/run/mgs@unix", ""]])
+async def test_what_is_no_nid_is_not_waited_for(nids: Any) -> None:
+    """A mount waited for ever for `mgs1`, or for every letter of a NID that was no list."""
+    node = new_node("a")
+    async with asyncio.timeout(10):
+        with pytest.raises(ValueError, match="bad NID"):
+            await FileSystem.mount(node, nids)
+        await node.stop_tasks()
 
 
 # paths ----------------------------------------------------------------------------------------------------------
