@@ -622,9 +622,10 @@ class Namespace:
         if kind is GlimpseCallback:
             lock, glimpse = about
             cut = export.find_reply(answer.cut) if answer is not None and answer.cut else None
-            if answer is None or lock.state is not LockState.GRANTED:
+            lvb = answer.lvb if answer is not None and (cut is None or cut.status) else None
+            if lvb is None or lock.state is not LockState.GRANTED:
                 glimpse.ask_again(lock)
-            glimpse.answered(lock, answer.lvb if answer is not None and (cut is None or cut.status) else None)
+            glimpse.answered(lock, lvb)
         elif answer == 0:
             self.callback_repeated(kind, about)  # it has it now
         elif answer != -errno.EINVAL:

@@ -166,3 +166,28 @@ async def test_what_left_with_its_lock_is_not_believed_after_a_restart(cluster):
         await c.a.unrecorded(file.close())
         await c.b.truncate("/f", 0)
         await c.b.write("/f", b"known")
+
+
+async def test_a_glimpse_under_a_lock_that_has_left_asks_under_the_others(cluster):
+    """The write with which one lock goes is executed, not durable yet: what its author says under that lock is old, and was
+    all that he was asked. What he had written under another lock was not seen.  Source: coherence seeds 60286, 60429
+    """
+    async with cluster(clients=2, oss=1, caching=1, stripe_count=1, commit_interval_s=1000.0, sync_lock_cancel="always") as c:
+        await c.a.write("/f", b"start" * 100)
+        await c.a.unrecorded(c.a.fs.sync())
+        await drop_locks(c, c.a, kind="OST")
+        file = await c.b.open("/f")
+        await write_behind(c.b, file, 65536, 65536)
+        locks = c.b.fs.connections.lov.oscs[0].locks
+        resource = resource_of(file.file.layout.stripes[0][1])
+        locks.release(await c.b.unrecorded(locks.take_extent(resource, 0, 4095, PW, flags=NO_EXPANSION)))
+        await file.pwrite(b"again", 0)
+        await c.replay_barrier(c.oss[0])
+        written = c.net.hold("Write", reply=True, times=1)
+        reading = asyncio.get_running_loop().create_task(c.a.unrecorded(read_at(c.a.fs, "/f", 0, 10)))
+        await written.caught()
+        assert (await c.a.unrecorded(c.a.fs.stat("/f"))).size == 65536 + len("behind")
+        written.release()
+        c.oss[0].release_commits()
+        assert await reading == b"againstart"
+        await file.close()
