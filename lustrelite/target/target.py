@@ -25,7 +25,7 @@ from lustrelite.rpc.export import Call, Export
 from lustrelite.rpc.node import CORRUPT, Node
 from lustrelite.store import schema
 from lustrelite.store.kv import Batch, Store
-from lustrelite.store.room import ESSENTIAL
+from lustrelite.store.room import DELETION, ESSENTIAL
 from lustrelite.store.schema import ReplyRecord
 from lustrelite.store.small_log import Data
 from lustrelite.target.clients import UNAWARE, Clients
@@ -549,6 +549,8 @@ class Target:
         txn = Transaction(self, call, transno, replay=replay, resent=bool(flags & RESENT))
         try:
             body = handler.execute(txn, call.body)
+            # An open of what is there takes no room: its reply record stands in the place of an older one.
+            room = handler.room if txn.writes else max(handler.room, DELETION)
             export = call.export
             tag = call.header.tag
             if tag and transno > self.boot_committed:  # the replay of a committed open must not hide a newer result
@@ -561,7 +563,7 @@ class Target:
             else:
                 record = None
             if txn.writes:
-                self.store.apply(txn.writes, kind=ESSENTIAL if replay else handler.room)
+                self.store.apply(txn.writes, kind=ESSENTIAL if replay else room)
         except NotReady:
             txn.failed()
             return False

@@ -316,3 +316,22 @@ async def test_a_partition_heals_and_dirty_data_arrives(cluster: Any, seconds: f
         await file.close()
         await c.settle()
         await user.rmtree("/u")
+
+
+async def test_what_is_there_can_be_opened_while_the_mdt_is_full(cluster: Any) -> None:
+    """An open changes nothing on disk but the record of its answer. It was refused with ENOSPC: nothing could be read, or
+    written in place, until somebody had removed something.  Source: seed 50000 of all swarms"""
+    async with cluster(clients=2, caching=0) as c:
+        user = Mount(c.a)
+        await c.a.write("/f", b"here" * 1000)
+        c.mds.target().store.reserved_permille = 1000
+        await user.mkdir("/u")
+        with refused(errno.ENOSPC):
+            for number in range(1000):  # what was reckoned with before goes in
+                await user.mkdir(f"/u/{number}")
+        for _ in range(600):  # more than is reckoned with at once
+            async with await c.b.unrecorded(c.b.fs.open("/f")) as file:
+                assert await file.pread(4, 0) == b"here"
+        await c.a.write_at("/f", 0, b"more")
+        assert await c.b.read("/f") == b"more" + b"here" * 999
+        await user.rmtree("/u")
