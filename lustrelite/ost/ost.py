@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
@@ -147,13 +148,22 @@ class Ost(Target):
     def make_room(self, export: Export, *parts: tuple[Write, Buffer]) -> None:
         """Before these writes.  Errors: ENOSPC, what is left of the disk is reserved, or promised to others
 
-        The reserve is for the database, which needs room to destroy things. Rewriting what is there is always allowed.
+        The reserve is for the database, which needs room to destroy things. Rewriting what is there is always allowed; a hole
+        is not there.
         """
         cost = sum([cost_of(body, len(data)) for body, data in parts])
         if self.grants.covers(export, cost) or self.grants.take(sum([len(data) for _, data in parts])):
             return
-        if any(body.offset + len(data) > self.files.size(body.object) for body, data in parts):
+        if any(self._takes_room(body.object, body.offset, body.offset + len(data)) for body, data in parts):
             raise OpError(errno.ENOSPC, f"{self.name} is full")
+
+    def _takes_room(self, oid: int, start: int, end: int) -> bool:
+        """Does the file lack blocks for [start, end)?
+
+        In a file with holes also what was allocated for it and never written counts as one: the file system calls it so.
+        """
+        size, blocks = self.files.stat(oid)
+        return end > size or (blocks * 512 < size and self.files.seek(oid, start, os.SEEK_HOLE) < end)
 
     @property
     def has_space(self) -> bool:

@@ -22,6 +22,7 @@ from lustrelite.store import disk
 from lustrelite.wire.ost import OBJECT_EOF
 
 BLOCK_BYTES = 4096
+ZEROS = bytes(BLOCK_BYTES)
 CAPACITY_BYTES = 64 << 30
 FILES_MAX = 1 << 24
 MAP_BYTES = 64 << 20  # of a simulated target's database
@@ -66,9 +67,25 @@ class ObjectDisk:
         self.files = {oid: bytearray(data) for oid, data in self.durable.items()}
         return lost
 
+    def fill(self, left: int, *, reserved_permille: int) -> None:
+        """Others have filled the disk: `left` bytes are free beyond the reserve."""
+        self.capacity_bytes = 0
+        self.capacity_bytes = (self.used_bytes() + left + BLOCK_BYTES) * 1000 // (1000 - reserved_permille)
+
     def used_bytes(self) -> int:
-        """Bytes in whole blocks."""
-        return sum(-(-len(data) // BLOCK_BYTES) * BLOCK_BYTES for data in self.files.values())
+        """Bytes in whole blocks; on a small disk without holes, which are blocks of zeros."""
+        return sum(map(self.blocks_of, self.files.values())) * BLOCK_BYTES
+
+    def blocks_of(self, data: bytes | bytearray) -> int:
+        """Blocks that a file takes."""
+        if self.capacity_bytes < CAPACITY_BYTES:
+            return sum(_full(data, at) for at in range(0, len(data), BLOCK_BYTES))
+        return -(-len(data) // BLOCK_BYTES)
+
+
+def _full(data: bytes | bytearray, block: int) -> bool:
+    """Is there anything in the block that begins at `block`?"""
+    return data[block : block + BLOCK_BYTES] != ZEROS[: len(data) - block]
 
 
 def _apply(files: dict[int, bytearray], oid: int, entry: Entry) -> None:
@@ -123,9 +140,17 @@ class SimObjectFiles:
         """See ObjectFiles.write."""
         self._check(writes=True)
         view = memoryview(data).cast("B")
-        if self.disk.used_bytes() + len(view) > self.disk.capacity_bytes:
+        if self.disk.used_bytes() + self._new_bytes(oid, offset, len(view)) > self.disk.capacity_bytes:
             raise OpError(errno.ENOSPC, f"cannot write object {oid}")
         self.disk.change(oid, ("write", offset, offset + len(view), bytes(view)))
+
+    def _new_bytes(self, oid: int, offset: int, length: int) -> int:
+        """What a write takes of the disk: the blocks that are not there yet."""
+        if self.disk.capacity_bytes >= CAPACITY_BYTES:
+            return length
+        data = self.disk.files.get(oid, b"")
+        first, end = offset // BLOCK_BYTES * BLOCK_BYTES, offset + length
+        return sum(not _full(data, block) for block in range(first, end, BLOCK_BYTES)) * BLOCK_BYTES
 
     def read_into(self, oid: int, offset: int, buffer: Buffer) -> int:
         """See ObjectFiles.read_into."""
@@ -173,8 +198,8 @@ class SimObjectFiles:
     def stat(self, oid: int) -> tuple[int, int]:
         """See ObjectFiles.stat."""
         self._check()
-        size = len(self.disk.files.get(oid, b""))
-        return size, -(-size // BLOCK_BYTES) * (BLOCK_BYTES // 512)
+        data = self.disk.files.get(oid, b"")
+        return len(data), self.disk.blocks_of(data) * (BLOCK_BYTES // 512)
 
     def size(self, oid: int) -> int:
         """See ObjectFiles.size."""

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from typing import Any
 
 import pytest
-from steps import EVICTION, soon
+from steps import EVICTION, refused, soon
 
 from lustrelite.errors import OpError
 from lustrelite.sim.cluster import Violation
@@ -188,3 +189,25 @@ async def test_a_difference_between_what_both_sides_count_is_found(world: Any) -
                     await c.check_grants(timeout_s=0.3)
                 setattr(grant, count, getattr(grant, count) - wrong)
                 await c.check_grants()
+
+
+async def test_what_was_accepted_finds_room_though_others_fill_holes(cluster: Any) -> None:
+    """Rewriting what is there is allowed on a full OST. A hole is not there: written without a promise, it took what others
+    had been promised, and their data was lost."""
+    async with with_disks_of(cluster(oss=1, clients=2, write_back_after_s=1000.0), 12 * MIB) as c:
+        sparse = await c.b.unrecorded(c.b.fs.open("/sparse", os.O_CREAT | os.O_RDWR | os.O_DSYNC, 0o644))
+        await c.b.unrecorded(sparse.pwrite(b"y" * 64 * KIB, 0))
+        await c.b.unrecorded(sparse.truncate(16 * MIB))
+        file = await c.a.open("/f", create=True)
+        accepted = 0
+        while (accepted < 2 * MIB and grant_of(c.a).available > 128 * KIB) or not accepted:
+            await file.pwrite(b"x" * 64 * KIB, accepted)
+            accepted += 64 * KIB
+        with refused(errno.ENOSPC):
+            for at in range(0, 16 * MIB, 64 * KIB):
+                await c.b.unrecorded(sparse.pwrite(b"z" * 64 * KIB, at))
+        await c.b.unrecorded(sparse.pwrite(b"y" * 64 * KIB, 0))
+        await file.fsync()
+        c.never_saw("client.data_lost")
+        await c.b.unrecorded(sparse.close())
+        await c.b.unrecorded(c.b.fs.unlink("/sparse"))
