@@ -88,6 +88,7 @@ class Connections:
         self.config = ConfigFollower(
             self.node, self.links, mgs_nids, self.fsname, client_uuid=self.uuid, xids=self.xids
         )
+        self.lov.read_configuration = self.config.read_again
         self.config.on_change(self._target_changed)
         self.config.on_params(self._params_changed)
         self.config.start()

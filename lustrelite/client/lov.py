@@ -60,6 +60,8 @@ class Lov:
         """Does anybody beside us believe in what is under such a lock?"""
         self.on_lost: Callable[[int, int], None] | None = None
         """A lock on an object of an OST (index, number) was lost."""
+        self.read_configuration: Callable[[], Coroutine[Any, Any, None]] = _nothing_new
+        """Ask the MGS which targets there are, however long it is away."""
         self._tasks = tasks
         self._added = asyncio.Event()
 
@@ -148,15 +150,19 @@ class Lov:
             await asyncio.wait(withdrawn, timeout=WITHDRAWN_S)
 
     async def osc(self, index: int) -> Osc:
-        """The OST with `index`. A new one may be in a layout before we have heard of it, so wait a little; then EIO."""
+        """The OST with `index`. A new one may be in a layout before we have heard of it: wait a little, and for the MGS to say
+        what there is, however long that is away; then EIO."""
         found = self.oscs.get(index)
         if found is not None:
             return found
-        wait = self._tasks.spawn(self._known(index), "unknown OST")
+        known = self._tasks.spawn(self._known(index), "unknown OST")
+        asked = self._tasks.spawn(self.read_configuration(), "unknown OST")
         try:
-            await asyncio.wait([wait], timeout=self._tasks.node.tunables.rpc_timeout_s)
+            await asyncio.wait([known], timeout=self._tasks.node.tunables.rpc_timeout_s)
+            await asyncio.wait([known, asked], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            wait.cancel()
+            known.cancel()
+            asked.cancel()
         if index not in self.oscs:
             raise OpError(errno.EIO, f"OST{index:04x} is not in the configuration")
         return self.oscs[index]
@@ -412,6 +418,10 @@ class Lov:
                 return await osc.statfs()
         except TimeoutError:
             return None
+
+
+async def _nothing_new() -> None:
+    """There is no MGS."""
 
 
 def _zero(buffer: memoryview, extent: striping.Extent, done: int, length: int) -> None:

@@ -63,6 +63,15 @@ class ConfigFollower:
             except OpError:
                 await asyncio.sleep(self.node.tunables.reconnect_pause_max_s)
 
+    async def read_again(self) -> None:
+        """Return when the MGS has said what is new, however long it is away; at once if we have left it."""
+        while self.mgs.state != "CLOSED":
+            try:
+                self._take(await self.mgs.call(ConfigRead(self.fsname, self.version)))
+                return
+            except OpError:
+                await asyncio.sleep(self.node.tunables.reconnect_pause_max_s)
+
     async def register(self, body: TargetRegister) -> TargetInfo:
         """Tell the MGS that a target runs here."""
         info: TargetInfo = await self.mgs.call(body)

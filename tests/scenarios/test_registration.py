@@ -185,3 +185,24 @@ async def test_parameters_that_a_target_was_formatted_with_come_and_go_with_it(c
         await c.mgs.start()
         assert await with_params({lot: "3"}) == {lot: "3"}
         assert await with_params({}) == {}
+
+
+@pytest.mark.parametrize("mgs_dies", [True, False])
+async def test_who_has_not_heard_of_a_new_ost_waits_for_the_mgs(cluster: Any, mgs_dies: bool) -> None:
+    """Others have files there already. It was EIO after 4 s.  Source: coherence seed 60387"""
+    async with cluster(oss=1, clients=2) as c:
+        c.expect("client.evicted", "import.evicted")
+        c.net.cut(c.b, c.mgs)
+        await c.add_oss(1)
+        await c.until(lambda: len(c.mds.target().allocator.ready) == 2)
+        await c.a.unrecorded(c.a.fs.setstripe("/f", 1, 1 << 16, 1))
+        await c.a.write("/f", b"there")
+        if mgs_dies:
+            await c.mgs.kill()
+        reading = asyncio.get_running_loop().create_task(c.b.read("/f"))
+        await asyncio.sleep(30.0)
+        assert not reading.done()
+        c.net.heal()
+        if mgs_dies:
+            await c.mgs.start()
+        assert await reading == b"there"
