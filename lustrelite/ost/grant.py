@@ -64,7 +64,7 @@ class Grants:
         if known:
             self._claims[export] = _Claim(last_transno, {})
             self._set(export, min(max(body.grant, 0), EXPORT_BYTES_MAX))
-            self._budget = 0
+            self.look_again()
         else:
             self.gone(export)
             self._give(export, min(FIRST_BYTES, max(self.left, 0) // 64))
@@ -80,6 +80,10 @@ class Grants:
         """Is what takes `cost` bytes within the client's grant? Then it may not be refused for want of space."""
         # The client's dirty data may be cut in other places than its grant was counted for: a block at each end.
         return cost > 0 and self.held.get(export, 0) >= max(cost - 2 * GRANT_BLOCK_BYTES, 1)
+
+    def look_again(self) -> None:
+        """Ask the disk how full it is before anything else is written or promised."""
+        self._budget = 0
 
     def take(self, length: int) -> bool:
         """`length` bytes are about to be written that nobody was promised: is there room for them?"""

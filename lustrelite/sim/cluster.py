@@ -98,17 +98,19 @@ class Cluster:
         keep_events: bool = True,
         orderly: bool = True,
         pairs: bool = False,
+        roles_swap: bool = False,
         **params: Any,
     ) -> None:
         """`oss` servers with `osts` targets each; `params` change tunables; `strict`: an unexpected warning fails.
 
-        `pairs`: the MDS and every OSS has a standby, its `partner`.
+        `pairs`: the MDS and every OSS has a standby, its `partner`; `roles_swap`: `mds` and `oss` are whoever serves.
         """
         assert mds == 1, "one MDT so far"
         loop = asyncio.get_running_loop()
         assert isinstance(loop, SimLoop), "a Cluster lives on a SimLoop"
         self.loop = loop
         self.seed = seed
+        self.roles_swap = roles_swap
         self.random = random.Random(f"world {seed}")
         self.tunables = replace(tunables or TUNABLES, **params)
         self.net = SimNetwork(loop, random.Random(f"net {seed}"), latency)
@@ -170,6 +172,7 @@ class Cluster:
         self.left: dict[tuple[str, str], float] = {}  # when which mount was through with which target
         self.expected: set[str] = set()
         self.unjust: list[Event] = []
+        self.short_of_space = False  # now or before: ENOSPC is an answer to what needs room
         self.strict = strict
         self.keep_events = keep_events
         self.orderly = orderly
@@ -241,7 +244,11 @@ class Cluster:
         self.net.heal()
         for server in self.servers:
             if not server.alive:
-                await server.start()
+                try:
+                    await server.start()
+                except NodeDied:
+                    self.check_crashes()
+                    raise
             server.release_commits()
             server.slow_disk(0.0)
 
@@ -301,6 +308,16 @@ class Cluster:
         await client.start()
         return client
 
+    async def add_oss(self, index: int) -> SimServer:
+        """A new server with a new OST, whether the MGS is there to hear of it or not."""
+        name = target_name(FSNAME, "OST", index)
+        config = TargetConfig("OST", FSNAME, index, f"stamp-{name}", (str(MGS_NID),))
+        self.format(config)
+        server = SimServer(self, f"oss{index}new", [config])
+        self.oss.append(server)
+        await server.start()
+        return server
+
     # -- help for the processes
 
     async def finish(self, node: SimNode, coro: Coroutine[Any, Any, _T], name: str) -> _T:
@@ -334,6 +351,19 @@ class Cluster:
     def started(self, target: Target) -> None:
         """A target runs."""
         self._running[target.name] = target
+        self._swap_pairs()
+
+    def _swap_pairs(self) -> None:
+        """If the partners' roles go with the targets: `mds` and `oss` are who serves, `standbys` who waits."""
+        for place, standby in enumerate(self.standbys if self.roles_swap else ()):
+            other = standby.partner
+            assert other is not None
+            if standby.running and not other.running:
+                self.standbys[place] = other
+                if other is self.mds:
+                    self.mds = standby
+                else:
+                    self.oss[self.oss.index(other)] = standby
 
     def died(self, server: SimServer) -> None:
         """A server runs no more."""
@@ -365,7 +395,8 @@ class Cluster:
             self.oracle.client_gone(self.clients[event.node].life, "forsaken", event.fields["target"])
         elif event.name == "recovery.over" or (event.name == "target.started" and not event.fields["clients"]):
             self.oracle.target_back(event.fields["target"])
-        self._hash.update(f"{event.time!r}{event.node}{event.name}{event.fields}".encode())
+        told = f"{event.time!r}{event.node}{event.name}{event.fields}"
+        self._hash.update(told.replace(str(self.disks.root), "").encode())  # which is another one in every run
         if self.keep_events:
             self.events.append(event)
         if event.level == "error" and not str(event.fields.get("why", "")).startswith("fault at "):
@@ -490,7 +521,7 @@ class Cluster:
 
         Here they do so at once, or never.
         """
-        osts = [promised_by(target) for server in self.oss for target in server.running if isinstance(target, Ost)]
+        osts = [promised_by(target) for server in self.servers for target in server.running if isinstance(target, Ost)]
         mounts = [client.fs for client in self.clients.values() if client.alive and hasattr(client, "fs")]
         problems = grant_problems(osts, [row for fs in mounts for row in counted_by(fs)])
         if problems:

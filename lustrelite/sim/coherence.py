@@ -41,6 +41,9 @@ before anybody looks. What had no answer yet is sent again after recovery; other
 for a while. (Not so what was done under a lock that kept the others away: data of clients that cache.) So what was seen
 before such a death, or from a cache before the target had recovered, does not count for what it touches.
 
+A write that finds no room may be seen in the size, until its author has heard of it: he counts it before it is answered,
+or others, who ask the OST, would see a size that his own programs do not see yet.
+
 How: coherence_search.py. Not judged: times, and whether what two registers show fits together (a size and the bytes
 behind it).
 """

@@ -12,6 +12,7 @@ last byte, and not below the reach of the others.
 
 from __future__ import annotations
 
+import errno
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -244,12 +245,17 @@ def _check_size(
         elif op.kind == "truncate":
             optional = _may_be_undone(op, target, loss)
             calls.append(Call(op.invoked, op.done, ("set", file.reach(stripe, op.args[0])), optional=optional, op=op))
-        elif op.ok and not loss.excused.get(target):
+        elif op.ok and not loss.excused.get(target) and not _beside_a_refusal(op, ops):
             calls += [Call(op.invoked, op.done, effect, True, op=op) for effect in _seen(op, file, stripe)]
     for life in dict.fromkeys(call.effect[3] for call in calls if call.effect[0] == "cached"):
         calls.append(Call(history.gone[life].lost, NEVER, ("lose", life), optional=True))
     calls = [call for call in calls if not call.reads or call.done >= undone]
     return search(calls, Reach(0, 0, ()), _size_step)
+
+
+def _beside_a_refusal(look: Op, ops: list[Op]) -> bool:
+    """Was it made while a write was under way that found no room? The writer counts its end as the file's until he hears that."""
+    return any(op.errno == errno.ENOSPC and op.invoked < look.done and look.invoked < op.failed for op in ops)
 
 
 def _growth(

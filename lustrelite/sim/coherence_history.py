@@ -92,6 +92,7 @@ class Op:
     at: float  # virtual time
     handle: int = 0  # the open file by which it was done
     done: int = NEVER
+    failed: int = NEVER  # when its client was told that nobody knows what came of it
     outcome: str = PENDING
     result: Any = None
     errno: int = 0
@@ -231,7 +232,7 @@ class History:
         """Nobody knows what came of it; the client was told so now."""
         op.errno = number
         self._end(op, UNKNOWN)
-        op.done = NEVER
+        op.done, op.failed = NEVER, op.done
 
     # -- what happened to clients and targets
 

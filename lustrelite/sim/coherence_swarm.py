@@ -27,11 +27,25 @@ from lustrelite.errors import OpError
 from lustrelite.events import Event
 from lustrelite.ids import ROOT_FID, Fid, fid_text, target_name
 from lustrelite.sim import coherence
+from lustrelite.sim.chores import draw_chores
 from lustrelite.sim.cluster import TUNABLES, Cluster, Violation
 from lustrelite.sim.coherence_history import Data, File, History, Op, fill, parse
 from lustrelite.sim.nemesis import CACHE_ACTS, SILENCE_ACTS, Nemesis
 from lustrelite.sim.processes import FSNAME, NodeDied, SimClient, SimServer, close_late
-from lustrelite.sim.runs import LATE, LATENCIES, Budget, Run, contend, draw_caching, draw_leaver, draw_log, recorded
+from lustrelite.sim.runs import (
+    LATE,
+    LATENCIES,
+    Budget,
+    Run,
+    contend,
+    draw_caching,
+    draw_clocks,
+    draw_disks,
+    draw_leaver,
+    draw_log,
+    draw_pairs,
+    recorded,
+)
 from lustrelite.wire.mdt import StripeHint
 
 OPERATIONS = 120
@@ -42,6 +56,7 @@ NAMES = tuple("abcde")
 OFFSETS = (0, 64, 4032, 4096, 8192, 20032, STRIPE_SIZE - 128, STRIPE_SIZE, 2 * STRIPE_SIZE - 64)
 LENGTHS = (64, 64, 128, 4096, 4096, 8192, 20032)
 LOCK_OWNERS, LAST_BYTE = 1000, (1 << 63) - 1
+NEEDS_ROOM = ("write", "append", "truncate", "create", "mkdir", "rename", "link", "chmod")
 WATCHES_MAX, WATCHED_BYTES = 200, 24576
 READ_BYTES = 4 * STRIPE_SIZE  # more than any of these files has
 
@@ -177,6 +192,8 @@ class Recorder:
                     history.refused(op, error.errno)
                 else:
                     history.failed(op, error.errno)
+            if error.errno == errno.ENOSPC and self.cluster.short_of_space and ops and _needs_room(ops[0]):
+                return None
             if error.errno in refusals or self._gone() or self._vanished(ops, error.errno):  # it is forgotten, or gone
                 return None
             what = ops[0] if ops else "call"
@@ -271,6 +288,10 @@ class Recorder:
             return [fid]
 
         return await self.call([op], self.client.fs.lstat(f"/n/{name}"), seen, (errno.ENOENT,))
+
+
+def _needs_room(op: Op) -> bool:
+    return op.args[0] is True if op.kind == "open" else op.kind in NEEDS_ROOM
 
 
 class Inspector(Recorder):
@@ -546,8 +567,11 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
         seed=record.seed, oss=2, clients=count, tunables=TUNABLES, latency=rng.choice(LATENCIES), strict=False,
         keep_events=False, orderly=rng.random() < 0.25, commit_interval_s=rng.choice((0.005, 0.1, 1.0, 1.0)),
         commit_log_s=draw_log(record.seed), stripe_count=1, stripe_size=STRIPE_SIZE, commit_on_sharing=rng.randrange(2),
+        pairs=draw_pairs(record.seed), roles_swap=True,
     )  # fmt: skip
     cluster.draw_caching(record.seed, caching, (0, 1, 1, 1, 1, 2))
+    draw_clocks(cluster, record.seed)
+    draw_disks(cluster, record.seed)
     with recorded(record, cluster, cluster.history.ops):
         async with cluster as c:
             await c.prepare([rng.choice((1, 1, 2)) for _ in range(3)])
@@ -570,4 +594,5 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
             acts = SILENCE_ACTS if theme.files == FOCUSED.files and rng.random() < 0.6 else CACHE_ACTS
             nemesis = Nemesis(c, random.Random(f"nemesis {record.seed}"), acts)
             record.faults = nemesis.performed
-            await contend(c, workers, nemesis, budget)
+            keeper = draw_chores(c, record.seed, budget, record.faults)
+            await contend(c, workers, nemesis, keeper, budget)

@@ -73,8 +73,21 @@ class ObjectDisk:
         self.capacity_bytes = (self.used_bytes() + left + BLOCK_BYTES) * 1000 // (1000 - reserved_permille)
 
     def used_bytes(self) -> int:
-        """Bytes in whole blocks; on a small disk without holes, which are blocks of zeros."""
+        """Bytes in whole blocks; on a small disk without holes, which are blocks of zeros.
+
+        There blocks that were freed are free when that is durable, as with any file system that has a journal.
+        """
+        if self.capacity_bytes < CAPACITY_BYTES:
+            return sum(len(self._blocks_kept(oid)) for oid in {**self.files, **self.durable}) * BLOCK_BYTES
         return sum(map(self.blocks_of, self.files.values())) * BLOCK_BYTES
+
+    def _blocks_kept(self, oid: int) -> dict[int, None]:
+        both = (self.files.get(oid, b""), self.durable.get(oid, b""))
+        kept = {block: None for data in both for block in range(0, len(data), BLOCK_BYTES) if _full(data, block)}
+        for kind, start, end, _ in self.journal.get(oid, ()):
+            if kind == "write":
+                kept.update(dict.fromkeys(range(start - start % BLOCK_BYTES, end, BLOCK_BYTES)))
+        return kept
 
     def blocks_of(self, data: bytes | bytearray) -> int:
         """Blocks that a file takes."""

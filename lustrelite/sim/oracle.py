@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 
 from lustrelite.sim.model import READS, WRITES_DATA, Model, Refused, Tree, difference, short
 
-PENDING, OK, ERROR, UNKNOWN = "pending", "ok", "error", "unknown"
+PENDING, OK, ERROR, UNKNOWN, UNDONE = "pending", "ok", "error", "unknown", "undone"
 NEVER = 1 << 62
 STEPS_MAX = 40_000  # of the search in one area
 
@@ -132,8 +132,12 @@ class Oracle:
         self._end(op, OK)
 
     def error(self, op: Op, number: int) -> None:
-        """It was refused: nothing was changed. What may be half done (no space) counts as unknown."""
+        """It was refused: nothing was changed. Nor was it by a change of metadata that found no space, whatever it would have
+        answered; what may be half done counts as unknown."""
         op.errno = number
+        if number == errno.ENOSPC and op.name not in (*READS, *WRITES_DATA):
+            self._end(op, UNDONE)
+            return
         if (number == errno.ESTALE and (op.client in self.gone or op.client in self.handles_lost)) or (number in (errno.ENOSPC, errno.EDQUOT, errno.EIO) and op.name not in READS):
             self.unknown(op)
         else:
@@ -357,7 +361,7 @@ class _Search:
         lost_until = max((op.at_risk for op in self.ops if op.index in missing), default=seen_until)
         kept = []
         for op in self.ops:
-            if op.index in lost:
+            if op.index in lost or op.outcome == UNDONE:
                 continue
             if op.outcome == UNKNOWN and op.name in READS:
                 continue

@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from lustrelite.ost.ost import Ost
+from lustrelite.sim.chores import draw_chores
 from lustrelite.sim.cluster import TUNABLES, Violation
 from lustrelite.sim.coherence_swarm import (
     FILES,
@@ -34,7 +35,18 @@ from lustrelite.sim.coherence_swarm import (
 )
 from lustrelite.sim.nemesis import Nemesis
 from lustrelite.sim.ost_acts import OST_ACTS
-from lustrelite.sim.runs import LATENCIES, Budget, Run, contend, draw_leaver, draw_log, recorded
+from lustrelite.sim.runs import (
+    LATENCIES,
+    Budget,
+    Run,
+    contend,
+    draw_clocks,
+    draw_disks,
+    draw_leaver,
+    draw_log,
+    draw_pairs,
+    recorded,
+)
 from lustrelite.store import schema
 
 OPERATIONS = 90
@@ -56,9 +68,10 @@ class OstCluster(CoherenceCluster):
             layout = schema.unpack_inode(value).layout
             for ost, _ in layout.stripes if layout is not None else ():
                 named[ost] = named.get(ost, 0) + 1
-        for server in self.oss:
+        for server in self.servers:
             for target in server.running:
-                assert isinstance(target, Ost)
+                if not isinstance(target, Ost):
+                    continue
                 used = mdt.allocator.last_used.get(target.index, 0)
                 there = [oid for key, _ in target.store.scan(schema.OBJECTS) if (oid := schema.split_object_key(key)) <= used]
                 files = sum(1 for oid in target.files.ids() if oid > used or not target.exists(oid))
@@ -105,9 +118,11 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
         clients=rng.choice((2, 2, 3, 4)),
         tunables=rng.choice(SETTINGS), latency=rng.choice(LATENCIES), strict=False, keep_events=False, orderly=rng.random() < 0.25,
         commit_interval_s=rng.choice((0.005, 0.1, 1.0, 1.0)), stripe_count=rng.choice((1, 2, -1)), stripe_size=STRIPE_SIZE,
-        commit_log_s=draw_log(record.seed), commit_on_sharing=1,
+        commit_log_s=draw_log(record.seed), commit_on_sharing=1, pairs=draw_pairs(record.seed), roles_swap=True,
     )  # fmt: skip
     cluster.draw_caching(record.seed, caching, (0, 1, 1, 2))
+    draw_clocks(cluster, record.seed)
+    draw_disks(cluster, record.seed)
     with recorded(record, cluster, cluster.history.ops):
         async with cluster as c:
             await c.prepare([rng.choice((1, 2, -1)) for _ in range(3)])
@@ -126,4 +141,5 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
             ]
             nemesis = Nemesis(c, random.Random(f"nemesis {record.seed}"), OST_ACTS)
             record.faults = nemesis.performed
-            await contend(c, workers, nemesis, budget)
+            keeper = draw_chores(c, record.seed, budget, record.faults)
+            await contend(c, workers, nemesis, keeper, budget)

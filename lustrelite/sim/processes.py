@@ -235,8 +235,9 @@ class SimServer(SimProcess):
     def power_cut(self) -> Awaitable[None]:
         """The machine loses its power: what the disks had not made durable is gone."""
         self.kill(silent=True)
+        theirs = [target.name for target in self.partner.running] if self.partner is not None else []
         for config in self.configs:
-            if config.kind == "OST":
+            if config.kind == "OST" and config.name not in theirs:
                 lost = self.cluster.disks.object_disk(config.name).power_cut(self.cluster.random)
                 self.cluster.note("power.cut", target=config.name, lost=lost)
         return DONE

@@ -1,4 +1,8 @@
-"""What the swarms share: the record of a run, its budget of operations, and its two phases."""
+"""What the swarms share: the record of a run, its budget of operations, and its two phases.
+
+What is drawn here for a run has a source of chance of its own: with failover pairs, other clocks or small disks it is the
+same workload under the same acts.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +64,7 @@ class Budget:
         self.left = operations
         self.taken = 0
         self.faults_at = sorted(faults_at)
+        self.chores_at: list[int] = []
         self.due = asyncio.Event()
         self.leaver = ""  # a client that leaves in good order, in the middle of everything: nothing of it may be lost
         self.leaves_at = 0
@@ -74,12 +79,17 @@ class Budget:
             return False
         self.left -= 1
         self.taken += 1
-        if self.faults_at and self.taken >= self.faults_at[0]:
+        if any(at and self.taken >= at[0] for at in (self.faults_at, self.chores_at)):
             self.due.set()
         return True
 
 
 LEAVES = 0.3  # of the runs
+PAIRS = 0.25
+SKEWED = 0.25
+SMALL = 0.2
+SMALL_DISKS_BYTES = (96 << 10, 192 << 10, 512 << 10)
+SKEWS_S = (-3600.0, -7.0, -0.3, 0.0, 0.3, 2.0, 7.0, 90.0)
 
 
 def draw_leaver(cluster: Cluster, seed: int, budget: Budget) -> None:
@@ -103,6 +113,29 @@ def draw_caching(cluster: Cluster, seed: int, caching: int, drawn: Sequence[int]
         client.tunables["read_past_cache_bytes"] = rng.choice(READ_PAST_BYTES)
 
 
+def draw_pairs(seed: int) -> bool:
+    """Has every server a standby?"""
+    return random.Random(f"pairs {seed}").random() < PAIRS
+
+
+def draw_clocks(cluster: Cluster, seed: int) -> None:
+    """Which clocks differ, before anybody starts."""
+    rng = random.Random(f"clocks {seed}")
+    if rng.random() < SKEWED:
+        for process in cluster.processes:
+            process.set_clock(rng.choice(SKEWS_S))
+
+
+def draw_disks(cluster: Cluster, seed: int) -> None:
+    """Are the OSTs' disks so small that they are full soon?"""
+    rng = random.Random(f"disks {seed}")
+    if rng.random() < SMALL:
+        cluster.short_of_space = True
+        for config in cluster.targets:
+            if config.kind == "OST":
+                cluster.disks.object_disk(config.name).capacity_bytes = rng.choice(SMALL_DISKS_BYTES)
+
+
 def draw_log(seed: int) -> float:
     """The tunable commit_log_s: do small batches that somebody waits for go to the log?"""
     return random.Random(f"log {seed}").choice((0.0, 1.0))
@@ -117,17 +150,18 @@ class Worker(Protocol):
     async def work(self) -> None: ...
 
 
-async def contend(c: Cluster, workers: Sequence[Worker], nemesis: Nemesis, budget: Budget) -> None:
+async def contend(c: Cluster, workers: Sequence[Worker], nemesis: Nemesis, keeper: Nemesis, budget: Budget) -> None:
     """Safety phase with faults, then a liveness phase in which everything that can come to its end must."""
     tasks = [c.loop.create_task(worker.work(), name=f"worker {worker.name}") for worker in workers]
 
     async def violence() -> None:
-        while budget.faults_at:
+        while budget.faults_at or budget.chores_at:
             await budget.due.wait()
             budget.due.clear()
-            while budget.faults_at and budget.taken >= budget.faults_at[0]:
-                budget.faults_at.pop(0)
-                await nemesis.act()
+            for at, who in ((budget.chores_at, keeper), (budget.faults_at, nemesis)):
+                while at and budget.taken >= at[0]:
+                    at.pop(0)
+                    await who.act()
 
     fury = c.loop.create_task(violence(), name="nemesis")
     if budget.leaver:
@@ -139,12 +173,13 @@ async def contend(c: Cluster, workers: Sequence[Worker], nemesis: Nemesis, budge
         await asyncio.wait({working}, timeout=200.0)
         fury.cancel()
         await nemesis.finish()
+        await keeper.finish()
         await c.recover()
-        async with asyncio.timeout(600.0):
-            await working
-    except TimeoutError:
+        await asyncio.wait({working}, timeout=600.0)
         stuck = [task.get_name() for task in tasks if not task.done()]
-        raise Violation(f"after all was healed, {', '.join(stuck)} did not end: {c.unsettled()}") from None
+        if stuck and not working.done():
+            raise Violation(f"after all was healed, {', '.join(stuck)} did not end: {c.unsettled()}")
+        await working
     finally:
         fury.cancel()
         for task in tasks:

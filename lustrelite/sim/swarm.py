@@ -9,6 +9,9 @@ A run: 1 MDS, 2 OSTs, 3 clients, 60 operations, 2 to 4 faults. Each client has o
 its operations in a directory of its own and under its own names in a shared one, so their outcome is known; the rest on
 a few contested names, where the oracle looks for an order that explains all answers. A worker whose client was killed
 or evicted stops. The same seed gives the same history to the last bit; `hash` sums up all of them.
+
+Some runs have failover pairs (an MDS or OSS that dies is taken over), or clocks that differ, or one or two of an
+administrator's acts beside the faults (chores.py); in the other swarms also disks that are full soon.
 """
 
 from __future__ import annotations
@@ -28,16 +31,31 @@ from typing import Any, NamedTuple
 
 from lustrelite.errors import Deactivated, Evicted, OpError
 from lustrelite.sim import coherence_swarm, ost_swarm
+from lustrelite.sim.chores import draw_chores
 from lustrelite.sim.cluster import TUNABLES, Cluster, Violation
 from lustrelite.sim.loop import SimError, run
+from lustrelite.sim.model import READS
 from lustrelite.sim.nemesis import Nemesis
 from lustrelite.sim.processes import CLOCK_NS, NodeDied, SimClient, SimFile
-from lustrelite.sim.runs import LATE, LATENCIES, Budget, Run, contend, draw_caching, draw_leaver, draw_log, recorded
+from lustrelite.sim.runs import (
+    LATE,
+    LATENCIES,
+    Budget,
+    Run,
+    contend,
+    draw_caching,
+    draw_clocks,
+    draw_leaver,
+    draw_log,
+    draw_pairs,
+    recorded,
+)
 from lustrelite.sim.world import lines
 from lustrelite.wire.ost import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
 
 OPERATIONS = 60
 CLIENTS = 3
+NEEDS_NO_ROOM = ("unlink", "rmdir", "close")
 COMMON = ("/shared", "/contested")
 TIME_S_MAX = 4000.0
 CALLBACKS_MAX = 2_000_000
@@ -137,6 +155,8 @@ class Worker:
         """What was written may be lost, but only with an eviction by its OST."""
         if error.errno == errno.EIO and self.life not in self.client.cluster.oracle.gone_data:
             raise Violation(f"{self.name}: {error} without an eviction") from None
+        if error.errno == errno.ENOSPC and not self.client.cluster.short_of_space:
+            raise Violation(f"{self.name}: {error} without need") from None
 
     async def step(self) -> None:
         """One operation."""
@@ -289,8 +309,10 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
         latency=rng.choice(LATENCIES), area_of=area_of, common=COMMON, strict=False, keep_events=False,
         orderly=rng.random() < 0.25, commit_interval_s=rng.choice((0.005, 0.1, 1.0, 1.0)),
         commit_log_s=draw_log(record.seed), stripe_count=rng.choice((1, 1, 2)), stripe_size=65536, max_bytes_per_rpc=1 << 16,
+        pairs=draw_pairs(record.seed), roles_swap=True,
     )  # fmt: skip
     draw_caching(cluster, record.seed, caching)
+    draw_clocks(cluster, record.seed)
     with recorded(record, cluster, cluster.oracle.ops):
         async with cluster as c:
             first = c.clients["a"]
@@ -309,7 +331,11 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
                 await worker.client.mkdir(worker.home)
             nemesis = Nemesis(c, random.Random(f"nemesis {record.seed}"))
             record.faults = nemesis.performed
-            await contend(c, workers, nemesis, budget)
+            keeper = draw_chores(c, record.seed, budget, record.faults)
+            await contend(c, workers, nemesis, keeper, budget)
+        for op in cluster.oracle.ops:
+            if op.errno == errno.ENOSPC and op.name in (*READS, *NEEDS_NO_ROOM):
+                raise Violation(f"{op}: this needs no room")
         if cluster.unjust and not any(act in MAY_EVICT for act in nemesis.performed):
             raise Violation(f"the living were evicted without need:\n{lines(cluster.unjust, ())}")
 

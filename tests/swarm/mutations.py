@@ -63,7 +63,7 @@ def rare(plant: Plant) -> Plant:
 
 
 @contextlib.contextmanager
-def planted(one: Mutation) -> Iterator[None]:
+def planted(one: Any) -> Iterator[None]:
     """The product with this bug."""
     with pytest.MonkeyPatch.context() as patch:
         one.plant(patch)

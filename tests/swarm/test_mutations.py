@@ -17,6 +17,7 @@ sys.path += [str(Path(__file__).parent), str(Path(__file__).parent.parent / "sce
 
 import test_cache
 import test_lost_grants
+from chore_mutations import CHORE_MUTATIONS, ChoreMutation
 from lock_mutations import LOCK_MUTATIONS
 from mutations import MUTATIONS, RARE_MUTATIONS, Mutation, planted
 from ost_mutations import OST_MUTATIONS
@@ -72,6 +73,16 @@ def test_a_planted_bug_around_objects_is_found(mutation: Mutation):
     assert not BROKEN.search(result["reasons"][0]), "the planted bug itself is broken"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mutation", CHORE_MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
+def test_a_planted_bug_beside_chores_is_found(mutation: ChoreMutation):
+    with planted(mutation):
+        result = swarm.swarm(NEAR.get(mutation.name, FIRST_SEED), RUNS_MAX, mutation.plan, stop_at=1)
+    assert result["violations"], f"{mutation.name}: not found in {RUNS_MAX} runs"
+    assert not BROKEN.search(result["reasons"][0]), "the planted bug itself is broken"
+
+
 FOUND_BY = {
     "a lock goes before its data is durable": (
         test_cache.test_a_lock_goes_to_the_next_when_what_was_written_under_it_is_durable, {}),
@@ -94,7 +105,7 @@ def test_a_rare_bug_is_found_by_its_scenario(mutation: Mutation, cluster: Any):
 
 
 def test_hints_are_about_planted_bugs():
-    assert NEAR.keys() <= {mutation.name for mutation in (*MUTATIONS, *OST_MUTATIONS)}
+    assert NEAR.keys() <= {mutation.name for mutation in (*MUTATIONS, *OST_MUTATIONS, *CHORE_MUTATIONS)}
 
 
 @pytest.mark.parametrize("plan", [swarm.RECOVERY, swarm.COHERENCE, swarm.OST], ids=["recovery", "coherence", "ost"])

@@ -233,6 +233,20 @@ def test_sizes():
     assert not h.problems
     h.did("b", "size", result=64)
     assert "stripe 1" in h.problems
+
+
+@pytest.mark.parametrize("seen_late", [True, False])
+def test_a_size_that_found_no_room_is_seen_until_its_author_has_heard_of_it(seen_late: bool):
+    h = Planted()
+    h.wrote("a", 0, CELL)
+    op = h.history.begin("a", "append", "f", CELL, h.history.new_tag())
+    if not seen_late:
+        h.did("a", "size", result=2 * CELL)
+    h.history.failed(op, errno.ENOSPC)
+    if seen_late:
+        h.did("a", "size", result=2 * CELL)
+    h.did("a", "size", result=CELL)
+    assert bool(h.problems) == seen_late
     assert TWO.reach(0, 192) == 128 and TWO.reach(1, 128) == 0 and TWO.reach(1, 300) == 256 and TWO.reach(0, 300) == 300
 
 
