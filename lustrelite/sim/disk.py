@@ -36,6 +36,7 @@ class ObjectDisk:
 
     def __init__(self, capacity_bytes: int = CAPACITY_BYTES) -> None:
         self.capacity_bytes = capacity_bytes
+        self.sparse = False  # holes take no room: blocks of zeros, so nobody may write zeros and mean to fill it
         self.files: dict[int, bytearray] = {}  # as processes see them
         self.durable: dict[int, bytearray] = {}
         self.journal: dict[int, list[Entry]] = {}  # since the last sync
@@ -69,15 +70,15 @@ class ObjectDisk:
 
     def fill(self, left: int, *, reserved_permille: int) -> None:
         """Others have filled the disk: `left` bytes are free beyond the reserve."""
-        self.capacity_bytes = 0
+        self.sparse = True
         self.capacity_bytes = (self.used_bytes() + left + BLOCK_BYTES) * 1000 // (1000 - reserved_permille)
 
     def used_bytes(self) -> int:
-        """Bytes in whole blocks; on a small disk without holes, which are blocks of zeros.
+        """Bytes in whole blocks, without holes if it is `sparse`.
 
-        There blocks that were freed are free when that is durable, as with any file system that has a journal.
+        Then blocks that were freed are free when that is durable, as with any file system that has a journal.
         """
-        if self.capacity_bytes < CAPACITY_BYTES:
+        if self.sparse:
             return sum(len(self._blocks_kept(oid)) for oid in {**self.files, **self.durable}) * BLOCK_BYTES
         return sum(map(self.blocks_of, self.files.values())) * BLOCK_BYTES
 
@@ -91,7 +92,7 @@ class ObjectDisk:
 
     def blocks_of(self, data: bytes | bytearray) -> int:
         """Blocks that a file takes."""
-        if self.capacity_bytes < CAPACITY_BYTES:
+        if self.sparse:
             return sum(_full(data, at) for at in range(0, len(data), BLOCK_BYTES))
         return -(-len(data) // BLOCK_BYTES)
 
@@ -159,7 +160,7 @@ class SimObjectFiles:
 
     def _new_bytes(self, oid: int, offset: int, length: int) -> int:
         """What a write takes of the disk: the blocks that are not there yet."""
-        if self.disk.capacity_bytes >= CAPACITY_BYTES:
+        if not self.disk.sparse:
             return length
         data = self.disk.files.get(oid, b"")
         first, end = offset // BLOCK_BYTES * BLOCK_BYTES, offset + length

@@ -133,7 +133,8 @@ def draw_disks(cluster: Cluster, seed: int) -> None:
         cluster.short_of_space = True
         for config in cluster.targets:
             if config.kind == "OST":
-                cluster.disks.object_disk(config.name).capacity_bytes = rng.choice(SMALL_DISKS_BYTES)
+                disk = cluster.disks.object_disk(config.name)
+                disk.sparse, disk.capacity_bytes = True, rng.choice(SMALL_DISKS_BYTES)
 
 
 def draw_log(seed: int) -> float:

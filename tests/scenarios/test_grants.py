@@ -195,6 +195,7 @@ async def test_what_was_accepted_finds_room_though_others_fill_holes(cluster: An
     """Rewriting what is there is allowed on a full OST. A hole is not there: written without a promise, it took what others
     had been promised, and their data was lost."""
     async with with_disks_of(cluster(oss=1, clients=2, write_back_after_s=1000.0), 12 * MIB) as c:
+        c.disks.object_disk("lustre-OST0000").sparse = True
         sparse = await c.b.unrecorded(c.b.fs.open("/sparse", os.O_CREAT | os.O_RDWR | os.O_DSYNC, 0o644))
         await c.b.unrecorded(sparse.pwrite(b"y" * 64 * KIB, 0))
         await c.b.unrecorded(sparse.truncate(16 * MIB))
