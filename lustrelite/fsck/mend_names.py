@@ -25,7 +25,7 @@ def unreadable(changes: Changes, problems: list[Problem]) -> None:
     """
     for problem in problems:
         index, table, key = problem.where
-        if table == OBJECTS and len(key) == len(schema.object_key(0)):
+        if table == OBJECTS and schema.is_object_key(key):
             changes.osts[index].rows.put(OBJECTS, key, BLANK)
             changes.did(problem, "replaced by a blank record")
         else:

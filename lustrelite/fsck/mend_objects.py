@@ -238,7 +238,7 @@ def recordless(changes: Changes, problems: list[Problem]) -> None:
         index, oid, size = problem.where
         if _object(changes, index, oid) is not None:
             continue
-        if oid <= _last_id(changes, index) or not size or changes.options.orphans == DESTROY or oid >= 1 << 63:
+        if oid <= _last_id(changes, index) or not size or changes.options.orphans == DESTROY or oid > schema.OBJECT_ID_MAX:
             changes.osts[index].files.removed[oid] = None
             changes.did(problem, "removed: the rest of a destroyed object")
             continue

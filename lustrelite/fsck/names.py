@@ -40,7 +40,7 @@ def sound_inode(data: bytes) -> schema.Inode:
         and all(isinstance(field, bytes) for field in (inode.target, inode.acl, inode.default_acl))
         and isinstance(inode.parent, bytes)
         and len(inode.parent) == FID_BYTES
-        and (layout is None or all(0 <= ost <= 0xFFFF and 0 < oid < 1 << 63 for ost, oid in _stripes(layout)))
+        and (layout is None or all(0 <= ost <= 0xFFFF and 0 < oid <= schema.OBJECT_ID_MAX for ost, oid in _stripes(layout)))
     )
     if not good:
         raise StoreFailed(f"not an inode: {data[:64]!r}")

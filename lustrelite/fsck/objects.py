@@ -58,7 +58,7 @@ async def examine_ost(report: Report, mdt: Reader, index: int, ost: Reader, clai
     ) -> None:
         """One object record; `owner` is None if no layout names it, and else of `user`."""
         key = row[0]
-        if len(key) != len(schema.object_key(0)):
+        if not schema.is_object_key(key):
             report.add("record-unreadable", f"{name}:{key.hex()}", "no key of an object", (index, schema.OBJECTS, key))
             return
         oid = schema.split_object_key(key)

@@ -13,6 +13,7 @@ from lustrelite.errors import OpError
 from lustrelite.ost import changes, lockless
 from lustrelite.ost.changes import INLINE_BYTES_MAX, check_lock, lock_on
 from lustrelite.store.room import DELETION
+from lustrelite.store.schema import OBJECT_ID_MAX
 from lustrelite.target.handlers import EMPTY, LATER, Handler, mutating, reading, waiting
 from lustrelite.target.target import INDEX_READ_MAX, index_read
 from lustrelite.tunables import limits
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from lustrelite.target.transaction import Transaction
 
 FILES = "files"  # a table for IndexRead only: object id -> size of its data file
-OBJECT_ID_MAX = (1 << 63) - 1
 ANY_MODE = -1  # of a lock to read under
 
 

@@ -38,6 +38,7 @@ FORMAT_VERSION = 4
 TARGET_FILE = "target.json"  # format.py
 
 COOKIE_BYTES = 8
+OBJECT_ID_MAX = (1 << 63) - 1
 
 # tables of every target
 META = "meta"
@@ -344,6 +345,11 @@ def object_key(oid: int) -> bytes:
 def split_object_key(key: bytes) -> int:
     """The object id in an object's key."""
     return int.from_bytes(key, "big")
+
+
+def is_object_key(key: bytes) -> bool:
+    """May it be that of an object?"""
+    return len(key) == _U64.size and 0 < split_object_key(key) <= OBJECT_ID_MAX
 
 
 def param_key(fsname: str, name: str) -> bytes:

@@ -399,6 +399,19 @@ def test_any_damage_ends_in_a_clean_tree(chosen: list[Any], seed: int, times: in
             c.close()
 
 
+@pytest.mark.parametrize("oid", [0, 1 << 63 | 3])
+def test_a_record_of_an_object_that_cannot_be_makes_no_file(cluster: DamagedCluster, oid: int) -> None:
+    """A bit of its key has flipped, and the inode of which it says that it is its own is lost, too."""
+    value = cluster.osts[0][0].get(schema.OBJECTS, schema.object_key(3))
+    cluster.ost_put(0, schema.OBJECTS, schema.object_key(3), None)
+    cluster.ost_put(0, schema.OBJECTS, schema.object_key(oid), value)
+    cluster.name(DIR, b"o", ORPHAN, 0o100644)
+    cluster.put(schema.INODES, ORPHAN, None)
+    assert "record-unreadable" in {problem.kind for problem in cluster.check().problems}
+    outcome = repaired(cluster)
+    assert outcome.left.problems == [] and cluster.osts[0][0].get(schema.OBJECTS, schema.object_key(oid)) is None
+
+
 def test_an_orphan_that_somebody_may_have_open_stays_one(cluster: DamagedCluster) -> None:
     cluster.inode(ORPHAN, 0o100644, 1, stripes=((0, 3),))
     repaired(cluster)
