@@ -8,10 +8,11 @@ anything is touched, how many pages the batch may need at worst, and refused wit
 - large values need pages side by side; LMDB does not say whether there are such among the free ones, so these count behind
   the file's end (what may be large and many is therefore cut into pieces: mdt/xattr_rows.py);
 - what a sealed batch may need is set aside until it is durable, for the pages that it frees come back even later;
-- the last `kept` bytes are for deletions, for answers that are all that is written (an open of what is there), for what programs were told is done (closes, times), and for essential writes
-  (replays, evictions, clean-up), or a full target could never be emptied; a quarter of them for the essential ones alone,
-  which cannot be put off. Who meets his bound sets `pressed`: a commit gives back what the reckoning was too careful about,
-  and the pages that the batch before it freed. Who would fit but for the others, or with those pages, is told to come again
+- the last `kept` bytes are for deletions, for answers that are all that is written (an open of what is there), for what
+  programs were told is done (closes, times), and for essential writes (replays, evictions, clean-up), or a full target
+  could never be emptied; a quarter of them for the essential ones alone, which cannot be put off. Who meets his bound sets
+  `pressed`: a commit gives back what the reckoning was too careful about, and the pages that the batch before it freed. Who
+  would fit but for the others, or with those pages, is told to come again
   after it; who brings what was acknowledged is told so in any case.
 
 Between checks stand at most CHECK_RECORDS records, so the common case is a comparison in the store.
