@@ -115,6 +115,7 @@ class Cluster:
         self.tunables = replace(tunables or TUNABLES, **params)
         self.net = SimNetwork(loop, random.Random(f"net {seed}"), latency)
         self.disks = SimDisks()
+        self.directory = self.disks.root  # where all of it is
         self.configs: dict[str, TargetConfig] = {}  # by directory
         self._begin(Oracle(area_of, common), strict=strict, keep_events=keep_events, orderly=orderly)
         self.faults = ClusterFaults(self)
@@ -396,7 +397,7 @@ class Cluster:
         elif event.name == "recovery.over" or (event.name == "target.started" and not event.fields["clients"]):
             self.oracle.target_back(event.fields["target"])
         told = f"{event.time!r}{event.node}{event.name}{event.fields}"
-        self._hash.update(told.replace(str(self.disks.root), "").encode())  # which is another one in every run
+        self._hash.update(told.replace(str(self.directory), "").encode())  # which is another one in every run
         if self.keep_events:
             self.events.append(event)
         if event.level == "error" and not str(event.fields.get("why", "")).startswith("fault at "):
