@@ -117,7 +117,7 @@ class SimNode(Node):
 
     def pause(self) -> None:
         """SIGSTOP."""
-        if not self.paused:
+        if not self.paused and not self.dead:
             self.paused = True
             self.loop.stopped()
 

@@ -48,6 +48,18 @@ async def test_a_held_request_waits_and_others_go_on(cluster):
         assert await c.b.exists("/f")
 
 
+async def test_who_is_dead_cannot_be_paused(cluster):
+    """What is left of it ends, instead of waiting for a SIGCONT that another process gets."""
+    async with cluster() as c:
+        node = c.oss[0].node
+        c.oss[0].kill()
+        node.pause()
+        await c.oss[0].start()
+        await asyncio.sleep(1)
+        assert not list(node.tasks)
+        await c.settle()
+
+
 async def test_a_paused_server_answers_when_it_goes_on(cluster):
     async with cluster(mds=1, oss=1, clients=1) as c:
         await c.mds.pause()
