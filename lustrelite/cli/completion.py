@@ -1,4 +1,4 @@
-"""What a shell completes arguments with: files of this machine, mounts, and a cluster's processes, targets, devices, parameters.
+"""What a shell completes arguments with: files, mounts, and a cluster's processes, targets, devices and parameters.
 
 Nobody is waited for: who does not answer at once is left out, and what cannot be read is nothing. Paths in the file system
 are not completed: that would take a client.
@@ -48,7 +48,8 @@ def processes(context: click.Context, parameter: click.Parameter, incomplete: st
 
 def targets(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
     """The targets of the cluster, or of the processes that answer."""
-    return _starting(incomplete, _cluster(context).targets() or (d["name"] for d in _devices(context) if d["type"] in ("mgs", "mdt", "ost")))
+    answered = (device["name"] for device in _devices(context) if device["type"] in ("mgs", "mdt", "ost"))
+    return _starting(incomplete, _cluster(context).targets() or answered)
 
 
 def members(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:

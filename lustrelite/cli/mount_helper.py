@@ -311,7 +311,8 @@ def own_run_dir() -> Path:
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise Refused(f"{directory} belongs to somebody else, or others may write to it: remove it, or name another (LUSTRELITE_RUN_DIR)")
+        whose = "belongs to somebody else, or others may write to it"
+        raise Refused(f"{directory} {whose}: remove it, or name another (LUSTRELITE_RUN_DIR)")
     return directory
 
 

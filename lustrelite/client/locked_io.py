@@ -278,11 +278,6 @@ class LockedIo:
 
     def known_attr(self, layout: Layout) -> ObjectsAttr | None:
         """Size, blocks and times of the file, if our locks say all of them."""
-        if len(layout.stripes) == 1:  # asked 200,000 times a second
-            ((index, obj),) = layout.stripes
-            data = self.caches.get(index)
-            lvb = data.known(obj) if data is not None else None
-            return ObjectsAttr(lvb.size, lvb.blocks, lvb.mtime, lvb.ctime) if lvb is not None else None
         found = []
         for index, obj in layout.stripes:
             data = self.caches.get(index)

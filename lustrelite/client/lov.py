@@ -150,8 +150,10 @@ class Lov:
             await asyncio.wait(withdrawn, timeout=WITHDRAWN_S)
 
     async def osc(self, index: int) -> Osc:
-        """The OST with `index`. A new one may be in a layout before we have heard of it: wait a little, and for the MGS to say
-        what there is, however long that is away; then EIO."""
+        """The OST with `index`.  EIO: the MGS does not know it
+
+        A new one may be in a layout before we have heard of it: wait a little, and for the MGS, however long that is away.
+        """
         found = self.oscs.get(index)
         if found is not None:
             return found

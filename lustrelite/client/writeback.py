@@ -11,9 +11,10 @@ Data is accepted only within the grant (grant.py), or it is written through whil
 ENOSPC. So a write-back can fail in one way only: the disk is broken, or we were evicted. Then the bytes are lost,
 forgotten here, and every open file that wrote to them says EIO once (`Shared.on_lost`).
 
-What is little travels with others of its kind (WriteMany): small objects, and what is scattered in one. None of them waits for another for longer than a request
-takes: if one cannot be written at once the OST refuses all, and they go on one by one. Those under promised locks
-(ldlm/promised.py) keep to themselves, for their first request is an Enqueue, which may wait.
+What is little travels with others of its kind (WriteMany): small objects, and what is scattered in one. None of them
+waits for another for longer than a request takes: if one cannot be written at once the OST refuses all, and they go on one
+by one. Objects under promised locks (ldlm/promised.py) keep to themselves, for their first request is an Enqueue, which
+may wait.
 
 A write is answered before it is durable; its copy stays on the import's replay list until it is. If we are evicted
 before that, it may be lost, too: `_unstable` remembers whose. A write through is answered when it is durable, because
@@ -237,10 +238,8 @@ class WriteBack:
         if len(dirty.starts) != 1 or cached.pages.flights:
             return None
         low, high, size = dirty.starts[0], dirty.ends[0], self.osc.bytes_max
-        if high - low > LITTLE_BYTES or low // size != (high - 1) // size:
-            return None
-        lock = cached.lock_at(low, WRITERS)
-        return (low, high, lock) if lock is not None and high <= lock.end + 1 else None
+        lock = _lock_of_little(cached, low, high) if low // size == (high - 1) // size else None
+        return (low, high, lock) if lock is not None else None
 
     def _collect_little(self, due: dict[CachedObject, None]) -> list[Load]:
         """Flights of what is due, as far as one request carries them, and they wait for nothing that others do not."""
@@ -383,11 +382,9 @@ class WriteBack:
         behind = bisect_right(todo.starts, first.start)
         following = slice(behind, behind + ost.WRITE_MANY_MAX - 1)
         for low, high in zip(todo.starts[following], todo.ends[following], strict=True):
-            lock = cached.lock_at(low, WRITERS)
+            lock = _lock_of_little(cached, low, high)
             room -= high - low
-            if lock is None or high > lock.end + 1 or high - low > LITTLE_BYTES or room < 0:
-                break
-            if not pages.dirty.covers(low, high) or pages.flights_in(low, high):
+            if lock is None or room < 0 or not pages.dirty.covers(low, high) or pages.flights_in(low, high):
                 break
             flight = self._flight(cached, low, high, lock)
             assert flight is not None
@@ -571,6 +568,12 @@ class WriteBack:
         self._unstable.clear()
         for owner in owners:
             self.shared.on_lost(owner, errno.EIO)
+
+
+def _lock_of_little(cached: CachedObject, low: int, high: int) -> ClientLock | None:
+    """The lock under which all of the range may be written; None: there is none, or it is more than a few bytes."""
+    lock = cached.lock_at(low, WRITERS) if high - low <= LITTLE_BYTES else None
+    return lock if lock is not None and high <= lock.end + 1 else None
 
 
 async def over(flight: Flight) -> None:

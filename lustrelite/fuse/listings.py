@@ -52,17 +52,15 @@ class Listings:
     async def after(self, node: Node, cookie: int, *, plus: bool) -> Entries:
         """What follows `cookie` (0: from the beginning), `plus` attributes, as far as it is at hand.  ENOENT and those of `readdir`"""
         page = self._pages.get(node.number)
-        coming: _Coming | None = None
+        coming: _Coming  # what `found` is of
         found: Entries | OpError | None = None
         if page is not None and page.plus >= plus and (at := page.places.get(cookie)) is not None:
-            if not page.end:
-                self._read_on(node, page)
-            if at < len(page.entries) or page.end:
+            following = self._read_on(node, page) if not page.end else None
+            if at < len(page.entries) or following is None:
                 return page.entries[at:], page.end
-            if (coming := page.next) is not None:
-                found = await asyncio.shield(coming.task)
-                plus = page.plus
-        if coming is None or found is None or isinstance(found, OpError):
+            coming, plus = following, page.plus
+            found = await asyncio.shield(coming.task)
+        if found is None or isinstance(found, OpError):
             coming = _Coming()
             found = await self._read(node, cookie, plus, coming)
         entries, end = found
@@ -74,12 +72,14 @@ class Listings:
             self._read_on(node, page)
         return found
 
-    def _read_on(self, node: Node, page: _Page) -> None:
+    def _read_on(self, node: Node, page: _Page) -> _Coming:
+        """The page that follows, and may now lead to the next."""
         if page.next is None:
             page.next = self._begin(node, page.entries[-1].cookie, page.plus)
         if not page.next.leads:
             page.next.leads = True
             self._lead(node, page.next, page.plus)
+        return page.next
 
     def _begin(self, node: Node, cookie: int, plus: bool) -> _Coming:
         coming = _Coming()

@@ -286,28 +286,24 @@ def prepare_write_many(call: Call, body: WriteMany) -> Awaitable[None] | None:
     return _write_data_many(ost, call, parts)
 
 
-def _check_many(ost: Ost, call: Call, parts: Parts) -> None:
-    """ESTALE: a lock is not there, or there is something that one of them would have to wait for."""
+def _check_many(ost: Ost, call: Call, parts: Parts) -> dict[int, list[tuple[int, int]]]:
+    """The ranges of each object.  ESTALE: a lock is not there, or there is something that one of them would have to wait for"""
+    objects: dict[int, list[tuple[int, int]]] = {}
     for part, data in parts:
-        check_lock(ost, call, part, part.offset, part.offset + len(data), WRITERS)
-    for oid, ranges in _by_object(parts).items():
+        start, end = part.offset, part.offset + len(data)
+        check_lock(ost, call, part, start, end, WRITERS)
+        objects.setdefault(part.object, []).append((start, end))
+    for oid, ranges in objects.items():
         if not ost.ranges.free(oid, *ranges) or ost.may_turn_up(resource_of(oid)):
             raise OpError(errno.ESTALE, f"object {oid} is not to be had now")
-
-
-def _by_object(parts: Parts) -> dict[int, list[tuple[int, int]]]:
-    ranges: dict[int, list[tuple[int, int]]] = {}
-    for part, data in parts:
-        ranges.setdefault(part.object, []).append((part.offset, part.offset + len(data)))
-    return ranges
+    return objects
 
 
 async def _write_data_many(ost: Ost, call: Call, parts: Parts) -> None:
     await ost.fault("ost.write", call)
     if not call.still_valid:
         return
-    _check_many(ost, call, parts)
-    objects = _by_object(parts)
+    objects = _check_many(ost, call, parts)
     for oid in objects:
         ost.record(oid)
     ost.make_room(call.export, *parts)

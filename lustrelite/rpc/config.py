@@ -50,7 +50,7 @@ class ConfigFollower:
 
     async def load(self) -> dict[str, TargetInfo]:
         """Read the configuration and follow it from now on.  Errors: ENOENT no such file system."""
-        self._take(await self.mgs.call(ConfigRead(self.fsname, 0)))
+        await self._read(0)
         if self._task is None:
             self._task = self.node.spawn(self._follow(), f"config {self.fsname}")
         return self.targets
@@ -67,7 +67,7 @@ class ConfigFollower:
         """Return when the MGS has said what is new, however long it is away; at once if we have left it."""
         while self.mgs.state != "CLOSED":
             try:
-                self._take(await self.mgs.call(ConfigRead(self.fsname, self.version)))
+                await self._read(self.version)
                 return
             except OpError:
                 await asyncio.sleep(self.node.tunables.reconnect_pause_max_s)
@@ -123,6 +123,10 @@ class ConfigFollower:
             self._task.cancel()
         self.mgs.stop()
 
+    async def _read(self, since: int) -> None:
+        """What is newer than version `since`."""
+        self._take(await self.mgs.call(ConfigRead(self.fsname, since)))
+
     def _take(self, config: Config) -> None:
         self.version = max(self.version, config.version)
         for info in config.targets:
@@ -150,7 +154,7 @@ class ConfigFollower:
             try:
                 self._stale.clear()
                 self.locks.release(await self.locks.take_plain(config_resource(self.fsname), CR))
-                self._take(await self.mgs.call(ConfigRead(self.fsname, self.version)))
+                await self._read(self.version)
                 await self._stale.wait()
             except OpError:
                 if self.mgs.state == "CLOSED":

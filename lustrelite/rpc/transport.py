@@ -175,7 +175,7 @@ class SocketNetwork:
             listener.server = await loop.create_server(listener.made, host, port, backlog=BACKLOG)
             port = listener.server.sockets[0].getsockname()[1]
             listener.nid = Nid(f"{nid.rpartition(':')[0]}:{port}@tcp")
-            if self.allow_remote and not _is_address(host):
+            if self.allow_remote and _address(host) is None:
                 listener.follow(host, port)
         return listener
 
@@ -651,12 +651,12 @@ def _parse(nid: str) -> tuple[str, int, str]:
     return host.removeprefix("[").removesuffix("]"), int(port), ""
 
 
-def _is_address(host: str) -> bool:
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """None: it is a name."""
     try:
-        ipaddress.ip_address(host)
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 async def _addresses(host: str, port: int) -> set[str]:
@@ -665,12 +665,8 @@ async def _addresses(host: str, port: int) -> set[str]:
 
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    address = _address(host)
+    return host == "localhost" if address is None else address.is_loopback
 
 
 def _bind_unix(path: str) -> socket.socket:

@@ -132,8 +132,10 @@ class Oracle:
         self._end(op, OK)
 
     def error(self, op: Op, number: int) -> None:
-        """It was refused: nothing was changed. Nor was it by a change of metadata that found no space, whatever it would have
-        answered; what may be half done counts as unknown."""
+        """It was refused: nothing was changed. What may be half done counts as unknown.
+
+        A change of metadata that found no space has changed nothing either, whatever it would have answered.
+        """
         op.errno = number
         if number == errno.ENOSPC and op.name not in (*READS, *WRITES_DATA):
             self._end(op, UNDONE)

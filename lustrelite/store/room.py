@@ -12,8 +12,8 @@ anything is touched, how many pages the batch may need at worst, and refused wit
   programs were told is done (closes, times), and for essential writes (replays, evictions, clean-up), or a full target
   could never be emptied; a quarter of them for the essential ones alone, which cannot be put off. Who meets his bound sets
   `pressed`: a commit gives back what the reckoning was too careful about, and the pages that the batch before it freed. Who
-  would fit but for the others, or with those pages, is told to come again
-  after it; who brings what was acknowledged is told so in any case.
+  would fit but for the others, or with those pages, is told to come again after it; who brings what was acknowledged is
+  told so in any case.
 
 Between checks stand at most CHECK_RECORDS records, so the common case is a comparison in the store.
 """

@@ -6,9 +6,9 @@ The same kind of list as mutations.py; each says which swarm finds it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from mutations import Plant
+from mutations import Mutation, Plant
 
 from lustrelite.ldlm.held_locks import HeldLocks
 from lustrelite.ldlm.locks_in_use import LocksInUse
@@ -21,23 +21,14 @@ from lustrelite.sim.swarm import COHERENCE, OST, RECOVERY, Plan
 from lustrelite.store.room import ORDINARY
 from lustrelite.target import target as target_module
 
-
-class ChoreMutation(NamedTuple):
-    """A planted bug, and which runs find it."""
-
-    name: str
-    plant: Plant
-    plan: Plan
-
-
-CHORE_MUTATIONS: list[ChoreMutation] = []
+CHORE_MUTATIONS: list[Mutation] = []
 
 
 def mutation(plan: Plan) -> Callable[[Plant], Plant]:
     """Enter a mutation under its function's name."""
 
     def enter(plant: Plant) -> Plant:
-        CHORE_MUTATIONS.append(ChoreMutation(plant.__name__.replace("_", " "), plant, plan))
+        CHORE_MUTATIONS.append(Mutation(plant.__name__.replace("_", " "), plant, plan))
         return plant
 
     return enter

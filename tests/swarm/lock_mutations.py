@@ -23,6 +23,7 @@ from lustrelite.ost import changes as ost_changes
 from lustrelite.ost.ost import Ost
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.rpc.export import Call
+from lustrelite.sim.swarm import COHERENCE
 from lustrelite.wire.ldlm import LOOKUP, PERM, UPDATE
 from lustrelite.wire.locks import Ask
 
@@ -31,7 +32,7 @@ LOCK_MUTATIONS: list[Mutation] = []
 
 def mutation(plant: Plant) -> Plant:
     """Enter a mutation under its function's name."""
-    LOCK_MUTATIONS.append(Mutation(plant.__name__.replace("_", " "), plant))
+    LOCK_MUTATIONS.append(Mutation(plant.__name__.replace("_", " "), plant, COHERENCE))
     return plant
 
 

@@ -25,6 +25,7 @@ from lustrelite.recovery.window import Window
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.rpc.export import Call
 from lustrelite.rpc.import_recovery import ImportRecovery
+from lustrelite.sim.swarm import RECOVERY, Plan
 from lustrelite.store import schema
 from lustrelite.store.kv import Store
 from lustrelite.store.room import ESSENTIAL
@@ -44,6 +45,7 @@ class Mutation(NamedTuple):
 
     name: str
     plant: Plant
+    plan: Plan = RECOVERY  # which runs find it
 
 
 MUTATIONS: list[Mutation] = []
@@ -63,7 +65,7 @@ def rare(plant: Plant) -> Plant:
 
 
 @contextlib.contextmanager
-def planted(one: Any) -> Iterator[None]:
+def planted(one: Mutation) -> Iterator[None]:
     """The product with this bug."""
     with pytest.MonkeyPatch.context() as patch:
         one.plant(patch)

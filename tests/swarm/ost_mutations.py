@@ -15,6 +15,7 @@ from lustrelite.ost.handlers import HANDLERS
 from lustrelite.ost.object_ids import LAST_ID, ObjectIds
 from lustrelite.ost.ost import Ost
 from lustrelite.recovery.replay_list import ReplayList
+from lustrelite.sim.swarm import OST
 from lustrelite.store import schema
 from lustrelite.store.kv import Store
 from lustrelite.target.handlers import EMPTY
@@ -27,7 +28,7 @@ OST_MUTATIONS: list[Mutation] = []
 
 def mutation(plant: Plant) -> Plant:
     """Enter a mutation under its function's name."""
-    OST_MUTATIONS.append(Mutation(plant.__name__.replace("_", " "), plant))
+    OST_MUTATIONS.append(Mutation(plant.__name__.replace("_", " "), plant, OST))
     return plant
 
 

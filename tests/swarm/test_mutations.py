@@ -17,7 +17,7 @@ sys.path += [str(Path(__file__).parent), str(Path(__file__).parent.parent / "sce
 
 import test_cache
 import test_lost_grants
-from chore_mutations import CHORE_MUTATIONS, ChoreMutation
+from chore_mutations import CHORE_MUTATIONS
 from lock_mutations import LOCK_MUTATIONS
 from mutations import MUTATIONS, RARE_MUTATIONS, Mutation, planted
 from ost_mutations import OST_MUTATIONS
@@ -43,44 +43,43 @@ NEAR = {  # where to begin with those that take long from there; only a hint, fo
 }
 
 
+def is_found(mutation: Mutation, runs_max: int = RUNS_MAX) -> None:
+    with planted(mutation):
+        result = swarm.swarm(NEAR.get(mutation.name, FIRST_SEED), runs_max, mutation.plan, stop_at=1)
+    assert result["violations"], f"{mutation.name}: not found in {runs_max} runs"
+    assert not BROKEN.search(result["reasons"][0]), "the planted bug itself is broken"
+
+
+def each_of(mutations: list[Mutation]) -> Any:
+    return pytest.mark.parametrize("mutation", mutations, ids=lambda mutation: mutation.name.replace(" ", "-"))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
+@each_of(MUTATIONS)
 def test_a_planted_bug_is_found(mutation: Mutation):
-    with planted(mutation):
-        result = swarm.swarm(NEAR.get(mutation.name, FIRST_SEED), RUNS_MAX, stop_at=1)
-    assert result["violations"], f"{mutation.name}: not found in {RUNS_MAX} runs"
-    assert not BROKEN.search(result["reasons"][0]), "the planted bug itself is broken"
+    is_found(mutation)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("mutation", LOCK_MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
+@each_of(LOCK_MUTATIONS)
 def test_a_planted_bug_in_the_locks_is_found(mutation: Mutation):
-    with planted(mutation):
-        result = swarm.swarm(FIRST_SEED, LOCK_RUNS_MAX, swarm.COHERENCE, stop_at=1)
-    assert result["violations"], f"{mutation.name}: not found in {LOCK_RUNS_MAX} runs"
-    assert not BROKEN.search(result["reasons"][0]), "the planted bug itself is broken"
+    is_found(mutation, LOCK_RUNS_MAX)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("mutation", OST_MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
+@each_of(OST_MUTATIONS)
 def test_a_planted_bug_around_objects_is_found(mutation: Mutation):
-    with planted(mutation):
-        result = swarm.swarm(NEAR.get(mutation.name, FIRST_SEED), RUNS_MAX, swarm.OST, stop_at=1)
-    assert result["violations"], f"{mutation.name}: not found in {RUNS_MAX} runs"
-    assert not BROKEN.search(result["reasons"][0]), "the planted bug itself is broken"
+    is_found(mutation)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("mutation", CHORE_MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
-def test_a_planted_bug_beside_chores_is_found(mutation: ChoreMutation):
-    with planted(mutation):
-        result = swarm.swarm(NEAR.get(mutation.name, FIRST_SEED), RUNS_MAX, mutation.plan, stop_at=1)
-    assert result["violations"], f"{mutation.name}: not found in {RUNS_MAX} runs"
-    assert not BROKEN.search(result["reasons"][0]), "the planted bug itself is broken"
+@each_of(CHORE_MUTATIONS)
+def test_a_planted_bug_beside_chores_is_found(mutation: Mutation):
+    is_found(mutation)
 
 
 FOUND_BY = {
@@ -97,7 +96,7 @@ FOUND_BY = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mutation", RARE_MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
+@each_of(RARE_MUTATIONS)
 def test_a_rare_bug_is_found_by_its_scenario(mutation: Mutation, cluster: Any):
     scenario, args = FOUND_BY[mutation.name]
     with planted(mutation), pytest.raises(AssertionError):
