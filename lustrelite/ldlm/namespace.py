@@ -1,18 +1,13 @@
-"""The locks of one target at work: the core (table.py, flock.py) decides, this file answers, calls back and keeps time.
+"""The locks of one target at work: the core (table.py, flock.py) decides, this file answers and calls back.
 
 Every effect of the core is executed here and nowhere else:
 
     Grant, Wait, Deny   into the Granted of the reply
-    Blocking            a callback to the holder, and a deadline: one timer for all of them, its end is the eviction
-    Completion          a callback to who waited; of the target's own lock: its future
-    Glimpse             a callback to the writer; the enqueue is answered when all of them have answered
+    Blocking            a callback to the holder, and a deadline (deadlines.py), whose end is the eviction
+    Completion          a callback to who waited; of the target's own lock: its future (local_locks.py)
+    Glimpse             a callback to the writer; the enqueue is answered when all of them have answered (glimpsed.py)
 
-The owner of a lock is the Export; what the target locks for itself has the owner LOCAL. A target needs no locks against
-itself (a mutating handler runs in one turn, D4), only against what clients cache: `busy` says whether somebody caches
-what an operation is about to change, and if so `wait_local` takes it back and keeps it until `release`.
-
-A deadline runs from the first asking on, link or no link. It is put off when the client has answered, when it is asked
-anew after a reconnect (LU-5520), and by work under the lock; not by repeating the question.
+The owner of a lock is the Export; what the target locks for itself has the owner LOCAL.
 Source: ldlm/ldlm_lockd.c; protocol-facts 5.4, 5.6, 5.8
 """
 
@@ -20,15 +15,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from lustrelite.errors import OpError
+from lustrelite.ldlm.deadlines import Deadlines
 from lustrelite.ldlm.flock import FlockDenied, FlockEffect, FlockGranted, FlockRequest, FlockTable, FlockWait
+from lustrelite.ldlm.glimpsed import Glimpsed
+from lustrelite.ldlm.local_locks import LocalLocks
 from lustrelite.ldlm.lock import LOCAL, Blocking, Completion, Deny, Effect, Glimpse, Lock, LockState, Wait
 from lustrelite.ldlm.lru import replayed_as_granted
 from lustrelite.ldlm.policy import EOF, TYPE_MODES
 from lustrelite.ldlm.table import LockTable
+from lustrelite.ldlm.wants import flock_of, lock_of, owner_name, refused, said_of_flock
 from lustrelite.rpc.callbacks import Callbacks
 from lustrelite.wire.ldlm import (
     AST_SENT,
@@ -36,7 +35,6 @@ from lustrelite.wire.ldlm import (
     BLOCK_GRANTED,
     BLOCK_NOWAIT,
     BLOCK_WAIT,
-    EX,
     EXTENT,
     FLOCK,
     FLOCK_BSD,
@@ -44,26 +42,21 @@ from lustrelite.wire.ldlm import (
     IBITS,
     LOCK_CHANGED,
     NL,
-    NO_EXPANSION,
     PROMISED,
     UNTOUCHED,
     Granted,
     Lvb,
     Want,
 )
-from lustrelite.wire.locks import Ask, BlockingCallback, CompletionCallback, GlimpseCallback, locks_of
+from lustrelite.wire.locks import Ask, BlockingCallback, CompletionCallback, GlimpseCallback
 
 if TYPE_CHECKING:
     from lustrelite.rpc.export import Call, Export
     from lustrelite.rpc.node import Node
 
-LocalLock = Lock  # one whose owner is LOCAL
-
 RESOURCE_BYTES_MAX = 16  # a FID
-STOOD_STILL_S = 1.0  # a timer that comes this late: not the clients were silent, this process did not run
 DRAIN_LOOK_S = 0.02
 CROWD = 64  # locks on one resource: a client that has one of them gets no more in passing
-_NOT_NL = ~NL
 
 
 def no_lvb(resource_id: bytes) -> Lvb | None:
@@ -87,22 +80,19 @@ class Namespace:
         self.node = node
         self.name = name
         self.types = frozenset(types)  # of locks: the target's own are of these as well, and resources do not change
-        self.lease_told_s = 0.0  # the longest lease that a client was promised
+        self.evict = evict
         # Called back when what was executed is durable: an eviction that a crash undoes must not have given locks away.
         self.when_durable: Callable[[Callable[[], None]], None] = _at_once
         self.all_aware: Callable[[], None] | None = None  # nobody who was evicted can believe in a lock any more
-        self._promised: list[Lock] = []  # that were replayed
         self.table = LockTable(frozen)
         self.flocks = FlockTable(frozen)
+        self.local = LocalLocks(self.table, node.now, self._run, self._say_waiting)
+        self.deadlines = Deadlines(node, self.table, self._let_pass)
         # Before a client's cancel counts, for what must be durable first: True if it will call back later.
         self.before_cancel: Callable[[Lock, bool, Callable[[], None]], bool] | None = None
         self.draining = False  # the target stops
-        self._evict = evict
         self._lvb = lvb  # what is known of a resource; OpError(ENOENT) if there is no such thing
-        self._local_waits: dict[Lock, asyncio.Future[None]] = {}
-        self._last_local = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0  # uvloop's handle of a time that is past does not say it
+        self._promised: list[Lock] = []  # that were replayed
         self._lingering: dict[Export, asyncio.TimerHandle | None] = {}  # evicted, and perhaps not aware of it
 
     # counts -----------------------------------------------------------------------------------------------------
@@ -127,102 +117,6 @@ class Namespace:
         """Locks and record locks that wait."""
         return self.table.waiting_count + sum(len(requests) for requests in self.flocks.handles.values())
 
-    # the target's own locks -------------------------------------------------------------------------------------
-
-    def busy(self, fid: bytes, bits: int, by: Export | None = None, own: int = 0) -> bool:
-        """Would an EX lock of the target itself have to wait for a client that caches `bits` of `fid`?
-
-        Not for the client `by`, as far as it is about the bits `own`.
-        """
-        resource = self.table.resources.get(fid)
-        if resource is None or resource.granted is None:
-            return False
-        for lock in resource.granted:
-            if lock.bits & bits and lock.mode & _NOT_NL and lock.owner is not LOCAL:
-                if lock.owner is not by or lock.bits & bits & ~own:
-                    return True
-        return False
-
-    def take_local(self, fid: bytes, bits: int) -> LocalLock | None:
-        """An EX lock of the target itself at once, or None if it would have to wait. `release` it."""
-        lock = self._local(bits)
-        effects = self.table.enqueue(fid, IBITS, lock, self.node.now(), wait=False)
-        return None if type(effects[0]) is Deny else lock
-
-    def extent_busy(self, resource_id: bytes, start: int, end: int, mode: int) -> bool:
-        """Would an extent lock of the target itself on [start, end] have to wait?"""
-        resource = self.table.resources.get(resource_id)
-        if resource is None or resource.granted is None:
-            return False
-        return resource.granted.first(Lock(LOCAL, 0, mode, start=start, end=end)) is not None
-
-    async def wait_local_extent(self, resource_id: bytes, start: int, end: int, mode: int) -> list[LocalLock]:
-        """An extent lock of the target itself on [start, end]; who holds what is in the way gives it back.
-
-        `release` it.
-        """
-        self._last_local += 1
-        lock = Lock(LOCAL, self._last_local, mode, start=start, end=end, flags=NO_EXPANSION)
-        return await self._wait_all([(resource_id, EXTENT, lock)])
-
-    async def wait_local(self, wants: Sequence[tuple[bytes, int]]) -> list[LocalLock]:
-        """EX locks of the target itself on each (FID, bits); holders are asked to give theirs back. `release` them.
-
-        All queue up in this turn, in FID order, so two operations never wait for each other. Bits of one FID are
-        joined.
-        """
-        bits_of: dict[bytes, int] = {}
-        for fid, bits in sorted(wants):
-            bits_of[fid] = bits_of.get(fid, 0) | bits
-        return await self._wait_all([(fid, IBITS, self._local(bits)) for fid, bits in bits_of.items()])
-
-    def revoke(self, resource_id: bytes, flags: int = 0) -> None:
-        """Ask for all locks on it back and wait for nobody: who comes anew finds what has changed already.
-
-        `flags`: DISCARD_DATA, it is gone; nothing need be written back.
-        """
-        resource = self.table.resources.get(resource_id)
-        for lock in list(resource.granted or ()) if resource is not None else ():
-            if not lock.asked:
-                self._mark_asked(lock)
-                self._ask(lock, lock, "nobody: it has changed", flags)
-
-    async def _wait_all(self, wants: list[tuple[bytes, int, LocalLock]]) -> list[LocalLock]:
-        now = self.node.now()
-        locks: list[LocalLock] = []
-        futures: list[asyncio.Future[None]] = []
-        granted = False
-        try:
-            for resource_id, kind, lock in wants:
-                effects = self.table.enqueue(resource_id, kind, lock, now)
-                locks.append(lock)
-                first = effects[0]
-                if type(first) is Wait:
-                    future = self._local_waits[lock] = asyncio.get_running_loop().create_future()
-                    futures.append(future)
-                    self._say_waiting(lock, first.behind)
-                    self._run(effects[1:])
-            for future in futures:
-                await future
-            granted = True
-        finally:
-            if not granted:
-                self.release(locks)
-        return locks
-
-    def release(self, locks: Iterable[LocalLock]) -> None:
-        """Give back locks of the target itself; those that wait give up."""
-        now = self.node.now()
-        for lock in locks:
-            self._local_waits.pop(lock, None)
-            effects = self.table.cancel(LOCAL, lock.handle, now)
-            if effects:
-                self._run(effects)
-
-    def _local(self, bits: int) -> Lock:
-        self._last_local += 1
-        return Lock(LOCAL, self._last_local, EX, bits=bits)
-
     # clients' locks ---------------------------------------------------------------------------------------------
 
     def take(self, export: Export, want: Want) -> Granted:
@@ -235,7 +129,7 @@ class Namespace:
         except OpError as error:
             return refused(want, -error.errno)
         wait = not want.flags & BLOCK_NOWAIT
-        effects = self.table.enqueue(want.resource, want.type, _lock(export, want), self.node.now(), wait)
+        effects = self.table.enqueue(want.resource, want.type, lock_of(export, want), self.node.now(), wait)
         first = effects[0]
         if type(first) is Deny:
             return refused(want, -first.errno, lvb)
@@ -263,7 +157,7 @@ class Namespace:
             return
         if first is None and self._has_enough(export, want):
             return
-        effects = self.table.enqueue(fid, IBITS, _lock(export, want), self.node.now(), wait=False)
+        effects = self.table.enqueue(fid, IBITS, lock_of(export, want), self.node.now(), wait=False)
         if type(effects[0]) is Deny:
             self.node.events.counts["lock.not_ridden"] += 1
             return
@@ -295,7 +189,7 @@ class Namespace:
         if first is not None:
             answer(self._said(first, want, lvb))
             return
-        effects = self.table.glimpse(want.resource, _lock(export, want), self.node.now())
+        effects = self.table.glimpse(want.resource, lock_of(export, want), self.node.now())
         if type(effects[0]) is not Deny:
             answer(self._said(effects[0].lock, want, lvb))
             return
@@ -304,13 +198,13 @@ class Namespace:
         if not asked:
             answer(refused(want, -errno.EWOULDBLOCK, lvb))
             return
-        glimpse = _Glimpse(self, want, lvb, asked, answer)
+        glimpse = Glimpsed(self, want, lvb, asked, answer)
         for lock in asked:
             self.ask_glimpse(lock, glimpse)
 
-    def ask_glimpse(self, lock: Lock, glimpse: _Glimpse) -> None:
+    def ask_glimpse(self, lock: Lock, glimpse: Glimpsed) -> None:
         """Ask the owner of `lock` what he knows."""
-        self.node.events.emit("lock.glimpsed", level="debug", target=self.name, client=_name(lock.owner), handle=lock.handle)
+        self.node.events.emit("lock.glimpsed", level="debug", target=self.name, client=owner_name(lock.owner), handle=lock.handle)
         self._callbacks(lock.owner).add(GlimpseCallback, lock.handle, (lock, glimpse))
 
     def lvb(self, resource_id: bytes, *known: Lvb) -> Lvb | None:
@@ -331,7 +225,7 @@ class Namespace:
             if lock is None:
                 self.flocks.cancel(export, handle)
             else:
-                self._measure(lock)
+                self.deadlines.measure(lock)
                 before = self.before_cancel
                 if before is not None and before(lock, with_change, lambda lock=lock: self._cancel(lock)):  # type: ignore[misc]
                     lock.deadline = None  # it has done its part
@@ -344,7 +238,7 @@ class Namespace:
             return
         if lock.asked and lock.state is LockState.GRANTED:
             self.node.events.emit(
-                "lock.cancelled", level="debug", target=self.name, client=_name(owner), resource=lock.resource.id.hex(),
+                "lock.cancelled", level="debug", target=self.name, client=owner_name(owner), resource=lock.resource.id.hex(),
                 handle=lock.handle,
             )  # fmt: skip
         else:
@@ -358,7 +252,7 @@ class Namespace:
         lock = self.table.find(export, handle)
         if lock is None or lock.state is not LockState.GRANTED or lock.resource.type != IBITS:
             return
-        self._measure(lock)
+        self.deadlines.measure(lock)
         self.node.events.counts["lock.converted"] += 1
         self._run(self.table.convert(export, handle, drop_bits, self.node.now()))
 
@@ -368,11 +262,6 @@ class Namespace:
         if lock is None or lock.state is not LockState.GRANTED or lock.resource.id != resource_id:
             return None
         return lock
-
-    def prolong(self, lock: Lock) -> None:
-        """Its owner works under the lock."""
-        if lock.deadline is not None:
-            self.table.prolong(lock.owner, lock.handle, self.node.now() + self._limit(lock.owner))
 
     def owner_gone(self, export: Export) -> None:
         """Left, or come anew: all its locks go, and the others go on."""
@@ -414,6 +303,17 @@ class Namespace:
         self._run(self.table.owner_gone(export, self.node.now()))
         if lingered and not self._lingering and self.all_aware is not None:
             self.all_aware()
+
+    def revoke(self, resource_id: bytes, flags: int = 0) -> None:
+        """Ask for all locks on it back and wait for nobody: who comes anew finds what has changed already.
+
+        `flags`: DISCARD_DATA, it is gone; nothing need be written back.
+        """
+        resource = self.table.resources.get(resource_id)
+        for lock in list(resource.granted or ()) if resource is not None else ():
+            if not lock.asked:
+                self._mark_asked(lock)
+                self._ask(lock, lock, "nobody: it has changed", flags)
 
     async def drain(self, limit_s: float) -> None:
         """The target stops: ask for every lock; return when all are back, or when their owners have had `limit_s`.
@@ -459,7 +359,7 @@ class Namespace:
     # record locks -----------------------------------------------------------------------------------------------
 
     def _take_flock(self, export: Export, want: Want) -> Granted:
-        request = _request(export, want)
+        request = flock_of(export, want)
         if want.flags & FLOCK_TEST:
             found = self.flocks.test(want.resource, request)
             if found is None:
@@ -473,13 +373,13 @@ class Namespace:
         others: list[FlockEffect] = []
         for effect in effects:
             if type(effect) is FlockWait:
-                answer = _of_flock(effect.request, 0, BLOCK_WAIT)
+                answer = said_of_flock(effect.request, 0, BLOCK_WAIT)
                 self.node.events.emit(
                     "lock.waiting", level="debug", target=self.name, client=export.uuid, resource=want.resource.hex(),
                     handle=want.handle, behind=str(effect.behind),
                 )  # fmt: skip
             elif effect.request is request:
-                answer = _of_flock(request, -effect.errno if type(effect) is FlockDenied else 0, BLOCK_GRANTED)
+                answer = said_of_flock(request, -effect.errno if type(effect) is FlockDenied else 0, BLOCK_GRANTED)
             else:
                 others.append(effect)
         self._run(others)
@@ -502,10 +402,10 @@ class Namespace:
         granted = replayed_as_granted(want.flags)
         flags = BLOCK_GRANTED if granted else BLOCK_WAIT
         if want.type == FLOCK:
-            request = _request(export, want)
+            request = flock_of(export, want)
             self.flocks.replay(want.resource, bool(want.flags & FLOCK_BSD), request, granted)
-            return _of_flock(request, 0, flags)
-        lock = _lock(export, want)
+            return said_of_flock(request, 0, flags)
+        lock = lock_of(export, want)
         lock.try_bits = 0 if granted else lock.try_bits
         lock = self.table.replay(want.resource, want.type, lock, granted, self.node.now())
         if want.flags & PROMISED:
@@ -556,19 +456,17 @@ class Namespace:
         ask = Ask(lock.handle, flags, waiter.mode, waiter.bits, waiter.start, waiter.end)
         self._callbacks(lock.owner).add(BlockingCallback, ask, lock)
         self.node.events.emit(
-            "lock.asked", level="debug", target=self.name, client=_name(lock.owner), resource=lock.resource.id.hex(),
-            handle=lock.handle, wanted_by=why or _name(waiter.owner),
+            "lock.asked", level="debug", target=self.name, client=owner_name(lock.owner), resource=lock.resource.id.hex(),
+            handle=lock.handle, wanted_by=why or owner_name(waiter.owner),
         )  # fmt: skip
-        self._start_clock(lock)
+        self.deadlines.start(lock)
 
     def _complete(self, lock: Lock) -> None:
         if lock.owner is LOCAL:
-            future = self._local_waits.pop(lock, None)
-            if future is not None and not future.done():
-                future.set_result(None)
+            self.local.completed(lock)
             return
         self.node.events.emit(
-            "lock.completed", level="debug", target=self.name, client=_name(lock.owner), resource=lock.resource.id.hex(),
+            "lock.completed", level="debug", target=self.name, client=owner_name(lock.owner), resource=lock.resource.id.hex(),
             handle=lock.handle, asked=lock.asked,
         )  # fmt: skip
         if self.draining and not lock.asked:
@@ -584,7 +482,7 @@ class Namespace:
             "lock.completed", level="debug", target=self.name, client=export.uuid, resource=request.resource.id.hex(),
             handle=request.handle, status=status,
         )  # fmt: skip
-        self._callbacks(export).add(CompletionCallback, _of_flock(request, status, BLOCK_GRANTED), request)
+        self._callbacks(export).add(CompletionCallback, said_of_flock(request, status, BLOCK_GRANTED), request)
 
     def _said(self, lock: Lock, want: Want | None, lvb: Lvb | None) -> Granted:
         """`lock` as its owner hears of it. If somebody wants it already he hears that too, and his time runs."""
@@ -593,15 +491,15 @@ class Namespace:
             flags |= LOCK_CHANGED
         if lock.asked:
             flags |= AST_SENT
-            self._start_clock(lock)
+            self.deadlines.start(lock)
         return Granted(
             lock.handle, 0, lock.resource.id, lock.mode, flags, lock.bits, lock.start, lock.end, 0, lvb
         )
 
     def _say_waiting(self, lock: Lock, behind: Lock) -> None:
         self.node.events.emit(
-            "lock.waiting", level="debug", target=self.name, client=_name(lock.owner), resource=lock.resource.id.hex(),
-            handle=lock.handle, behind=_name(behind.owner), behind_handle=behind.handle,
+            "lock.waiting", level="debug", target=self.name, client=owner_name(lock.owner), resource=lock.resource.id.hex(),
+            handle=lock.handle, behind=owner_name(behind.owner), behind_handle=behind.handle,
         )  # fmt: skip
 
     # callbacks --------------------------------------------------------------------------------------------------
@@ -615,7 +513,7 @@ class Namespace:
     def callback_repeated(self, kind: type, about: Any) -> None:
         """The client is back and is told again: a lock that was asked for has its time anew."""
         if kind is BlockingCallback or (kind is CompletionCallback and isinstance(about, Lock) and about.asked):
-            self._start_clock(about)
+            self.deadlines.start(about)
 
     def callback_answered(self, export: Export, kind: type, about: Any, answer: Any) -> None:
         """What the client said of one of the things it was told; a glimpse: a Known or None."""
@@ -635,9 +533,19 @@ class Namespace:
             if self.table.find(export, about.handle) is about:
                 self.cancel(export, (about.handle,))
 
+    def _let_pass(self, lock: Lock) -> None:
+        """A lock was not given back in time."""
+        owner: Any = lock.owner
+        self.node.events.emit(
+            "lock.expired", level="warning" if owner.target.recoverable else "info", target=self.name,
+            client=owner_name(owner), resource=lock.resource.id.hex(), handle=lock.handle,
+        )  # fmt: skip
+        self.evict(owner, f"lock callback timer expired: it did not give back {lock!r}")
+        self.when_durable(lambda: self._cancel(lock))  # it serves no more from it
+
     def callback_failed(self, export: Export, kind: type, status: int) -> None:
         """The client answered a callback with an error: it is beyond repair (LU-5581)."""
-        self._evict(export, f"it answered a {kind.__name__} with {errno.errorcode.get(-status, status)}")
+        self.evict(export, f"it answered a {kind.__name__} with {errno.errorcode.get(-status, status)}")
 
     def callback_dropped(self, kind: type, about: Any) -> None:
         """The client is gone and will not answer."""
@@ -645,64 +553,9 @@ class Namespace:
             lock, glimpse = about
             glimpse.answered(lock, None)
 
-    # deadlines --------------------------------------------------------------------------------------------------
-
-    def _limit(self, owner: Any) -> float:
-        """How long a client may take to give back a lock: more if it usually takes long.  Source: ldlm_bl_timeout()"""
-        tunables = self.node.tunables
-        limit = max(tunables.lock_callback_s, self.lease_told_s + tunables.lock_lease_margin_s)
-        callbacks: Callbacks | None = owner.callbacks
-        return limit if callbacks is None else max(limit, min(1.5 * callbacks.measured_s, limit + tunables.at_max_s))
-
-    def _measure(self, lock: Lock) -> None:
-        """`lock` comes back: how long did it take since it was asked for, or since it was last worked under?"""
-        if lock.deadline is not None:
-            callbacks = self._callbacks(lock.owner)
-            took = max(0.0, self._limit(lock.owner) - (lock.deadline - self.node.now()))
-            callbacks.measured_s = max(took, 0.9 * callbacks.measured_s)
-
-    def _start_clock(self, lock: Lock) -> None:
-        now = self.node.now()
-        self.table.asked(lock, now + self._limit(lock.owner))
-        first = self.table.next_deadline()
-        if first is not None and (self._timer is None or self._timer_at > first):
-            self._set_timer(first)
-
-    def _set_timer(self, when: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = when
-        self._timer = asyncio.get_running_loop().call_at(when, self._expire, when)
-
-    def _expire(self, when: float) -> None:
-        self._timer = None
-        now = self.node.now()
-        if self.node.dead:
-            return
-        if now > when + STOOD_STILL_S:  # what they said meanwhile is yet to be read
-            self._set_timer(now + STOOD_STILL_S / 2)
-            return
-        for lock in self.table.expired(now):
-            if lock.state is LockState.GRANTED and lock.asked:
-                owner: Any = lock.owner
-                if any(lock.handle in locks_of(call.body) for call in owner.calls_in_progress()):
-                    self.table.arm(lock, now + self._limit(owner))  # we are at work under it: ldlm_lock_busy()
-                    continue
-                self.node.events.emit(
-                    "lock.expired", level="warning" if owner.target.recoverable else "info", target=self.name,
-                    client=_name(owner), resource=lock.resource.id.hex(), handle=lock.handle,
-                )  # fmt: skip
-                self._evict(owner, f"lock callback timer expired: it did not give back {lock!r}")
-                self.when_durable(lambda lock=lock: self._cancel(lock))  # type: ignore[misc]  # it serves no more from it
-        first = self.table.next_deadline()
-        if first is not None and self._timer is None:
-            self._set_timer(first)
-
     def close(self) -> None:
         """The target is gone: no timer fires any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self.deadlines.close()
         for timer in self._lingering.values():
             if timer is not None:
                 timer.cancel()
@@ -730,94 +583,5 @@ class Namespace:
         }
 
 
-class _Glimpse:
-    """An enqueue that waits for what others know of an object."""
-
-    __slots__ = ("_answer", "_asked", "_known", "_namespace", "_open", "_timer", "_want")
-
-    def __init__(
-        self, namespace: Namespace, want: Want, lvb: Lvb, asked: list[Lock], answer: Callable[[Granted], None]
-    ) -> None:
-        self._namespace = namespace
-        self._want = want
-        self._known = [lvb]
-        self._open = dict.fromkeys(asked)
-        self._asked = dict.fromkeys(asked)
-        self._answer = answer
-        self._set_timer(namespace.node.now() + namespace.node.tunables.lock_callback_s)
-
-    def _set_timer(self, when: float) -> None:
-        self._timer = asyncio.get_running_loop().call_at(when, self._late, when)
-
-    def ask_again(self, lock: Lock) -> None:
-        """The owner has given `lock` back. He may have written under others, of which we do not know.
-
-        Source: coherence seed 2200252
-        """
-        granted = lock.resource.granted
-        other = granted.writer(lock.owner, self._asked) if granted is not None else None
-        if other is not None and lock in self._open:
-            self._open[other] = self._asked[other] = None
-            self._timer.cancel()
-            self._set_timer(self._namespace.node.now() + self._namespace.node.tunables.lock_callback_s)
-            self._namespace.ask_glimpse(other, self)
-
-    def answered(self, lock: Lock, lvb: Lvb | None) -> None:
-        """The owner of `lock` has answered, or is gone. If its lock is gone we know ourselves what it knew under that."""
-        if lock not in self._open:
-            return
-        del self._open[lock]
-        if lvb is not None and lock.state is LockState.GRANTED:
-            self._known.append(lvb)
-        if self._open:
-            return
-        self._timer.cancel()
-        known = self._namespace.lvb(self._want.resource, *self._known[1:])
-        self._answer(refused(self._want, -errno.EWOULDBLOCK if known is not None else -errno.ENOENT, known))
-
-    def _late(self, when: float) -> None:
-        namespace = self._namespace
-        if namespace.node.dead:
-            return
-        now = namespace.node.now()
-        if now > when + STOOD_STILL_S:
-            self._set_timer(now + STOOD_STILL_S / 2)
-            return
-        for lock in list(self._open):
-            owner: Any = lock.owner
-            if lock.state is LockState.GRANTED:
-                namespace._evict(owner, f"it did not say what it knows under {lock!r}")
-            else:
-                self.ask_again(lock)
-            self.answered(lock, None)
-
-
 def _at_once(callback: Callable[[], None]) -> None:
     callback()
-
-
-def refused(want: Want, status: int, lvb: Lvb | None = None) -> Granted:
-    """There is no lock."""
-    return Granted(want.handle, status, want.resource, 0, 0, 0, 0, 0, 0, lvb)
-
-
-def _lock(export: Export, want: Want) -> Lock:
-    return Lock(
-        export, want.handle, want.mode, bits=want.bits, try_bits=want.try_bits, start=want.start, end=want.end,
-        gid=want.owner, flags=want.flags,
-    )  # fmt: skip
-
-
-def _request(export: Export, want: Want) -> FlockRequest:
-    return FlockRequest((export, want.owner), want.handle, want.pid, want.mode, want.start, want.end)
-
-
-def _of_flock(request: FlockRequest, status: int, flags: int) -> Granted:
-    return Granted(
-        request.handle, status, request.resource.id, request.mode, flags if not status else 0, 0, request.start,
-        request.end, request.pid, None,
-    )  # fmt: skip
-
-
-def _name(owner: Any) -> str:
-    return owner if owner is LOCAL else owner.uuid

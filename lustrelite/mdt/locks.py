@@ -108,7 +108,7 @@ def prepared(wants_of: WantsOf, wish_of: WishOf | None = None) -> Callable[[Call
             return None
         export = call.export
         for fid, bits, own in wants_of(call, req):
-            if locks.busy(fid, bits, export, own):
+            if locks.local.busy(fid, bits, export, own):
                 return _clear(call, req, wants_of, wish_of)
         return None
 
@@ -129,20 +129,20 @@ async def _clear(call: Call, req: Any, wants_of: WantsOf, wish_of: WishOf | None
         taken: dict[Fid, int] = {}
         busy = False
         for fid, bits, own in wants_of(call, req):
-            in_the_way = locks.busy(fid, bits, call.export, own)
+            in_the_way = locks.local.busy(fid, bits, call.export, own)
             if in_the_way:
                 busy = True
                 mdt.contention.met(fid)
-            if in_the_way or not locks.busy(fid, bits):  # else it is the caller's own, which may stay
+            if in_the_way or not locks.local.busy(fid, bits):  # else it is the caller's own, which may stay
                 taken[fid] = taken.get(fid, 0) | bits
         if not busy:
             return
-        held = await locks.wait_local(list(taken.items()))
+        held = await locks.local.wait(list(taken.items()))
         if (wish_of is None or wish_of(call, req) is None) and not _uncovered(call, req, wants_of, taken):
             # The handler runs as soon as this returns, before anything else; those who wait behind us come after it.
-            asyncio.get_running_loop().call_soon(locks.release, held)
+            asyncio.get_running_loop().call_soon(locks.local.release, held)
             return
-        locks.release(held)
+        locks.local.release(held)
 
 
 def _uncovered(call: Call, req: Any, wants_of: WantsOf, taken: dict[Fid, int]) -> bool:
@@ -150,7 +150,7 @@ def _uncovered(call: Call, req: Any, wants_of: WantsOf, taken: dict[Fid, int]) -
     locks = call.target.namespace
     for fid, bits, own in wants_of(call, req):
         rest = bits & ~taken.get(fid, 0)
-        if rest and locks.busy(fid, rest, call.export, own):
+        if rest and locks.local.busy(fid, rest, call.export, own):
             return True
     return False
 
@@ -162,9 +162,9 @@ def told(look: Callable[[Call, Any], Attr]) -> Callable[[Call, Any], Any]:
         attr = look(call, req)
         target = call.target
         locks = target.namespace
-        if not locks.lock_count or target.recovering or not locks.busy(attr.fid, SOLE, call.export, SOLE):
+        if not locks.lock_count or target.recovering or not locks.local.busy(attr.fid, SOLE, call.export, SOLE):
             return attr
-        target.again_after(call, locks.wait_local([(attr.fid, SOLE)]))
+        target.again_after(call, locks.local.wait([(attr.fid, SOLE)]))
         return LATER
 
     return handle
@@ -266,7 +266,7 @@ def _ride_page(call: Call, request: Readdir, page: DirPage, want: Want) -> None:
 def create_wants(call: Call, req: Create) -> Wants:
     """Of a create, the most frequent of all. One that will find the name taken disturbs nobody."""
     mdt: Mdt = call.target
-    if not mdt.namespace.busy(req.parent, UPDATE, call.export, UPDATE):
+    if not mdt.namespace.local.busy(req.parent, UPDATE, call.export, UPDATE):
         return NOTHING
     if namespace.find_name(mdt.store, req.parent, req.name) is not None:
         return NOTHING
@@ -293,7 +293,7 @@ def _truncation_bits(call: Call, fid: Fid) -> int:
     """A truncation takes capabilities, and by others than root set-id bits."""
     mdt: Mdt = call.target
     bits = UPDATE
-    if mdt.namespace.busy(fid, PERM | XATTR):
+    if mdt.namespace.local.busy(fid, PERM | XATTR):
         inode = namespace.find_inode(mdt.store, fid)
         if inode is not None:
             if call.cred[0] and inode.mode & (S_ISUID | S_ISGID):
@@ -319,7 +319,7 @@ def unlink_wants(call: Call, req: Unlink) -> Wants:
 
 def _removal_bits(mdt: Mdt, fid: Fid) -> int:
     """A file loses a name. With its last one everything goes."""
-    if mdt.namespace.busy(fid, BITS_ALL):
+    if mdt.namespace.local.busy(fid, BITS_ALL):
         inode = namespace.find_inode(mdt.store, fid)
         if inode is not None and (S_ISDIR(inode.mode) or inode.nlink <= 1):
             return BITS_ALL
@@ -386,7 +386,7 @@ def closes_wants(call: Call, req: Closes) -> Wants:
 
 def _close_wants(mdt: Mdt, file: OpenFile, going: int, mtime: int, atime: int, own: int) -> Wants:
     """So many handles of the file go; what of it is in the way."""
-    if not mdt.namespace.busy(file.fid, BITS_ALL):
+    if not mdt.namespace.local.busy(file.fid, BITS_ALL):
         return NOTHING
     if mdt.open_files.counts[file.fid] <= going and mdt.store.get(ORPHANS, file.fid) is not None:
         return ((file.fid, BITS_ALL, 0),)

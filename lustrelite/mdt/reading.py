@@ -111,7 +111,7 @@ def readdir(call: Call, req: Readdir) -> DirPage:
         size += len(name) + 40
         if req.plus:
             inode = namespace.find_inode(store, fid)
-            if inode is not None and not locks.busy(fid, SOLE, call.export, SOLE):  # else he must ask, and wait
+            if inode is not None and not locks.local.busy(fid, SOLE, call.export, SOLE):  # else he must ask, and wait
                 attr = namespace.attr_of(fid, inode)
                 size += 120 + len(attr.acl) + (0 if inode.layout is None else 14 * len(inode.layout.stripes))
         entries.append(Dirent(cookie, name, fid, kind, attr))

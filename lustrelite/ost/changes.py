@@ -57,8 +57,8 @@ from lustrelite.wire.ost import (
 )
 
 if TYPE_CHECKING:
+    from lustrelite.ldlm.local_locks import LocalLock
     from lustrelite.ldlm.lock import Lock
-    from lustrelite.ldlm.namespace import LocalLock
     from lustrelite.ost.ost import Ost
     from lustrelite.ost.ranges import Hold
     from lustrelite.rpc.export import Call
@@ -99,7 +99,7 @@ def check_lock(ost: Ost, call: Call, body: Change | Read | ObjectSeek, start: in
     lock = lock_on(ost, call, body.lock, body.object, start, end, modes)
     if lock is None:
         raise OpError(errno.ESTALE, f"object {body.object}: {call.spec.name} without its lock {body.lock:#x}")
-    ost.namespace.prolong(lock)
+    ost.namespace.deadlines.prolong(lock)
 
 
 def lock_on(ost: Ost, call: Call, handle: int, oid: int, start: int, end: int, modes: int) -> Lock | None:
@@ -124,7 +124,7 @@ async def _hold(ost: Ost, body: Change, start: int, end: int) -> tuple[Hold, lis
     try:
         return await ost.ranges.hold(body.object, (start, end)), locks
     except BaseException:
-        ost.namespace.release(locks)
+        ost.namespace.local.release(locks)
         raise
 
 
@@ -139,7 +139,7 @@ def _give_back(ost: Ost, call: Call) -> None:
     if prepared is not None:
         for hold in prepared.holds:
             ost.ranges.release(hold)
-        ost.namespace.release(prepared.locks)
+        ost.namespace.local.release(prepared.locks)
 
 
 def _is_done(ost: Ost, txn: Transaction, call: Call, ranges: list[tuple[Change, int, int]]) -> bool:

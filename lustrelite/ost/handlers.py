@@ -160,7 +160,7 @@ async def read(call: Call, body: Read) -> ReadReply:
     try:
         if locks and ost.files.size(body.object) < end and lockless.in_the_way(ost, body.object, end, OBJECT_EOF, PR):
             # Perhaps it does not end here: somebody writes behind it.
-            ost.namespace.release(locks)
+            ost.namespace.local.release(locks)
             locks = []
             locks = await lockless.take(ost, body.object, body.offset, OBJECT_EOF, PR)
         hold = await ost.ranges.hold(body.object, (body.offset, end), shared=True)
@@ -179,7 +179,7 @@ async def read(call: Call, body: Read) -> ReadReply:
     finally:
         if hold is not None:
             ost.ranges.release(hold)
-        ost.namespace.release(locks)
+        ost.namespace.local.release(locks)
     if not body.lock and (transno := ost.unsettled(call.export, resource_of(body.object))):
         await ost.committed(transno)
         _check_valid(call)
@@ -204,7 +204,7 @@ async def read_many(call: Call, body: ReadMany) -> ReadManyReply:
             if lock is None or not ost.exists(oid) or not ost.ranges.free(oid, (0, length)):
                 rows.append(None)
                 continue
-            ost.namespace.prolong(lock)
+            ost.namespace.deadlines.prolong(lock)
             rows.append((oid, length, await ost.ranges.hold(oid, (0, length), shared=True)))  # which is free
         if total > INLINE_BYTES_MAX:
             found = await ost.node.run_blocking(_read_rows, ost, rows, buffer)
@@ -254,7 +254,7 @@ async def seek(call: Call, body: ObjectSeek) -> SeekReply:
     finally:
         if hold is not None:
             ost.ranges.release(hold)
-        ost.namespace.release(locks)
+        ost.namespace.local.release(locks)
 
 
 def getattr_(call: Call, body: ObjectGetattr) -> Any:

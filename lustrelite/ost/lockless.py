@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lustrelite.ldlm.namespace import LocalLock
+from lustrelite.ldlm.local_locks import LocalLock
 from lustrelite.ldlm.policy import EOF
 from lustrelite.wire.ldlm import EXTENT, GLIMPSE, PR, Granted, Want
 from lustrelite.wire.ost import resource_of
@@ -27,7 +27,7 @@ def in_the_way(ost: Ost, oid: int, start: int, end: int, mode: int) -> bool:
     EINPROGRESS: or may it say so in a moment?
     """
     ost.promised.give_way(oid)
-    return start < end and ost.namespace.extent_busy(resource_of(oid), start, end - 1, mode)
+    return start < end and ost.namespace.local.extent_busy(resource_of(oid), start, end - 1, mode)
 
 
 async def take(ost: Ost, oid: int, start: int, end: int, mode: int) -> list[LocalLock]:
@@ -38,7 +38,7 @@ async def take(ost: Ost, oid: int, start: int, end: int, mode: int) -> list[Loca
     ost.promised.give_way(oid)
     if start >= end:
         return []
-    return await ost.namespace.wait_local_extent(resource_of(oid), start, min(end - 1, EOF), mode)
+    return await ost.namespace.local.wait_extent(resource_of(oid), start, min(end - 1, EOF), mode)
 
 
 def glimpse(ost: Ost, call: Call, oid: int, answer: Callable[[Granted], None]) -> None:

@@ -190,7 +190,7 @@ class Ost(Target):
         """`export` has worked under its lock `handle` (0: none)."""
         lock = self.namespace.table.find(export, handle) if handle else None
         if lock is not None:
-            self.namespace.prolong(lock)
+            self.namespace.deadlines.prolong(lock)
 
     def release(self, export: Export, handle: int) -> None:
         """The lock has gone with the write that was just executed, or was found to be done."""

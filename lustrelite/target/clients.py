@@ -134,7 +134,7 @@ class Clients:
             reconnect=bool(flags & CONNECT_RECONNECT), recovering=bool(flags & CONNECT_RECOVERING),
         )  # fmt: skip
         tunables = self.target.node.tunables
-        self.target.namespace.lease_told_s = max(self.target.namespace.lease_told_s, self.target.lease_s)
+        self.target.namespace.deadlines.lease_told_s = max(self.target.namespace.deadlines.lease_told_s, self.target.lease_s)
         reply = ConnectReply(
             export.handle, flags, export.features, self.target.instance, min(tunables.max_mod_rpcs, limits.mod_rpcs_max),
             min(tunables.max_bytes_per_rpc, limits.brw_bytes_max) if tunables.max_bytes_per_rpc else 0, last_xid,
@@ -269,7 +269,7 @@ class Clients:
             "client.evicted", level="warning" if self.target.recoverable else "info", target=self.target.name, client=export.uuid, nid=export.nid, why=why,
             recovering=self.target.recovering,
         )  # fmt: skip
-        lease_left_s = export.last_request + self.target.namespace.lease_told_s - self.target.node.now()
+        lease_left_s = export.last_request + self.target.namespace.deadlines.lease_told_s - self.target.node.now()
         self._remove(export, unaware=lease_left_s > 0 and self.target.recoverable)
         self.target.namespace.owner_evicted(export, lease_left_s)
         self._drop_calls(export, -errno.ENOTCONN)

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 from lustrelite.errors import OpError, StoreFailed
 from lustrelite.ids import epoch_of, first_transno, target_uuid
-from lustrelite.ldlm.namespace import LocalLock, Namespace
+from lustrelite.ldlm.local_locks import LocalLock
+from lustrelite.ldlm.namespace import Namespace
 from lustrelite.ldlm.policy import TYPE_MODES
 from lustrelite.recovery.admit import Admit, admit
 from lustrelite.recovery.versions import UNCHECKED
@@ -492,7 +493,7 @@ class Target:
                 else:
                     self.abandon(call)
             finally:
-                self.namespace.release(held)
+                self.namespace.local.release(held)
 
         self.node.spawn(again(), call.spec.name)
 

@@ -64,7 +64,7 @@ async def test_a_lock_of_a_wrong_type_on_an_object_crashes_nobody(cluster: Any, 
 
 @pytest.mark.parametrize("kind", [EXTENT, PLAIN])
 async def test_a_lock_of_a_wrong_type_on_an_inode_crashes_nobody(cluster: Any, kind: int) -> None:
-    """The same where the MDT takes its own locks (Namespace.wait_local)."""
+    """The same where the MDT takes its own locks (LocalLocks.wait)."""
     async with cluster(caching=1) as c:
         root = c.a.fs.connections.root
         want = Want(10**6, kind, root, EX, 0, 63, 0, 0, EOF, 0, 0)
@@ -333,7 +333,7 @@ async def test_who_waits_long_for_a_lock_goes_on_when_it_is_free(cluster: Any) -
 
 
 async def test_a_shorter_time_for_callbacks_does_not_end_leases_that_were_promised(cluster: Any) -> None:
-    """`lock_callback_s` may be set while the server runs; clients count on what they were told (Namespace._limit)."""
+    """`lock_callback_s` may be set while the server runs; clients count on what they were told (Deadlines.limit)."""
     async with cluster(caching=1) as c:
         c.expect(*EVICTION, "lock.expired")
         (resource,) = await objects(c)
@@ -351,7 +351,7 @@ async def test_a_shorter_time_for_callbacks_does_not_end_leases_that_were_promis
 
 
 async def test_a_client_is_not_given_more_and_more_time(cluster: Any) -> None:
-    """Who uses all of his time gets half as much again the next time, without an end (Namespace._limit)."""
+    """Who uses all of his time gets half as much again the next time, without an end (Deadlines.limit)."""
     async with cluster(caching=1) as c:
         target = c.oss[0].target("lustre-OST0000")
         (resource,) = await objects(c)
@@ -360,10 +360,10 @@ async def test_a_client_is_not_given_more_and_more_time(cluster: Any) -> None:
         for _ in range(12):
             lock = await take(c.a, resource, PW)
             wish = soon(take(c.b, resource, PW))
-            await asyncio.sleep(0.95 * target.namespace._limit(export))
+            await asyncio.sleep(0.95 * target.namespace.deadlines.limit(export))
             locks.release(lock)
             locks_of(c.b, OST).release(await wish)
-        assert target.namespace._limit(export) <= c.tunables.lock_callback_s + c.tunables.at_max_s
+        assert target.namespace.deadlines.limit(export) <= c.tunables.lock_callback_s + c.tunables.at_max_s
 
 
 async def test_nothing_is_granted_to_a_dead_client(cluster: Any) -> None:

@@ -16,9 +16,11 @@ from lustrelite.client.cached_object import CachedObject
 from lustrelite.client.data_cache import DataCache
 from lustrelite.client.locked_io import LockedIo
 from lustrelite.ldlm.held_locks import HeldLocks
+from lustrelite.ldlm.local_locks import LocalLocks
 from lustrelite.ldlm.lock import LOCAL
 from lustrelite.ldlm.lock_cache import LockCache
-from lustrelite.ldlm.namespace import Namespace, refused
+from lustrelite.ldlm.namespace import Namespace
+from lustrelite.ldlm.wants import refused
 from lustrelite.ost import changes as ost_changes
 from lustrelite.ost.ost import Ost
 from lustrelite.rpc.client_import import ClientImport
@@ -53,17 +55,17 @@ def a_callback_is_not_awaited_before_the_grant(patch):
 
 @mutation
 def changes_of_metadata_do_not_revoke_locks(patch):
-    patch.setattr(Namespace, "busy", lambda self, fid, bits, but=None: False)
+    patch.setattr(LocalLocks, "busy", lambda *args: False)
 
 
 @mutation
 def uncached_io_minds_no_locks(patch):
-    patch.setattr(Namespace, "extent_busy", lambda *args: False)
+    patch.setattr(LocalLocks, "extent_busy", lambda *args: False)
 
     async def nothing(*args: Any) -> list[Any]:
         return []
 
-    patch.setattr(Namespace, "wait_local_extent", nothing)
+    patch.setattr(LocalLocks, "wait_extent", nothing)
 
 
 @mutation

@@ -173,7 +173,7 @@ async def test_work_under_the_lock_gives_more_time(sim: Any) -> None:
     bench = Bench.disputed()
     for _ in range(4):
         await asyncio.sleep(5)
-        bench.locks.prolong(bench.locks.holds(bench.a.export, 1, RES))  # type: ignore[arg-type]
+        bench.locks.deadlines.prolong(bench.locks.holds(bench.a.export, 1, RES))  # type: ignore[arg-type]
     assert not bench.target.evicted
     await asyncio.sleep(8.1)
     assert bench.target.evicted
@@ -209,7 +209,7 @@ async def test_a_slow_client_gets_half_as_much_again_the_next_time(sim: Any) -> 
     bench = Bench.disputed()
     for _ in range(2):
         await asyncio.sleep(7)
-        bench.locks.prolong(bench.locks.holds(bench.a.export, 1, RES))  # type: ignore[arg-type]
+        bench.locks.deadlines.prolong(bench.locks.holds(bench.a.export, 1, RES))  # type: ignore[arg-type]
     await asyncio.sleep(7)
     bench.a.cancel(1)
     bench.b.cancel(2)
@@ -224,12 +224,12 @@ async def test_a_slow_client_gets_half_as_much_again_the_next_time(sim: Any) -> 
 async def test_a_server_that_stood_still_blames_nobody(sim: Any) -> None:
     bench = Bench.disputed()
     await turn()
-    timer = bench.locks._timer
+    timer = bench.locks.deadlines._timer
     assert timer is not None
     timer.cancel()
     when = timer.when()
     await asyncio.sleep(20)
-    bench.locks._expire(when)  # late, as after a SIGSTOP; the cancel is in the socket
+    bench.locks.deadlines._look(when)  # late, as after a SIGSTOP; the cancel is in the socket
     assert not bench.target.evicted
     bench.a.cancel(1)
     await asyncio.sleep(2)
@@ -311,10 +311,10 @@ async def test_what_a_holder_knew_before_its_truncation_counts_until_that_is_don
 async def test_a_glimpse_does_not_ask_the_target_itself(sim: Any) -> None:
     """Its locks are those of I/O without a lock of the client.  Source: coherence swarm, seeds 1153, 1182, 1247"""
     bench = Bench()
-    held = await bench.locks.wait_local_extent(RES, 0, OBJECT_EOF, PW)
+    held = await bench.locks.local.wait_extent(RES, 0, OBJECT_EOF, PW)
     (answer,) = glimpse(bench, bench.b)
     assert answer.status == -errno.EWOULDBLOCK and answer.lvb == Lvb(100, 8, 1, 2, 3)
-    bench.locks.release(held)
+    bench.locks.local.release(held)
 
 
 async def test_a_glimpse_is_answered_when_the_holder_is_gone(sim: Any) -> None:
@@ -400,26 +400,23 @@ async def test_another_error_costs_the_client_its_place(sim: Any) -> None:
 
 async def test_nobody_in_the_way(sim: Any) -> None:
     bench = Bench()
-    assert not bench.locks.busy(FID, UPDATE)
+    assert not bench.locks.local.busy(FID, UPDATE)
     bench.a.take_bits(1, LOOKUP)
-    assert not bench.locks.busy(FID, UPDATE) and bench.locks.busy(FID, LOOKUP | UPDATE)
-    assert not bench.locks.busy(FID, LOOKUP, bench.a.export, LOOKUP)
-    assert bench.locks.busy(FID, LOOKUP, bench.a.export, UPDATE)
+    assert not bench.locks.local.busy(FID, UPDATE) and bench.locks.local.busy(FID, LOOKUP | UPDATE)
+    assert not bench.locks.local.busy(FID, LOOKUP, bench.a.export, LOOKUP)
+    assert bench.locks.local.busy(FID, LOOKUP, bench.a.export, UPDATE)
     bench.b.take_bits(2, LOOKUP)
-    assert bench.locks.busy(FID, LOOKUP, bench.a.export)
+    assert bench.locks.local.busy(FID, LOOKUP, bench.a.export)
 
 
-async def test_a_local_lock_at_once_or_not_at_all(sim: Any) -> None:
+async def test_a_local_lock_holds_clients_up_and_not_the_target(sim: Any) -> None:
     bench = Bench()
-    lock = bench.locks.take_local(FID, UPDATE)
-    assert lock is not None and bench.a.take_bits(1, UPDATE).flags & BLOCK_WAIT
-    assert not bench.locks.busy(FID, UPDATE)  # the target is never in its own way
-    bench.locks.release([lock])
+    held = await bench.locks.local.wait([(FID, UPDATE)])
+    assert bench.a.take_bits(1, UPDATE).flags & BLOCK_WAIT
+    assert not bench.locks.local.busy(FID, UPDATE)  # the target is never in its own way
+    bench.locks.local.release(held)
     await turn()
     assert [g.handle for g in bench.a.items(CompletionCallback)] == [1]
-    assert bench.locks.take_local(FID, UPDATE) is None
-    await turn()
-    assert not bench.a.items(BlockingCallback)
 
 
 async def test_waiting_for_local_locks_takes_them_from_the_clients(sim: Any) -> None:
@@ -427,7 +424,7 @@ async def test_waiting_for_local_locks_takes_them_from_the_clients(sim: Any) -> 
     other = b"e" * 16
     bench.a.take_bits(1, UPDATE)
     bench.b.take_bits(2, UPDATE | LOOKUP, fid=other)
-    waiting = asyncio.ensure_future(bench.locks.wait_local([(FID, UPDATE), (other, LOOKUP), (FID, PERM)]))
+    waiting = asyncio.ensure_future(bench.locks.local.wait([(FID, UPDATE), (other, LOOKUP), (FID, PERM)]))
     await turn()
     assert bench.a.items(BlockingCallback)[0].bits == UPDATE | PERM
     assert bench.b.items(BlockingCallback)[0].bits == LOOKUP
@@ -438,20 +435,20 @@ async def test_waiting_for_local_locks_takes_them_from_the_clients(sim: Any) -> 
     bench.b.cancel(2)
     locks = await waiting
     assert [lock.state for lock in locks] == [LockState.GRANTED] * 2
-    bench.locks.release(locks)
+    bench.locks.local.release(locks)
     await turn()
     assert [g.handle for g in bench.c.items(CompletionCallback)] == [3]
-    assert bench.locks.lock_count == 1 and not bench.locks._local_waits
+    assert bench.locks.lock_count == 1 and not bench.locks.local._waits
 
 
 async def test_a_wait_for_local_locks_that_is_given_up_leaves_nothing(sim: Any) -> None:
     bench = Bench()
     bench.a.take_bits(1, UPDATE)
-    waiting = asyncio.ensure_future(bench.locks.wait_local([(b"a" * 16, UPDATE), (FID, UPDATE)]))
+    waiting = asyncio.ensure_future(bench.locks.local.wait([(b"a" * 16, UPDATE), (FID, UPDATE)]))
     await turn()
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    assert bench.locks.lock_count == 1 and not bench.locks._local_waits
+    assert bench.locks.lock_count == 1 and not bench.locks.local._waits
 
 
 async def test_two_operations_that_want_the_same_never_wait_for_each_other(sim: Any) -> None:
@@ -460,7 +457,7 @@ async def test_two_operations_that_want_the_same_never_wait_for_each_other(sim: 
     bench.a.take_bits(1, UPDATE)
 
     async def operate(*fids: bytes) -> None:
-        bench.locks.release(await bench.locks.wait_local([(fid, UPDATE) for fid in fids]))
+        bench.locks.local.release(await bench.locks.local.wait([(fid, UPDATE) for fid in fids]))
 
     both = asyncio.gather(operate(FID, other), operate(other, FID))
     await turn()
