@@ -23,28 +23,27 @@ Sync throughout; who asks the MDT is mdc.py.  Source: ll_update_inode(), ll_reva
 from __future__ import annotations
 
 import errno
-from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from stat import S_ISDIR
 from typing import Any, Protocol
 
 from lustrelite.client.kept_attrs import KeptAttrs
+from lustrelite.client.known import NO_NAMES, TOO_MANY, Known, Question, touch
+from lustrelite.client.known_listings import KnownListings
 from lustrelite.client.own_changes import SETTABLE, OwnChanges
 from lustrelite.client.scattered import Scattered
 from lustrelite.errors import OpError
-from lustrelite.ids import NO_FID, ROOT_FID, Fid
+from lustrelite.ids import ROOT_FID, Fid
 from lustrelite.ldlm.client_lock import ClientLock
 from lustrelite.permission import EXECUTE, READ, permits
 from lustrelite.wire.ldlm import LAYOUT, LOOKUP, OPEN, PERM, PR, REPLACE_EACH, SOLE, UPDATE, XATTR, Ride
-from lustrelite.wire.mdt import Attr, Dirent, DirPage, Layout
+from lustrelite.wire.mdt import Attr, DirPage, Layout
 from lustrelite.wire.message import Cred
 
 STAT = LOOKUP | PERM | UPDATE  # all of what stat() shows
 _ALL = STAT | XATTR  # all of what attributes say
 PART_MAX = 1000  # entries that are fetched at once with one of them
 ABSENT_MAX = 4096  # names known to be missing in one directory
-SEQUENCE_MIN = 2  # files of a listing asked for one after the other, before those that follow are fetched, too
-SEQUENCE_REACH = 8  # entries that may be passed over between two of them
 
 
 class Locks(Protocol):
@@ -103,90 +102,13 @@ class Objects(Protocol):
         """See Lov."""
 
 
-class Listing:
-    """The first entries of a directory, or all of them."""
-
-    __slots__ = ("added", "ahead_until", "changed", "complete", "cookies", "entries", "fetch", "hits", "index", "next")
-
-    def __init__(self) -> None:
-        self.entries: list[Dirent] = []  # without attributes
-        self.cookies: list[int] = []
-        self.complete = False
-        self.index: dict[bytes, int] | None = None  # name -> place; made when it is complete and a name is asked for
-        self.added: dict[bytes, None] = {}  # names that were made from here since
-        self.changed = False  # from here, since it was complete: it says what is not there, but cannot be shown
-        self.next = 0  # where a sequence of stats would go on
-        self.hits = 0
-        self.ahead_until = 0  # up to here they were fetched ahead
-        self.fetch: Any = None  # the task that does it
-
-
-class Known:
-    """One inode of which something is known. There may be 100,000."""
-
-    __slots__ = (
-        "absent", "attr", "bits", "drops", "fid", "fresh", "listing", "locks", "merged", "names", "places", "target",
-        "xattrs",
-    )  # fmt: skip
-
-    def __init__(self, fid: Fid) -> None:
-        self.fid = fid
-        self.attr: Attr = None  # type: ignore[assignment]  # only `fresh` parts of it are true; none at first
-        self.fresh = 0
-        self.bits = 0  # held now
-        self.drops = 0  # how often a lock, or part of one, went
-        self.locks: list[ClientLock] = []
-        self.names: dict[bytes, Known] = NO_NAMES  # of a directory; each is under its file's LOOKUP
-        self.places: tuple[tuple[Known, bytes], ...] = ()  # (directory, name): where it is in `names`
-        self.absent: dict[bytes, None] | None = None
-        self.listing: Listing | None = None
-        self.target: bytes | None = None  # of a symlink: it never changes
-        self.xattrs: dict[bytes, bytes] | None = None  # all but the access list, when they have been asked for
-        self.merged: tuple[Any, int, int, Any] | None = None  # (objects, mtime, atime) -> the last Stat made of them
-
-
-NO_NAMES: dict[bytes, Known] = {}  # never written to
-TOO_MANY: dict[bytes, bytes] = {}  # stands for extended attributes that are more than are kept: they are asked for one by one
-
-
-class Question:
-    """What was held when something was asked, and which lock was asked for with it."""
-
-    __slots__ = ("bits", "clock", "drops", "known", "name", "parent", "parent_bits", "parent_drops", "parent_known", "ride")
-
-    def __init__(self, known: Known | None, ride: Ride | None, clock: int) -> None:
-        self.known = known
-        self.clock = clock  # of own changes
-        self.bits = known.bits if known is not None else 0
-        self.drops = known.drops if known is not None else 0
-        self.ride = ride
-        self.name = b""
-        self.parent: Fid = NO_FID  # of a question by name
-        self.parent_known: Known | None = None
-        self.parent_bits = 0
-        self.parent_drops = 0
-
-    def by_name(self, parent: Fid, name: bytes, directory: Known | None) -> Question:
-        """It is about `name` in `parent`, of which `directory` is known."""
-        self.name = name
-        self.parent = parent
-        if directory is not None:
-            self.parent_known = directory
-            self.parent_bits = directory.bits
-            self.parent_drops = directory.drops
-        return self
-
-
 class AttrCache:
     """What one client knows of one MDT's files. It has the lock cache's `drop` hook."""
 
     def __init__(self, locks: Locks, *, root: Fid = ROOT_FID, entries_max: int = 100_000, ahead_max: int = 128) -> None:
         self.locks = locks
-        self.entries_max = entries_max  # in listings
-        self.ahead_max = ahead_max
         self.root = Known(root)
         self.files: dict[Fid, Known] = {root: self.root}
-        self.entries = 0
         self.on_lost: Callable[[Fid, int], None] | None = None  # these bits of a file are not locked any more
         self.on_change: Callable[[Fid], None] | None = None  # it is about to be changed from here
         self.objects: Objects | None = None  # of files: what OPEN and SOLE say of them
@@ -194,7 +116,7 @@ class AttrCache:
         self.own = OwnChanges(self)
         self.kept = KeptAttrs(self)
         self.scattered = Scattered(PART_MAX if ahead_max else 0)
-        self._listings: dict[Known, None] = {}  # the longest unread first
+        self.listings = KnownListings(entries_max, ahead_max)
         locks.drop = self.dropped
         locks.withdraw = self._withdraw
         locks.stays = self._stays
@@ -277,7 +199,7 @@ class AttrCache:
         listing = directory.listing
         if listing is None or not listing.complete:
             return False
-        return name not in _index(listing) and name not in listing.added and name not in (b".", b"..")
+        return name not in listing.places() and name not in listing.added and name not in (b".", b"..")
 
     def page(self, fid: Fid, cookie: int, count: int, cred: Cred) -> DirPage | None:
         """Entries of a directory without their attributes; None: ask."""
@@ -287,19 +209,7 @@ class AttrCache:
         assert known.bits & UPDATE
         if cred[0] and not (known.fresh & PERM and permits(known.attr, cred, READ)):
             return None
-        listing = known.listing
-        if listing.changed or fid in self.own.going:
-            return None
-        first = bisect_right(listing.cookies, cookie)
-        size = len(listing.cookies)
-        if first == size:
-            return DirPage((), True) if listing.complete else None
-        end = min(first + max(count, 1), size)
-        while end < size and listing.cookies[end] == listing.cookies[end - 1]:  # equal hashes are never parted
-            end += 1
-        self._listings[known] = self._listings.pop(known)
-        touch(known)
-        return DirPage(tuple(listing.entries[first:end]), listing.complete and end == size)
+        return self.listings.page(known, cookie, count) if fid not in self.own.going else None
 
     # asking -----------------------------------------------------------------------------------------------------
 
@@ -378,9 +288,7 @@ class AttrCache:
             if lock.bits & SOLE:
                 self.objects.sole(attr.layout, True)
         if S_ISDIR(attr.mode) and lock.bits & UPDATE and known.listing is None:
-            known.listing = Listing()
-            known.listing.complete = True
-            self._listings[known] = None
+            self.listings.begin(known, complete=True)  # nothing is in it yet
         if lock.bits & LOOKUP and named:
             self.enter(self.file(question.parent), question.name, known)
 
@@ -429,7 +337,7 @@ class AttrCache:
         overlaps, since = self.own.overlaps, question.clock
         overlapped = overlaps(fid, since)
         if known is not None and true & UPDATE and not overlapped:
-            self._append(known, cookie, page)
+            self.listings.append(known, cookie, page)
         if ride is None or ride.want is None or not ride.want.flags & REPLACE_EACH:
             return
         directory: Known | None = None
@@ -522,87 +430,6 @@ class AttrCache:
             del directory.names[name]
             known.places = tuple([place for place in known.places if place != (directory, name)])
             self._tidy(directory)
-
-    # listings ---------------------------------------------------------------------------------------------------
-
-    def _append(self, known: Known, cookie: int, page: DirPage) -> None:
-        if known.listing is not None and known.listing.changed and not cookie:
-            self.forget_listing(known)
-        listing = known.listing
-        if listing is None:
-            if cookie:
-                return
-            listing = known.listing = Listing()
-        elif listing.complete or (listing.cookies[-1] if listing.cookies else 0) != cookie:
-            return
-        listing.entries += [Dirent(e.cookie, e.name, e.fid, e.type, None) for e in page.entries]
-        listing.cookies += [entry.cookie for entry in page.entries]
-        listing.complete = page.end
-        self.entries += len(page.entries)
-        self._listings.pop(known, None)
-        self._listings[known] = None
-        self._trim_listings()
-
-    def _trim_listings(self) -> None:
-        while self.entries > self.entries_max:
-            self.forget_listing(next(iter(self._listings)))
-
-    def listed(self, known: Known, name: bytes, *, there: bool) -> None:
-        """`name` was made in a directory from here, or removed: one of which all names are known stays so."""
-        listing = known.listing
-        if listing is None:
-            return
-        if not listing.complete:
-            self.forget_listing(known)
-            return
-        listing.changed = True
-        if there:
-            if name not in listing.added and name not in _index(listing):
-                listing.added[name] = None
-                self.entries += 1
-                self._trim_listings()
-        elif name in listing.added:
-            del listing.added[name]
-            self.entries -= 1
-        else:
-            _index(listing).pop(name, None)
-
-    def forget_listing(self, known: Known) -> None:
-        """Its names must be asked for again."""
-        if known.listing is not None:
-            self.entries -= len(known.listing.entries) + len(known.listing.added)
-            known.listing = None
-            del self._listings[known]
-
-    def ahead(self, parent: Fid, name: bytes) -> tuple[Listing, int, int] | None:
-        """Is a listing being gone through file by file? Then (listing, cookie, count) of what is to be fetched, with `name`.
-
-        A count of 0: it was fetched already, or `listing.fetch` is at it. Several may go through it side by side.
-        Source: ll_statahead_one(), is_first_dirent(), llite/statahead.c
-        """
-        directory = self.files.get(parent)
-        listing = directory.listing if directory is not None else None
-        if listing is None or not self.ahead_max:
-            return None
-        entries, following = listing.entries, listing.next
-        first = min(max(0, following - SEQUENCE_REACH), max(0, listing.ahead_until - self.ahead_max))
-        for place in range(first, min(following + SEQUENCE_REACH, len(entries))):
-            if entries[place].name == name:
-                break
-        else:
-            listing.hits = 0
-            if entries and entries[0].name == name:  # once more from the start
-                listing.next, listing.hits, listing.ahead_until = 1, 1, 0
-            return None
-        if place < listing.ahead_until:
-            return listing, 0, 0
-        listing.hits += 1
-        if listing.hits <= SEQUENCE_MIN or place < following:
-            listing.next = max(following, place + 1)
-            return None
-        count = min(self.ahead_max, len(entries) - following)
-        listing.next = listing.ahead_until = following + count
-        return listing, listing.cookies[following - 1] if following else 0, count
 
     # changing ---------------------------------------------------------------------------------------------------
 
@@ -708,24 +535,10 @@ class AttrCache:
             known.xattrs = None
         if gone & UPDATE:
             known.absent = None
-            self.forget_listing(known)
+            self.listings.forget(known)
         self._tidy(known)
 
     def _tidy(self, known: Known) -> None:
         """Is anything left of it?"""
         if not known.locks and not known.names and known is not self.root and self.files.get(known.fid) is known:
             del self.files[known.fid]
-
-
-def _index(listing: Listing) -> dict[bytes, int]:
-    """Its names; made once."""
-    if listing.index is None:
-        listing.index = {entry.name: place for place, entry in enumerate(listing.entries)}
-    return listing.index
-
-
-def touch(known: Known) -> None:
-    """It was of use: its locks stay longer."""
-    for lock in known.locks:
-        lock.touched = True
-

@@ -18,10 +18,11 @@ import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
 from lustrelite import acl
-from lustrelite.client.attr_cache import STAT, TOO_MANY, AttrCache, Known, touch
+from lustrelite.client.attr_cache import STAT, AttrCache
 from lustrelite.client.attributes import DirEntry, ObjectsAttr, Stat, Statfs, merge
 from lustrelite.client.connections import Connections
 from lustrelite.client.file import File
+from lustrelite.client.known import TOO_MANY, Known, touch
 from lustrelite.client.paths import check_length, check_name
 from lustrelite.client.scattered import EARNED
 from lustrelite.errors import OpError
@@ -576,7 +577,7 @@ class FidOperations:
 
     async def _fetch_ahead(self, cache: AttrCache, parent: Fid, name: bytes) -> bool:
         """If somebody goes through a listing, asking for each file: fetch what comes next, `name` first."""
-        ahead = cache.ahead(parent, name)
+        ahead = cache.listings.ahead(cache.files.get(parent), name)
         if ahead is None:
             return False
         listing, cookie, count = ahead

@@ -22,9 +22,9 @@ from lustrelite.wire.message import Cred
 from lustrelite.wire.ost import READ_MANY_MAX
 
 if TYPE_CHECKING:
-    from lustrelite.client.attr_cache import Known
     from lustrelite.client.connections import Connections
     from lustrelite.client.data_cache import DataCache
+    from lustrelite.client.known import Known
 
 SMALL_BYTES = 64 << 10  # larger files are read by themselves
 ALONE_MIN = 3  # files that are read by themselves before others are read along
@@ -73,7 +73,7 @@ class FilesAhead:
             return
         names = self._connections.names
         known = names.files.get(fid) if names is not None else None
-        if known is None or names is None or not names.ahead_max or not known.places or self._whole(known) is None:
+        if known is None or names is None or not names.listings.ahead_max or not known.places or self._whole(known) is None:
             return
         directory = known.places[0][0].fid
         walk = self._walks.pop(directory, None)

@@ -39,7 +39,8 @@ from lustrelite.wire.mdt import (
 from lustrelite.wire.message import Cred
 
 if TYPE_CHECKING:
-    from lustrelite.client.attr_cache import AttrCache, Known
+    from lustrelite.client.attr_cache import AttrCache
+    from lustrelite.client.known import Known
     from lustrelite.client.mdc import MetadataImport
 
 NEEDED = LOOKUP | PERM | UPDATE | SOLE  # the lock under which a change is kept

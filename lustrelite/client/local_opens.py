@@ -18,7 +18,8 @@ import asyncio
 from stat import S_ISREG
 from typing import TYPE_CHECKING, Any
 
-from lustrelite.client.attr_cache import Known, Locks
+from lustrelite.client.attr_cache import Locks
+from lustrelite.client.known import Known
 from lustrelite.errors import OpError
 from lustrelite.ids import Fid
 from lustrelite.ldlm.client_lock import ClientLock

@@ -19,7 +19,8 @@ from stat import S_ISDIR
 from typing import Any, Protocol
 
 from lustrelite import acl
-from lustrelite.client.attr_cache import STAT, AttrCache, Question
+from lustrelite.client.attr_cache import STAT, AttrCache
+from lustrelite.client.known import Question
 from lustrelite.client.own_changes import Ended
 from lustrelite.client.tasks import Tasks
 from lustrelite.errors import OpError

@@ -23,7 +23,8 @@ from lustrelite.wire.ldlm import LOOKUP, PERM, UPDATE
 from lustrelite.wire.mdt import DISP_OPEN_CREATE, SET_VERSIONED, ClosedFile, OpenReply, Setattr
 
 if TYPE_CHECKING:
-    from lustrelite.client.attr_cache import AttrCache, Known, Question
+    from lustrelite.client.attr_cache import AttrCache
+    from lustrelite.client.known import Known, Question
 
 Ended = Callable[[Any, int], None]  # of a change: its reply's body and transno; None and 0 if it was refused
 SETTABLE = UPDATE | PERM  # what they change of a file
@@ -271,10 +272,10 @@ class OwnChanges:
     def _came(self, directory: Known, name: bytes) -> None:
         if directory.absent is not None:
             directory.absent.pop(name, None)
-        self.cache.listed(directory, name, there=True)
+        self.cache.listings.changed(directory, name, there=True)
 
     def _went(self, directory: Known, name: bytes) -> None:
-        self.cache.listed(directory, name, there=False)
+        self.cache.listings.changed(directory, name, there=False)
         if directory.listing is None:
             self.cache.miss(directory, name)
 
@@ -291,4 +292,4 @@ class OwnChanges:
         if known is not None:
             self.doubt_attr(fid)
             known.absent = None
-            self.cache.forget_listing(known)
+            self.cache.listings.forget(known)

@@ -31,7 +31,7 @@ from lustrelite.tunables import limits
 _T = TypeVar("_T")
 
 if TYPE_CHECKING:
-    from lustrelite.client.attr_cache import Known
+    from lustrelite.client.known import Known
     from lustrelite.fuse.mount import Mount
     from lustrelite.wire.mdt import Attr
 

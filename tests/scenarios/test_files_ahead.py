@@ -14,7 +14,7 @@ import pytest
 from mounts import Mount, drop_locks, mounts
 from steps import EVICTION, refused, soon
 
-from lustrelite.client.attr_cache import Known
+from lustrelite.client.known import Known
 from lustrelite.errors import OpError
 from lustrelite.tunables import limits
 from lustrelite.wire.ost import Read, ReadMany, Write

@@ -354,7 +354,7 @@ async def test_what_is_known_is_bounded_by_the_locks(cluster: Any) -> None:
             await c.a.unrecorded(c.a.fs.stat(f"/d/f{number:04}"))
         await asyncio.sleep(1)
         cache = c.a.fs.connections.names
-        assert mdt_locks(c.a) <= 102 and len(cache.files) <= 105 and cache.entries <= 100
+        assert mdt_locks(c.a) <= 102 and len(cache.files) <= 105 and cache.listings.entries <= 100
         assert (await c.a.unrecorded(c.a.fs.stat("/d/f0001"))).is_file
 
 

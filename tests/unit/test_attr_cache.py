@@ -134,7 +134,7 @@ def bench() -> Iterator[Bench]:
     check(made.cache)
     for fid in list(made.cache.files):
         made.locks.take_back(fid, BITS_ALL, lost=True)
-    assert list(made.cache.files) == [ROOT_FID] and not made.cache.entries and not made.cache._listings
+    assert list(made.cache.files) == [ROOT_FID] and not made.cache.listings.entries and not made.cache.listings._directories
 
 
 def check(cache: AttrCache) -> None:
@@ -154,7 +154,7 @@ def check(cache: AttrCache) -> None:
         for name, child in known.names.items():
             assert (known, name) in child.places and cache.files[child.fid] is child
         entries += len(known.listing.entries) + len(known.listing.added) if known.listing is not None else 0
-    assert entries == cache.entries <= cache.entries_max
+    assert entries == cache.listings.entries <= cache.listings.entries_max
 
 
 def refused(bench: Bench, *args: Any, **kwargs: Any) -> int:
@@ -417,12 +417,12 @@ def test_listings_are_bounded_the_one_longest_unread_goes() -> None:
     bench.list(b, [b"1", b"2"])
     assert bench.cache.page(a, 0, 9, ROOT_CRED)
     bench.list(c, [b"1", b"2"])
-    assert bench.cache.page(b, 0, 9, ROOT_CRED) is None and bench.cache.page(a, 0, 9, ROOT_CRED) and bench.cache.entries == 4
+    assert bench.cache.page(b, 0, 9, ROOT_CRED) is None and bench.cache.page(a, 0, 9, ROOT_CRED) and bench.cache.listings.entries == 4
     bench.list(c, [b"x"])  # whole already: no news
-    assert bench.cache.entries == 4
+    assert bench.cache.listings.entries == 4
     check(bench.cache)
     bench.list(bench.fid(), [b"%d" % i for i in range(6)])
-    assert bench.cache.entries == 0
+    assert bench.cache.listings.entries == 0
     check(bench.cache)
 
 
@@ -452,28 +452,32 @@ def test_a_page_with_attributes_brings_a_lock_for_each(bench: Bench) -> None:
 # statahead ------------------------------------------------------------------------------------------------------
 
 
+def ahead(bench: Bench, directory: Fid, name: bytes) -> Any:
+    return bench.cache.listings.ahead(bench.cache.files.get(directory), name)
+
+
 def test_files_asked_for_in_the_order_of_a_listing_are_fetched_ahead() -> None:
     bench = Bench(ahead_max=10)
     d = bench.fid()
     order = [b"%02d" % i for i in range(30)]
     bench.list(d, order)
-    assert bench.cache.ahead(ROOT_FID, b"00") is None and bench.cache.ahead(d, b"00") is None
-    assert bench.cache.ahead(d, b"01") is None
-    found = bench.cache.ahead(d, b"03")
+    assert ahead(bench, ROOT_FID, b"00") is None and ahead(bench, d, b"00") is None
+    assert ahead(bench, d, b"01") is None
+    found = ahead(bench, d, b"03")
     assert found is not None and found[1:] == (2, 10), "from cookie 2 on: with 02, which somebody beside us will ask for"
     for name in (b"02", b"07", b"11"):
-        within = bench.cache.ahead(d, name)
+        within = ahead(bench, d, name)
         assert within is not None and within[2] == 0 and within[0] is found[0], "it is being fetched"
-    found = bench.cache.ahead(d, b"13")
+    found = ahead(bench, d, b"13")
     assert found is not None and found[1:] == (12, 10)
-    found = bench.cache.ahead(d, b"22")
+    found = ahead(bench, d, b"22")
     assert found is not None and found[1:] == (22, 8)
-    assert bench.cache.ahead(d, b"00") is None and bench.cache.ahead(d, b"01") is None, "once more from the start"
-    assert bench.cache.ahead(d, b"20") is None, "not the next"
-    assert bench.cache.ahead(d, b"02") is None, "a sequence begins anew"
+    assert ahead(bench, d, b"00") is None and ahead(bench, d, b"01") is None, "once more from the start"
+    assert ahead(bench, d, b"20") is None, "not the next"
+    assert ahead(bench, d, b"02") is None, "a sequence begins anew"
     off = Bench(ahead_max=0)
     off.list(d, order)
-    assert all(off.cache.ahead(d, name) is None for name in order)
+    assert all(ahead(off, d, name) is None for name in order)
 
 
 # bounded memory -------------------------------------------------------------------------------------------------
