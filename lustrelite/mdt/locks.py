@@ -164,7 +164,7 @@ def told(look: Callable[[Call, Any], Attr]) -> Callable[[Call, Any], Any]:
         locks = target.namespace
         if not locks.lock_count or target.recovering or not locks.local.busy(attr.fid, SOLE, call.export, SOLE):
             return attr
-        target.again_after(call, locks.local.wait([(attr.fid, SOLE)]))
+        target.serving.again_after(call, locks.local.wait([(attr.fid, SOLE)]))
         return LATER
 
     return handle

@@ -88,7 +88,7 @@ class ServerRecovery:
         # The next one may get lost and come only after a timeout: that is no reason to give the client up.
         self.window.extend(self.node.now(), 2 * self.node.tunables.rpc_timeout_s)
         if transno < self.window.next_transno:
-            self.target.execute(call)
+            self.target.serving.execute(call)
             return
         old = self.window.enqueue(export.uuid, transno, call)
         if old is call:
@@ -179,7 +179,7 @@ class ServerRecovery:
             self.node.events.emit(
                 "lock.replayed", target=self.target.name, client=call.export.uuid, count=len(call.body.wants)
             )
-        self.target.execute(call)
+        self.target.serving.execute(call)
         self.step_soon()
 
     def _say_gap(self, gap: tuple[int, int]) -> None:

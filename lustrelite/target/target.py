@@ -1,45 +1,36 @@
-"""A target: exports, transactions, reply records and the way of a request through them.
+"""A target: its exports, its transactions, its life from mounting to stopping.
 
-    Service -> handle -> admit (truth table) -> handler -> Transaction -> store -> reply
-                                                   |-> QUEUE: target/server_recovery.py
-                                                   |-> RECONSTRUCT: from the reply record
-
-Everything here runs on the loop's thread; a mutating handler runs to its end without a suspension point (D4), so it
-needs no lock against other handlers. Subclasses (Mdt, Ost, Mgs) bring a handler table and a few hooks.
+Everything here runs on the loop's thread. What becomes of a request is in serving.py, of clients in clients.py, of a
+recovery in server_recovery.py, of locks in ldlm/namespace.py. Subclasses (Mdt, Ost, Mgs) bring a handler table and a few hooks.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from lustrelite.errors import OpError, StoreFailed
+from lustrelite.errors import OpError
 from lustrelite.ids import epoch_of, first_transno, target_uuid
-from lustrelite.ldlm.local_locks import LocalLock
 from lustrelite.ldlm.namespace import Namespace
 from lustrelite.ldlm.policy import TYPE_MODES
-from lustrelite.recovery.admit import Admit, admit
-from lustrelite.recovery.versions import UNCHECKED
 from lustrelite.rpc.export import Call, Export
 from lustrelite.rpc.node import CORRUPT, Node
 from lustrelite.store import schema
 from lustrelite.store.kv import Batch, Store
-from lustrelite.store.room import DELETION, ESSENTIAL
-from lustrelite.store.schema import ReplyRecord
+from lustrelite.store.room import ESSENTIAL
 from lustrelite.store.small_log import Data
 from lustrelite.target.clients import UNAWARE, Clients
 from lustrelite.target.committer import Committer
-from lustrelite.target.handlers import EMPTY, LATER, Dropped, Handler, NotReady, reading
-from lustrelite.target.lock_handlers import is_lock_replay
+from lustrelite.target.handlers import EMPTY, Dropped, Handler, reading
 from lustrelite.target.server_recovery import ServerRecovery
+from lustrelite.target.serving import Serving
 from lustrelite.target.sharing import Sharing
 from lustrelite.target.transaction import Transaction
 from lustrelite.tunables import limits
 from lustrelite.wire.ldlm import Lvb, Want
-from lustrelite.wire.locks import Cancel, Convert, Enqueue
-from lustrelite.wire.message import LOCK_REPLAY_DONE, REPLAY, REQ_REPLAY_DONE, RESENT
+from lustrelite.wire.message import LOCK_REPLAY_DONE, REQ_REPLAY_DONE
 from lustrelite.wire.session import (
     Connect,
     Disconnect,
@@ -52,7 +43,6 @@ _T = TypeVar("_T")
 
 INDEX_READ_MAX = 4096  # rows
 STOP_GRACE_S = 0.5  # past the deadlines of the locks that were asked for
-NOT_EXECUTED = frozenset({errno.EBUSY, errno.EAGAIN, errno.EINPROGRESS})  # "send it again": no reply record
 
 
 def index_read(call: Call, body: IndexRead) -> IndexPage:
@@ -96,6 +86,7 @@ class Target:
         self.boot_committed = 0  # last_committed when this incarnation started
         self.committer = Committer(self)
         self.clients = Clients(self)
+        self.serving = Serving(self)
         self.recovery: ServerRecovery | None = None
         self.recovering = False
         self.stopping = False
@@ -273,10 +264,10 @@ class Target:
         if txn.writes:
             self.store.apply(txn.writes, kind=ESSENTIAL)
             self.last_transno = max(self.last_transno, transno)
-            self._applied(txn)
+            self.applied(txn)
         return result
 
-    def _applied(self, txn: Transaction) -> None:
+    def applied(self, txn: Transaction) -> None:
         if txn.then is not None:
             txn.then()
         for callback in txn.when_committed_list:
@@ -287,14 +278,14 @@ class Target:
         """A replay depends on a change that is not there (or missed one): the client will be evicted."""
         export = txn.export
         assert export is not None and txn.call is not None
-        self._out_of_step(export)
+        self.out_of_step(export)
         self.node.events.emit(
             "replay.version_mismatch", level="warning", target=self.name, client=export.uuid, op=txn.call.spec.name,
             transno=txn.transno, slot=slot, expected=list(expected), found=found,
             message="Version mismatch during replay",
         )  # fmt: skip
 
-    def _out_of_step(self, export: Export) -> None:
+    def out_of_step(self, export: Export) -> None:
         export.vbr_failed = True
         if self.recovery is not None:
             self.recovery.window.version_mismatch(export.uuid)
@@ -310,151 +301,14 @@ class Target:
             export.received(header.last_xid)
         if type(call.body) is Ping:
             self._ping(call)
-            return
-        if type(call.body) is Disconnect:
+        elif type(call.body) is Disconnect:
             self.clients.disconnect(call)
-            return
-        if call.bulk is CORRUPT:  # before it has its turn in recovery: other replays would pass it by
+        elif call.bulk is CORRUPT:  # before it has its turn in recovery: other replays would pass it by
             self.checksum_errors += 1
             self.node.events.emit("bulk.corrupt", level="warning", target=self.name, client=export.uuid)
             self.reply(call, -errno.EAGAIN, None)
-            return
-        flags = header.flags
-        xid = call.xid
-        twin = export.in_progress(xid)
-        kind = type(call.body)
-        if call.spec.mutates or flags or twin is not None or self.recovering or kind is Enqueue:
-            replay = bool(flags & REPLAY) or (kind is Enqueue and is_lock_replay(call.body))
-            if xid <= export.last_xid and not replay:
-                self._drop(call, "answered long ago")
-                return
-            record = None
-            if call.spec.mutates:
-                if replay and self.recovering and self.recovery is not None and not self.recovery.in_turn(call):
-                    self._drop(call, "a later replay has come: this one was answered")
-                    return
-                record = export.replies.get(header.tag)
-                if record is not None and record.xid != xid:
-                    if xid < record.xid and not replay:
-                        self._drop(call, "its slot was used again")
-                        return
-                    record = export.find_reply(xid) if flags else None
-                if replay and record is not None and record.transno <= self.boot_committed:
-                    record = None  # of an earlier incarnation: the open must be made again
-            if self.recovering and twin is None and (
-                kind is Cancel or kind is Convert  # perhaps of a lock that was replayed already
-                or (kind is Enqueue and replay and export.replay_done)  # its link broke: it says again what we know
-            ):  # fmt: skip
-                self.execute(call)
-                return
-            verdict = admit(
-                self.recovering, replay, bool(flags & RESENT), record is not None, twin is not None, export.replay_done
-            )
-            if verdict is not Admit.EXECUTE:
-                self._not_executed(call, verdict, record, twin)
-                return
-        self.execute(call)
-
-    def _not_executed(self, call: Call, verdict: Admit, record: Any, twin: Call | None) -> None:
-        export = call.export
-        if verdict is Admit.JOIN:
-            assert twin is not None
-            twin.link = call.link
-            twin.conn_cnt = call.conn_cnt
-            twin.arrived = call.arrived
-            call.answered = True
-            twin.still_working()
-        elif verdict is Admit.RECONSTRUCT:
-            self._reconstruct(call, record)
-        elif verdict is Admit.QUEUE:
-            assert self.recovery is not None
-            if type(call.body) is Enqueue:
-                self.recovery.queue_locks(call)
-            else:
-                self.recovery.queue(call)
-        elif verdict is Admit.DROP:
-            self._drop(call, "answered already")
-        elif verdict is Admit.EVICT:
-            self.evict(export, "it replayed outside recovery")
-            call.reply(-errno.ENOTCONN, None)
         else:
-            assert verdict is Admit.AGAIN
-            self.reply(call, -errno.EAGAIN, None)
-
-    def _drop(self, call: Call, why: str) -> None:
-        call.answered = True
-        self.node.events.emit("request.dropped", target=self.name, op=call.spec.name, xid=call.xid, why=why)
-
-    def execute(self, call: Call) -> None:
-        """Serve an admitted request."""
-        handler = self.handlers.get(type(call.body))
-        if handler is None:
-            self.reply(call, -errno.EOPNOTSUPP, None)
-            return
-        if self.node.faults.any and self._fault_before(call, handler):
-            return
-        ride = call.header.ride
-        if ride is not None:
-            if ride.cancels:
-                self.namespace.cancel(call.export, ride.cancels)
-            for handle, drop_bits in ride.converts:
-                self.namespace.convert(call.export, handle, drop_bits)
-        if handler.kind == "mutating":
-            if handler.prepare is not None:
-                try:
-                    awaitable = handler.prepare(call, call.body)
-                except OpError as error:
-                    self._failed(call, error)
-                    return
-                if awaitable is not None:
-                    self._wait_for(call, self._prepare(call, handler, awaitable))
-                    return
-            if not self._mutate(call, handler):
-                self._wait_for(call, self._prepare(call, handler, None))
-        elif handler.kind == "reading":
-            try:
-                body = handler.execute(call, call.body)
-            except OpError as error:
-                self._ride(call, None)
-                self.reply(call, -error.errno, None)
-                return
-            if body is LATER:
-                if not call.answered:  # it may have been at once
-                    call.export.enter(call)
-                return
-            self._ride(call, body)
-            self.reply(call, 0, body)
-        else:
-            self._wait_for(call, self._serve_waiting(call, handler))
-
-    def _ride(self, call: Call, body: Any) -> None:
-        """The lock that the client wants of what its operation has found (`body`; None: an error), if it is free."""
-        ride = call.header.ride
-        if ride is None or ride.want is None or self.namespace.frozen:
-            return
-        self.ride(call, body, ride.want)
-
-    def _fault_before(self, call: Call, handler: Handler) -> bool:
-        fault = self.node.faults.hit("target.execute", call.export.uuid)
-        if fault is None:
-            return False
-        if fault.action == "crash":
-            self.node.crash("fault at target.execute")
-        elif fault.action == "delay":
-
-            async def later() -> None:
-                await asyncio.sleep(fault.delay_s)
-                if call.still_valid and not call.answered:
-                    self.execute(call)
-
-            self._wait_for(call, later())
-            return True
-        elif fault.action == "error":
-            self.reply(call, -fault.errno, None)
-            return True
-        else:
-            call.answered = True
-        return True
+            self.serving.serve(call)
 
     async def fault(self, point: str, call: Call | None = None) -> None:
         """Let a fault armed at `point` happen here: a delay is waited for, an error raised, a crash is one."""
@@ -482,158 +336,9 @@ class Target:
         if fault is not None and fault.action == "crash":
             self.node.crash(f"fault at {point}")
 
-    def again_after(self, call: Call, locks: Awaitable[list[LocalLock]]) -> None:
-        """Serve a reading call anew in the turn in which these locks are there."""
-
-        async def again() -> None:
-            held = await locks
-            try:
-                if call.still_valid and not call.answered:
-                    self.execute(call)
-                else:
-                    self.abandon(call)
-            finally:
-                self.namespace.local.release(held)
-
-        self.node.spawn(again(), call.spec.name)
-
-    def _wait_for(self, call: Call, coroutine: Any) -> None:
-        call.export.enter(call)
-        self.node.spawn(coroutine, call.spec.name)
-
-    async def _prepare(self, call: Call, handler: Handler, awaitable: Awaitable[None] | None) -> None:
-        assert handler.prepare is not None
-        while True:
-            try:
-                if awaitable is None:
-                    awaitable = handler.prepare(call, call.body)
-                if awaitable is not None:
-                    await awaitable
-                else:
-                    await asyncio.sleep(0)
-            except OpError as error:
-                if call.still_valid:  # else its slot may be another client's by now
-                    self._failed(call, error)
-                else:
-                    self.abandon(call)
-                return
-            except Dropped:
-                self.abandon(call)
-                return
-            # admission once more: export and ownership may have changed while it waited (D4)
-            if call.answered or not call.still_valid or self.stopping or call.overdue(self.node.now()):
-                self.abandon(call)
-                return
-            if self._mutate(call, handler):
-                return
-            awaitable = None
-
-    async def _serve_waiting(self, call: Call, handler: Handler) -> None:
-        try:
-            body = await handler.execute(call, call.body)
-        except OpError as error:
-            self.reply(call, -error.errno, None)
-            return
-        except Dropped:
-            self.abandon(call)
-            return
-        if not call.still_valid:
-            self.abandon(call)
-            return
-        self.reply(call, 0, body)
-
-    def _mutate(self, call: Call, handler: Handler) -> bool:
-        """Execute a mutating request here and now; False if it must be prepared (again)."""
-        flags = call.header.flags
-        replay = bool(flags & REPLAY)
-        transno = call.header.transno if replay else self.last_transno + 1
-        txn = Transaction(self, call, transno, replay=replay, resent=bool(flags & RESENT))
-        try:
-            body = handler.execute(txn, call.body)
-            # An open of what is there takes no room: its reply record stands in the place of an older one.
-            room = handler.room if txn.writes else max(handler.room, DELETION)
-            export = call.export
-            tag = call.header.tag
-            if tag and transno > self.boot_committed:  # the replay of a committed open must not hide a newer result
-                record = ReplyRecord(call.xid, transno, 0, txn.data, txn.pre_versions, export.generation)
-                previous = export.replies.get(tag)
-                if previous is None or previous.transno <= transno:
-                    txn.writes[schema.REPLIES, schema.reply_key(export.client_index, tag)] = schema.pack_reply(record)
-                else:
-                    record = previous
-            else:
-                record = None
-            if txn.writes:
-                self.store.apply(txn.writes, kind=ESSENTIAL if replay else room)
-        except NotReady:
-            txn.failed()
-            return False
-        except OpError as error:
-            txn.failed()
-            self._failed(call, error)
-            if self.store.pressed:
-                self.committer.commit_soon()
-            return True
-        except StoreFailed as error:
-            self.node.crash(f"{self.name}: {error}", error)
-            return True
-        if record is not None:
-            export.keep_reply(tag, record)
-        if transno > self.last_transno:
-            self.last_transno = transno
-        sync = self.answers_when_durable(handler, call.body)
-        if (txn.on_unanswered or (txn.dependent and self.node.tunables.commit_on_sharing)) and not replay:
-            self.sharing.commits += 1
-            sync = True
-        if transno > self.last_committed:
-            self.sharing.changed(txn, answered=not sync)
-        self._applied(txn)
-        if not replay:
-            self._ride(call, body)
-        if sync and transno > self.last_committed:
-            call.export.enter(call)
-            self.committer.after(transno, lambda: self.reply(call, 0, body, transno, txn.pre_versions))
-        else:
-            self.reply(call, 0, body, transno, txn.pre_versions)
-        return True
-
     def answers_when_durable(self, handler: Handler, body: Any) -> bool:
         """Is a change answered when it is durable, or at once, as most are?"""
         return handler.sync is not None and handler.sync(body)
-
-    def _failed(self, call: Call, error: OpError) -> None:
-        """An operation's own error: it changed nothing, but a resend must get the same answer (replay-single 55)."""
-        tag = call.header.tag
-        if tag and not call.header.flags & REPLAY and error.errno not in NOT_EXECUTED:
-            export = call.export
-            record = ReplyRecord(call.xid, 0, -error.errno, 0, (), export.generation)
-            try:
-                self.store.apply(
-                    {(schema.REPLIES, schema.reply_key(export.client_index, tag)): schema.pack_reply(record)},
-                    kind=ESSENTIAL,
-                )
-                self.committer.changed()
-            except OpError:
-                pass  # the disk is full to the last block: the answer stands in memory
-            export.keep_reply(tag, record)
-        if call.header.flags & REPLAY:
-            self._replay_failed(call, error)
-        self.reply(call, -error.errno, None)
-
-    def _replay_failed(self, call: Call, error: OpError) -> None:
-        """What was answered cannot be done again (rmdir: its directory is not empty without a lost unlink).
-
-        Its client must go as after a version mismatch, or it would never hear that it lost something. An open or a
-        change of times depends on no version of what is there: it went with its file.
-        """
-        header, export = call.header, call.export
-        if header.transno <= self.boot_committed or header.pre_versions[:1] in ((), (UNCHECKED,)) or export.vbr_failed:
-            return
-        self._out_of_step(export)
-        self.node.events.emit(
-            "replay.impossible", target=self.name, client=export.uuid, op=call.spec.name, transno=header.transno,
-            error=str(error),
-        )  # fmt: skip
 
     def reply(
         self, call: Call, status: int, body: Any, transno: int = 0, pre_versions: tuple[int, ...] = ()
@@ -651,32 +356,6 @@ class Target:
         call.export.leave(call)
         if self.service is not None:
             self.service.dropped(call)
-
-    def _reconstruct(self, call: Call, record: ReplyRecord) -> None:
-        """The reply of a request that was executed before.  Source: mdt_reconstruct(), mdt/mdt_recovery.c; 30.3"""
-        self.reconstructed += 1
-        self.node.events.emit(
-            "reply.reconstructed", target=self.name, client=call.export.uuid, op=call.spec.name, xid=call.xid,
-            transno=record.transno, status=record.status,
-        )  # fmt: skip
-        if record.status:
-            self.reply(call, record.status, None)
-            return
-        handler = self.handlers[type(call.body)]
-        assert handler.rebuild is not None
-        try:
-            body = handler.rebuild(call, call.body, record)
-        except OpError as error:
-            self.reply(call, -error.errno, None)
-            return
-        self._ride(call, body)  # its first copy may have a lock: it is found by its handle
-        if self.answers_when_durable(handler, call.body) and record.transno > self.last_committed:
-            call.export.enter(call)
-            self.committer.after(
-                record.transno, lambda: self.reply(call, 0, body, record.transno, record.pre_versions)
-            )
-        else:
-            self.reply(call, 0, body, record.transno, record.pre_versions)
 
     # clients ------------------------------------------------------------------------------------------------------
 

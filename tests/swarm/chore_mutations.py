@@ -19,7 +19,7 @@ from lustrelite.rpc.client_import import ClientImport
 from lustrelite.rpc.import_recovery import ImportRecovery
 from lustrelite.sim.swarm import COHERENCE, OST, RECOVERY, Plan
 from lustrelite.store.room import ORDINARY
-from lustrelite.target import target as target_module
+from lustrelite.target import serving
 
 CHORE_MUTATIONS: list[Mutation] = []
 
@@ -50,7 +50,7 @@ def a_lease_is_counted_by_the_wall_clock(patch):
 
 @mutation(RECOVERY)
 def the_record_of_an_answer_needs_room(patch):
-    patch.setattr(target_module, "DELETION", ORDINARY)
+    patch.setattr(serving, "DELETION", ORDINARY)
 
 
 @mutation(OST)

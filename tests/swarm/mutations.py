@@ -30,8 +30,9 @@ from lustrelite.store import schema
 from lustrelite.store.kv import Store
 from lustrelite.store.room import ESSENTIAL
 from lustrelite.store.small_log import SmallLog
-from lustrelite.target import target as target_module
+from lustrelite.target import serving
 from lustrelite.target.committer import Committer
+from lustrelite.target.serving import Serving
 from lustrelite.target.target import Target
 from lustrelite.target.transaction import Transaction
 from lustrelite.wire.mdt import Create, Open
@@ -212,13 +213,13 @@ def reply_records_are_saved_in_a_later_batch(patch):
 
 @mutation
 def a_resent_request_is_executed_again(patch):
-    admit = target_module.admit
+    admit = serving.admit
 
     def careless(*facts: bool) -> Admit:
         verdict = admit(*facts)
         return Admit.EXECUTE if verdict is Admit.RECONSTRUCT and not facts[0] else verdict
 
-    patch.setattr(target_module, "admit", careless)
+    patch.setattr(serving, "admit", careless)
 
 
 @mutation
@@ -286,7 +287,7 @@ def versions_are_not_compared_on_replay(patch):
 
     patch.setattr(Transaction, "check", check)
     # the second defence: a replay that cannot be done evicts its client as well
-    patch.setattr(Target, "_replay_failed", lambda self, call, error: None)
+    patch.setattr(Serving, "_replay_failed", lambda self, call, error: None)
 
 
 @mutation

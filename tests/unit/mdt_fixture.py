@@ -158,7 +158,7 @@ class World:
             raise
         self.mdt.store.apply(txn.writes)
         self.mdt.last_transno = max(self.mdt.last_transno, transno)
-        self.mdt._applied(txn)
+        self.mdt.applied(txn)
         form = call.spec.replay_form
         self.saved = (form(body, reply) if form else body, dict(
             xid=call.xid, transno=transno, pre_versions=txn.pre_versions, flags=REPLAY), cred, client)  # fmt: skip

@@ -91,7 +91,7 @@ class Tree(World):
         call.link.link = Replies()  # type: ignore[assignment]
         call.arrived = self.node.now()
         self.commit()  # else it would be answered after what it depends on is durable
-        self.mdt.execute(call)
+        self.mdt.serving.execute(call)
         return call
 
     async def settle(self) -> None:
