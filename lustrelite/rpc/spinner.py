@@ -7,7 +7,7 @@ it is worth it again. While threads of ours are at work nothing is done in vain:
 
 Whoever else wants the processor gets it (sched_yield). Peers give it back soon; a program that computes keeps it for its
 whole time slice, in which whatever comes here has to wait, while who sleeps is woken before such a one. So after that it
-sleeps for a while.
+sleeps for a while, and for longer if it was no better then.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ LUCK_MAX = 16
 UNLUCKY_MAX = 64  # chances that are let pass until it is tried once more
 KEPT_S = 1e-3  # who keeps the processor for so long computes; a time slice is about 3 ms
 REST = 20  # times as long nothing is looked for then
+REST_MAX_S = 2.0  # if it is always so: each time twice as long, up to this
 
 
 class Spinner:
@@ -35,6 +36,7 @@ class Spinner:
         self._until = 0.0
         self._spinning = False
         self._rests_until = 0.0
+        self._rest_s = 0.0  # how long it rested last
         self._luck = LUCK_MAX  # how often it was worth it of late
         self._unlucky = 0
 
@@ -77,7 +79,9 @@ class Spinner:
             back = time.perf_counter()
             if back - now > KEPT_S:
                 self._spinning = False
-                self._rests_until = back + REST * (back - now)
+                again = now < self._rests_until + self._rest_s
+                self._rest_s = min(max(2 * self._rest_s if again else 0.0, REST * (back - now)), REST_MAX_S)
+                self._rests_until = back + self._rest_s
                 return
             assert self._loop is not None
             self._loop.call_soon(self._look)  # so the loop looks what there is, without waiting

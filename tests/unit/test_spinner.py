@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from lustrelite.rpc.spinner import KEPT_S, LUCK_MAX, REST, UNLUCKY_MAX, Spinner
+from lustrelite.rpc.spinner import KEPT_S, LUCK_MAX, REST, REST_MAX_S, UNLUCKY_MAX, Spinner
 from lustrelite.rpc.workers import Workers
 from lustrelite.tunables import Tunables
 
@@ -98,6 +98,36 @@ async def test_it_sleeps_while_others_compute(spin: Spin, monkeypatch: pytest.Mo
     assert not await spin.in_vain()
     spin.now += 1.0
     assert await spin.in_vain()
+
+
+async def test_it_sleeps_longer_while_others_always_compute(spin: Spin, monkeypatch: pytest.MonkeyPatch) -> None:
+    spin.tunables.spin_us = 10_000
+    kept = 2 * KEPT_S
+
+    def give_way() -> None:
+        spin.now += kept
+
+    async def rest() -> float:
+        """Meet somebody who computes; how long does it rest then?"""
+        monkeypatch.setattr(os, "sched_yield", give_way)
+        spin.spinner.received()
+        assert not await spin.looks()
+        monkeypatch.setattr(os, "sched_yield", lambda: None)
+        since = spin.now
+        while True:
+            spin.now += kept
+            spin.spinner.received()
+            if spin.spinner._spinning:
+                return spin.now - since
+
+    def about(seconds: float) -> object:
+        return pytest.approx(seconds, abs=1.5 * kept)
+
+    rests = [await rest() for _ in range(8)]
+    assert rests[:3] == [about(REST * kept * times) for times in (1, 2, 4)]
+    assert rests[-1] == about(REST_MAX_S) and max(rests) < REST_MAX_S + 2 * kept
+    spin.now += 2 * REST_MAX_S
+    assert await rest() == about(REST * kept), "it was better for a while"
 
 
 async def test_it_can_be_switched_off(spin: Spin) -> None:
