@@ -8,9 +8,10 @@ SEED ?= 1
 RUNS_MAX ?= 2000
 COHERENCE_RUNS_MAX ?= 5000
 OST_RUNS_MAX ?= 5000
+ATTRIBUTE_RUNS_MAX ?= 5000
 WORKERS ?= auto
 
-.PHONY: fuse install-mount help venv demo test check lint types quick scenarios sim coherence swarm-ost torture bench up down status clean
+.PHONY: fuse install-mount help venv demo test check lint types quick scenarios sim coherence swarm-ost swarm-attributes torture bench up down status clean
 
 help:
 	@echo "make demo       the main job: a real directory tree through kill -9 of MDS, OSS and a client"
@@ -20,6 +21,7 @@ help:
 	@echo "make sim        $(RUNS_MAX) random runs of the simulator (SEED=1 RUNS_MAX=2000)"
 	@echo "make coherence  $(COHERENCE_RUNS_MAX) random runs with clients that cache (SEED=1 COHERENCE_RUNS_MAX=5000)"
 	@echo "make swarm-ost  $(OST_RUNS_MAX) random runs with OST kills, power cuts, MDT-OST partitions (SEED=1 OST_RUNS_MAX=5000)"
+	@echo "make swarm-attributes  $(ATTRIBUTE_RUNS_MAX) random runs on extended attributes and access lists (SEED=1 ATTRIBUTE_RUNS_MAX=5000)"
 	@echo "make torture    programs on mounts for hours, also while servers are killed (FSX= FSSTRESS= DBENCH= PGBIN= PJDFSTEST=)"
 	@echo "make bench      the benchmarks, one JSON line each"
 	@echo "make install-mount   links for mount(8) and umount(8) in /sbin"
@@ -72,6 +74,9 @@ coherence: $(RUNS)
 
 swarm-ost: $(RUNS)
 	$(BIN)/lustrelite sim --ost --seed $(SEED) --runs $(OST_RUNS_MAX) --processes $(shell nproc)
+
+swarm-attributes: $(RUNS)
+	$(BIN)/lustrelite sim --attributes --seed $(SEED) --runs $(ATTRIBUTE_RUNS_MAX) --processes $(shell nproc)
 
 torture: $(TESTS) fuse
 	TORTURE=1 $(BIN)/python -m pytest -v tests/torture tests/posix

@@ -6,6 +6,9 @@ import errno
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from lustrelite.sim import access_lists
+from lustrelite.sim.access_lists import ACCESS, DEFAULT
+from lustrelite.wire.mdt import XATTR_CREATE, XATTR_REPLACE
 from lustrelite.wire.ost import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
 
 
@@ -138,6 +141,11 @@ class Model:
         self._parent(path)
         if path in self.names:
             raise Refused(errno.EEXIST)
+        default = dict(self.nodes[self.names[parent(path)]].xattrs).get(DEFAULT, b"")
+        if default and node.kind != "symlink":
+            mode, access = access_lists.inherited(default, node.mode)
+            lists = {ACCESS: access, DEFAULT: default if node.kind == "dir" else b""}
+            node = replace(node, mode=mode, xattrs=tuple((name, value) for name, value in lists.items() if value))
         number = self._next
         self._next += 1
         self.names[path] = number
@@ -226,23 +234,50 @@ class Model:
         self.names.update(moved)
 
     def chmod(self, path: str, mode: int) -> None:
-        self._replace(self.find(path), mode=mode)
+        number = self.find(path)
+        xattrs = dict(self.nodes[number].xattrs)
+        if ACCESS in xattrs:
+            xattrs[ACCESS] = access_lists.changed(xattrs[ACCESS], mode)
+        self._replace(number, mode=mode, xattrs=tuple(sorted(xattrs.items())))
 
     def utime(self, path: str, mtime: int) -> None:
         self._replace(self.find(path), mtime=mtime)
 
-    def setxattr(self, path: str, name: str, value: bytes) -> None:
+    def setxattr(self, path: str, name: str, value: bytes, flags: int = 0) -> None:
         number = self.find(path)
-        xattrs = {**dict(self.nodes[number].xattrs), name: value}
-        self._replace(number, xattrs=tuple(sorted(xattrs.items())))
+        if name in (ACCESS, DEFAULT):
+            self._set_list(number, name, value)
+            return
+        xattrs = dict(self.nodes[number].xattrs)
+        if flags & XATTR_CREATE and name in xattrs:
+            raise Refused(errno.EEXIST)
+        if flags & XATTR_REPLACE and name not in xattrs:
+            raise Refused(errno.ENODATA)
+        self._replace(number, xattrs=tuple(sorted({**xattrs, name: value}.items())))
 
     def removexattr(self, path: str, name: str) -> None:
         number = self.find(path)
+        if name in (ACCESS, DEFAULT):
+            self._set_list(number, name, b"")
+            return
         xattrs = dict(self.nodes[number].xattrs)
         if name not in xattrs:
             raise Refused(errno.ENODATA)
         del xattrs[name]
         self._replace(number, xattrs=tuple(sorted(xattrs.items())))
+
+    def _set_list(self, number: int, name: str, value: bytes) -> None:
+        """An access list, or none. One that says no more than the mode is not kept."""
+        node = self.nodes[number]
+        xattrs, mode = dict(node.xattrs), node.mode
+        if name == DEFAULT and value and node.kind != "dir":
+            raise Refused(errno.EACCES)
+        xattrs.pop(name, None)
+        if value and name == ACCESS:
+            mode = access_lists.permissions(value)
+        if value and (name == DEFAULT or access_lists.says_more(value)):
+            xattrs[name] = value
+        self._replace(number, mode=mode, xattrs=tuple(sorted(xattrs.items())))
 
     def _replace(self, number: int, **fields: Any) -> None:
         node = self.nodes[number]
@@ -340,6 +375,9 @@ class Model:
             raise Refused(errno.ENODATA)
         return value
 
+    def listxattr(self, path: str) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.nodes[self.find(path)].xattrs)
+
     # -- what is left of an operation that went halfway
 
     def smear(self, name: str, args: tuple[Any, ...]) -> None:
@@ -358,7 +396,7 @@ class Model:
                 self._replace(number, fuzzy=True, mtime=None)
 
 
-READS = frozenset({"read", "pread", "stat", "exists", "readlink", "listdir", "getxattr"})
+READS = frozenset({"read", "pread", "stat", "exists", "readlink", "listdir", "getxattr", "listxattr"})
 WRITES_DATA = frozenset({"write", "write_at", "truncate", "fallocate", "pwrite"})
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from lustrelite.sim.cluster import Cluster
+from lustrelite.sim.net import Rule
 from lustrelite.sim.oracle import OK
 from lustrelite.sim.processes import NodeDied, SimClient, SimProcess, SimServer
 
@@ -231,6 +232,11 @@ async def lose_reply_and_kill(n: Nemesis) -> None:
     changes = CHANGES_ONCE if server is n.cluster.mds else ("Write", "WriteMany", "Punch")
     what = n.random.choice((*changes, None)) if n.random.random() < 0.8 else n.random.choice(CHANGES)
     lost = n.cluster.net.drop(what, reply=True, source=server, times=n.random.choice((1, 2, 3)))
+    kill_after(n, server, lost)
+
+
+def kill_after(n: Nemesis, server: SimServer, lost: Rule) -> None:
+    """Kill `server` when an answer was `lost`, mostly when what it answered is durable."""
 
     async def kill() -> None:
         try:

@@ -449,14 +449,18 @@ class SimClient(SimProcess):
     async def utime(self, path: str, mtime: int, *, atime: int = 1) -> None:
         await self.do("utime", (path, mtime), lambda fs: fs.utimes(path, atime, mtime))
 
-    async def setxattr(self, path: str, name: str, value: bytes) -> None:
-        await self.do("setxattr", (path, name, value), lambda fs: fs.setxattr(path, name, value))
+    async def setxattr(self, path: str, name: str, value: bytes, flags: int = 0) -> None:
+        await self.do("setxattr", (path, name, value, flags), lambda fs: fs.setxattr(path, name, value, flags))
 
     async def removexattr(self, path: str, name: str) -> None:
         await self.do("removexattr", (path, name), lambda fs: fs.removexattr(path, name))
 
     async def getxattr(self, path: str, name: str) -> bytes:
         return bytes(await self.do("getxattr", (path, name), lambda fs: fs.getxattr(path, name), bytes))
+
+    async def listxattr(self, path: str) -> list[str]:
+        names = await self.do("listxattr", (path,), lambda fs: fs.listxattr(path), lambda names: tuple(sorted(names)))
+        return sorted(names)
 
     async def stat(self, path: str) -> Any:
         return await self.do(

@@ -17,6 +17,7 @@ sys.path += [str(Path(__file__).parent), str(Path(__file__).parent.parent / "sce
 
 import test_cache
 import test_lost_grants
+from attribute_mutations import ATTRIBUTE_MUTATIONS
 from chore_mutations import CHORE_MUTATIONS
 from lock_mutations import LOCK_MUTATIONS
 from mutations import MUTATIONS, RARE_MUTATIONS, Mutation, planted
@@ -82,6 +83,13 @@ def test_a_planted_bug_beside_chores_is_found(mutation: Mutation):
     is_found(mutation)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@each_of(ATTRIBUTE_MUTATIONS)
+def test_a_planted_bug_in_attributes_is_found(mutation: Mutation):
+    is_found(mutation)
+
+
 FOUND_BY = {
     "a lock goes before its data is durable": (
         test_cache.test_a_lock_goes_to_the_next_when_what_was_written_under_it_is_durable, {}),
@@ -104,10 +112,10 @@ def test_a_rare_bug_is_found_by_its_scenario(mutation: Mutation, cluster: Any):
 
 
 def test_hints_are_about_planted_bugs():
-    assert NEAR.keys() <= {mutation.name for mutation in (*MUTATIONS, *OST_MUTATIONS, *CHORE_MUTATIONS)}
+    assert NEAR.keys() <= {mutation.name for mutation in (*MUTATIONS, *OST_MUTATIONS, *CHORE_MUTATIONS, *ATTRIBUTE_MUTATIONS)}
 
 
-@pytest.mark.parametrize("plan", [swarm.RECOVERY, swarm.COHERENCE, swarm.OST], ids=["recovery", "coherence", "ost"])
+@pytest.mark.parametrize("plan", swarm.PLANS, ids=lambda plan: plan.kind)
 def test_without_a_bug_nothing_is_found(plan: swarm.Plan):
     """Else the tests above would prove nothing."""
     result = swarm.swarm(FIRST_SEED, 20, plan)

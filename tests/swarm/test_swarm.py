@@ -16,16 +16,17 @@ from lustrelite.sim import swarm
 FIRST_SEED = 1
 
 
-PLANS = pytest.mark.parametrize("plan", [swarm.RECOVERY, swarm.COHERENCE, swarm.OST], ids=["recovery", "coherence", "ost"])
+PLANS = pytest.mark.parametrize("plan", swarm.PLANS, ids=lambda plan: plan.kind)
 
 
 @PLANS
 def test_no_run_breaks_a_promise(request, plan):
-    runs = request.config.getoption("--swarm-runs") or (90 if plan.coherence else 60)
+    coherence = plan is swarm.COHERENCE
+    runs = request.config.getoption("--swarm-runs") or (90 if coherence else 60)
     result = swarm.swarm_in_parallel(FIRST_SEED, runs, os.cpu_count() or 1, plan)
     failed = [swarm.rerun_command(seed, plan) for seed in result["seeds_failed"]]
     assert not failed, "\n".join(f"{why}\n  rerun: {how}" for why, how in zip(result["reasons"], failed, strict=True))
-    operations, faults = (100, 1) if plan.coherence else (50, 2)
+    operations, faults = (100, 1) if coherence else (50, 2)
     assert result["runs"] == runs and result["operations"] >= operations * runs and result["faults"] >= faults * runs
 
 
@@ -51,7 +52,8 @@ def test_the_result_does_not_depend_on_the_number_of_processes(runs):
 def test_a_violation_names_its_seed_and_how_to_run_it_again(monkeypatch, capsys):
     monkeypatch.setattr("lustrelite.sim.oracle.Oracle.check", lambda self, tree: ["planted"])
     monkeypatch.setattr("lustrelite.sim.coherence.check", lambda history, **known: ["planted"])
-    for how in ("--seed 5 --operations 5", "--seed 5 --coherence --operations 5 --caching 0", "--seed 5 --ost --operations 5"):
+    for how in ("--seed 5 --operations 5", "--seed 5 --coherence --operations 5 --caching 0", "--seed 5 --ost --operations 5",
+                "--seed 5 --attributes --operations 5"):  # fmt: skip
         assert swarm.main(how.split()) == 1
         output = capsys.readouterr()
         assert "planted" in output.err and f"python -m lustrelite.sim.swarm {how}" in output.err
