@@ -21,7 +21,7 @@ help:
 	@echo "make sim        $(RUNS_MAX) random runs of the simulator (SEED=1 RUNS_MAX=2000)"
 	@echo "make coherence  $(COHERENCE_RUNS_MAX) random runs with clients that cache (SEED=1 COHERENCE_RUNS_MAX=5000)"
 	@echo "make swarm-ost  $(OST_RUNS_MAX) random runs with OST kills, power cuts, MDT-OST partitions (SEED=1 OST_RUNS_MAX=5000)"
-	@echo "make swarm-attributes  $(ATTRIBUTE_RUNS_MAX) random runs on extended attributes and access lists (SEED=1 ATTRIBUTE_RUNS_MAX=5000)"
+	@echo "make swarm-attributes  $(ATTRIBUTE_RUNS_MAX) random runs on extended attributes, access lists and times (SEED=1 ATTRIBUTE_RUNS_MAX=5000)"
 	@echo "make torture    programs on mounts for hours, also while servers are killed (FSX= FSSTRESS= DBENCH= PGBIN= PJDFSTEST=)"
 	@echo "make bench      the benchmarks, one JSON line each"
 	@echo "make install-mount   links for mount(8) and umount(8) in /sbin"

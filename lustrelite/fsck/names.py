@@ -36,7 +36,7 @@ def sound_inode(data: bytes) -> schema.Inode:
     inode = schema.unpack_inode(data)
     layout = inode.layout
     good = (
-        all(isinstance(field, int) for field in (*inode[:13], inode.projid, inode.xattrs, inode.mtime_set))
+        all(isinstance(field, int) for field in (*inode[:13], inode.projid, inode.xattrs, inode.mtime_set, inode.atime_set))
         and all(isinstance(field, bytes) for field in (inode.target, inode.acl, inode.default_acl))
         and isinstance(inode.parent, bytes)
         and len(inode.parent) == FID_BYTES

@@ -128,6 +128,7 @@ def _changed(txn: Transaction, inode: Inode, req: Setattr) -> Inode:
         gid=req.gid if valid & SET_GID else inode.gid,
         flags=req.flags if valid & SET_FLAGS else inode.flags,
         atime=req.atime if valid & SET_ATIME else inode.atime,
+        atime_set=inode.atime_set if not valid & SET_ATIME else req.time if valid & SET_TIMES_EXPLICIT else 0,
         ctime=max(inode.ctime, req.time),
         version=txn.transno if valid & SET_VERSIONED else inode.version,
         projid=req.projid if valid & SET_PROJID else inode.projid,

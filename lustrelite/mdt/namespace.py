@@ -148,7 +148,7 @@ def attr_of(fid: Fid, inode: Inode) -> Attr:
     """The attributes that a client sees."""
     (
         mode, uid, gid, nlink, rdev, flags, size, blocks, atime, mtime, ctime, btime, version, layout, _, _, parent, projid,
-        listed, default_acl, xattrs, mtime_set,
+        listed, default_acl, xattrs, mtime_set, _,
     ) = inode  # fmt: skip
     if default_acl:
         xattrs += len(acl.DEFAULT) + 1
@@ -227,7 +227,7 @@ def touched(inode: Inode, time: int, nlink: int = 0) -> Inode:
     """A directory whose names changed at `time`; `nlink` subdirectories came."""
     (
         mode, uid, gid, count, rdev, flags, size, blocks, atime, mtime, ctime, btime, version, layout, hint, target, up,
-        projid, listed, default_acl, xattrs, mtime_set,
+        projid, listed, default_acl, xattrs, mtime_set, atime_set,
     ) = inode  # fmt: skip
     if mtime_set or time > mtime:
         mtime, mtime_set = time, 0
@@ -235,7 +235,7 @@ def touched(inode: Inode, time: int, nlink: int = 0) -> Inode:
         ctime = time
     return Inode(
         mode, uid, gid, count + nlink, rdev, flags, size, blocks, atime, mtime, ctime, btime, version, layout, hint,
-        target, up, projid, listed, default_acl, xattrs, mtime_set,
+        target, up, projid, listed, default_acl, xattrs, mtime_set, atime_set,
     )  # fmt: skip
 
 

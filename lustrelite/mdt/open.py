@@ -118,11 +118,8 @@ class OpenFiles:
         return mtime > set_at and (bool(inode.mtime_set) or mtime > inode.mtime)
 
     def atime_set_at(self, fid: Fid, inode: Inode, atime: int) -> int:
-        """The same of who says to have read it at `atime`.
-
-        The inode does not know: what was read before we came up may have been read before any later change.
-        """
-        return self.atimes_set.get(fid, inode.ctime if atime < self.since else 0)
+        """When utimes() set its access time, for who says to have read it at `atime`; the inode's word counts as above."""
+        return self.atimes_set.get(fid, inode.atime_set if atime < self.since else 0)
 
 
 # ---------------------------------------------------------------- open

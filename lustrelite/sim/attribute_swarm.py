@@ -1,12 +1,12 @@
-"""Many small runs against the oracle, most of whose operations are on extended attributes and access lists.
+"""Many small runs against the oracle, most of whose operations are on extended attributes, access lists and times.
 
     python -m lustrelite.sim.swarm --attributes --seed 1 --runs 2000
 
 A run is one of recovery_swarm.py with other operations. Half of them set (also XATTR_CREATE and XATTR_REPLACE), remove, list
-and read attributes, access lists and default lists of the worker's own files and directories, and change their modes;
-the rest makes and moves what they are on, also below directories with a default list. In /contested all workers do so
-to two files and a directory, which are there from the start and stay: there only one of two can create an attribute.
-The oracle compares every answer, and the attributes and modes at the end. Answers to these changes get lost more often
+and read attributes, access lists and default lists of the worker's own files and directories, change their modes and times,
+and read; the rest makes and moves what they are on, also below directories with a default list. In /contested all workers
+do so to two files and a directory, which are there from the start and stay: there only one of two can create an attribute,
+and a utimes() ends what others have read before. The oracle compares every answer, and attributes, modes and times at the end. Answers to these changes get lost more often
 than others, for nothing may be executed twice.
 """
 
@@ -21,8 +21,10 @@ from lustrelite.sim.access_lists import ACCESS, DEFAULT
 from lustrelite.sim.chores import draw_chores
 from lustrelite.sim.cluster import TUNABLES, Cluster
 from lustrelite.sim.nemesis import ACTS, Act, Nemesis, kill_after
+from lustrelite.sim.processes import CLOCK_NS
 from lustrelite.sim.recovery_swarm import COMMON, Worker, judge_refusals
 from lustrelite.sim.runs import (
+    LATE,
     LATENCIES,
     Budget,
     Run,
@@ -59,25 +61,41 @@ class AttributeWorker(Worker):
         """See Worker."""
         return [
             (6, self.create),
-            (3, self.write),
+            (6, self.write),
             (4, self.mkdir),
             (2, self.unlink),
             (1, self.rmdir),
             (4, self.rename),
             (2, self.link),
             (2, self.look),
-            (4, self.handle),
+            (8, self.handle),
+            (5, self.make),
             (14, lambda: self.set_attribute(self.own())),
             (5, lambda: self.remove_attribute(self.own())),
             (8, lambda: self.look_at_attributes(self.own())),
             (8, lambda: self.set_list(self.own())),
             (4, lambda: self.change_mode(self.own())),
+            (5, lambda: self.set_times(self.file())),
+            (6, self.read),
             (self.budget.contest_weight, self.contest),
         ]
 
     def own(self) -> str:
         """Something that nobody else changes."""
         return self.random.choice(list(self.dirs)) if self.random.random() < 0.3 else self.file()
+
+    async def make(self) -> None:
+        """As who unpacks an archive, who need not hear at once: a file, its attributes, and mostly its end."""
+        path = self.fresh()
+        self.files[path] = None
+        file = await self.client.open(path, create=True)
+        self.open.append(file)
+        await file.pwrite(self.data())
+        for change in self.random.sample((self.change_mode, self.set_list, self.set_times), self.random.choice((1, 2))):
+            await change(path)
+        if self.random.random() < 0.7:
+            self.open.remove(file)
+            await file.close(late=self.random.random() < LATE)
 
     async def set_attribute(self, path: str) -> None:
         value = bytes([self.random.randrange(1, 256)]) * self.random.choice(SIZES)
@@ -102,8 +120,24 @@ class AttributeWorker(Worker):
     async def change_mode(self, path: str) -> None:
         await self.client.chmod(path, self.random.choice(MODES))
 
+    async def set_times(self, path: str) -> None:
+        mtime, atime = (self.random.choice((0, 0, CLOCK_NS.stop)) + self.random.randrange(1, 1000) for _ in range(2))
+        await self.client.utime(path, mtime, atime=atime)
+
+    async def read_or_set_times(self, path: str) -> None:
+        act = self.random.random()
+        if act < 0.4:
+            await self.set_times(path)
+        elif act < 0.7:
+            await self.client.read(path)
+        else:
+            self.open.append(await self.client.open(path, read_only=True))
+
     async def contest(self) -> None:
         """To what others do it to, too; or make something where lists are inherited."""
+        if self.random.random() < 0.4:
+            await self.read_or_set_times(self.random.choice(FILES))
+            return
         path = self.random.choice((*FILES, DIRECTORY))
         act = self.random.randrange(10)
         if act < 4:
@@ -155,8 +189,9 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
             for path in COMMON:
                 await first.unrecorded(first.fs.mkdir(path, 0o755))
             for path in FILES:
-                await first.create(path)
+                await first.write(path, b"contested")
             await first.mkdir(DIRECTORY)
+            await first.unrecorded(first.fs.sync())
             await c.mds.commit()
             faults = rng.randrange(2, 5)
             budget = Budget(operations, [rng.randrange(1, operations) for _ in range(faults)], rng.choice((8, 8, 60)))

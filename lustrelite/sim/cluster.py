@@ -34,7 +34,7 @@ from lustrelite.sim.model import Seen, Tree
 from lustrelite.sim.net import Latency, Rule, SimNetwork
 from lustrelite.sim.node import SimNode, discard
 from lustrelite.sim.oracle import Marks, Oracle
-from lustrelite.sim.processes import FSNAME, MGS_NID, NodeDied, SimClient, SimProcess, SimServer, kind_of, mtime_of
+from lustrelite.sim.processes import FSNAME, MGS_NID, NodeDied, SimClient, SimProcess, SimServer, kind_of, time_of
 from lustrelite.store import schema
 from lustrelite.store.kv import Store
 from lustrelite.target.target import Target
@@ -606,14 +606,15 @@ async def read_tree(fs: FileSystem, tree: Tree, path: str = "") -> None:
         kind = kind_of(st.mode)
         content: bytes | None = None
         if kind == "file":
-            async with await fs.open_fid(st.fid) as file:
+            async with await fs.open_fid(st.fid, os.O_RDONLY | os.O_NOATIME) as file:
                 content = await file.pread(-1, 0) if st.size else b""
                 assert len(content) == st.size, f"{child}: size {st.size}, {len(content)} bytes can be read"
         elif kind == "symlink":
             content = await fs.readlink_fid(st.fid)
         names = await fs.listxattr_fid(st.fid)
         xattrs = [(os.fsdecode(name), await fs.getxattr_fid(st.fid, name)) for name in sorted(names)]
-        tree[child] = Seen(kind, stat.S_IMODE(st.mode), st.nlink, content, tuple(xattrs), mtime_of(st))
+        times = time_of(st, st.mtime), time_of(st, st.atime)
+        tree[child] = Seen(kind, stat.S_IMODE(st.mode), st.nlink, content, tuple(xattrs), *times)
         if kind == "dir":
             await read_tree(fs, tree, child)
 

@@ -29,9 +29,12 @@ class Seen(NamedTuple):
     content: bytes | None  # of a file; the target of a symlink; None is "anything"
     xattrs: tuple[tuple[str, bytes], ...]
     mtime: int | None  # of a file, as it was set by utime; BY_CLOCK; None is "anything"
+    atime: int | None  # likewise
 
 
 BY_CLOCK = 0
+READ = -1  # an access time: by the clock, as soon as who has read it closes it; until then perhaps
+NO_CLOCK_BEFORE = 10**18  # ns: what is earlier was set by utime, and a read replaces it
 Tree = dict[str, Seen]
 
 
@@ -45,6 +48,7 @@ class Node:
     fuzzy: bool = False
     xattrs: tuple[tuple[str, bytes], ...] = ()
     mtime: int | None = BY_CLOCK
+    atime: int | None = BY_CLOCK
 
 
 class Model:
@@ -54,6 +58,7 @@ class Model:
         self.names: dict[str, int] = {"/": 1}
         self.nodes: dict[int, Node] = {1: Node("dir", 0o755)}
         self.handles: dict[int, int] = {}  # open handle -> inode
+        self.read_by: frozenset[int] = frozenset()  # open handles that have read since the access time was set
         self._next = 2
         for path in directories:
             self.mkdir(path)
@@ -64,6 +69,7 @@ class Model:
         other.names = dict(self.names)
         other.nodes = dict(self.nodes)
         other.handles = dict(self.handles)
+        other.read_by = self.read_by
         other._next = self._next
         return other
 
@@ -71,8 +77,12 @@ class Model:
         """Equal for equal trees; inode numbers count, which only makes more of them."""
         return (
             tuple(sorted(self.names.items())),
-            tuple((n, node.mode, node.content, node.fuzzy, node.xattrs, node.mtime) for n, node in sorted(self.nodes.items())),
+            tuple(
+                (n, node.mode, node.content, node.fuzzy, node.xattrs, node.mtime, node.atime)
+                for n, node in sorted(self.nodes.items())
+            ),
             tuple(sorted(self.handles.items())),
+            tuple(sorted(self.read_by)),
         )
 
     # -- looking
@@ -133,7 +143,8 @@ class Model:
     def _seen(node: Node, nlink: int) -> Seen:
         content = None if node.fuzzy or node.kind == "dir" else node.content
         mtime = node.mtime if node.kind == "file" else None
-        return Seen(node.kind, node.mode, nlink, content, node.xattrs, mtime)
+        atime = node.atime if node.kind == "file" and node.atime != READ else None
+        return Seen(node.kind, node.mode, nlink, content, node.xattrs, mtime, atime)
 
     # -- changing: each raises Refused before it changes anything
 
@@ -240,8 +251,10 @@ class Model:
             xattrs[ACCESS] = access_lists.changed(xattrs[ACCESS], mode)
         self._replace(number, mode=mode, xattrs=tuple(sorted(xattrs.items())))
 
-    def utime(self, path: str, mtime: int) -> None:
-        self._replace(self.find(path), mtime=mtime)
+    def utime(self, path: str, mtime: int, atime: int) -> None:
+        number = self.find(path)
+        self._replace(number, mtime=mtime, atime=atime)
+        self.read_by -= {handle for handle, opened in self.handles.items() if opened == number}
 
     def setxattr(self, path: str, name: str, value: bytes, flags: int = 0) -> None:
         number = self.find(path)
@@ -338,22 +351,42 @@ class Model:
 
     def close(self, handle: int) -> None:
         number = self.handles.pop(handle)
+        if handle in self.read_by:
+            self.read_by -= {handle}
+            if self.nodes[number].atime in (READ, None):
+                self._replace(number, atime=BY_CLOCK)
         self._drop(number)
 
     # -- looking, as operations
 
+    def _was_read(self, number: int, atime: int) -> bool:
+        """The access time by which a file was read; False: perhaps not, for there was nothing, or may have been.
+
+        One in the future stays.
+        """
+        node = self.nodes[number]
+        certain = bool(node.content) and not node.fuzzy
+        if node.atime is None or (node.atime < NO_CLOCK_BEFORE and node.atime != BY_CLOCK):
+            self._replace(number, atime=atime if certain else None)
+        return certain
+
     def read(self, path: str) -> bytes | None:
-        node = self.nodes[self._file(path)]
+        number = self._file(path)
+        self._was_read(number, BY_CLOCK)
+        node = self.nodes[number]
         return None if node.fuzzy else node.content
 
     def pread(self, handle: int) -> bytes | None:
-        node = self.nodes[self.handles[handle]]
+        number = self.handles[handle]
+        if self._was_read(number, READ):
+            self.read_by |= {handle}
+        node = self.nodes[number]
         return None if node.fuzzy else node.content
 
-    def stat(self, path: str) -> tuple[str, int, int, int | None]:
-        """(kind, permissions, link count, time of change)."""
+    def stat(self, path: str) -> tuple[str, int, int, int | None, int | None]:
+        """(kind, permissions, link count, time of change, of access)."""
         seen = self.seen(path)
-        return seen.kind, seen.mode, seen.nlink, seen.mtime
+        return seen.kind, seen.mode, seen.nlink, seen.mtime, seen.atime
 
     def exists(self, path: str) -> bool:
         return path in self.names
@@ -397,6 +430,8 @@ class Model:
 
 
 READS = frozenset({"read", "pread", "stat", "exists", "readlink", "listdir", "getxattr", "listxattr"})
+BY_HANDLE = frozenset({"pread", "pwrite", "close"})
+READS_DATA = frozenset({"read", "pread"})
 WRITES_DATA = frozenset({"write", "write_at", "truncate", "fallocate", "pwrite"})
 
 
@@ -414,7 +449,7 @@ def difference(expected: Tree, observed: Tree) -> str:
             lines.append(f"{path} is {'missing' if have is None else f'there ({have.kind})'}")
             continue
         for name, a, b in zip(Seen._fields, want, have, strict=True):
-            if a != b and not (name in ("content", "mtime") and a is None):
+            if a != b and not (name in ("content", "mtime", "atime") and a is None):
                 lines.append(f"{path}: {name} is {short(b)}, should be {short(a)}")
     return "; ".join(lines[:6]) + (f"; and {len(lines) - 6} more" if lines[6:] else "")
 

@@ -8,7 +8,8 @@ client sees it, and looks for an order of operations that explains history and t
 - one of unknown outcome takes effect once or never;
 - one that had no answer when its server died may have been seen before, and then not for a while;
 - an acknowledged one of a client that is gone (killed, evicted) may be lost, if its server died before it was durable:
-  then with all that this client did there afterwards in the life of that server.
+  then with all that this client did there afterwards in the life of that server. So may a change of attributes that a
+  client which caches has not told of yet.
 
 Anything else has to be there: an acknowledged operation of a client that is not gone survives exactly once. This is the
 search of Wing and Gong (as in Knossos, Porcupine) over a model tree. It stays small because operations are divided into
@@ -21,8 +22,10 @@ A client that caches loses with its life what it had not written back: then the 
 reads between its eviction and its hearing of it may be old: coherence.py judges that. What it says from its cache of
 something that is then lost (its own change, say) it may say until the server has recovered and it has heard of its end.
 
-Not judged: times, except whether the time of a file's change is the one that was set last, or one by the clock; sizes and
-blocks of directories; the data of files for which a write is of unknown outcome (such a file is fuzzy until it is
+Of times is judged whether that of a file's change, and of access, is the one that was set last, or one by the clock. Who has
+read something says so later: others hear of it in time for the end, but not if he is gone (or, if clocks differ, when).
+
+Not judged: sizes and blocks of directories; the data of files for which a write is of unknown outcome (such a file is fuzzy until it is
 truncated to nothing and rewritten).
 """
 
@@ -34,7 +37,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from lustrelite.sim.model import READS, WRITES_DATA, Model, Refused, Tree, difference, short
+from lustrelite.sim.access_lists import ACCESS
+from lustrelite.sim.model import BY_HANDLE, READS, READS_DATA, WRITES_DATA, Model, Refused, Tree, difference, short
 
 PENDING, OK, ERROR, UNKNOWN, UNDONE = "pending", "ok", "error", "unknown", "undone"
 NEVER = 1 << 62
@@ -102,10 +106,12 @@ class Oracle:
         self.handles_lost: dict[str, None] = {}  # clients that an MDT has evicted: what they had open may be destroyed
         self.deaths: list[Death] = []
         self.noticed: dict[str, int] = {}  # clients that were told of an eviction -> when first
+        self._ended: dict[str, int] = {}  # when those of `gone` were gone
         self._backs: list[int] = []  # when an MDT served again
         # Data operations that are answered before they are durable (a write to new bytes is not, so far).
         self.unsynced = frozenset({"write", "truncate", "fallocate"})
         self._risks: dict[str, dict[int, None]] = {}  # by client: the deaths that may have cost it something
+        self.clocks_differ = False
         self.area_of = area_of or first_component
         self.mark: Callable[[], Marks] = dict
         self._count = 0
@@ -154,6 +160,8 @@ class Oracle:
     def client_gone(self, client: str, why: str, target: str = "") -> None:
         """`client` was killed, or evicted by `target`: what it has under way, and what was not durable, may be lost."""
         if not target or "-MDT" in target:
+            self._count += 1
+            self._ended.setdefault(client, self._count)
             self.gone.setdefault(client, why)
         if not target or "-OST" in target:
             self.gone_data.setdefault(client, why)
@@ -211,6 +219,28 @@ class Oracle:
                     self._risks.setdefault(op.client, {})[death.when] = None
                 elif risk and op.name in self.unsynced:
                     op.data_at_risk = True
+
+        for op in self._told_late():
+            op.at_risk = max(op.at_risk, self._ended[op.client])
+            self._risks.setdefault(op.client, {})[op.at_risk] = None
+
+    def _told_late(self) -> Iterator[Op]:
+        """Changes of attributes that a client may have taken along: of files that it has made by an open.
+
+        Source: client/kept_attrs.py
+        """
+        made: dict[tuple[str, str], None] = {}
+        for op in self.ops:
+            if op.client not in self.caching or op.client not in self.gone or op.name in BY_HANDLE:
+                continue
+            path = (op.client, op.args[0])
+            if op.name == "open" and op.args[1]:
+                made[path] = None
+            elif op.name in ("rename", "exchange") and path in made:
+                made[op.client, op.args[1]] = None
+            elif path in made and op.outcome == OK:
+                if op.name in ("chmod", "utime") or (op.name == "setxattr" and op.args[1] == ACCESS):
+                    yield op
 
     # -- judging
 
@@ -270,7 +300,7 @@ class Oracle:
         return key
 
     def _paths(self, op: Op) -> list[str]:
-        if op.name in ("pwrite", "pread", "close"):
+        if op.name in BY_HANDLE:
             return [self._handle_paths[op.args[0]]]
         if op.name == "symlink":
             return [op.args[1]]
@@ -289,6 +319,9 @@ class Oracle:
     def _check_area(self, key: str, area: _Area, observed: Tree) -> str:
         torn = any(op.data_at_risk and op.client in self.gone_data for op in area.ops)
         search = _Search(area.ops, observed, self.common, torn, self._believed_until)
+        search.shared = len({op.client for op in area.ops}) > 1
+        search.judges_mtimes = not (search.shared and self.clocks_differ)
+        search.judges_atimes = search.judges_mtimes and not self._may_have_lost_reads(area.ops)
         for lost in self._losses(area.ops):
             if search.explains(lost):
                 return ""
@@ -315,6 +348,13 @@ class Oracle:
             return f"area {key!r}: gave up after {search.steps} steps, {len(area.ops)} operations"
         history = "\n    ".join(str(op) + (" (at risk)" if self._may_be_lost(op) else "") for op in area.ops)
         return f"area {key!r}: {search.why}\n    {history}"
+
+    def _may_have_lost_reads(self, ops: list[Op]) -> bool:
+        """Who reads says so later: his end takes that along."""
+        return any(
+            op.name in READS_DATA and (op.outcome == UNKNOWN or op.client in self.gone or op.client in self.gone_data)
+            for op in ops
+        )
 
     def _may_be_lost(self, op: Op) -> bool:
         return bool(op.at_risk) and op.client in self.gone
@@ -347,6 +387,10 @@ class _Search:
         self.ops = ops
         self.believed_until = believed_until
         self.torn = torn  # data may be lost
+        self.shared = False  # by several clients: when one of them has read something the others hear later
+        self.judges_mtimes = True  # unless clients say when in the time of different clocks
+        self.judges_atimes = True
+        self.atimes = True  # as far as what was read counts, too
         self.optional: frozenset[int] = frozenset()  # operations that may or may not be lost
         self.failed: set[tuple[Any, ...]] = set()  # what was left to do, and in which state: no way out
         self.common = common
@@ -362,15 +406,18 @@ class _Search:
         missing = lost | optional
         lost_until = max((op.at_risk for op in self.ops if op.index in missing), default=seen_until)
         kept = []
+        self.atimes = self.judges_atimes
         for op in self.ops:
             if op.index in lost or op.outcome == UNDONE:
                 continue
             if op.outcome == UNKNOWN and op.name in READS:
                 continue
-            if self.torn and op.name in ("read", "pread"):
+            if self.torn and op.name in READS_DATA:
+                self.atimes = False
                 continue
             looks = op.name in READS or op.outcome == ERROR
             if lost_until and looks and op.invoked < self.believed_until(op.client, lost_until):
+                self.atimes = self.atimes and op.name not in READS_DATA
                 continue  # what was seen then is gone now; the answer may have come later
             kept.append(op)
         self.optional = optional
@@ -427,6 +474,10 @@ class _Search:
         expected = model.tree()
         for path in self.common:
             expected.pop(path, None)
+        if not self.atimes:
+            expected = {path: seen._replace(atime=None) for path, seen in expected.items()}
+        if not self.judges_mtimes:
+            expected = {path: seen._replace(mtime=None) for path, seen in expected.items()}
         why = difference(expected, self.observed)
         if not why:
             return True
@@ -456,8 +507,13 @@ class _Search:
         if op.outcome != OK:
             self._explain(op, f"should have succeeded ({short(result)})")
             return False
-        if op.name == "stat" and op.result is not None and (self.torn or result[3] is None):
-            result = (*result[:3], op.result[3])
+        if op.name == "stat" and op.result is not None:
+            mtime, atime = op.result[3:]
+            if self.judges_mtimes and not self.torn and result[3] is not None:
+                mtime = result[3]
+            if self.atimes and not self.shared and result[4] is not None:
+                atime = result[4]
+            result = (*result[:3], mtime, atime)
         if op.name in READS and result is not None and result != op.result:
             self._explain(op, f"should have said {short(result)}")
             return False

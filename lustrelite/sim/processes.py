@@ -155,6 +155,7 @@ class SimProcess:
     def set_clock(self, skew_s: float) -> None:
         """Set its wall clock this far ahead of the world's, now and after a restart."""
         self.skew_ns = int(skew_s * 1e9)
+        self.cluster.oracle.clocks_differ |= bool(self.skew_ns)
         if self.node is not None:
             self.node.skew_ns = self.skew_ns
 
@@ -447,7 +448,7 @@ class SimClient(SimProcess):
         await self.do("chmod", (path, mode), lambda fs: fs.chmod(path, mode))
 
     async def utime(self, path: str, mtime: int, *, atime: int = 1) -> None:
-        await self.do("utime", (path, mtime), lambda fs: fs.utimes(path, atime, mtime))
+        await self.do("utime", (path, mtime, atime), lambda fs: fs.utimes(path, atime, mtime))
 
     async def setxattr(self, path: str, name: str, value: bytes, flags: int = 0) -> None:
         await self.do("setxattr", (path, name, value, flags), lambda fs: fs.setxattr(path, name, value, flags))
@@ -464,8 +465,9 @@ class SimClient(SimProcess):
 
     async def stat(self, path: str) -> Any:
         return await self.do(
-            "stat", (path,), lambda fs: fs.lstat(path), lambda st: (kind_of(st.mode), stat.S_IMODE(st.mode), st.nlink, mtime_of(st))
-        )
+            "stat", (path,), lambda fs: fs.lstat(path),
+            lambda st: (kind_of(st.mode), stat.S_IMODE(st.mode), st.nlink, time_of(st, st.mtime), time_of(st, st.atime)),
+        )  # fmt: skip
 
     async def exists(self, path: str) -> bool:
         async def exists(fs: FileSystem) -> bool:
@@ -499,8 +501,8 @@ def kind_of(mode: int) -> str:
     return "file" if stat.S_ISREG(mode) else "symlink" if stat.S_ISLNK(mode) else "other"
 
 
-def mtime_of(st: Stat) -> int | None:
-    """The model's word for the time of a file's change: one that no clock shows was set."""
+def time_of(st: Stat, time: int) -> int | None:
+    """The model's word for a file's time of change or access: one that no clock shows was set."""
     if not stat.S_ISREG(st.mode):
         return None
-    return BY_CLOCK if st.mtime in CLOCK_NS else st.mtime
+    return BY_CLOCK if time in CLOCK_NS else time

@@ -16,6 +16,7 @@ FORMAT log:
     3  2026-11-21  a log of small batches beside the database (small_log.py).
     4  2026-11-22  extended attributes in pieces (mdt/xattr_rows.py); an inode knows when its mtime was set, the MGS which
                    parameters came with a target.
+    5  2026-11-23  an inode knows when its atime was set.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from lustrelite.wire.mdt import Layout, StripeHint
 from lustrelite.wire.mdt import name_cookie as name_cookie
 from lustrelite.wire.mgs import TargetInfo
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 TARGET_FILE = "target.json"  # format.py
 
 COOKIE_BYTES = 8
@@ -103,6 +104,7 @@ class Inode(NamedTuple):
     default_acl: bytes = b""  # of a directory: what is made in it begins with this
     xattrs: int = 0  # bytes that the names of its rows in `xattrs` take, each with a NUL
     mtime_set: int = 0  # when utimes() set its mtime, 0: it is the time of a write, or of a change of names
+    atime_set: int = 0  # when utimes() last set its atime, 0: never, or to that moment
 
 
 class ObjectRecord(NamedTuple):

@@ -207,6 +207,26 @@ async def test_a_write_counts_for_the_next_mds_although_the_file_was_changed_oth
         await asyncio.sleep(10)
 
 
+@pytest.mark.parametrize("set_times", [False, True])
+async def test_a_read_counts_for_the_next_mds_although_the_file_was_changed_otherwise(cluster: Any, set_times: bool) -> None:
+    """Unless its times were set after it: the inode says so. Attribute swarm seed 275."""
+    async with closed_by_a(cluster, count=0) as (c, a, b, _):
+        await b.write_at("/u/g", 0, b"x", WRITE)
+        await b.utimes("/u/g", 5, 6)
+        file = await a.open("/u/g", os.O_RDONLY)
+        await file.pread(1, 0)
+        if set_times:
+            await b.utimes("/u/g", 7, 8)
+        await b.setxattr("/u/g", "user.x", b"1")
+        await c.mds.commit()
+        await c.mds.kill()
+        await c.mds.start()
+        await c.settle()
+        await file.close()
+        mtime, atime = (await times(b, ["/u/g"]))["/u/g"]
+        assert (mtime, atime) == (8, 7) if set_times else (mtime == 6 and atime > 7)
+
+
 async def test_times_that_were_set_while_it_was_open_are_not_believed_to_be_older(cluster: Any) -> None:
     """a has learned of them before it closes what it wrote earlier."""
     async with closed_by_a(cluster, count=0) as (_, a, b, _):

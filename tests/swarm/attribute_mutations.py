@@ -1,4 +1,4 @@
-"""Planted bugs in extended attributes and access lists: the attribute swarm must find them.
+"""Planted bugs in extended attributes, access lists and access times: the attribute swarm must find them.
 
 The same kind of list as mutations.py.
 """
@@ -11,8 +11,11 @@ from typing import Any
 from mutations import Mutation, Plant, a_resent_request_is_executed_again, without
 
 from lustrelite import acl
+from lustrelite.client.late_closes import LateCloses
+from lustrelite.client.open_files import OpenFiles as ClientOpenFiles
 from lustrelite.mdt import attributes, locks
 from lustrelite.mdt import create as mdt_create
+from lustrelite.mdt import open as mdt_open
 from lustrelite.sim.swarm import ATTRIBUTES
 from lustrelite.store import schema
 
@@ -79,3 +82,33 @@ def chmod_leaves_the_access_list_alone(patch):
 def a_list_that_says_no_more_than_the_mode_is_kept(patch):
     mode_of = acl.mode_of
     patch.setattr(attributes.acl, "mode_of", lambda entries, mode: (mode_of(entries, mode)[0], False))
+
+
+@mutation
+def what_is_closed_late_was_not_read(patch):
+    closed = LateCloses.closed
+    patch.setattr(LateCloses, "closed", lambda self, handle, fid, mtime, atime: closed(self, handle, fid, mtime, 0))
+    patch.setattr(LateCloses, "read", lambda self, fid, atime: None)
+
+
+@mutation
+def the_mdt_forgets_when_times_were_set(patch):
+    patch.setattr(mdt_open.OpenFiles, "atime_set_at", lambda self, fid, inode, atime: 0)
+
+
+@mutation
+def only_the_mdt_in_memory_knows_when_times_were_set(patch):
+    patch.setattr(mdt_open.OpenFiles, "atime_set_at", lambda self, fid, inode, atime: self.atimes_set.get(fid, 0))
+
+
+@mutation
+def what_was_read_before_a_change_was_read_before_utimes(patch):
+    def doubtful(self: Any, fid: Any, inode: Any, atime: int) -> int:
+        return int(self.atimes_set.get(fid, inode.ctime if atime < self.since else 0))
+
+    patch.setattr(mdt_open.OpenFiles, "atime_set_at", doubtful)
+
+
+@mutation
+def utimes_does_not_end_what_was_read_here(patch):
+    patch.setattr(ClientOpenFiles, "forget_times", lambda self, fid, mtime, atime: None)

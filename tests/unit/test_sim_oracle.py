@@ -267,3 +267,49 @@ def test_what_had_no_answer_in_a_crash_may_have_been_seen_and_is_gone_for_a_whil
     tree = tree_of(("mkdir", "/d", 0o755), ("mkdir", "/d/p", 0o755))
     history.oracle.common = ("/d",)
     assert bool(history.problems({"/d/p": tree["/d/p"], "/d": tree["/d"]})) is not crashes
+
+
+def test_an_access_time_is_the_one_that_was_set_or_that_of_a_later_read():
+    begun = [("write", "/f", b"x"), ("utime", "/f", 5, 6)]
+    untouched, read = tree_of(*begun), tree_of(*begun, ("read", "/f"))
+    for reader, ends, accepted in (
+        ("a", (), [read]), ("a", ("a",), [untouched, read]), ("", (), [untouched]),
+    ):  # fmt: skip
+        for tree in (untouched, read):
+            h = History()
+            for name, *args in begun:
+                h.did("b", name, *args)
+            if reader:
+                h.did(reader, "read", "/f", result=b"x")
+            for client in ends:
+                h.oracle.client_gone(client, "killed")
+            assert bool(h.problems(tree)) == (tree not in accepted), (reader, ends)
+
+
+def test_what_is_read_through_an_open_file_is_told_when_it_is_closed():
+    model = Model()
+    model.write("/f", b"x")
+    model.utime("/f", 5, 6)
+    model.open("/f", False, 1)
+    model.pread(1)
+    assert model.stat("/f")[3:] == (5, None)
+    model.utime("/f", 5, 7)
+    model.close(1)
+    assert model.stat("/f")[3:] == (5, 7)
+    model.open("/f", False, 2)
+    model.pread(2)
+    model.close(2)
+    assert model.stat("/f")[3:] == (5, 0)
+
+
+@pytest.mark.parametrize(("caches", "made"), [(True, True), (True, False), (False, True)])
+def test_an_author_who_is_gone_may_take_changes_of_attributes_along(caches, made):
+    h = History()
+    if caches:
+        h.oracle.caching["a"] = None
+    h.did("b", "create", "/f")
+    h.did("b", "unlink", "/f")
+    h.did("a" if made else "b", "open", "/f", True, 1)
+    h.did("a", "chmod", "/f", 0o777)
+    h.oracle.client_gone("a", "killed")
+    assert bool(h.problems(tree_of(("create", "/f")))) != (caches and made)
