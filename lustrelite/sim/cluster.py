@@ -35,6 +35,7 @@ from lustrelite.sim.net import Latency, Rule, SimNetwork
 from lustrelite.sim.node import SimNode, discard
 from lustrelite.sim.oracle import Marks, Oracle
 from lustrelite.sim.processes import FSNAME, MGS_NID, NodeDied, SimClient, SimProcess, SimServer, kind_of, time_of
+from lustrelite.sim.troubles import Troubles
 from lustrelite.store import schema
 from lustrelite.store.kv import Store
 from lustrelite.target.target import Target
@@ -69,6 +70,8 @@ class ClusterFaults:
                 process.node.faults.arm(point, fault)
             if keep or not process.alive:
                 process.kept_faults.append((point, fault))
+        assert self.cluster.troubles is not None
+        self.cluster.troubles.anywhere = True
         return fault
 
     def clear(self) -> None:
@@ -81,6 +84,8 @@ class ClusterFaults:
 
 class Cluster:
     """The simulated world."""
+
+    troubles: Troubles | None = None  # where all that goes wrong is known
 
     def __init__(
         self,
@@ -118,6 +123,7 @@ class Cluster:
         self.directory = self.disks.root  # where all of it is
         self.configs: dict[str, TargetConfig] = {}  # by directory
         self._begin(Oracle(area_of, common), strict=strict, keep_events=keep_events, orderly=orderly)
+        self.troubles = Troubles(self)
         self.faults = ClusterFaults(self)
         self.dead_nodes: list[SimNode] = []
         self._running: dict[str, Target] = {}
@@ -295,7 +301,9 @@ class Cluster:
             raise Violation(f"seed {self.seed}: tasks are left: {', '.join(leaked)}")
 
     def check_crashes(self) -> None:
-        """Violation if a process ended itself without being asked to."""
+        """Violation if a process ended itself without being asked to, or a client gave up a promise without need."""
+        if self.troubles is not None and self.troubles.unjust:
+            raise Violation(f"seed {self.seed}: forsaken without need:\n{world.lines(self.troubles.unjust, ())}")
         if self.failures:
             text = "\n".join(f"{node} crashed: {why}\n{trace}" for node, why, trace in self.failures)
             raise Violation(f"seed {self.seed}: {text}")
@@ -344,6 +352,11 @@ class Cluster:
             return value  # type: ignore[no-any-return]
         raise value
 
+    def note_trouble(self, process: str) -> None:
+        """It has just come out of one."""
+        if self.troubles is not None:
+            self.troubles.note(process)
+
     def new_handle(self) -> int:
         """A number for an open file in the oracle's history."""
         self._handles += 1
@@ -381,6 +394,8 @@ class Cluster:
     def record(self, event: Event) -> None:
         """Sink of every node's events."""
         self.events_seen += 1
+        if self.troubles is not None:
+            self.troubles.record(event)
         if event.name in ("client.evicted", "import.evicted"):
             self.evictions.append(event)
             for client in self.clients.values():

@@ -341,6 +341,8 @@ class SimNetwork:
         self._cuts: dict[tuple[str, str], None] = {}  # (from, to)
         self._unheard: list[tuple[SimLink, str]] = []  # sides that would hear of a close, were it not for a cut
         self._numbers = 0
+        self.on_trouble: Callable[[str, str, float], None] = _nothing
+        """Something goes wrong between two nodes, now or until then."""
 
     def endpoint(self) -> SimEndpoint:
         """A Network for a node."""
@@ -491,6 +493,7 @@ class SimNetwork:
         for link in list(self.links.values()):
             if not link.closed and link.station.name == x and (not y or link.other.station.name == y):
                 broken += 1
+                self.on_trouble(x, link.other.station.name, 0.0)
                 link.drop("connection reset")
         return broken
 
@@ -511,6 +514,8 @@ class SimNetwork:
 
     def heal(self, *, broken_permille: int = 300) -> None:
         """No more cuts and no more rules. Stalled links go on, or are found broken with this probability."""
+        for x, y in self._cuts:
+            self.on_trouble(x, y, 0.0)
         self._cuts.clear()
         rules, self.rules = self.rules, []
         for rule in rules:
@@ -528,6 +533,11 @@ class SimNetwork:
             stalled, link.stalled = link.stalled, []
             for frame in stalled:
                 self.transmit(link, frame)
+
+    def in_trouble(self, x: str, y: str) -> bool:
+        """Is it cut between two nodes, or something held?"""
+        held = any({link.station.name, link.other.station.name} == {x, y} for rule in self.rules for link, _ in rule.held)
+        return held or self.is_cut(x, y) or self.is_cut(y, x)
 
     # -- rules
 
@@ -550,6 +560,7 @@ class SimNetwork:
         rule = next((rule for rule in self.rules if rule.matches(link, name, reply)), None)
         if rule is None:
             return False
+        self.on_trouble(link.station.name, link.other.station.name, self.loop.time() + rule.delay_s)
         if rule.action == "drop":
             return True
         if rule.action == "hold":
@@ -624,6 +635,10 @@ def _group(who: Any) -> list[str]:
     if isinstance(who, Iterable) and not isinstance(who, str):
         return [node_name(one) for one in who]
     return [node_name(who)]
+
+
+def _nothing(x: str, y: str, until: float) -> None:
+    """Nobody wants to know."""
 
 
 def _set_result(future: asyncio.Future[None]) -> None:

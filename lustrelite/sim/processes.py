@@ -150,6 +150,7 @@ class SimProcess:
         """SIGCONT."""
         if self.node is not None and self.node.paused:
             self.node.resume()
+            self.cluster.note_trouble(self.name)
         return DONE
 
     def set_clock(self, skew_s: float) -> None:
@@ -246,6 +247,8 @@ class SimServer(SimProcess):
     def slow_disk(self, seconds: float) -> None:
         """From now on, until the next start, what this process asks of its disks takes up to so long; 0: no more."""
         if self.node is not None:
+            if self.node.slow_s:
+                self.cluster.note_trouble(self.name)
             self.node.slow_s = seconds
 
     def hold_commits(self, target: str = "", *, except_for: str = "") -> Awaitable[None]:

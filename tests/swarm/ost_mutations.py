@@ -5,11 +5,13 @@ The same kind of list as mutations.py: what it says is also what the swarm is kn
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import mutations
 from mutations import Mutation, Plant, rare
 
+from lustrelite.client.lov import Lov
 from lustrelite.mdt.ost_log import OstLog
 from lustrelite.ost.handlers import HANDLERS
 from lustrelite.ost.object_ids import LAST_ID, ObjectIds
@@ -193,3 +195,26 @@ def grants_of_ids_are_not_replayed(patch):
             add(self, request)
 
     patch.setattr(ReplayList, "add", forgetful)
+
+
+@mutation
+def promises_are_forsaken_instead_of_redeemed(patch):
+    async def faithless(self: Any, layout: Any, until: float) -> None:
+        for promised, promise in self.promises(layout):
+            promised.forsake(promise)
+
+    patch.setattr(Lov, "redeem", faithless)
+
+
+@mutation
+def promises_are_forsaken_before_the_server_has_had_time(patch):
+    redeem = Lov.redeem
+
+    async def hasty(self: Any, layout: Any, until: float) -> None:
+        task = self._tasks.spawn(redeem(self, layout, until), "redeem")
+        await asyncio.sleep(0.001)
+        for promised, promise in self.promises(layout):
+            promised.forsake(promise)
+        await task
+
+    patch.setattr(Lov, "redeem", hasty)

@@ -48,6 +48,35 @@ async def test_a_held_request_waits_and_others_go_on(cluster):
         assert await c.b.exists("/f")
 
 
+TROUBLES = {
+    "none": lambda c: None,
+    "another client is away": lambda c: c.b.pause(),
+    "another OST is away": lambda c: c.oss[1].pause(),
+    "they are cut off": lambda c: c.net.cut(c.a, c.oss[0]),
+    "its OST stands still": lambda c: c.oss[0].pause(),
+    "its OST is dead": lambda c: c.oss[0].kill(),
+    "a link broke": lambda c: c.net.break_links(c.oss[0]),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.parametrize("after_s", [0.0, 7.0, 9.0])
+async def test_a_promise_is_forsaken_only_for_a_trouble(cluster, trouble, after_s):
+    """Which may be over; but no longer than a lock may be asked for."""
+    async with cluster(clients=2) as c:
+        TROUBLES[trouble](c)
+        await asyncio.sleep(1)
+        if after_s:
+            await c.recover()
+            await asyncio.sleep(after_s)
+        c.a.node.events.emit("lock.forsaken", target=c.oss[0].targets[0], handle=1, resource="")
+        excused = not c.troubles.unjust
+        c.troubles.unjust.clear()
+        at_fault = trouble in ("they are cut off", "its OST stands still", "its OST is dead", "a link broke")
+        assert excused == (at_fault and after_s < 8)
+        await c.recover()
+
+
 async def test_who_is_dead_cannot_be_paused(cluster):
     """What is left of it ends, instead of waiting for a SIGCONT that another process gets."""
     async with cluster() as c:
