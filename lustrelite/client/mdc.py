@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable
-from stat import S_ISDIR
+from stat import S_ISDIR, S_ISREG
 from typing import Any, Protocol
 
 from lustrelite import acl
@@ -134,6 +134,8 @@ class Mdc:
                 cache.found_nothing(question)
             raise
         cache.found(question, attr)
+        if S_ISREG(attr.mode) and cache.is_old(attr.fid, question):  # we did not know that the name led there
+            return await self.getattr(attr.fid, cred=cred, need=need)
         return attr
 
     async def _learn_permissions(self, directory: Fid, cred: Cred) -> None:

@@ -15,7 +15,18 @@ from mounts import Asked, Mount, drop_locks, mounts, two_mounts
 from steps import EVICTION, refused, soon
 
 from lustrelite import acl
-from lustrelite.wire.mdt import RENAME_EXCHANGE, RENAME_NOREPLACE, Closes, Lookup, Readdir, Reopen, Setattr, Setattrs
+from lustrelite.wire.mdt import (
+    RENAME_EXCHANGE,
+    RENAME_NOREPLACE,
+    Closes,
+    Lookup,
+    Open,
+    Readdir,
+    Rename,
+    Reopen,
+    Setattr,
+    Setattrs,
+)
 
 NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR
 PATH = "/u/f"
@@ -516,6 +527,25 @@ async def test_an_answer_that_comes_late_is_old(cluster: Any) -> None:
         held.release()
         page, _ = await listing
         assert {entry.name: shown(entry.stat) for entry in page}[b"f"] == LOOKS
+
+
+async def test_its_author_finds_it_under_a_name_of_which_he_has_not_heard(cluster: Any) -> None:
+    """It was renamed while its open was under way: he changes what has moved, and looks there. Coherence seed 3051"""
+    async with two_mounts(cluster) as (c, a, _):
+        opened = c.net.hold(Open, reply=True, source=c.mds, times=1)
+        opening = asyncio.create_task(a.open(PATH, NEW, 0o600))
+        await opened.caught()
+        renamed = c.net.hold(Rename, reply=True, source=c.mds, times=1)
+        renaming = asyncio.create_task(a.rename(PATH, "/u/g"))
+        await renamed.caught()
+        opened.release()
+        file = await opening
+        await c.a.unrecorded(c.a.fs.change_fid(file.what.fid, mode=0o644))
+        assert kept(c) == 1
+        assert (await a.stat("/u/g")).mode == 0o100644
+        renamed.release()
+        await renaming
+        await file.close()
 
 
 async def test_what_is_doubted_does_not_become_old(cluster: Any) -> None:
