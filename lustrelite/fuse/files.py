@@ -65,12 +65,8 @@ class Files:
         (flags, _), _, _ = kernel.decode(op.OPEN, body)
         node = self.mount.names.node(request.node)
         view: FidOperations = self.mount.fs if flags & FMODE_EXEC else self.mount.callers.view(request)
-        try:
+        with self.mount.names.gone_is_stale(node):
             file = await view.open_fid(node.fid, flags & ~(os.O_CREAT | os.O_EXCL))
-        except OpError as error:
-            if error.errno == errno.ENOENT:
-                raise OpError(errno.ESTALE) from None
-            raise
         return self._opened(node, file)
 
     async def create(self, request: Request, body: memoryview) -> Answer:

@@ -4,16 +4,17 @@ What only looks (LOOKUP, GETATTR, READDIR) acts as root: the kernel has checked 
 (default_permissions), by attributes that it believes no longer than we may, and remembers who had opened a directory.
 What changes anything acts as the caller, and the MDT decides.
 
-A file that is asked for by its inode and has lost its last name is ESTALE: the kernel then walks the path once more. Unless
-it was removed from here: somebody may have it open (of regular files the MDT knows that) or be in it.
+A file that is asked for by its inode and has lost its last name is ESTALE: the kernel then walks the path once more
+(walks.py). Unless it was removed from here: somebody may have it open (of regular files the MDT knows that) or be in it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import stat as modes
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +26,7 @@ from lustrelite.fuse.inodes import Node, attributes
 from lustrelite.fuse.kernel import Attributes, fattr, op
 from lustrelite.fuse.listings import Listings
 from lustrelite.fuse.session import Answer, Handler, Later, Request
+from lustrelite.fuse.walks import Walks
 from lustrelite.ids import Fid, fid_inode
 from lustrelite.tunables import limits
 
@@ -64,6 +66,8 @@ class Names:
         self._asking: dict[Fid, _Question] = {}
         self._labels = SELINUX.is_dir()
         self._listings = Listings(mount.fs)
+        self._walks = Walks(mount.fs)
+        mount.session.on_stale = self._walks.stale
         self.handlers: dict[int, Handler] = {
             op.LOOKUP: self.lookup, op.GETATTR: self.getattr, op.STATX: self.statx, op.SETATTR: self.setattr,
             op.READLINK: self.readlink, op.SYMLINK: self.symlink, op.MKNOD: self.mknod, op.MKDIR: self.mkdir,
@@ -79,6 +83,16 @@ class Names:
         if node is None:
             raise OpError(errno.ESTALE, f"node {number}")
         return node
+
+    @contextlib.contextmanager
+    def gone_is_stale(self, node: Node) -> Iterator[None]:
+        """What is done to an inode, not a name: ENOENT is that it is gone."""
+        try:
+            yield
+        except OpError as error:
+            if error.errno != errno.ENOENT or node.gone is not None:
+                raise
+            raise OpError(errno.ESTALE) from None
 
     # looking ------------------------------------------------------------------------------------------------------
 
@@ -97,13 +111,16 @@ class Names:
         """LOOKUP"""
         name, parent = kernel.name_of(body), self.node(request.node)
         stat = self.fs.stat_at_now(parent.fid, name)
-        if stat is not None:
+        if stat is not None and not self._walks.again(request.pid):
             return self.entry(request.pid, parent, name, stat, known=True)
         return self._lookup(request.pid, parent, name)
 
     async def _lookup(self, pid: int, parent: Node, name: bytes) -> Answer:
         try:
-            stat = await self.fs.stat_at(parent.fid, name)
+            if self._walks.again(pid):
+                stat = await self._walks.find(pid, parent.fid, name)
+            else:
+                stat = await self.fs.stat_at(parent.fid, name)
         except OpError as error:
             if error.errno == errno.ENOENT and name in (b".", b".."):
                 raise OpError(errno.ESTALE) from None
@@ -192,7 +209,9 @@ class Names:
 
     async def readlink(self, request: Request, body: memoryview) -> Answer:
         """READLINK"""
-        return await self.fs.readlink_fid(self.node(request.node).fid)
+        node = self.node(request.node)
+        with self.gone_is_stale(node):
+            return await self.fs.readlink_fid(node.fid)
 
     async def statfs(self, request: Request, body: memoryview) -> Answer:
         """STATFS"""
@@ -207,16 +226,17 @@ class Names:
         node = self.node(request.node)
         view = self.mount.callers.view(request)
         opened = self.mount.files.handles.get(handle) if valid & fattr.FH else None
-        stat = await view.setattr_fid(
-            node.fid,
-            mode=mode & 0o7777 if valid & fattr.MODE else None,
-            uid=uid if valid & fattr.UID else None,
-            gid=gid if valid & fattr.GID else None,
-            size=size if valid & fattr.SIZE else None,
-            atime=_time(valid, fattr.ATIME, fattr.ATIME_NOW, atime, atime_ns),
-            mtime=_time(valid, fattr.MTIME, fattr.MTIME_NOW, mtime, mtime_ns),
-            handle=opened.mdt_handle if opened is not None else 0,
-        )
+        with self.gone_is_stale(node):
+            stat = await view.setattr_fid(
+                node.fid,
+                mode=mode & 0o7777 if valid & fattr.MODE else None,
+                uid=uid if valid & fattr.UID else None,
+                gid=gid if valid & fattr.GID else None,
+                size=size if valid & fattr.SIZE else None,
+                atime=_time(valid, fattr.ATIME, fattr.ATIME_NOW, atime, atime_ns),
+                mtime=_time(valid, fattr.MTIME, fattr.MTIME_NOW, mtime, mtime_ns),
+                handle=opened.mdt_handle if opened is not None else 0,
+            )
         if node.fid in self._asking:
             stat = await self._stat_together(node)
         attr_s, stat = self.inodes.newest(node, stat, request.pid)
@@ -372,14 +392,15 @@ class Names:
         """GETXATTR"""
         (size, _), (name,), _ = kernel.decode(op.GETXATTR, body)
         _check_xattr(name)
-        view, fid = self.mount.callers.view(request), self.node(request.node).fid
-        if view.has_no_xattr(fid, name):
+        view, node = self.mount.callers.view(request), self.node(request.node)
+        if view.has_no_xattr(node.fid, name):
             raise OpError(self._absent(name))
-        return self._getxattr(view, fid, name, size)
+        return self._getxattr(view, node, name, size)
 
-    async def _getxattr(self, view: FidOperations, fid: Fid, name: bytes, size: int) -> Answer:
+    async def _getxattr(self, view: FidOperations, node: Node, name: bytes, size: int) -> Answer:
         try:
-            return _sized(await view.getxattr_fid(fid, name), size)
+            with self.gone_is_stale(node):
+                return _sized(await view.getxattr_fid(node.fid, name), size)
         except OpError as error:
             if error.errno == errno.ENODATA:
                 raise OpError(self._absent(name)) from None
@@ -395,7 +416,9 @@ class Names:
     async def listxattr(self, request: Request, body: memoryview) -> Answer:
         """LISTXATTR"""
         (size, _), _, _ = kernel.decode(op.LISTXATTR, body)
-        names = await self.mount.callers.view(request).listxattr_fid(self.node(request.node).fid)
+        node = self.node(request.node)
+        with self.gone_is_stale(node):
+            names = await self.mount.callers.view(request).listxattr_fid(node.fid)
         return _sized(b"".join(name + b"\0" for name in names), size)
 
     async def setxattr(self, request: Request, body: memoryview) -> Answer:
@@ -404,15 +427,18 @@ class Names:
         _check_xattr(name)
         if len(rest) < size:
             raise kernel.Malformed(f"SETXATTR of {size} bytes with {len(rest)}")
-        view = self.mount.callers.view(request)
-        await view.setxattr_fid(self.node(request.node).fid, name, bytes(rest[:size]), flags)
-        return None
+        return await self._setxattr(request, name, bytes(rest[:size]), flags)
 
     async def removexattr(self, request: Request, body: memoryview) -> Answer:
         """REMOVEXATTR"""
         name = kernel.name_of(body)
         _check_xattr(name)
-        await self.mount.callers.view(request).setxattr_fid(self.node(request.node).fid, name, None)
+        return await self._setxattr(request, name, None)
+
+    async def _setxattr(self, request: Request, name: bytes, value: bytes | None, flags: int = 0) -> Answer:
+        node = self.node(request.node)
+        with self.gone_is_stale(node):
+            await self.mount.callers.view(request).setxattr_fid(node.fid, name, value, flags)
         return None
 
 

@@ -102,6 +102,7 @@ class Session:
         self.handlers: dict[int, Handler] = {}
         self.silent: dict[int, Callable[[memoryview, Request], None]] = {}  # operations that are not answered
         self.in_task: dict[int, None] = {}  # operations that must be begun in a task
+        self.on_stale: Callable[[int], None] = lambda pid: None  # a thread is about to hear ESTALE
         self.wanted_flags = 0
         self.minor = 0
         self.flags = 0
@@ -268,6 +269,8 @@ class Session:
 
     def fail(self, request: Request, number: int) -> None:
         """It is refused: errno."""
+        if number == errno.ESTALE:
+            self.on_stale(request.pid)
         self._write((OUT_HEADER.pack(16, -number, request.unique),))
 
     def _write(self, parts: Sequence[Buffer]) -> None:

@@ -16,6 +16,7 @@ from mounts import Mount, drop_locks, some_cache, two_mounts, who_caches
 from steps import refused, soon
 
 from lustrelite.errors import OpError
+from lustrelite.fuse.walks import KEPT_S, Walks
 from lustrelite.wire.locks import BlockingCallback
 from lustrelite.wire.mdt import Lookup, Open, Rename, Setattr
 
@@ -612,3 +613,30 @@ async def test_a_late_copy_of_an_operation_brings_no_second_lock(cluster: Any, m
         assert await mode_of(a, "/u/g") == 0o640 and not await a.exists("/u/f")
         await asyncio.sleep(2 * c.tunables.lock_callback_s)
         c.never_saw("client.evicted")
+
+
+@who_caches
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_what_is_found_by_a_second_walk_stays_until_it_was_used(cluster: Any, mix: str, replaced: bool) -> None:
+    """The kernel walks a path twice, and then the program would hear ESTALE of a name that was there all the time."""
+    async with two_mounts(cluster, mix) as (c, a, b):
+        await a.create("/u/f")
+        await a.create("/u/g")
+        place = (await a.stat("/u")).fid
+        walks = Walks(c.a.fs)
+        assert not walks.again(7)
+        walks.stale(7)
+        assert walks.again(7) and not walks.again(8)
+        stat = await walks.find(7, place, b"f")
+        assert not walks.again(7)
+        await (b.rename("/u/g", "/u/f") if replaced else b.unlink("/u/f"))
+        assert (await c.a.fs.setattr_fid(stat.fid, mode=0o600)).nlink == 0
+        await asyncio.sleep(2 * KEPT_S)
+        with refused(errno.ENOENT):
+            await c.a.fs.stat_fid(stat.fid)
+        walks.stale(7)
+        if replaced:
+            assert (await walks.find(7, place, b"f")).fid == (await b.stat("/u/f")).fid
+        else:
+            with refused(errno.ENOENT):
+                await walks.find(7, place, b"f")
