@@ -17,7 +17,6 @@ import json
 import os
 import shutil
 import tarfile
-import tempfile
 import time
 import zlib
 from collections.abc import Iterator
@@ -35,11 +34,13 @@ from lustrelite.cli.cluster import Cluster
 from lustrelite.cli.context import where
 from lustrelite.cli.errors import Refused
 from lustrelite.cli.interrupts import Interrupts
+from lustrelite.cli.scratch import remove_left, scratch
 from lustrelite.target.ownership import OWNER_FILE
 
 MANIFEST = "backup.json"
 BACKUP_VERSION = 1
 CHUNK = 4 << 20
+UNPACKED = ".restore-"  # begins the name of a directory of what is in an archive
 AGAIN_FIRST = "the cluster is started again first"
 
 
@@ -71,12 +72,12 @@ def _is_archive(path: Path) -> bool:
 def _place_beside(destination: Path) -> Iterator[Path]:
     """A directory that is gone in the end, from which `destination` is reached by a rename.  Refused"""
     parent = destination.absolute().parent
-    try:
-        place = tempfile.TemporaryDirectory(prefix=".backup-", dir=parent)
-    except OSError as error:
-        raise Refused(f"nothing can be written to {parent} ({error.strerror}): choose another place for the backup") from None
-    with place as name:
-        yield Path(name)
+    with contextlib.ExitStack() as stack:
+        try:
+            place = stack.enter_context(scratch(parent, ".backup-"))
+        except OSError as error:
+            raise Refused(f"nothing can be written to {parent} ({error.strerror}): choose another place for the backup") from None
+        yield place
 
 
 def _save(cluster: Cluster, destination: Path, place: Path) -> dict[str, Any]:
@@ -189,11 +190,12 @@ def restore(source: Path) -> None:
     cluster = where().cluster()
     if cluster.exists:
         raise Refused(f"{cluster.state_dir} holds a cluster already: choose another --state-dir")
+    remove_left(cluster.state_dir, UNPACKED)
     with contextlib.ExitStack() as stack:
         top = source
         if not source.is_dir():
             cluster.state_dir.mkdir(parents=True, exist_ok=True)
-            top = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=cluster.state_dir)))
+            top = stack.enter_context(scratch(cluster.state_dir, UNPACKED))
             _unpack(source, top)
         manifest = _read_manifest(top, source)
         with cluster.locked():

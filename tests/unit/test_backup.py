@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import tarfile
 from pathlib import Path
@@ -16,6 +17,8 @@ from lustrelite.cli import archive
 from lustrelite.cli.archive import copy_sparse
 from lustrelite.cli.cluster import Cluster
 from lustrelite.cli.main import lustrelite
+from lustrelite.cli.scratch import OWNED, scratch
+from lustrelite.store import disk
 
 MIB = 1 << 20
 
@@ -142,3 +145,46 @@ def test_a_restore_that_is_interrupted_while_it_checks_is_made_again(
         patch.setattr(archive, "check_stopped", interrupted)
         assert run(tmp_path / "other", "restore", tmp_path / "b").exit_code == 1
     assert "restored lustre" in run(tmp_path / "other", "restore", tmp_path / "b").output
+
+
+@pytest.mark.parametrize(("command", "place", "kind"), [("restore", "other", ".tar"), ("restore", "other", ""), ("backup", ".", "")])
+def test_what_a_killed_command_has_left_the_next_one_removes(
+    cluster: Cluster, tmp_path: Path, command: str, place: str, kind: str
+) -> None:
+    """It stayed for good, as large as all that is stored."""
+    assert run(cluster.state_dir, "backup", tmp_path / f"b{kind}").exit_code == 0
+    parent = tmp_path / place
+    parent.mkdir(exist_ok=True)
+    prefix = f".{command}-"
+    with scratch(parent, prefix) as used, scratch(parent, prefix) as left, scratch(parent, prefix) as older:
+        for path in (used, left, older):
+            (path / "targets").mkdir()
+            (path / "targets" / "data").write_bytes(b"data")
+        shutil.copytree(left, parent / f"{prefix}left")  # as if who made it were dead
+        shutil.copytree(left, parent / f"{prefix}theirs", ignore=shutil.ignore_patterns(OWNED))
+        (parent / f"{prefix}link").symlink_to(parent / f"{prefix}theirs")
+        (parent / f"{prefix}going").mkdir()
+        shutil.copy(left / OWNED, parent / f"{prefix}going")  # killed while it was removed
+        if command == "restore":
+            assert "restored lustre" in run(parent, "restore", tmp_path / f"b{kind}").output
+        else:
+            assert run(cluster.state_dir, "backup", parent / "again").exit_code == 0
+        names = {path.name for path in parent.glob(f"{prefix}*")}
+        assert names == {used.name, left.name, older.name, f"{prefix}theirs", f"{prefix}link"}
+        assert (used / "targets" / "data").exists() and (parent / f"{prefix}theirs" / "targets" / "data").exists()
+
+
+def test_a_new_place_that_is_taken_for_one_that_was_left_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another command looks before it is locked."""
+    try_lock, found = disk.try_lock, []
+
+    def overtaken(fd: int) -> bool:
+        if not found:
+            found.append(next(tmp_path.iterdir()))
+            shutil.rmtree(found[0])
+        return try_lock(fd)
+
+    monkeypatch.setattr(disk, "try_lock", overtaken)
+    with scratch(tmp_path, ".x-") as path:
+        assert path.exists() and path != found[0]
+    assert not list(tmp_path.iterdir())
