@@ -36,7 +36,7 @@ from lustrelite.wire.mgs import TargetInfo, TargetRegister
 
 OWNER_POLL_S = 0.2
 _REFUSALS = {  # of a registration, by errno
-    errno.EADDRINUSE: "another target has registered under this name; if that is gone for good: tunefs.lustrelite --writeconf MGS",
+    errno.EADDRINUSE: "another target has registered under this name; if that is lost for good, format this one with --replace",
     errno.ESTALE: "a newer incarnation of it has registered: is this an old copy?",
     errno.EINVAL: "the MGS does not take such a target",
 }
@@ -214,7 +214,7 @@ class Daemon:
         follower = self._follower(config)
         place = TargetRegister(
             config.fsname, config.kind, config.index, config.stamp, tuple(map(str, self.nids)), config.failnodes,
-            target.instance, config.params,
+            target.instance, config.params, isinstance(target, Ost) and target.ids.replaces,
         )  # fmt: skip
         if isinstance(target, Mdt):
             self.node.spawn(self._do_without_mgs(target), f"without MGS {target.name}")

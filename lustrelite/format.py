@@ -11,10 +11,12 @@ one index differ there, so the MGS can refuse the second. A directory that a run
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,8 +140,12 @@ def claim(directory: str | Path) -> Ownership:
     return ownership
 
 
-def format_target(directory: str | Path, config: TargetConfig, *, reformat: bool = False, durable: bool = True) -> None:
+def format_target(
+    directory: str | Path, config: TargetConfig, *, reformat: bool = False, replace: bool = False, durable: bool = True
+) -> None:
     """Make the target `config` in `directory`, with an empty store of the right schema.
+
+    `replace`: an OST in the place of one that is lost (ost/replacement.py).
 
     Errors: EEXIST there is a target (`reformat` replaces it), ENOTEMPTY there are other files, EBUSY it is running.
     """
@@ -162,7 +168,11 @@ def format_target(directory: str | Path, config: TargetConfig, *, reformat: bool
                 shutil.rmtree(entry)
             elif entry.name != "owner":
                 entry.unlink()
-        Store.open(path, config.kind, create=True, durable=durable).close()
+        with contextlib.closing(Store.open(path, config.kind, create=True, durable=durable)) as store:
+            if replace:
+                from lustrelite.ost.replacement import replace_lost
+
+                replace_lost(store, int(time.time()))
         write_target(path, config)
     finally:
         ownership.release()

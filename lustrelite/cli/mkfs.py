@@ -76,12 +76,13 @@ def _shared_options(command: Any) -> Any:
 @click.option("--fsname", default="lustre", show_default=True, help="name of the file system, 1 to 8 characters")
 @click.option("--index", type=click.IntRange(0, target_format.INDEX_MAX), help="number of the target in the file system")
 @click.option("--reformat", is_flag=True, help="destroy the target that is there")
+@click.option("--replace", is_flag=True, help="an OST in the place of one that is lost for good, with its --index; what lay there is lost")
 @click.option("--backfstype", "--mkfsoptions", "--mountfsoptions", "--device-size", "--comment", "ignored", multiple=True,
               hidden=True, help="accepted for old recipes, without effect: a target is a directory")
 @_shared_options
 @click.argument("directory", metavar="DIR", type=click.Path(file_okay=False))
 def mkfs_command(
-    mgs: bool, mdt: bool, ost: bool, fsname: str, index: int | None, reformat: bool, ignored: tuple[str, ...],
+    mgs: bool, mdt: bool, ost: bool, fsname: str, index: int | None, reformat: bool, replace: bool, ignored: tuple[str, ...],
     mgsnode: tuple[str, ...], failnode: tuple[str, ...], servicenode: tuple[str, ...], assignments: tuple[str, ...],
     dryrun: bool, quiet: bool, verbose: bool, directory: str,
 ) -> None:
@@ -94,6 +95,8 @@ def mkfs_command(
     kind = kinds[0]
     if index is None and kind == "OST":
         raise Refused("an OST needs --index: its number in the file system, from 0")
+    if replace and kind != "OST":
+        raise Refused(f"--replace is for an OST: restore a lost {kind} from a backup")
     config = target_format.check_config(
         target_format.TargetConfig(
             kind,
@@ -109,7 +112,7 @@ def mkfs_command(
         _print(config, directory, quiet)
         click.echo("dry run: nothing was written")
         return
-    target_format.format_target(directory, config, reformat=reformat)
+    target_format.format_target(directory, config, reformat=reformat, replace=replace)
     _print(config, directory, quiet)
     if not quiet:
         click.echo(f"formatted {config.name} in {directory}")

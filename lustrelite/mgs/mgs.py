@@ -139,15 +139,15 @@ async def target_register(call: Call, body: TargetRegister) -> TargetInfo:
         raise OpError(errno.EINVAL, "one MDT, with index 0, serves the whole tree")
     name = target_name(body.fsname, body.kind, index)
     known = mgs.entries.get(name)
-    if known is not None and known.stamp != body.stamp:
+    if known is not None and known.stamp != body.stamp and not body.replaces:
         raise OpError(errno.EADDRINUSE, f"{name} is registered by another target")
     if known is not None and known.info.instance > body.instance:
         raise OpError(errno.ESTALE, f"{name} runs elsewhere as a newer incarnation")
-    if known is not None:
+    if known is not None and known.stamp == body.stamp:
         # the standby's address stays known when it is not the one that serves
         nids = tuple(dict.fromkeys((*nids, *known.info.nids))) if body.failover_nids else nids
     info = TargetInfo(name, body.kind, index, target_uuid(name), nids, body.instance, 0)
-    if known is None or known.info._replace(version=0) != info or known.params != body.params:
+    if known is None or known != TargetRecord(info._replace(version=known.info.version), body.stamp, body.params):
         mgs.run(mgs.write_entry, TargetRecord(info, body.stamp, body.params))
         _take_params(mgs, body, name, dict(known.params) if known is not None else {})
         mgs.node.events.emit("mgs.registered", target=name, nids=list(nids), instance=body.instance)

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from lustrelite.errors import OpError
 from lustrelite.ids import NO_FID
+from lustrelite.ost.replacement import REPLACES
 from lustrelite.recovery.versions import ABSENT
 from lustrelite.store import schema
 from lustrelite.store.schema import META, OBJECTS, ObjectRecord
@@ -64,6 +65,11 @@ class ObjectIds:
     def _meta(self, key: bytes) -> int:
         value = self.ost.store.get(META, key)
         return int(schema.unpack_meta(value)) if value is not None else 0
+
+    @property
+    def replaces(self) -> bool:
+        """Was this OST formatted in the place of one that is lost, and has not heard of the MDT yet?"""
+        return self.ost.store.get(META, REPLACES) is not None
 
     @property
     def last_id(self) -> int:
@@ -155,8 +161,15 @@ class ObjectIds:
         Returns the last id, above which the MDT goes on. With more than ORPHANS_MAX to destroy, or objects with data at
         its first start, the MDT has lost its memory rather than its clients: nothing is destroyed. With more than
         GRANT_JUMP_MAX missing this must be another disk: the newest are made.
+
+        Errors: ENODEV, this is not the OST that the MDT has used
         """
         last = self.last_id
+        if used and not last and not self._meta(ID_LIMIT) and not self.replaces:
+            self.ost.say("ost.formatted_anew", "warning", used=used, why="its objects are not here: mkfs.lustrelite --replace")
+            raise OpError(errno.ENODEV, f"{self.ost.name} was formatted anew")
+        if self.replaces:
+            txn.delete(META, REPLACES)
         if used > last:
             first = last if used - last <= GRANT_JUMP_MAX else used - RECREATE_MAX
             self._make_again(txn, first, used, last)

@@ -22,7 +22,7 @@ from lustrelite.tunables import limits
 _PREFIX = struct.Struct(">HBBIIII")
 PREFIX_BYTES = _PREFIX.size
 MAGIC = 0x4C4C
-WIRE_VERSION = 14  # the last line of the log in message.py
+WIRE_VERSION = 15  # the last line of the log in message.py
 
 # kinds
 HELLO = 1  # first frame of a connection, both ways

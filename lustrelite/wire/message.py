@@ -22,6 +22,7 @@ tests/unit/test_wire_bytes.py; programs of different versions refuse each other 
     12 2026-11-22  PROMISED in Enqueue and its answer (nothing older changed).
     13 2026-11-22  mtime_set in Attr; no SET_MTIME_WRITTEN.
     14 2026-11-23  WriteMany: several parts of one object (nothing older changed).
+    15 2026-11-23  TargetRegister: replaces.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ class TargetRegister(NamedTuple):
     failover_nids: tuple[str, ...]
     instance: int
     params: tuple[tuple[str, str], ...]
+    replaces: bool  # the one that has registered under this name is lost for good
 
 
 class Config(NamedTuple):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import errno
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from steps import refused
 from lustrelite.errors import OpError
 from lustrelite.format import TargetConfig
 from lustrelite.ids import mdt_client_uuid
+from lustrelite.ost.replacement import replace_lost
 from lustrelite.sim.processes import MGS_NID, SimServer
 from lustrelite.store.kv import Store
 from lustrelite.target.addresses import set_addresses
@@ -206,3 +207,94 @@ async def test_who_has_not_heard_of_a_new_ost_waits_for_the_mgs(cluster: Any, mg
         if mgs_dies:
             await c.mgs.start()
         assert await reading == b"there"
+
+
+def format_anew(c: Any, *, replace: bool) -> Callable[[], None]:
+    """The only OST's disk is lost, and it is formatted with the same name; what is returned puts the old one back."""
+    directory, disk = c.disks.directory(OST0), c.disks.object_disk(OST0)
+    away, data = directory.with_name("away"), (disk.files, disk.durable, disk.journal)
+    directory.rename(away)
+    disk.files, disk.durable, disk.journal = {}, {}, {}
+    old = c.configs[str(directory)]
+    c.format(old._replace(stamp="anew"))
+    if replace:
+        with contextlib.closing(Store.open(directory, "OST", durable=False)) as store:
+            replace_lost(store, 1_800_000_000)
+
+    def put_back() -> None:
+        shutil.rmtree(directory)
+        away.rename(directory)
+        disk.files, disk.durable, disk.journal = data
+        c.configs[str(directory)] = old
+
+    return put_back
+
+
+async def forget_targets(c: Any) -> None:
+    """tunefs.lustrelite --writeconf"""
+    await c.mgs.stop()
+    with contextlib.closing(Store.open(c.disks.directory("MGS"), "MGS", durable=False)) as store:
+        set_addresses(store, "MGS", {})
+    await c.mgs.start()
+
+
+@pytest.mark.parametrize("mgs_forgets", [False, True])
+async def test_an_ost_that_was_formatted_anew_is_not_taken_for_the_old_one(cluster: Any, mgs_forgets: bool) -> None:
+    """All that lay there would be empty files; perhaps its disk was only not mounted."""
+    async with cluster(oss=1, clients=1) as c:
+        c.expect("target.refused", "ost.formatted_anew", "osp.refused", "import.zombie")
+        await c.a.write("/f", b"x" * 1000)
+        if mgs_forgets:  # who lives on takes it for a zombie
+            await c.a.unmount()
+        await c.oss[0].stop()
+        put_back = format_anew(c, replace=False)
+        if mgs_forgets:
+            await forget_targets(c)
+            await c.mds.kill()
+            await c.mds.start()
+        await c.oss[0].start()
+        await c.until_saw("ost.formatted_anew" if mgs_forgets else "target.refused", on=c.oss[0])
+        c.never_saw("ost.objects_recreated")
+        await c.oss[0].kill()
+        put_back()
+        if mgs_forgets:
+            await forget_targets(c)
+        await c.oss[0].start()
+        if mgs_forgets:
+            await c.until(lambda: len(c.mgs.target().entries) == 2)
+            await c.a.start()
+        await c.settle()
+        assert await c.a.read("/f") == b"x" * 1000
+
+
+async def test_an_ost_takes_the_place_of_one_that_is_lost(cluster: Any) -> None:
+    """mkfs.lustrelite --replace, while clients and MDS live on.  Source: mkfs.lustre --replace"""
+    async with cluster(oss=1, clients=1) as c:
+        c.expect("target.refused", "ost.objects_recreated", "import.evicted", "client.evicted", "import.zombie")
+        await c.a.unrecorded(c.a.fs.write_file("/lost", b"x" * 1000))
+        await c.settle()
+        await c.oss[0].stop()
+        put_back = format_anew(c, replace=True)
+        await c.oss[0].start()
+        await c.settle()
+        assert await c.a.unrecorded(c.a.fs.read_file("/lost")) == b""
+        await c.a.unrecorded(c.a.fs.unlink("/lost"))
+        await c.a.write("/f", b"y" * 100_000)
+        await c.oss[0].kill()
+        await c.oss[0].start()
+        assert await c.a.read("/f") == b"y" * 100_000
+        await c.settle()
+        await c.oss[0].stop()
+        directory, disk = c.disks.directory(OST0), c.disks.object_disk(OST0)
+        new, data, config = directory.with_name("new"), (disk.files, disk.durable, disk.journal), c.configs[str(directory)]
+        shutil.copytree(directory, new)
+        put_back()  # the old one was found
+        await c.oss[0].start()
+        await c.until_saw("target.refused", on=c.oss[0])
+        await c.oss[0].kill()
+        shutil.rmtree(directory)
+        new.rename(directory)
+        disk.files, disk.durable, disk.journal = data
+        c.configs[str(directory)] = config
+        await c.oss[0].start()
+        assert await c.a.read("/f") == b"y" * 100_000

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from click.testing import CliRunner, Result
 from lustrelite.cli.mkfs import mkfs_command, tunefs_command
 from lustrelite.errors import FormatRefused, OpError
 from lustrelite.format import TargetConfig, check_config, claim, format_target, read_target
-from lustrelite.ids import parse_nid
+from lustrelite.ids import epoch_of, parse_nid
+from lustrelite.ost.replacement import REPLACES
 from lustrelite.store.kv import Store
 from lustrelite.store.schema import (
     FORMAT_VERSION,
@@ -24,6 +27,7 @@ from lustrelite.store.schema import (
     meta_key,
     pack_meta,
     pack_target,
+    unpack_meta,
 )
 from lustrelite.target.addresses import KNOWN_OSTS
 from lustrelite.wire.mgs import TargetInfo
@@ -160,6 +164,23 @@ def test_mkfs_says_what_is_missing(tmp_path: Path, arguments: list[str], word: s
 def test_mkfs_makes_no_combined_target(tmp_path: Path, kinds: tuple[str, ...]) -> None:
     result = mkfs(*kinds, "--index=0", f"--mgsnode={MGS}", tmp_path / "t")
     assert result.exit_code == 2 and "one target of one kind" in result.output and not (tmp_path / "t").exists()
+
+
+def test_mkfs_replace_makes_an_ost_that_is_above_all_that_the_lost_one_can_have_been(tmp_path: Path) -> None:
+    before = int(time.time())
+    mkfs_ost = functools.partial(mkfs, "--ost", "--index=3", f"--mgsnode={MGS}")
+    assert mkfs_ost("--replace", tmp_path / "new").exit_code == 0
+    assert mkfs_ost(tmp_path / "other").exit_code == 0
+    for name, replaces in (("new", True), ("other", False)):
+        with contextlib.closing(Store.open(tmp_path / name, "OST")) as store:
+            assert (store.get(META, REPLACES) is not None) == replaces
+            instance, transno = (store.get(META, meta_key(key)) for key in ("instance", "last_transno"))
+            if replaces:
+                assert instance and transno and unpack_meta(instance) >= before and epoch_of(unpack_meta(transno)) >= before
+            else:
+                assert instance is None and transno is None
+    refused = mkfs("--mdt", "--replace", f"--mgsnode={MGS}", tmp_path / "mdt")
+    assert refused.exit_code == 1 and "restore a lost MDT from a backup" in refused.output
 
 
 def test_tunefs_changes_what_it_is_told(tmp_path: Path) -> None:

@@ -284,6 +284,7 @@ async def test_a_read_is_short_at_the_end(rig: Rig) -> None:
 
 @pytest.mark.parametrize("oid", [0, -5, 2, 1 << 62, (1 << 64) - 1])
 async def test_an_object_without_record_is_not_there(rig: Rig, oid: int) -> None:
+    await rig.grant(1)
     await rig.mdt.call(OstCreate(1, CREATE_DELORPHAN))
     for body, bulk in (
         (write_of(oid), b"x"), (write_of(oid), pattern(BIG)), (Read(oid, 0, 10), None), (Read(oid, 0, BIG), None),
@@ -571,6 +572,7 @@ async def test_punch_truncates_extends_and_frees(rig: Rig) -> None:
 
 
 async def test_fallocate_grows_zeroes_and_keeps(rig: Rig) -> None:
+    await rig.grant(3)
     await rig.mdt.call(OstCreate(3, CREATE_DELORPHAN))
     await rig.client.call(write_of(1), b"0123456789")
     for mode, end, size, content in (
@@ -602,6 +604,7 @@ async def test_fallocate_grows_zeroes_and_keeps(rig: Rig) -> None:
 
 
 async def test_data_and_holes_are_found(rig: Rig) -> None:
+    await rig.grant(2)
     await rig.mdt.call(OstCreate(2, CREATE_DELORPHAN))
     await rig.client.call(write_of(1, 1 << 20), b"x" * 5000)
     for offset, whence, found in (
