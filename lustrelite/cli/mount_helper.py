@@ -38,6 +38,8 @@ LEAVE_S = 100.0  # for the process, at the unmount: longer than a recovery may t
 KILL_S = 10.0  # for it to be gone when it is killed
 FORCE_S = 2.0  # for it to hear that it is not to wait for servers
 POLL_S = 0.01
+PIPE_BYTES = 1 << 16
+HINT_ENDS = b"\0"  # what follows the last one is the last word
 NAME_BYTES_MAX = 200  # file names are made of it
 # options of fstab(5) that are other programs' business
 IGNORED = ("auto", "noauto", "_netdev", "nofail", "group", "owner", "dev", "suid", "default_permissions", "allow_root",
@@ -109,7 +111,7 @@ def mount(options: argparse.Namespace, *, foreground: bool = False) -> int:
     from lustrelite.fuse import process as fuse_process
 
     if foreground:
-        return fuse_process.run(options, lambda: None, _complain)
+        return fuse_process.run(options, lambda: None, _complain, lambda _: None)  # its log says that, too
     ours, theirs = os.pipe()
     child = os.fork()
     if not child:
@@ -117,8 +119,7 @@ def mount(options: argparse.Namespace, *, foreground: bool = False) -> int:
         _stay_behind(options, theirs, fuse_process.run)
     os.close(theirs)
     try:
-        with open(ours, "rb") as pipe:
-            said = pipe.read().decode(errors="replace")
+        said = _last_word(ours)
     except BaseException:  # Ctrl-C: nothing stays behind
         os.kill(child, signal.SIGTERM)
         os.waitpid(child, 0)
@@ -126,6 +127,17 @@ def mount(options: argparse.Namespace, *, foreground: bool = False) -> int:
     if said != "ready":
         raise Refused(said or f"the process of the mount died; see {options.log_dir or 'its log'}")
     return 0
+
+
+def _last_word(pipe: int) -> str:
+    """What the process says in the end, "ready" or why not; what it waits for meanwhile is passed on."""
+    left = b""
+    with open(pipe, "rb", buffering=0) as file:
+        while data := file.read(PIPE_BYTES):
+            *hints, left = (left + data).split(HINT_ENDS)
+            for hint in hints:
+                _complain(hint.decode(errors="replace"))
+    return left.decode(errors="replace")
 
 
 def _remount(options: argparse.Namespace) -> int:
@@ -184,9 +196,14 @@ def _stay_behind(options: argparse.Namespace, pipe: int, serve: Callable[..., in
             os.close(pipe)
             pipe = -1
 
+    def hint(text: str) -> None:
+        if pipe >= 0:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(pipe, text.encode(errors="backslashreplace") + HINT_ENDS)
+
     status = 70
     try:
-        status = serve(options, lambda: say("ready"), say)
+        status = serve(options, lambda: say("ready"), say, hint)
     except BaseException as error:
         say(f"crashed: {error!r}")
         raise

@@ -24,6 +24,7 @@ from lustrelite.client.connections import Connections
 from lustrelite.client.fs import FileSystem
 from lustrelite.client_process import MountProcess
 from lustrelite.errors import FormatRefused, LinkLost, OpError
+from lustrelite.events import Event
 from lustrelite.fuse import attach, kernel
 from lustrelite.fuse.mount import Mount, Options
 from lustrelite.fuse.session import Session
@@ -129,13 +130,20 @@ class FuseProcess(MountProcess):
         return [Param(f"{prefix}/stats", lines)]
 
 
-async def serve(process: Process, tell: Callable[[], None]) -> None:
-    """The life of the process; `tell` is called when the mount can be used."""
+async def serve(process: Process, tell: Callable[[], None], hint: Callable[[str], None]) -> None:
+    """The life of the process; `tell` is called when the mount can be used, `hint` with what it waits for until then."""
     options = process.options
     loop = asyncio.get_running_loop()
     stopped = asyncio.ensure_future(process.stopping.wait())
     connecting = asyncio.ensure_future(connect(process.node, options))
+
+    def say(event: Event) -> None:
+        if event.name == "import.silent":
+            hint(str(event.fields["message"]))
+
+    process.node.events.sinks.append(say)
     await asyncio.wait({connecting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    process.node.events.sinks.remove(say)
     if not connecting.done():
         connecting.cancel()
         await asyncio.gather(connecting, return_exceptions=True)
@@ -233,13 +241,15 @@ def _named(options: argparse.Namespace) -> Process:
     raise AssertionError
 
 
-def run(options: argparse.Namespace, tell: Callable[[], None], complain: Callable[[str], None]) -> int:
+def run(
+    options: argparse.Namespace, tell: Callable[[], None], complain: Callable[[str], None], hint: Callable[[str], None]
+) -> int:
     """Mount and serve until it is unmounted; returns the exit status."""
 
     async def main() -> None:
         process = _named(options)
         process.record["mountpoint"] = options.mountpoint
-        await process.live(lambda _: serve(process, tell))
+        await process.live(lambda _: serve(process, tell, hint))
 
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:

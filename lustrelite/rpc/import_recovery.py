@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 LEASE_RENEWED_AT = 0.6  # of its time
 
 _NOT_DONE = frozenset((errno.ENOTCONN, errno.ENODEV, errno.EBUSY, errno.EAGAIN, errno.EINPROGRESS))
+SILENT_S = 3.0  # who was never connected is told after so long for whom he waits
 
 
 class ImportRecovery:
@@ -33,11 +34,13 @@ class ImportRecovery:
     def __init__(self, imp: ClientImport) -> None:
         self.imp = imp
         self._misfits: dict[str, None] = {}  # what was said of servers of another version
+        self._began: float | None = None  # until the first connection, or until it was said that there is none
 
     async def keep_connected(self) -> None:
         """Connect, recover and stay, over and over with growing pauses, until the import is CLOSED. Runs as a task."""
         pause = 0.0
         same_nid = False
+        self._began = self.imp.node.now()
         while self.imp.fsm.state is not State.CLOSED:
             if pause:
                 self.imp.kick.clear()
@@ -50,6 +53,7 @@ class ImportRecovery:
                 self.imp.lost.clear()
                 await self._connect(same_nid)
                 same_nid, pause = True, 0.0
+                self._began = None
                 self._misfits.clear()
                 self.imp.misfit = ""
                 await self._recover()
@@ -83,6 +87,12 @@ class ImportRecovery:
 
     def _attempt_failed(self, why: str) -> None:
         self.imp.connection_failed(0, why)
+        if self._began is not None and self.imp.node.now() - self._began >= SILENT_S and not self.imp.misfit:
+            self._began = None
+            target, nids = self.imp.target, " or ".join(map(str, self.imp.nids))
+            self.imp.node.events.emit(
+                "import.silent", target=target, why=why, message=f"{target} (at {nids}) cannot be used yet: waiting for it"
+            )
 
     def _choose_nid(self, same: bool) -> Nid:
         announced, self.imp.announced = self.imp.announced, None

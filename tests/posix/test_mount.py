@@ -741,6 +741,22 @@ async def test_mount_says_in_one_line_what_is_wrong(world: Any) -> None:
 
 
 @pytest.mark.processes
+async def test_a_mount_says_for_whom_it_waits(world: Any) -> None:
+    """It was silent for as long as the MGS was away, and then it had either worked or not."""
+    async with world(oss=1, clients=0) as w:
+        m = Mounted(w)
+        m.path.mkdir()
+        await w.mgs.kill()
+        mounting = asyncio.ensure_future(m.run("mount", m.source, str(m.path)))
+        await asyncio.wait([mounting], timeout=5.0)
+        await w.mgs.start()
+        done = await mounting
+        assert done.returncode == 0, done.stderr
+        assert re.fullmatch(r"mount.lustrelite: MGS \(at \S+\) cannot be used yet: waiting for it\n", done.stderr)
+        await m.umount()
+
+
+@pytest.mark.processes
 async def test_a_second_mount_on_the_same_point_is_refused(world: Any) -> None:
     """It would hide the first. The point is not looked at: with its servers gone that would wait."""
     async with world(oss=1, clients=0) as w, Mounted(w) as m:

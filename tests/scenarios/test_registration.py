@@ -188,6 +188,26 @@ async def test_parameters_that_a_target_was_formatted_with_come_and_go_with_it(c
         assert await with_params({}) == {}
 
 
+@pytest.mark.parametrize("who", ["mgs", "mds"])
+async def test_a_client_says_once_for_whom_it_waits(cluster: Any, who: str) -> None:
+    async with cluster(oss=1, clients=1) as c:
+        await c.a.unmount()
+        server = getattr(c, who)
+        await server.kill()
+        coming = asyncio.get_running_loop().create_task(c.a.start())
+        await asyncio.sleep(2.5)
+        c.never_saw("import.silent", on=c.a)
+        await asyncio.sleep(20.0)
+        c.saw("import.silent", on=c.a, times=1)
+        await server.start()
+        await coming
+        await server.kill()
+        await asyncio.sleep(20.0)
+        await server.start()
+        await c.settle()
+        c.saw("import.silent", on=c.a, times=1)
+
+
 @pytest.mark.parametrize("mgs_dies", [True, False])
 async def test_who_has_not_heard_of_a_new_ost_waits_for_the_mgs(cluster: Any, mgs_dies: bool) -> None:
     """Others have files there already. It was EIO after 4 s.  Source: coherence seed 60387"""

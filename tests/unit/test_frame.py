@@ -15,7 +15,7 @@ from lustrelite.wire import frame
 
 def test_prefix_bytes_are_pinned():
     header = b"\x91\x01"
-    assert frame.pack_prefix(frame.REQUEST, header, 5, 0xDEADBEEF).hex() == "4c4c0e020000000200000005d4ae67dedeadbeef"
+    assert frame.pack_prefix(frame.REQUEST, header, 5, 0xDEADBEEF).hex() == "4c4c0f020000000200000005d4ae67dedeadbeef"
 
 
 def test_crc32c_is_castagnoli():
