@@ -2,7 +2,8 @@
 
     run/NAME.pid          number of the process, while it runs; whoever has it locked has the name
     run/NAME.json         its record: role, NIDs, metrics port, control socket, targets (written when it listens); it stays
-                          behind if the process dies, or has lost what nobody was told of (`lost`)
+                          behind if the process dies, or has lost what nobody was told of (`lost`); those of dead mounts are
+                          removed by later ones (cli/mounts.py)
     run/NAME.sock         control socket
     log/NAME.log          for people (also stdout and stderr)
     log/NAME.events.jsonl one event a line; both may be moved, removed or cut (event_file.py)

@@ -6,6 +6,7 @@ hangs. The command then is a client of its own beside the mount; locks keep the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lustrelite.alive import runs
+from lustrelite.claim import bury
 from lustrelite.cli.context import where
 from lustrelite.cli.errors import Refused
 from lustrelite.fuse.attach import TYPE, mountinfo
@@ -20,6 +22,7 @@ from lustrelite.ids import Nid, check_fsname, parse_nid
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 PORT = 988
+FORGET_S = 600.0  # longer than anybody waits for the end of a mount's process, and then reads how that was
 _FSNAME = re.compile(r"^[-_a-zA-Z0-9]{1,8}$")
 _REMOTE = re.compile(r"^([-_a-zA-Z0-9]{1,8}):(/.*|)$")
 
@@ -171,6 +174,23 @@ def record_of(point: str, run_dirs: list[Path]) -> dict[str, Any]:
             if record.get("mountpoint") == point and runs(record):
                 found.append(record)
     return max(found, key=lambda record: (record["state"] != "starting", int(record["start_ticks"])), default={})
+
+
+def forget_dead(run_dir: Path) -> None:
+    """Remove records and control sockets of mounts whose processes were killed, and were seen dead before by a command like this."""
+    left = [*run_dir.glob("mount*.pid"), *run_dir.glob("mount*.json")]
+    for path in sorted({path.with_suffix(".pid") for path in left}):
+        with contextlib.suppress(OSError):
+            bury(path, FORGET_S)
+
+
+def forget_unmounted(point: str, run_dirs: list[Path]) -> None:
+    """The same, at once, of those whose mount point has just been unmounted although nobody served it any more."""
+    for run_dir in run_dirs:
+        for path in sorted(run_dir.glob("mount*.json")):
+            with contextlib.suppress(OSError, ValueError):
+                if json.loads(path.read_text()).get("mountpoint") == point:
+                    bury(path.with_suffix(".pid"))
 
 
 def control_socket(point: str) -> Path | None:

@@ -209,3 +209,30 @@ async def test_a_mount_without_fusectl_can_be_aborted(world: Any) -> None:
             os.close(held)
         async with Mounted(w, "again") as again:
             await again.call(os.unlink, again.path / "f")
+
+
+@pytest.mark.processes
+async def test_what_a_killed_mount_has_left_goes_with_its_unmount_or_with_a_later_mount(world: Any) -> None:
+    """It stayed for ever, if nobody mounted there again."""
+    async with world(oss=1, clients=0) as w:
+        first, second, third = Mounted(w), Mounted(w, "m2"), Mounted(w, "m3")
+        for m in (first, second):
+            await m.start()
+            m.signal(signal.SIGKILL)
+
+        def names() -> set[str]:
+            return {path.name for path in first.run_dir.iterdir() if path.is_file() or path.is_socket()}
+
+        async with third:
+            here = {f"{third.record['name']}{suffix}" for suffix in (".pid", ".json", ".sock")}
+            await first.run("umount", str(first.path))
+            assert len(names() - here) == 4  # of the second, which was seen dead: perhaps somebody waits for its end
+            assert not [name for name in names() - here if "m1" in name]
+            attach.detach(str(second.path))
+            (mark,) = first.run_dir.glob("*.dead")
+            for path in (mark, mark.with_suffix(".pid")):
+                os.utime(path, (1, 1))
+            await first.start()
+            here |= {f"{first.record['name']}{suffix}" for suffix in (".pid", ".json", ".sock")}
+            assert names() == here
+            await first.umount()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from lustrelite import claim as claim_module
 from lustrelite.alive import start_ticks
-from lustrelite.claim import NameTaken, claim
+from lustrelite.claim import NameTaken, bury, claim
 
 
 def test_a_name_is_taken_until_it_is_let_go(tmp_path: Path) -> None:
@@ -68,3 +69,46 @@ def test_a_name_whose_owner_removes_it_at_the_end(tmp_path: Path, monkeypatch: p
 def test_a_process_is_known_by_when_it_started() -> None:
     assert start_ticks(os.getpid()) > 0
     assert start_ticks(1 << 30) == 0
+
+
+def test_what_a_dead_process_has_left_goes_when_nobody_can_be_waiting_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "mount-x.pid"
+
+    def left() -> set[str]:
+        return {path.suffix for path in tmp_path.iterdir()}
+
+    def leave() -> None:
+        path.write_text("1")
+        for suffix in (".json", ".sock"):
+            path.with_suffix(suffix).touch()
+
+    def age(suffix: str, seconds: float) -> None:
+        os.utime(path.with_suffix(suffix), (time.time() - seconds,) * 2)
+
+    leave()
+    held = claim(path)
+    age(".pid", 1000)
+    bury(path)
+    bury(path, 60)
+    assert left() == {".pid", ".json", ".sock"}  # it lives
+    os.close(held)
+    bury(path, 60)
+    bury(path, 60)
+    assert left() == {".pid", ".json", ".sock", ".dead"}  # seen dead, for the first time just now
+    age(".dead", 100)
+    os.close(claim(path))
+    bury(path, 60)
+    assert ".json" in left()  # that was an earlier one
+    age(".dead", 100)
+    age(".pid", 200)
+    bury(path, 60)
+    assert not left()
+    leave()
+    bury(path)
+    assert not left()
+    path.with_suffix(".json").touch()  # of one that has lost data: it gave its name back
+    bury(path, 60)
+    age(".pid", 200)
+    age(".dead", 100)
+    bury(path, 60)
+    assert not left()
