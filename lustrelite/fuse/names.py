@@ -29,6 +29,7 @@ from lustrelite.fuse.session import Answer, Handler, Later, Request
 from lustrelite.fuse.walks import Walks
 from lustrelite.ids import Fid, fid_inode
 from lustrelite.tunables import limits
+from lustrelite.wire.ldlm import PERM, XATTR
 
 _T = TypeVar("_T")
 
@@ -227,6 +228,8 @@ class Names:
         view = self.mount.callers.view(request)
         opened = self.mount.files.handles.get(handle) if valid & fattr.FH else None
         with self.gone_is_stale(node):
+            if not valid:
+                await self._drop_privileges(node, view)
             stat = await view.setattr_fid(
                 node.fid,
                 mode=mode & 0o7777 if valid & fattr.MODE else None,
@@ -241,6 +244,20 @@ class Names:
             stat = await self._stat_together(node)
         attr_s, stat = self.inodes.newest(node, stat, request.pid)
         return kernel.attr_out(attr_s, attributes(stat))
+
+    async def _drop_privileges(self, node: Node, view: FidOperations) -> None:
+        """SETATTR of nothing is chown(2) to nobody (-1, -1), which an owner may do; or comes before a WRITE, which says so, too.
+
+        Source: chown_common(), fs/open.c; fuse_setattr(), fs/fuse of Linux
+        """
+        attr = await self.fs.attributes(node.fid, PERM | XATTR)
+        if modes.S_ISDIR(attr.mode) or not (attr.mode & (modes.S_ISUID | modes.S_ISGID) or attr.xattrs):
+            return
+        try:
+            await view.change_fid(node.fid, uid=attr.uid)
+        except OpError as error:
+            if error.errno != errno.EPERM:
+                raise
 
     async def mknod(self, request: Request, body: memoryview) -> Answer:
         """MKNOD"""

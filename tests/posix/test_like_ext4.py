@@ -61,9 +61,30 @@ async def test_on_one_mount(world: Any) -> None:
         with reached(m.path) as top:
             for work in (
                 locks_of_open_files, flock_ends_with_close, times_of_writes, removed_directory, capabilities, append_that_is_cleared,
-                append_only, opened_for_nothing,
+                append_only, opened_for_nothing, chown_to_nobody,
             ):
                 await m.call(work, top)
+
+
+def chown_to_nobody(top: Path) -> None:
+    file = top / "f"
+    file.touch()
+    os.chown(file, USER, USER)
+    for uid in (0, USER):
+        file.chmod(0o6775)
+        os.setxattr(file, "security.capability", CAPABILITY)
+        as_user(lambda: os.chown(file, -1, -1), uid)
+        assert mode(file) == 0o775 and os.listxattr(file) == []
+    file.chmod(0o6775)
+    with contextlib.suppress(PermissionError):
+        as_user(lambda: os.chown(file, -1, -1), USER + 1)
+    assert mode(file) == 0o6775
+    file.chmod(0o6777)
+    with open(file, "r+b") as opened:
+        as_user(lambda: os.write(opened.fileno(), b"x"), USER + 1)
+    assert mode(file) == 0o777
+    os.chown(top, -1, -1)
+    file.unlink()
 
 
 def locks_of_open_files(top: Path) -> None:
