@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lustrelite.alive import runs
-from lustrelite.claim import bury
 from lustrelite.cli.context import where
 from lustrelite.cli.errors import Refused
 from lustrelite.fuse.attach import TYPE, mountinfo
@@ -178,6 +177,8 @@ def record_of(point: str, run_dirs: list[Path]) -> dict[str, Any]:
 
 def forget_dead(run_dir: Path) -> None:
     """Remove records and control sockets of mounts whose processes were killed, and were seen dead before by a command like this."""
+    from lustrelite.claim import bury
+
     left = [*run_dir.glob("mount*.pid"), *run_dir.glob("mount*.json")]
     for path in sorted({path.with_suffix(".pid") for path in left}):
         with contextlib.suppress(OSError):
@@ -186,6 +187,8 @@ def forget_dead(run_dir: Path) -> None:
 
 def forget_unmounted(point: str, run_dirs: list[Path]) -> None:
     """The same, at once, of those whose mount point has just been unmounted although nobody served it any more."""
+    from lustrelite.claim import bury
+
     for run_dir in run_dirs:
         for path in sorted(run_dir.glob("mount*.json")):
             with contextlib.suppress(OSError, ValueError):

@@ -41,16 +41,16 @@ def test_a_prefix_comes_back(kind, header, bulk_bytes, bulk_crc, before):
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ((0x4C4D, 14, 2, 9, 0), "magic"),
+        ((0x4C4D, 15, 2, 9, 0), "magic"),
         ((0x4C4C, 0, 2, 9, 0), "version"),
-        ((0x4C4C, 15, 2, 9, 0), "version 15 .* this program 14"),
-        ((0x4C4C, 14, 0, 9, 0), "kind"),
-        ((0x4C4C, 14, 7, 9, 0), "kind"),
-        ((0x4C4C, 14, 2, 0, 0), "header of 0"),
-        ((0x4C4C, 14, 2, limits.header_bytes_max + 1, 0), "header of"),
-        ((0x4C4C, 14, 2, 2**32 - 1, 0), "header of"),
-        ((0x4C4C, 14, 2, 9, limits.brw_bytes_max + 1), "bulk of"),
-        ((0x4C4C, 14, 2, 9, 2**32 - 1), "bulk of"),
+        ((0x4C4C, 16, 2, 9, 0), "version 16 .* this program 15"),
+        ((0x4C4C, 15, 0, 9, 0), "kind"),
+        ((0x4C4C, 15, 7, 9, 0), "kind"),
+        ((0x4C4C, 15, 2, 0, 0), "header of 0"),
+        ((0x4C4C, 15, 2, limits.header_bytes_max + 1, 0), "header of"),
+        ((0x4C4C, 15, 2, 2**32 - 1, 0), "header of"),
+        ((0x4C4C, 15, 2, 9, limits.brw_bytes_max + 1), "bulk of"),
+        ((0x4C4C, 15, 2, 9, 2**32 - 1), "bulk of"),
     ],
 )
 def test_a_bad_prefix_is_refused(fields, why):
@@ -59,7 +59,7 @@ def test_a_bad_prefix_is_refused(fields, why):
 
 
 def test_the_largest_frame_is_accepted():
-    data = struct.pack(">HBBIIII", 0x4C4C, 14, 2, limits.header_bytes_max, limits.brw_bytes_max, 0, 0)
+    data = struct.pack(">HBBIIII", 0x4C4C, 15, 2, limits.header_bytes_max, limits.brw_bytes_max, 0, 0)
     assert frame.unpack_prefix(data)[1:3] == (limits.header_bytes_max, limits.brw_bytes_max)
 
 
