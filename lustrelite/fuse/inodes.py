@@ -58,8 +58,8 @@ class Node:
     """An inode that the kernel knows."""
 
     __slots__ = (
-        "access", "arrived", "asked", "attr_until", "busy", "changes", "doubted", "epoch", "fid", "gone", "leaving", "listed",
-        "lookups", "mapped", "misplaced", "name_until", "number", "objects", "opens", "pages", "started", "told",
+        "access", "arrived", "asked", "attr_until", "busy", "changes", "doubted", "epoch", "fid", "gone", "latest", "leaving",
+        "listed", "lookups", "mapped", "misplaced", "name_until", "number", "objects", "opens", "pages", "started", "told",
         "withdrawn",
     )  # fmt: skip
 
@@ -77,6 +77,7 @@ class Node:
         self.doubted = False  # that a change from elsewhere may have made untrue
         self.access: tuple[int, int, int] | None = None  # mode, user, group, as it was told of them before it drops the listing
         self.gone: Attr | None = None  # what it was when its last name was removed from here; no regular file
+        self.latest: Stat | None = None  # what was last told of a directory, which somebody may be in when it is removed elsewhere
         self.pages = False  # the kernel may have some of its data
         self.mapped = False  # it was written to through a mapping
         self.leaving: dict[ClientLock, None] = {}  # locks on its data that go as soon as the kernel has dropped its pages
@@ -159,6 +160,8 @@ class Inodes:
         `known`: `stat` is what they vouch for.
         """
         newest = stat if known else self.view.known_stat(node.fid)
+        if S_ISDIR(stat.mode):
+            node.latest = newest or stat
         if node.listed and (node.doubted or newest is None):
             latest = newest if newest is not None else stat
             access = latest.mode, latest.uid, latest.gid

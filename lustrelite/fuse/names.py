@@ -5,7 +5,8 @@ What only looks (LOOKUP, GETATTR, READDIR) acts as root: the kernel has checked 
 What changes anything acts as the caller, and the MDT decides.
 
 A file that is asked for by its inode and has lost its last name is ESTALE: the kernel then walks the path once more
-(walks.py). Unless it was removed from here: somebody may have it open (of regular files the MDT knows that) or be in it.
+(walks.py). Unless it was removed from here: somebody may have it open (of regular files the MDT knows that) or be in it. A
+directory keeps its attributes for who is in it, whoever has removed it: there is nothing in it, and no more links to it.
 """
 
 from __future__ import annotations
@@ -178,9 +179,11 @@ class Names:
         except OpError as error:
             if error.errno != errno.ENOENT:
                 raise
-            if node.gone is None:
-                raise OpError(errno.ESTALE) from None
-            return merge(node.gone._replace(nlink=0), None)
+            if node.gone is not None:
+                return merge(node.gone._replace(nlink=0), None)
+            if node.latest is not None:
+                return node.latest._replace(nlink=0)
+            raise OpError(errno.ESTALE) from None
 
     def getattr(self, request: Request, body: memoryview) -> Answer | Later:
         """GETATTR"""

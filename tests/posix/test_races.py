@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -90,3 +92,48 @@ async def test_a_name_that_is_removed_elsewhere_is_there_or_not(world: Any) -> N
 
         seen = await m.call(race, make_and_remove, m.path / "f")
         assert all(set(counts) <= {"done", "ENOENT"} for counts in seen.values()), seen
+
+
+@pytest.mark.processes
+async def test_who_is_in_a_directory_that_is_removed_elsewhere_is_in_an_empty_one(world: Any) -> None:
+    async with world(oss=1, clients=0) as w, Mounted(w) as m, Mounted(w, "m2") as n:
+        await m.call(in_a_removed_directory, m.path, n.path)
+
+
+def in_a_removed_directory(here: Path, elsewhere: Path) -> None:
+    for looked in (False, True):
+        (here / "d" / "e").mkdir(parents=True)
+        fd = os.open(here / "d" / "e", os.O_RDONLY | os.O_DIRECTORY)
+        if looked:
+            os.stat(".", dir_fd=fd)
+        os.rmdir(elsewhere / "d" / "e")
+        assert os.fstat(fd).st_nlink == 0 and os.listdir(fd) == []
+        for work in (os.stat, os.unlink, os.rmdir, os.mkdir, os.readlink):
+            with pytest.raises(FileNotFoundError):
+                work("f", dir_fd=fd)
+        with pytest.raises(FileNotFoundError):
+            os.open("f", os.O_WRONLY | os.O_CREAT, dir_fd=fd)
+        assert os.fstat(fd).st_nlink == 0
+        with pytest.raises(FileNotFoundError):
+            (here / "d" / "e").stat()
+        os.close(fd)
+        os.rmdir(here / "d")
+
+
+@pytest.mark.processes
+async def test_two_may_remove_one_tree(world: Any) -> None:
+    """rm -r of each takes what the other has left, and neither has a complaint, as on a local disk."""
+    async with world(oss=1, clients=0) as w, Mounted(w) as m, Mounted(w, "m2") as n:
+        for _ in range(3):
+            await m.call(make_tree, m.path / "t")
+            removing = [n.call(subprocess.run, ["rm", "-rf", top / "t"], capture_output=True, text=True) for top in (m.path, n.path)]
+            for done in await asyncio.gather(*removing):
+                assert (done.returncode, done.stderr) == (0, "")
+
+
+def make_tree(top: Path) -> None:
+    for number in range(12):
+        directory = top / str(number) / "x" / "y"
+        directory.mkdir(parents=True)
+        for name in range(10):
+            (directory / f"f{name}").touch()
