@@ -66,7 +66,7 @@ class Osp:
         self.batch = self._least
         self.synced = False  # orphans are cleaned up on this connection
         self.full = False  # says its statfs
-        self.refusing = False  # it answered ENOSPC or EROFS to the last request for ids
+        self.refusing = 0  # it answered ENOSPC or EROFS to the last request for ids
         self.batch_max: int | None = None  # None: that of the process; 0: it gets no new objects (max_create_count)
         self.ran_dry = 0  # times that the last id was taken before more were granted
         self.log = OstLog(self)
@@ -134,7 +134,7 @@ class Osp:
             self.synced
             and self.next <= self.granted
             and not self.full
-            and not self.refusing
+            and self.refusing != errno.EROFS  # ids of before it had no more (ENOSPC) are good: their files will find inodes
             and self.imp.state is State.FULL
             and not self.imp.inactive
             and self.batch_max != 0
@@ -206,7 +206,9 @@ class Osp:
 
     def _refused(self, error: OpError) -> None:
         self.node.events.emit("osp.refused", level="warning", ost=self.name, why=str(error))
-        self.refusing = error.errno in (errno.ENOSPC, errno.EROFS)
+        self.refusing = error.errno if error.errno in (errno.ENOSPC, errno.EROFS) else 0
+        if self.refusing and not self.full:
+            self._look_wanted.set()  # has it no room for data, either?
         self.mdt.allocator.refresh()
 
     async def _clean_orphans(self) -> None:
@@ -226,7 +228,7 @@ class Osp:
         self.next, self.granted = start + 1, start
         self.synced = True
         self._filled_at = float("-inf")
-        self.refusing = False
+        self.refusing = 0
         self._look_wanted.set()
         self.log.wake()
         self.node.events.emit("osp.orphans_cleaned", ost=self.name, last_used=last_used, last_id=reply.last_id)
@@ -248,7 +250,7 @@ class Osp:
             await asyncio.sleep(RETRY_S)
             return
         self.granted = reply.last_id
-        self.refusing = False
+        self.refusing = 0
         self.mdt.allocator.refresh()
 
     # ------------------------------------------------------------ space

@@ -411,6 +411,18 @@ async def test_an_ost_that_lost_ids_is_told_what_is_used(one: One) -> None:
     assert one.world.objects(one.world.make(ROOT, b"new")) == ((0, 11),)
 
 
+async def test_ids_at_hand_are_used_when_an_ost_has_inodes_for_no_more(one: One) -> None:
+    """Creates failed with ENOSPC while a thousand objects were waiting for their files."""
+    one.far.errors = [OpError(errno.ENOSPC)] * 1000
+    left = one.osp.available
+    assert left > 5
+    for number in range(left):
+        one.world.make(ROOT, b"f%d" % number)
+        await settle()
+    assert one.osp.refusing and not one.osp.available
+    one.world.fails(errno.ENOSPC, one.world.new(ROOT, b"x"))
+
+
 async def test_a_refusing_ost_is_asked_again(one: One) -> None:
     """Source: replay-single.sh test_48"""
     one.far.errors = [OpError(errno.EROFS), OpError(errno.EIO)]
