@@ -112,6 +112,7 @@ SEAM_ALLOWED = {
     ("lustrelite.rpc.transport", "socket"),  # the only socket code
     ("lustrelite.rpc.transport", "random"),  # the type of the generator that is handed in
     ("lustrelite.store.kv", "threading"),  # locks only: commits and file I/O run in the node's worker threads
+    ("lustrelite.store.kept_room", "threading"),
     ("lustrelite.store.objects", "threading"),
     ("lustrelite.store.undo", "threading"),
 }

@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Awaitable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from lustrelite.errors import OpError
@@ -193,8 +194,8 @@ async def _write_data(ost: Ost, call: Call, body: Write) -> None:
         if call.still_valid and (len(data) > INLINE_BYTES_MAX or ost.node.faults.any):
             ost.record(body.object)
             check_lock(ost, call, body, body.offset, end, WRITERS)
-            ost.make_room(call.export, (body, data))
-            await ost.node.run_blocking(ost.files.write, body.object, body.offset, data)
+            promised = ost.make_room(call.export, (body, data))
+            await ost.node.run_blocking(partial(ost.files.write, body.object, body.offset, data, promised=promised))
             done = True
             await ost.fault("ost.write_done", call)
     finally:
@@ -212,9 +213,8 @@ def write(txn: Transaction, body: Write) -> WriteReply:
     data, end = _check_write(body, call.bulk)
     record = ost.record_for(txn, body.object)
     if not _is_done(ost, txn, call, [(body, body.offset, end)]):
-        if not txn.replay:  # its space was found once
-            ost.make_room(call.export, (body, data))
-        ost.files.write(body.object, body.offset, data)
+        promised = txn.replay or ost.make_room(call.export, (body, data))  # of a replay room was found once
+        ost.files.write(body.object, body.offset, data, promised=promised)
     attr = ost.stage(txn, body.object, _written(txn, record, body), data=False)
     ost.written(body.object, body.offset, data)
     ost.prolong(call.export, body.lock)
@@ -306,22 +306,22 @@ async def _write_data_many(ost: Ost, call: Call, parts: Parts) -> None:
     objects = _check_many(ost, call, parts)
     for oid in objects:
         ost.record(oid)
-    ost.make_room(call.export, *parts)
+    promised = ost.make_room(call.export, *parts)
     holds: list[Hold] = []
     done = False
     try:
         for oid, ranges in objects.items():  # all in this turn
             holds.append(await ost.ranges.hold(oid, *ranges))
-        await ost.node.run_blocking(_write_files, ost, parts)
+        await ost.node.run_blocking(_write_files, ost, parts, promised)
         done = True
         await ost.fault("ost.write_done", call)
     finally:
         _leave(ost, call, holds, [], done)
 
 
-def _write_files(ost: Ost, parts: Parts) -> None:
+def _write_files(ost: Ost, parts: Parts, promised: bool) -> None:
     for part, data in parts:
-        ost.files.write(part.object, part.offset, data)
+        ost.files.write(part.object, part.offset, data, promised=promised)
 
 
 def write_many(txn: Transaction, body: WriteMany) -> WriteManyReply:
@@ -339,9 +339,8 @@ def write_many(txn: Transaction, body: WriteMany) -> WriteManyReply:
                     raise
                 records[part.object] = None
     if not _is_done(ost, txn, call, [(part, part.offset, part.offset + len(data)) for part, data in parts]):
-        if not txn.replay:
-            ost.make_room(call.export, *parts)
-        _write_files(ost, [(part, data) for part, data in parts if records[part.object] is not None])
+        promised = txn.replay or ost.make_room(call.export, *parts)
+        _write_files(ost, [(part, data) for part, data in parts if records[part.object] is not None], promised)
     for part, data in parts:
         record = records[part.object]
         if record is not None:

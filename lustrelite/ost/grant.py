@@ -27,7 +27,7 @@ from lustrelite.wire.session import FEATURE_GRANT, Connect
 FIRST_BYTES = 8 << 20  # what a new client gets, if there is 64 times as much
 SHARE = 8  # one in so many bytes of what is left is given at once
 EXPORT_BYTES_MAX = 1 << 30  # one client holds no more
-BUDGET_BYTES_MAX = 1 << 30  # written or promised before the disk is asked again how full it is
+BUDGET_BYTES_MAX = 16 << 20  # taken of the disk ahead: written or promised before it is asked again how full it is
 
 
 def cost_of(body: Write, length: int) -> int:
@@ -43,14 +43,18 @@ class _Claim(NamedTuple):
 
 
 class Grants:
-    """The promises of one OST. `space` says how many bytes the disk has beyond the reserve, promised or not."""
+    """The promises of one OST. `space` says how many bytes the disk has beyond the reserve, promised or not.
 
-    def __init__(self, space: Callable[[], int]) -> None:
+    `keep` takes so many bytes of the disk before others on it can, and says how many it has got.
+    """
+
+    def __init__(self, space: Callable[[], int], keep: Callable[[int], int]) -> None:
         self.space = space
+        self.keep = keep
         self.promised = 0
         self.held: dict[Export, int] = {}
         self._claims: dict[Export, _Claim] = {}
-        self._budget = 0  # what may be written or promised before the disk is asked again
+        self._budget = 0  # kept beside what is promised: what may be written or promised before the disk is asked again
 
     @property
     def left(self) -> int:
@@ -64,6 +68,7 @@ class Grants:
         if known:
             self._claims[export] = _Claim(last_transno, {})
             self._set(export, min(max(body.grant, 0), EXPORT_BYTES_MAX))
+            self.keep(self.promised)
             self.look_again()
         else:
             self.gone(export)
@@ -73,6 +78,7 @@ class Grants:
     def gone(self, export: Export) -> None:
         """The client is gone, evicted, or begins anew: what it was promised is free."""
         self.promised -= self.held.pop(export, 0)
+        self.keep(self.promised + self._budget)
         self._claims.pop(export, None)
         assert self.promised >= 0
 
@@ -87,12 +93,18 @@ class Grants:
 
     def take(self, length: int) -> bool:
         """`length` bytes are about to be written that nobody was promised: is there room for them?"""
+        if length > self._budget:
+            self._take_ahead(length)
+        if length > self._budget:
+            return False
         self._budget -= length
-        if self._budget >= 0:
-            return True
-        left = self.left
-        self._budget = min(max(left - length, 0) // 8, BUDGET_BYTES_MAX)
-        return left >= length
+        return True
+
+    def _take_ahead(self, wanted: int) -> None:
+        """Look how full the disk is, and have a part of what is left; more, if so much is `wanted`."""
+        left = max(self.left, 0)
+        budget = max(min(left // SHARE, BUDGET_BYTES_MAX), wanted if wanted <= left else 0)
+        self._budget = max(0, self.keep(self.promised + budget) - self.promised)
 
     def written(self, export: Export, cost: int, undirty: int) -> int:
         """What took `cost` bytes of grant was written. Returns what the client, who would like `undirty`, gets on top."""
@@ -120,6 +132,7 @@ class Grants:
         """The client needs `amount` of its grant no more."""
         held = self.held.get(export, 0)
         self._set(export, held - min(max(amount, 0), held))
+        self.keep(self.promised + self._budget)
 
     def restore(self, export: Export, held: int) -> None:
         """A write failed after all: the client is promised what it was before."""
@@ -133,9 +146,8 @@ class Grants:
     def _give(self, export: Export, wanted: int) -> int:
         given = wanted // GRANT_BLOCK_BYTES * GRANT_BLOCK_BYTES
         if given > self._budget:
-            left = max(self.left, 0)
-            self._budget = min(left // 8, BUDGET_BYTES_MAX)
-            given = min(given, left // SHARE // GRANT_BLOCK_BYTES * GRANT_BLOCK_BYTES)
+            self._take_ahead(0)
+            given = min(given, self._budget // GRANT_BLOCK_BYTES * GRANT_BLOCK_BYTES)
         self._budget -= given
         self._set(export, self.held.get(export, 0) + given)
         return given

@@ -73,7 +73,7 @@ class Ost(Target):
         self.prepared: dict[Call, Prepared] = {}  # between the two halves of a write or punch, for one turn
         self._touched: dict[int, None] = {}  # data in the file, not yet durable, record staged
         self._doomed: dict[int, None] = {}  # record deleted, file not yet unlinked
-        self.grants = Grants(self._space)
+        self.grants = Grants(self._space, self.files.keep)
         self._uncommitted_bytes = 0
         self._fresh: list[Data] | None = []  # written since the last commit or log; None: more than the log takes
         self._fresh_bytes = 0
@@ -113,6 +113,7 @@ class Ost(Target):
         self._cancel_tasks()
         self._sync(self._take_touched())
         super().close()
+        self.files.keep_nothing()
         self.files.close()
 
     def kill(self) -> None:
@@ -145,17 +146,18 @@ class Ost(Target):
         """See Grants.connected."""
         return self.grants.connected(export, body, self.last_transno, known=known)
 
-    def make_room(self, export: Export, *parts: tuple[Write, Buffer]) -> None:
-        """Before these writes.  Errors: ENOSPC, what is left of the disk is reserved, or promised to others
+    def make_room(self, export: Export, *parts: tuple[Write, Buffer]) -> bool:
+        """Before these writes: is there room kept for them?  Errors: ENOSPC, what is left of the disk is reserved, or promised to others
 
         The reserve is for the database, which needs room to destroy things. Rewriting what is there is always allowed; a hole
         is not there.
         """
         cost = sum([cost_of(body, len(data)) for body, data in parts])
         if self.grants.covers(export, cost) or self.grants.take(sum([len(data) for _, data in parts])):
-            return
+            return True
         if any(self._takes_room(body.object, body.offset, body.offset + len(data)) for body, data in parts):
             raise OpError(errno.ENOSPC, f"{self.name} is full")
+        return False
 
     def _takes_room(self, oid: int, start: int, end: int) -> bool:
         """Does the file lack blocks for [start, end)?

@@ -150,7 +150,14 @@ class SimObjectFiles:
         if writes and self.disk.broken:
             raise OpError(self.disk.broken, "the disk is broken")
 
-    def write(self, oid: int, offset: int, data: Buffer) -> None:
+    def keep(self, size: int) -> int:
+        """See ObjectFiles.keep. Nobody else takes room of this disk."""
+        return size
+
+    def keep_nothing(self) -> None:
+        """See ObjectFiles.keep_nothing."""
+
+    def write(self, oid: int, offset: int, data: Buffer, *, promised: bool = False) -> None:
         """See ObjectFiles.write."""
         self._check(writes=True)
         view = memoryview(data).cast("B")

@@ -546,7 +546,7 @@ class Store:
                 parts.setdefault(oid, []).append((offset, content))
         for oid, contents in parts.items():
             for offset, content in contents:
-                files.write(oid, offset, content)
+                files.write(oid, offset, content, promised=True)
         files.sync(parts)
         self.logged_data = []
 

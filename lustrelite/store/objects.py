@@ -26,6 +26,7 @@ from typing import Any
 
 from lustrelite.errors import OpError, StoreFailed
 from lustrelite.store import disk
+from lustrelite.store.kept_room import KeptRoom
 from lustrelite.wire.ost import OBJECT_EOF
 
 SUBDIRECTORIES = 32
@@ -69,6 +70,7 @@ class ObjectFiles:
         with _errors("make the directories of"):
             self._make_directories()
             self._top_fd = os.open(self._top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._kept_room = KeptRoom(os.path.join(self._top, "kept"))
 
     def _make_directories(self) -> None:
         if os.path.isdir(os.path.join(self._top, f"d{SUBDIRECTORIES - 1}")):
@@ -131,17 +133,33 @@ class ObjectFiles:
 
     # ------------------------------------------------------------ data
 
-    def write(self, oid: int, offset: int, data: Buffer) -> None:
-        """Write all of `data` at `offset`.  Errors: ENOSPC, EFBIG, EIO; part of it may be written then"""
-        try:
-            file = self._take(oid, create=True)
-            assert file is not None
+    def write(self, oid: int, offset: int, data: Buffer, *, promised: bool = False) -> None:
+        """Write all of `data` at `offset`; if room was `promised` for it, into what is kept of it.
+
+        Errors: ENOSPC, EFBIG, EIO; part of it may be written then
+        """
+        view = memoryview(data).cast("B")
+        while True:
             try:
-                self._move(os.pwritev, file, oid, offset, memoryview(data).cast("B"))
-            finally:
-                self._give(file)
-        except OSError as error:
-            raise _failed("write", oid, error) from error
+                file = self._take(oid, create=True)
+                assert file is not None
+                try:
+                    self._move(os.pwritev, file, oid, offset, view)
+                finally:
+                    self._give(file)
+            except OSError as error:
+                if error.errno != errno.ENOSPC or not promised or not self._kept_room.lend(len(view)):
+                    raise _failed("write", oid, error) from error
+            else:
+                return
+
+    def keep(self, size: int) -> int:
+        """Keep room for `size` bytes that are promised, or as many as there are; returns how many."""
+        return self._kept_room.keep(size)
+
+    def keep_nothing(self) -> None:
+        """Nothing is promised any more."""
+        self._kept_room.free()
 
     def read_into(self, oid: int, offset: int, buffer: Buffer) -> int:
         """Fill `buffer` from `offset` and return how many bytes there were: fewer only at the end of the object."""
@@ -283,9 +301,10 @@ class ObjectFiles:
         return self.stat(oid)[1]
 
     def statfs(self) -> disk.Space:
-        """(total, free, available, files_total, files_free) of the disk."""
+        """(total, free, available, files_total, files_free) of the disk; what is kept here is free."""
         with _errors("statfs"):
-            return disk.space(self._top)
+            space, kept = disk.space(self._top), self._kept_room.size
+            return space._replace(free=space.free + kept, available=space.available + kept)
 
     def ids(self) -> Iterator[int]:
         """Every object that has a file, directory by directory, ascending in each."""

@@ -53,10 +53,10 @@ class UndoFiles(ObjectFiles):
             self._images.setdefault(oid, []).append(path)
             yield
 
-    def write(self, oid: int, offset: int, data: Buffer) -> None:
+    def write(self, oid: int, offset: int, data: Buffer, *, promised: bool = False) -> None:
         """See ObjectFiles.write."""
         with self._kept(oid, offset, offset + len(memoryview(data).cast("B"))):
-            super().write(oid, offset, data)
+            super().write(oid, offset, data, promised=promised)
 
     def punch(self, oid: int, start: int, end: int) -> None:
         """See ObjectFiles.punch."""

@@ -307,10 +307,10 @@ async def test_one_that_cannot_be_written_is_nobody_elses_trouble(cluster: Any, 
         if lost:
             c.expect("client.data_lost", "ost.io_error")
 
-        def fails(oid: int, offset: int, data: Any) -> None:
+        def fails(oid: int, offset: int, data: Any, **how: Any) -> None:
             if oid == obj:
                 raise OpError(errno.EIO)
-            write(oid, offset, data)
+            write(oid, offset, data, **how)
 
         if how == "its object is gone":
             await b.unlink("/u/f3")

@@ -87,16 +87,16 @@ def test_a_client_keeps_what_it_is_told_to_and_gives_back_the_rest() -> None:
 
 
 def test_a_new_client_gets_a_part_of_what_is_left_and_who_wants_none_gets_none() -> None:
-    grants = Grants(lambda: 64 * GIB)
+    grants = Grants(lambda: 64 * GIB, int)
     assert grants.connected(export(), connect(claim=GIB), 0, known=False) == ost_grant.FIRST_BYTES
     assert grants.connected(export(0), connect(), 0, known=False) == 0
-    full = Grants(lambda: 64 << 20)
+    full = Grants(lambda: 64 << 20, int)
     assert full.connected(export(), connect(), 0, known=False) == 1 << 20
-    assert Grants(lambda: -5).connected(export(), connect(), 0, known=False) == 0
+    assert Grants(lambda: -5, int).connected(export(), connect(), 0, known=False) == 0
 
 
 def test_a_write_uses_its_grant_up_and_brings_more() -> None:
-    grants, client = Grants(lambda: 64 * GIB), export()
+    grants, client = Grants(lambda: 64 * GIB, int), export()
     first = grants.connected(client, connect(), 0, known=False)
     assert grants.covers(client, cost_of(write(100), 5000))
     assert cost_of(write(100), 5000) == 2 * BLOCK and cost_of(write(0, promised=False), 1 << 20) == 0
@@ -113,7 +113,7 @@ def record(xid: int, transno: int, grant: int = 0) -> ReplyRecord:
 
 def test_a_write_is_counted_once_however_often_it_is_answered() -> None:
     """Its cost and what it brought are the same on both sides, whether the answer or the connection was lost."""
-    grants, client = Grants(lambda: 64 * GIB), export()
+    grants, client = Grants(lambda: 64 * GIB, int), export()
     grants.connected(client, connect(), 0, known=False)
     grants.connected(client, connect(claim=10 * BLOCK), 50, known=True)
     given = grants.written(client, BLOCK, 3 * BLOCK)
@@ -131,7 +131,7 @@ def test_a_write_is_counted_once_however_often_it_is_answered() -> None:
 
 
 def test_what_is_given_back_is_promised_to_nobody() -> None:
-    grants, client = Grants(lambda: 64 * GIB), export()
+    grants, client = Grants(lambda: 64 * GIB, int), export()
     grants.connected(client, connect(claim=10 * BLOCK), 0, known=True)
     grants.given_back(client, 4 * BLOCK)
     assert grants.promised == grants.held[client] == 6 * BLOCK
@@ -141,12 +141,33 @@ def test_what_is_given_back_is_promised_to_nobody() -> None:
     grants.check()
 
 
+def test_no_more_is_promised_than_is_kept() -> None:
+    """Others on the same disk are faster."""
+    room, wishes = 3 * BLOCK, list[int]()
+
+    def keep(size: int) -> int:
+        wishes.append(size)
+        return min(size, room)
+
+    grants, client, other = Grants(lambda: 64 * GIB, keep), export(), export()
+    assert grants.connected(client, connect(), 0, known=False) == 3 * BLOCK
+    assert grants.written(client, 0, 10 * BLOCK) == 0
+    room = 5 * BLOCK
+    assert grants.written(client, BLOCK, 10 * BLOCK) == 3 * BLOCK and grants.promised == 5 * BLOCK
+    assert grants.connected(other, connect(7 * BLOCK), 1, known=True) == 7 * BLOCK, "he has accepted data"
+    assert wishes[-1] == 12 * BLOCK
+    grants.given_back(other, 7 * BLOCK)
+    assert wishes[-1] == 5 * BLOCK
+    grants.gone(client)
+    assert wishes[-1] == 0
+
+
 def test_nobody_gets_more_than_a_share_nor_more_than_the_bound() -> None:
-    grants, client = Grants(lambda: 100 << 20), export()
+    grants, client = Grants(lambda: 100 << 20, int), export()
     grants.connected(client, connect(), 0, known=False)
     before = grants.left
     assert grants.written(client, 0, 90 << 20) == before // 8 // BLOCK * BLOCK
-    rich, greedy = Grants(lambda: 1000 * GIB), export()
+    rich, greedy = Grants(lambda: 1000 * GIB, int), export()
     for _ in range(100):
         rich.written(greedy, 0, 100 * GIB)
     assert rich.held[greedy] == ost_grant.EXPORT_BYTES_MAX
@@ -154,7 +175,7 @@ def test_nobody_gets_more_than_a_share_nor_more_than_the_bound() -> None:
 
 def test_others_may_not_write_into_what_is_promised() -> None:
     space = 10 << 20
-    grants, client = Grants(lambda: space), export()
+    grants, client = Grants(lambda: space, int), export()
     grants.connected(client, connect(claim=9 << 20), 0, known=True)
     assert grants.left == 1 << 20
     assert grants.take(1 << 20) and not grants.take((1 << 20) + 1)
@@ -167,7 +188,7 @@ def test_others_may_not_write_into_what_is_promised() -> None:
 
 
 def test_a_client_is_believed_after_a_restart() -> None:
-    grants, client = Grants(lambda: 1 << 20), export()
+    grants, client = Grants(lambda: 1 << 20, int), export()
     assert grants.connected(client, connect(claim=50 << 20), 0, known=True) == 50 << 20
     assert grants.left < 0, "its data is accepted, whoever has filled the disk"
     assert not grants.take(1)
@@ -181,7 +202,7 @@ def test_what_a_client_accepts_always_finds_room(seed: int) -> None:
     """Several clients and one disk, lost answers, reconnects and a restart of the OST: ENOSPC only for writes through."""
     rng = random.Random(seed)
     disk = [rng.choice((4, 40, 400)) << 20]  # free bytes
-    grants = Grants(lambda: disk[0])
+    grants = Grants(lambda: disk[0], int)
     clients = [(export(), Grant()) for _ in range(3)]
     dirty: dict[int, list[tuple[int, int]]] = {0: [], 1: [], 2: []}
     for who, grant in clients:
@@ -218,7 +239,7 @@ def test_what_a_client_accepts_always_finds_room(seed: int) -> None:
         elif kind == "reconnect" and rng.random() < 0.3:
             grant.connected(grants.connected(who, connect(grant.total), 0, known=True))
         elif kind == "restart" and rng.random() < 0.1:
-            grants = Grants(lambda: disk[0])
+            grants = Grants(lambda: disk[0], int)
             for other, theirs in clients:
                 theirs.connected(grants.connected(other, connect(theirs.total), 0, known=True))
         assert grants.promised == sum(grants.held.values())

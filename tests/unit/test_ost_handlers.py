@@ -410,7 +410,7 @@ async def test_a_full_disk_is_said_and_overwriting_goes_on(rig: Rig, monkeypatch
 async def test_errors_of_the_disk_are_the_answer(rig: Rig, number: int, length: int) -> None:
     await rig.grant(1)
 
-    def broken(*args: Any) -> None:
+    def broken(*args: Any, **how: Any) -> None:
         raise OpError(number)
 
     write, rig.ost.files.write = rig.ost.files.write, broken  # type: ignore[method-assign]
@@ -432,11 +432,11 @@ class Gate:
         self.calls = 0
         original = getattr(rig.ost.files, method)
 
-        def gated(*args: Any) -> Any:
+        def gated(*args: Any, **how: Any) -> Any:
             self.calls += 1
             self.entered.set()
             assert self.open.wait(10)
-            return original(*args)
+            return original(*args, **how)
 
         setattr(rig.ost.files, method, gated)
 

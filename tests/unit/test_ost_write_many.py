@@ -176,10 +176,10 @@ async def test_all_of_it_or_nothing(rig: Rig, size: int, why: str) -> None:
 async def test_an_error_of_the_disk_leaves_no_record(rig: Rig, size: int) -> None:
     write = rig.ost.files.write
 
-    def broken(oid: int, offset: int, data: Any) -> None:
+    def broken(oid: int, offset: int, data: Any, **how: Any) -> None:
         if oid == 2:
             raise OpError(errno.EIO)
-        write(oid, offset, data)
+        write(oid, offset, data, **how)
 
     rig.ost.files.write = broken  # type: ignore[method-assign]
     held = dict(rig.ost.grants.held)

@@ -1,0 +1,93 @@
+"""Room on a disk that is kept for what was promised to clients: blocks of a file to which nobody ever writes.
+
+What is free belongs to nobody: the other OSTs of the disk, and any program, take of it what they like (`lustrelite up` puts
+all targets on one disk, and so does a container engine with its volumes). So who promises room takes it first, and frees
+of it what a write that was promised room does not find. A kill leaves the file to the successor, whose clients have
+accepted data in the faith of it; after an orderly stop there is none.
+
+Where a file system cannot allocate (EOPNOTSUPP) nothing is kept.
+Source: none in Lustre, whose OSTs have a disk each
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Iterator
+
+from lustrelite.store import disk
+
+STEP_BYTES_MAX = 16 << 20  # taken and freed at once, less of a small disk
+LENT_BYTES = 8 << 10  # freed beside what a write needs: its blocks need not begin where it does, and the file system has its own
+
+
+class KeptRoom:
+    """The file at `path`. Several threads may use it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._can = True
+        self._step = min(STEP_BYTES_MAX, disk.space(os.path.dirname(path)).total // 1024)
+        self.size = 0  # bytes
+        with contextlib.suppress(FileNotFoundError):
+            found = os.stat(path)
+            self.size = min(found.st_size, found.st_blocks * 512)
+
+    def keep(self, wanted: int) -> int:
+        """Have `wanted` bytes, or what there is; returns how many that are. More are kept for a while, so that this is rare."""
+        size = self.size
+        if size - 2 * self._step <= wanted <= size or not self._can:
+            return wanted
+        with self._lock:
+            if wanted > self.size:
+                self._grow(wanted)
+            elif self.size - 2 * self._step > wanted:
+                self._cut(wanted + self._step)
+            return min(wanted, self.size) if self._can else wanted
+
+    def _grow(self, wanted: int) -> None:
+        for size in (wanted + self._step, wanted):
+            try:
+                with self._open() as fd:
+                    disk.fallocate(fd, 0, 0, size)
+            except OSError as error:
+                if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
+                    self._can = False
+                    return
+                with contextlib.suppress(OSError):
+                    self._cut(self.size)  # some of it may have been found
+            else:
+                self.size = size
+                return
+
+    def lend(self, length: int) -> bool:
+        """Free room for a write of `length` bytes that was promised it; False: nothing is kept."""
+        with self._lock:
+            if not self.size:
+                return False
+            self._cut(max(0, self.size - length - LENT_BYTES), durable=True)
+            return True
+
+    def free(self) -> None:
+        """Nothing is promised any more."""
+        with self._lock, contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+            self.size = 0
+
+    def _cut(self, size: int, *, durable: bool = False) -> None:
+        with self._open() as fd:
+            os.ftruncate(fd, size)
+            if durable:  # with a journal, what was freed is free when that is durable
+                os.fsync(fd)
+        self.size = size
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[int]:
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            yield fd
+        finally:
+            os.close(fd)

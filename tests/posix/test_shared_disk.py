@@ -1,0 +1,72 @@
+"""All targets on one small disk, as those of `lustrelite up`: what a program was told is written is there, however full it is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.posix.mounts import Mounted, missing
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+
+MIB = 1 << 20
+DISK_BYTES = 160 * MIB
+FILES = 8
+PIECE = 200_000
+
+
+@pytest.fixture
+def one_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """What is made in the temporary directory is made on a small disk."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", str(tmp_path)], check=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def content(number: int, size: int) -> bytes:
+    """What is written to a file, as far as there is room: no two blocks of it are equal."""
+    return b"".join(struct.pack("<QQ", number, at) for at in range(-(-size // 16)))[:size]
+
+
+def write_all_that_fits(top: Path) -> list[int]:
+    """Write to several files in turn until there is no room; how many bytes each of them took."""
+    fds = [os.open(top / f"f{number}", os.O_CREAT | os.O_WRONLY) for number in range(FILES)]
+    whole = [content(number, 2 * DISK_BYTES // FILES) for number in range(FILES)]
+    taken = [0] * FILES
+    full = set[int]()
+    while len(full) < FILES:
+        for number in set(range(FILES)) - full:
+            at = taken[number]
+            try:
+                taken[number] += os.pwrite(fds[number], whole[number][at : at + PIECE], at)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+                full.add(number)
+    for fd in fds:
+        os.fsync(fd)  # EIO, ENOSPC: something was accepted and is lost
+        os.close(fd)
+    return taken
+
+
+@pytest.mark.processes
+async def test_nothing_that_was_accepted_is_lost_on_a_full_disk(world: Any, one_disk: Path) -> None:
+    async with world(oss=2, clients=0) as w, Mounted(w) as m, Mounted(w, "m2") as n:
+        assert one_disk in w.directory.parents
+        await m.call((m.path / "d").mkdir)
+        taken = await m.call(write_all_that_fits, m.path / "d")
+        assert sum(taken) > DISK_BYTES // 4, taken
+        for number, size in enumerate(taken):
+            found = await n.call((n.path / "d" / f"f{number}").read_bytes)
+            assert found[:size] == content(number, size), number
+            assert len(found) < size + PIECE, "of what was refused there may be a part"
+        await m.call(shutil.rmtree, m.path / "d")

@@ -1,0 +1,123 @@
+"""What is promised has its room on the disk, whoever else fills it: on a small file system of the test's own."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lustrelite.errors import OpError
+from lustrelite.store import disk
+from lustrelite.store.kept_room import LENT_BYTES, STEP_BYTES_MAX, KeptRoom
+from lustrelite.store.objects import ObjectFiles
+
+MIB = 1 << 20
+DISK_BYTES = 32 * MIB
+STEP = DISK_BYTES // 1024
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A directory with so many bytes."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", str(place)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("only root may mount a small file system")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def left(place: Path) -> int:
+    return disk.space(str(place)).available
+
+
+def fill(place: Path, but: int = 0) -> None:
+    """Somebody takes all that is free."""
+    with open(place / "others", "ab", buffering=0) as file:
+        while left(place) > but:
+            try:
+                file.write(bytes(min(MIB, left(place) - but)))
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+                break
+
+
+def test_what_is_kept_is_not_there_for_others(small: Path) -> None:
+    room = KeptRoom(str(small / "kept"))
+    free = left(small)
+    assert room.keep(4 * MIB) == 4 * MIB
+    assert free - left(small) == room.size == 4 * MIB + STEP
+    assert room.keep(4 * MIB + STEP) == 4 * MIB + STEP and room.size == 4 * MIB + STEP, "taken ahead"
+    assert room.keep(3 * MIB) == 3 * MIB and left(small) == free - 3 * MIB - STEP
+    assert room.keep(3 * MIB - STEP) and room.size == 3 * MIB + STEP, "given back by and by"
+    room.free()
+    assert left(small) == free and not room.size
+    room.free()
+
+
+def test_no_more_is_kept_than_there_is(small: Path) -> None:
+    room = KeptRoom(str(small / "kept"))
+    room.keep(MIB)
+    fill(small, but=2 * MIB)
+    assert room.keep(2 * MIB) == 2 * MIB
+    before = room.size
+    assert room.keep(8 * MIB) == before == room.size, "what there was"
+    assert left(small) == 3 * MIB + STEP - before, "and what was found in vain is free"
+
+
+def test_a_successor_finds_what_was_kept(small: Path) -> None:
+    KeptRoom(str(small / "kept")).keep(2 * MIB)
+    fill(small)
+    room = KeptRoom(str(small / "kept"))
+    assert room.size == 2 * MIB + STEP and room.keep(2 * MIB) == 2 * MIB
+    assert room.keep(5 * MIB) == 2 * MIB + STEP
+
+
+def test_a_write_that_was_promised_room_finds_it_on_a_full_disk(small: Path) -> None:
+    files = ObjectFiles(small)
+    free = files.statfs().available
+    assert files.keep(4 * MIB) == 4 * MIB
+    assert files.statfs().available == free, "what is kept here is free, but for others"
+    fill(small)
+    with pytest.raises(OpError) as caught:
+        files.write(1, 0, bytes(MIB))
+    assert caught.value.errno == errno.ENOSPC
+    data = os.urandom(100_000)
+    for number in range(30):
+        files.write(1, number * len(data), data, promised=True)
+        fill(small)  # whatever is free for a moment
+    back = bytearray(30 * len(data))
+    assert files.read_into(1, 0, back) == len(back) and back == data * 30
+    with pytest.raises(OpError):
+        files.write(2, 0, bytes(4 * MIB), promised=True)
+    assert not files._kept_room.size, "all of it was lent"
+    files.keep_nothing()
+    files.close()
+
+
+def test_where_nothing_can_be_allocated_promises_are_all_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot(*args: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, "on this file system")
+
+    monkeypatch.setattr(disk, "fallocate", cannot)
+    room = KeptRoom(str(tmp_path / "kept"))
+    assert room.keep(1 << 50) == 1 << 50 and room.keep(5) == 5
+    assert not room.size and not room.lend(1)
+
+
+def test_little_is_kept_ahead_on_a_large_disk(tmp_path: Path) -> None:
+    room = KeptRoom(str(tmp_path / "kept"))
+    room.keep(MIB)
+    if room.size:  # else the file system cannot
+        assert room.size <= MIB + STEP_BYTES_MAX
+        assert room.lend(MIB // 2) and room.size == (tmp_path / "kept").stat().st_size
+        assert room.size <= MIB + STEP_BYTES_MAX - MIB // 2 - LENT_BYTES
+    room.free()
