@@ -73,7 +73,7 @@ class Ost(Target):
         self.prepared: dict[Call, Prepared] = {}  # between the two halves of a write or punch, for one turn
         self._touched: dict[int, None] = {}  # data in the file, not yet durable, record staged
         self._doomed: dict[int, None] = {}  # record deleted, file not yet unlinked
-        self.grants = Grants(self._space, self.files.keep)
+        self.grants = Grants(self._space, self._keep)
         self._uncommitted_bytes = 0
         self._fresh: list[Data] | None = []  # written since the last commit or log; None: more than the log takes
         self._fresh_bytes = 0
@@ -166,6 +166,10 @@ class Ost(Target):
         """
         size, blocks = self.files.stat(oid)
         return end > size or (blocks * 512 < size and self.files.seek(oid, start, os.SEEK_HOLE) < end)
+
+    def _keep(self, size: int) -> int:
+        """Keep room for what is promised; in recovery also what others may say that they were promised."""
+        return self.files.keep(size, at_least=self.recovering)
 
     @property
     def has_space(self) -> bool:

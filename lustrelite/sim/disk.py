@@ -150,7 +150,7 @@ class SimObjectFiles:
         if writes and self.disk.broken:
             raise OpError(self.disk.broken, "the disk is broken")
 
-    def keep(self, size: int) -> int:
+    def keep(self, size: int, *, at_least: bool = False) -> int:
         """See ObjectFiles.keep. Nobody else takes room of this disk."""
         return size
 

@@ -36,15 +36,18 @@ class KeptRoom:
             found = os.stat(path)
             self.size = min(found.st_size, found.st_blocks * 512)
 
-    def keep(self, wanted: int) -> int:
-        """Have `wanted` bytes, or what there is; returns how many that are. More are kept for a while, so that this is rare."""
+    def keep(self, wanted: int, *, at_least: bool = False) -> int:
+        """Have `wanted` bytes, or what there is; returns how many that are. More are kept for a while, so that this is rare.
+
+        `at_least`: what is more is not freed.
+        """
         size = self.size
         if size - 2 * self._step <= wanted <= size or not self._can:
             return wanted
         with self._lock:
             if wanted > self.size:
                 self._grow(wanted)
-            elif self.size - 2 * self._step > wanted:
+            elif self.size - 2 * self._step > wanted and not at_least:
                 self._cut(wanted + self._step)
             return min(wanted, self.size) if self._can else wanted
 
@@ -57,8 +60,7 @@ class KeptRoom:
                 if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
                     self._can = False
                     return
-                with contextlib.suppress(OSError):
-                    self._cut(self.size)  # some of it may have been found
+                self._cut(self.size)  # some of it may have been found
             else:
                 self.size = size
                 return
@@ -68,21 +70,24 @@ class KeptRoom:
         with self._lock:
             if not self.size:
                 return False
-            self._cut(max(0, self.size - length - LENT_BYTES), durable=True)
-            return True
+            return self._cut(max(0, self.size - length - LENT_BYTES), durable=True)
 
     def free(self) -> None:
         """Nothing is promised any more."""
-        with self._lock, contextlib.suppress(FileNotFoundError):
+        with self._lock, contextlib.suppress(OSError):
             os.unlink(self._path)
             self.size = 0
 
-    def _cut(self, size: int, *, durable: bool = False) -> None:
-        with self._open() as fd:
-            os.ftruncate(fd, size)
-            if durable:  # with a journal, what was freed is free when that is durable
-                os.fsync(fd)
+    def _cut(self, size: int, *, durable: bool = False) -> bool:
+        try:
+            with self._open() as fd:
+                os.ftruncate(fd, size)
+                if durable:  # with a journal, what was freed is free when that is durable
+                    os.fsync(fd)
+        except OSError:
+            return False  # the disk is broken: who writes to it hears of that
         self.size = size
+        return True
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[int]:

@@ -153,9 +153,9 @@ class ObjectFiles:
             else:
                 return
 
-    def keep(self, size: int) -> int:
-        """Keep room for `size` bytes that are promised, or as many as there are; returns how many."""
-        return self._kept_room.keep(size)
+    def keep(self, size: int, *, at_least: bool = False) -> int:
+        """See KeptRoom.keep: for what is promised."""
+        return self._kept_room.keep(size, at_least=at_least)
 
     def keep_nothing(self) -> None:
         """Nothing is promised any more."""

@@ -79,6 +79,8 @@ def test_a_successor_finds_what_was_kept(small: Path) -> None:
     room = KeptRoom(str(small / "kept"))
     assert room.size == 2 * MIB + STEP and room.keep(2 * MIB) == 2 * MIB
     assert room.keep(5 * MIB) == 2 * MIB + STEP
+    assert room.keep(MIB, at_least=True) == MIB and room.size == 2 * MIB + STEP, "others may have been promised that"
+    assert room.keep(MIB) == MIB and room.size == MIB + STEP
 
 
 def test_a_write_that_was_promised_room_finds_it_on_a_full_disk(small: Path) -> None:
@@ -111,6 +113,19 @@ def test_where_nothing_can_be_allocated_promises_are_all_there_is(tmp_path: Path
     room = KeptRoom(str(tmp_path / "kept"))
     assert room.keep(1 << 50) == 1 << 50 and room.keep(5) == 5
     assert not room.size and not room.lend(1)
+
+
+def test_on_a_broken_disk_nothing_changes(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = KeptRoom(str(small / "kept"))
+    room.keep(MIB)
+
+    def broken(*args: Any) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    for module, name in ((os, "ftruncate"), (disk, "fallocate")):
+        monkeypatch.setattr(module, name, broken)
+    assert room.keep(0) == 0 and room.size == MIB + STEP
+    assert room.keep(2 * MIB) == MIB + STEP and not room.lend(1)
 
 
 def test_little_is_kept_ahead_on_a_large_disk(tmp_path: Path) -> None:

@@ -806,3 +806,14 @@ async def test_no_more_objects_are_granted_than_can_have_files(rig: Rig, monkeyp
     assert (await rig.mdt.call(OstCreate(30, 0))).last_id == 27
     left = object_ids.INODES_AMPLE * 2
     assert (await rig.mdt.call(OstCreate(50, 0))).last_id == 50
+
+
+async def test_in_recovery_room_is_kept_for_those_who_are_not_back_yet(rig: Rig) -> None:
+    ost, room = rig.ost, rig.ost.files._kept_room
+    if ost._keep(64 << 20) and not room.size:
+        pytest.skip("this file system cannot allocate")
+    ost.recovering = True
+    assert ost._keep(1 << 20) == 1 << 20 and room.size >= 64 << 20
+    ost.recovering = False
+    ost._keep(1 << 20)
+    assert room.size < 64 << 20
