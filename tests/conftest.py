@@ -10,6 +10,7 @@ import functools
 import inspect
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,7 +29,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Daemons start by the hundred: where Python may not write compiled modules, let them share some that go when the tests end."""
+    """Ctrl-C is tested, also in the background, where a shell has it ignored. Daemons start by the hundred: where Python may not
+    write compiled modules, let them share some that go when the tests end."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
         compiled = os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp(prefix="llpyc")
         config.add_cleanup(lambda: shutil.rmtree(compiled, ignore_errors=True))

@@ -40,7 +40,7 @@ FORCE_S = 2.0  # for it to hear that it is not to wait for servers
 POLL_S = 0.01
 PIPE_BYTES = 1 << 16
 HINT_ENDS = b"\0"  # what follows the last one is the last word
-NAME_BYTES_MAX = 200  # file names are made of it
+NAME_BYTES_MAX = 80  # sockets are called by it, whose names may have 108 bytes (control.py)
 # options of fstab(5) that are other programs' business
 IGNORED = ("auto", "noauto", "_netdev", "nofail", "group", "owner", "dev", "suid", "default_permissions", "allow_root",
            "user_id", "group_id", "rootmode", "fd", "max_read", "blksize", "lazytime", "nolazytime", "diratime", "silent", "loud")  # fmt: skip

@@ -607,6 +607,19 @@ async def test_a_mount_that_is_given_up_leaves_nothing_behind(world: Any) -> Non
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("parts", [2, 5])
+async def test_a_mount_point_with_a_long_path(world: Any, parts: int) -> None:
+    """A socket is called by it, and the kernel knows no long names of sockets."""
+    async with world(oss=1, clients=0) as w:
+        name = "/".join(["d" * 30] * parts)
+        (w.directory / name).mkdir(parents=True)
+        async with Mounted(w, name) as m:
+            await m.call((m.path / "f").write_bytes, b"x")
+            assert m.tell("ping") == "pong"
+            await m.call(os.unlink, m.path / "f")
+
+
+@pytest.mark.processes
 async def test_a_mount_point_behind_a_symlink(world: Any) -> None:
     async with world(oss=1, clients=0) as w:
         real, link = w.directory / "real", w.directory / "link"

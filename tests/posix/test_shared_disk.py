@@ -25,12 +25,13 @@ PIECE = 200_000
 
 
 @pytest.fixture
-def one_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def one_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """What is made in the temporary directory is made on a small disk."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", str(tmp_path)], check=True)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    yield tmp_path
-    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+    with tempfile.TemporaryDirectory(prefix="lld") as place:  # sockets have short paths
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", place], check=True)
+        monkeypatch.setattr(tempfile, "tempdir", place)
+        yield Path(place)
+        subprocess.run(["umount", "--lazy", place], check=True)
 
 
 def content(number: int, size: int) -> bytes:
