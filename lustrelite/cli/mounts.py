@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,16 +164,18 @@ def record_of(point: str, run_dirs: list[Path]) -> dict[str, Any]:
 
     Who is still leaving an earlier mount there is not meant, nor who has not mounted yet while somebody has.
     """
-    found: list[dict[str, Any]] = []
+    found = [record for _, record in _records(point, run_dirs) if runs(record)]
+    return max(found, key=lambda record: (record["state"] != "starting", int(record["start_ticks"])), default={})
+
+
+def _records(point: str, run_dirs: list[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """What the processes of mounts there, also of dead ones, have written, and where."""
     for directory in run_dirs:
         for path in sorted(directory.glob("mount*.json")):
-            try:
-                record: dict[str, Any] = json.loads(path.read_text())
-            except (OSError, ValueError):
-                continue
-            if record.get("mountpoint") == point and runs(record):
-                found.append(record)
-    return max(found, key=lambda record: (record["state"] != "starting", int(record["start_ticks"])), default={})
+            with contextlib.suppress(OSError, ValueError):
+                record = json.loads(path.read_text())
+                if record.get("mountpoint") == point:
+                    yield path, record
 
 
 def forget_dead(run_dir: Path) -> None:
@@ -189,11 +192,9 @@ def forget_unmounted(point: str, run_dirs: list[Path]) -> None:
     """The same, at once, of those whose mount point has just been unmounted although nobody served it any more."""
     from lustrelite.claim import bury
 
-    for run_dir in run_dirs:
-        for path in sorted(run_dir.glob("mount*.json")):
-            with contextlib.suppress(OSError, ValueError):
-                if json.loads(path.read_text()).get("mountpoint") == point:
-                    bury(path.with_suffix(".pid"))
+    for path, _ in _records(point, run_dirs):
+        with contextlib.suppress(OSError):
+            bury(path.with_suffix(".pid"))
 
 
 def control_socket(point: str) -> Path | None:

@@ -18,22 +18,18 @@ from typing import Any
 
 from lustrelite.sim import access_lists, recovery_swarm
 from lustrelite.sim.access_lists import ACCESS, DEFAULT
-from lustrelite.sim.chores import draw_chores
 from lustrelite.sim.cluster import TUNABLES, Cluster
 from lustrelite.sim.nemesis import ACTS, Act, Nemesis, kill_after
 from lustrelite.sim.processes import CLOCK_NS
 from lustrelite.sim.recovery_swarm import COMMON, Worker, judge_refusals
 from lustrelite.sim.runs import (
     LATE,
-    LATENCIES,
-    Budget,
     Run,
     contend,
+    draw_budget,
     draw_caching,
     draw_clocks,
-    draw_leaver,
-    draw_log,
-    draw_pairs,
+    draw_cluster,
     recorded,
 )
 from lustrelite.wire.mdt import XATTR_CREATE, XATTR_REPLACE
@@ -177,9 +173,7 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
     """Run `record.seed` and fill `record` in. Raises what went wrong."""
     rng = random.Random(f"attributes {record.seed}")
     cluster = Cluster(
-        seed=record.seed, clients=CLIENTS, tunables=TUNABLES, latency=rng.choice(LATENCIES), area_of=area_of, common=COMMON,
-        strict=False, keep_events=False, orderly=rng.random() < 0.25, commit_interval_s=rng.choice((0.005, 0.1, 1.0, 1.0)),
-        commit_log_s=draw_log(record.seed), pairs=draw_pairs(record.seed), roles_swap=True,
+        clients=CLIENTS, tunables=TUNABLES, area_of=area_of, common=COMMON, **draw_cluster(rng, record.seed),
     )  # fmt: skip
     draw_caching(cluster, record.seed, caching, (0, 1, 1, 2))
     draw_clocks(cluster, record.seed)
@@ -193,9 +187,7 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
             await first.mkdir(DIRECTORY)
             await first.unrecorded(first.fs.sync())
             await c.mds.commit()
-            faults = rng.randrange(2, 5)
-            budget = Budget(operations, [rng.randrange(1, operations) for _ in range(faults)], rng.choice((8, 8, 60)))
-            draw_leaver(c, record.seed, budget)
+            budget = draw_budget(c, rng, record.seed, operations, range(2, 5), (8, 8, 60))
             workers = [
                 AttributeWorker(client, number, random.Random(f"worker {record.seed} {client.name}{number}"), budget)
                 for client in c.clients.values()
@@ -203,8 +195,5 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
             ]
             for worker in workers:
                 await worker.client.mkdir(worker.home)
-            nemesis = Nemesis(c, random.Random(f"nemesis {record.seed}"), ATTRIBUTE_ACTS)
-            record.faults = nemesis.performed
-            keeper = draw_chores(c, record.seed, budget, record.faults)
-            await contend(c, workers, nemesis, keeper, budget)
-        judge_refusals(cluster, nemesis)
+            await contend(record, c, workers, budget, ATTRIBUTE_ACTS)
+        judge_refusals(cluster, record.faults)

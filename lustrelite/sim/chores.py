@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lustrelite.mdt.mdt import Mdt
 from lustrelite.ost.ost import Ost
@@ -16,7 +16,9 @@ from lustrelite.sim.cluster import Cluster
 from lustrelite.sim.disk import BLOCK_BYTES
 from lustrelite.sim.nemesis import Act, Nemesis
 from lustrelite.sim.processes import SimClient, SimProcess
-from lustrelite.sim.runs import Budget
+
+if TYPE_CHECKING:
+    from lustrelite.sim.runs import Budget
 
 CHORES = 0.4  # of the runs have some
 OSTS_MAX = 4

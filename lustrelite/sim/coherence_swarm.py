@@ -27,23 +27,20 @@ from lustrelite.errors import OpError
 from lustrelite.events import Event
 from lustrelite.ids import ROOT_FID, Fid, fid_text, target_name
 from lustrelite.sim import coherence
-from lustrelite.sim.chores import draw_chores
 from lustrelite.sim.cluster import TUNABLES, Cluster, Violation
 from lustrelite.sim.coherence_history import Data, File, History, Op, fill, parse
-from lustrelite.sim.nemesis import CACHE_ACTS, SILENCE_ACTS, Nemesis
+from lustrelite.sim.nemesis import CACHE_ACTS, SILENCE_ACTS
 from lustrelite.sim.processes import FSNAME, NodeDied, SimClient, SimServer, close_late
 from lustrelite.sim.runs import (
     LATE,
-    LATENCIES,
     Budget,
     Run,
     contend,
+    draw_budget,
     draw_caching,
     draw_clocks,
+    draw_cluster,
     draw_disks,
-    draw_leaver,
-    draw_log,
-    draw_pairs,
     recorded,
 )
 from lustrelite.wire.mdt import StripeHint
@@ -564,10 +561,8 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
     rng = random.Random(f"coherence {record.seed}")
     count = rng.choice((2, 2, 3, 3, 4, 5, 6, 8))
     cluster = CoherenceCluster(
-        seed=record.seed, oss=2, clients=count, tunables=TUNABLES, latency=rng.choice(LATENCIES), strict=False,
-        keep_events=False, orderly=rng.random() < 0.25, commit_interval_s=rng.choice((0.005, 0.1, 1.0, 1.0)),
-        commit_log_s=draw_log(record.seed), stripe_count=1, stripe_size=STRIPE_SIZE, commit_on_sharing=rng.randrange(2),
-        pairs=draw_pairs(record.seed), roles_swap=True,
+        oss=2, clients=count, tunables=TUNABLES, **draw_cluster(rng, record.seed), stripe_count=1, stripe_size=STRIPE_SIZE,
+        commit_on_sharing=rng.randrange(2),
     )  # fmt: skip
     cluster.draw_caching(record.seed, caching, (0, 1, 1, 1, 1, 2))
     draw_clocks(cluster, record.seed)
@@ -575,11 +570,7 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
     with recorded(record, cluster, cluster.history.ops):
         async with cluster as c:
             await c.prepare([rng.choice((1, 1, 2)) for _ in range(3)])
-            faults = rng.randrange(1, 5)
-            budget = Budget(
-                operations, [rng.randrange(1, operations) for _ in range(faults)], rng.choice((10, 35, 35, 80))
-            )
-            draw_leaver(c, record.seed, budget)
+            budget = draw_budget(c, rng, record.seed, operations, range(1, 5), (10, 35, 35, 80))
             theme = rng.choice((BROAD, BROAD, FOCUSED))._replace(pace=rng.choice((1, 4, 8)))
             workers = [
                 Worker(c, client, number, random.Random(f"worker {record.seed} {client.name}{number}"), budget, theme)
@@ -592,7 +583,4 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
                     for client in c.clients.values()
                 ]
             acts = SILENCE_ACTS if theme.files == FOCUSED.files and rng.random() < 0.6 else CACHE_ACTS
-            nemesis = Nemesis(c, random.Random(f"nemesis {record.seed}"), acts)
-            record.faults = nemesis.performed
-            keeper = draw_chores(c, record.seed, budget, record.faults)
-            await contend(c, workers, nemesis, keeper, budget)
+            await contend(record, c, workers, budget, acts)

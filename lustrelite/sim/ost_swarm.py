@@ -20,7 +20,6 @@ from dataclasses import replace
 from typing import ClassVar
 
 from lustrelite.ost.ost import Ost
-from lustrelite.sim.chores import draw_chores
 from lustrelite.sim.cluster import TUNABLES, Violation
 from lustrelite.sim.coherence_swarm import (
     FILES,
@@ -33,18 +32,14 @@ from lustrelite.sim.coherence_swarm import (
     Theme,
     Worker,
 )
-from lustrelite.sim.nemesis import Nemesis
 from lustrelite.sim.ost_acts import OST_ACTS
 from lustrelite.sim.runs import (
-    LATENCIES,
-    Budget,
     Run,
     contend,
+    draw_budget,
     draw_clocks,
+    draw_cluster,
     draw_disks,
-    draw_leaver,
-    draw_log,
-    draw_pairs,
     recorded,
 )
 from lustrelite.store import schema
@@ -114,11 +109,9 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
     rng = random.Random(f"ost {record.seed}")
     one_oss = rng.random() < 0.25
     cluster = OstCluster(
-        seed=record.seed, oss=1 if one_oss else rng.choice((2, 2, 3)), osts=2 if one_oss else 1,
-        clients=rng.choice((2, 2, 3, 4)),
-        tunables=rng.choice(SETTINGS), latency=rng.choice(LATENCIES), strict=False, keep_events=False, orderly=rng.random() < 0.25,
-        commit_interval_s=rng.choice((0.005, 0.1, 1.0, 1.0)), stripe_count=rng.choice((1, 2, -1)), stripe_size=STRIPE_SIZE,
-        commit_log_s=draw_log(record.seed), commit_on_sharing=1, pairs=draw_pairs(record.seed), roles_swap=True,
+        oss=1 if one_oss else rng.choice((2, 2, 3)), osts=2 if one_oss else 1, clients=rng.choice((2, 2, 3, 4)),
+        tunables=rng.choice(SETTINGS), **draw_cluster(rng, record.seed), stripe_count=rng.choice((1, 2, -1)),
+        stripe_size=STRIPE_SIZE, commit_on_sharing=1,
     )  # fmt: skip
     cluster.draw_caching(record.seed, caching, (0, 1, 1, 2))
     draw_clocks(cluster, record.seed)
@@ -126,9 +119,7 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
     with recorded(record, cluster, cluster.history.ops):
         async with cluster as c:
             await c.prepare([rng.choice((1, 2, -1)) for _ in range(3)])
-            faults = rng.randrange(2, 6)
-            budget = Budget(operations, [rng.randrange(1, operations) for _ in range(faults)], rng.choice((10, 35, 60)))
-            draw_leaver(c, record.seed, budget)
+            budget = draw_budget(c, rng, record.seed, operations, range(2, 6), (10, 35, 60))
             theme = DATA._replace(pace=rng.choice((1, 1, 4)))
             apart = rng.random() < 0.5  # else what is lost with a client is mostly overwritten by others
             workers = [
@@ -139,7 +130,4 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
                 for place, client in enumerate(c.clients.values())
                 for number in range(rng.choice((1, 1, 2)))
             ]
-            nemesis = Nemesis(c, random.Random(f"nemesis {record.seed}"), OST_ACTS)
-            record.faults = nemesis.performed
-            keeper = draw_chores(c, record.seed, budget, record.faults)
-            await contend(c, workers, nemesis, keeper, budget)
+            await contend(record, c, workers, budget, OST_ACTS)

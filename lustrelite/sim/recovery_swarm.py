@@ -17,22 +17,18 @@ from collections.abc import Callable
 from typing import Any
 
 from lustrelite.errors import Deactivated, Evicted, OpError
-from lustrelite.sim.chores import draw_chores
 from lustrelite.sim.cluster import TUNABLES, Cluster, Violation
 from lustrelite.sim.model import READS
-from lustrelite.sim.nemesis import Nemesis
 from lustrelite.sim.processes import CLOCK_NS, NodeDied, SimClient, SimFile
 from lustrelite.sim.runs import (
     LATE,
-    LATENCIES,
     Budget,
     Run,
     contend,
+    draw_budget,
     draw_caching,
     draw_clocks,
-    draw_leaver,
-    draw_log,
-    draw_pairs,
+    draw_cluster,
     recorded,
 )
 from lustrelite.sim.world import lines
@@ -265,11 +261,8 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
     rng = random.Random(f"swarm {record.seed}")
     one_oss = rng.random() < 0.3
     cluster = Cluster(
-        seed=record.seed, oss=1 if one_oss else 2, osts=2 if one_oss else 1, clients=CLIENTS, tunables=TUNABLES,
-        latency=rng.choice(LATENCIES), area_of=area_of, common=COMMON, strict=False, keep_events=False,
-        orderly=rng.random() < 0.25, commit_interval_s=rng.choice((0.005, 0.1, 1.0, 1.0)),
-        commit_log_s=draw_log(record.seed), stripe_count=rng.choice((1, 1, 2)), stripe_size=65536, max_bytes_per_rpc=1 << 16,
-        pairs=draw_pairs(record.seed), roles_swap=True,
+        oss=1 if one_oss else 2, osts=2 if one_oss else 1, clients=CLIENTS, tunables=TUNABLES, area_of=area_of, common=COMMON,
+        **draw_cluster(rng, record.seed), stripe_count=rng.choice((1, 1, 2)), stripe_size=65536, max_bytes_per_rpc=1 << 16,
     )  # fmt: skip
     draw_caching(cluster, record.seed, caching)
     draw_clocks(cluster, record.seed)
@@ -279,9 +272,7 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
             for path in COMMON:
                 await first.unrecorded(first.fs.mkdir(path, 0o755))
             await c.mds.commit()
-            faults = rng.randrange(2, 5)
-            budget = Budget(operations, [rng.randrange(1, operations) for _ in range(faults)], rng.choice((8, 8, 60)))
-            draw_leaver(c, record.seed, budget)
+            budget = draw_budget(c, rng, record.seed, operations, range(2, 5), (8, 8, 60))
             workers = [
                 Worker(client, number, random.Random(f"worker {record.seed} {client.name}{number}"), budget)
                 for client in c.clients.values()
@@ -289,17 +280,14 @@ async def simulate(record: Run, operations: int = OPERATIONS, caching: int = -1)
             ]
             for worker in workers:
                 await worker.client.mkdir(worker.home)
-            nemesis = Nemesis(c, random.Random(f"nemesis {record.seed}"))
-            record.faults = nemesis.performed
-            keeper = draw_chores(c, record.seed, budget, record.faults)
-            await contend(c, workers, nemesis, keeper, budget)
-        judge_refusals(cluster, nemesis)
+            await contend(record, c, workers, budget)
+        judge_refusals(cluster, record.faults)
 
 
-def judge_refusals(cluster: Cluster, nemesis: Nemesis) -> None:
+def judge_refusals(cluster: Cluster, performed: list[str]) -> None:
     """Was somebody evicted, or told that there is no space, without a reason?"""
     for op in cluster.oracle.ops:
         if op.errno == errno.ENOSPC and op.name in (*READS, *NEEDS_NO_ROOM):
             raise Violation(f"{op}: this needs no room")
-    if cluster.unjust and not any(act in MAY_EVICT for act in nemesis.performed):
+    if cluster.unjust and not any(act in MAY_EVICT for act in performed):
         raise Violation(f"the living were evicted without need:\n{lines(cluster.unjust, ())}")

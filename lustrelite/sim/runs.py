@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from lustrelite.sim.chores import draw_chores
 from lustrelite.sim.cluster import Cluster, Violation
-from lustrelite.sim.nemesis import Nemesis
+from lustrelite.sim.nemesis import Act, Nemesis
 from lustrelite.sim.net import Latency
 from lustrelite.sim.processes import NodeDied, SimClient
 
@@ -92,7 +93,24 @@ SMALL_DISKS_BYTES = (96 << 10, 192 << 10, 512 << 10)
 SKEWS_S = (-3600.0, -7.0, -0.3, 0.0, 0.3, 2.0, 7.0, 90.0)
 
 
-def draw_leaver(cluster: Cluster, seed: int, budget: Budget) -> None:
+def draw_cluster(rng: random.Random, seed: int) -> dict[str, Any]:
+    """What clusters of all swarms are made with: the speed of the network and of commits, and whether servers have standbys."""
+    return {
+        "seed": seed, "strict": False, "keep_events": False, "latency": rng.choice(LATENCIES), "orderly": rng.random() < 0.25,
+        "commit_interval_s": rng.choice((0.005, 0.1, 1.0, 1.0)), "commit_log_s": random.Random(f"log {seed}").choice((0.0, 1.0)),
+        "pairs": random.Random(f"pairs {seed}").random() < PAIRS, "roles_swap": True,
+    }  # fmt: skip
+
+
+def draw_budget(cluster: Cluster, rng: random.Random, seed: int, operations: int, faults: range, contest_weights: Sequence[int]) -> Budget:
+    """When the nemesis acts, and who leaves."""
+    count = rng.choice(faults)
+    budget = Budget(operations, [rng.randrange(1, operations) for _ in range(count)], rng.choice(contest_weights))
+    _draw_leaver(cluster, seed, budget)
+    return budget
+
+
+def _draw_leaver(cluster: Cluster, seed: int, budget: Budget) -> None:
     """Does a client leave, and when? Mostly with a fault."""
     rng = random.Random(f"leaver {seed}")
     if rng.random() < LEAVES:
@@ -111,11 +129,6 @@ def draw_caching(cluster: Cluster, seed: int, caching: int, drawn: Sequence[int]
         client.tunables["caching"] = int(caching == 1 or (caching == 2 and rng.random() < 0.5))
     for client in cluster.clients.values():
         client.tunables["read_past_cache_bytes"] = rng.choice(READ_PAST_BYTES)
-
-
-def draw_pairs(seed: int) -> bool:
-    """Has every server a standby?"""
-    return random.Random(f"pairs {seed}").random() < PAIRS
 
 
 def draw_clocks(cluster: Cluster, seed: int) -> None:
@@ -137,11 +150,6 @@ def draw_disks(cluster: Cluster, seed: int) -> None:
                 disk.sparse, disk.capacity_bytes = True, rng.choice(SMALL_DISKS_BYTES)
 
 
-def draw_log(seed: int) -> float:
-    """The tunable commit_log_s: do small batches that somebody waits for go to the log?"""
-    return random.Random(f"log {seed}").choice((0.0, 1.0))
-
-
 class Worker(Protocol):
     """Who works until the budget is used up."""
 
@@ -151,8 +159,11 @@ class Worker(Protocol):
     async def work(self) -> None: ...
 
 
-async def contend(c: Cluster, workers: Sequence[Worker], nemesis: Nemesis, keeper: Nemesis, budget: Budget) -> None:
+async def contend(record: Run, c: Cluster, workers: Sequence[Worker], budget: Budget, acts: Sequence[Act] = ()) -> None:
     """Safety phase with faults, then a liveness phase in which everything that can come to its end must."""
+    nemesis = Nemesis(c, random.Random(f"nemesis {record.seed}"), acts)
+    record.faults = nemesis.performed
+    keeper = draw_chores(c, record.seed, budget, record.faults)
     tasks = [c.loop.create_task(worker.work(), name=f"worker {worker.name}") for worker in workers]
 
     async def violence() -> None:

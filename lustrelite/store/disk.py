@@ -12,11 +12,13 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Iterable
 from typing import NamedTuple
 
 FALLOC_KEEP_SIZE = 0x1
 FALLOC_PUNCH_HOLE = 0x2
 FALLOC_ZERO_RANGE = 0x10
+NO_FALLOCATE = (errno.EOPNOTSUPP, errno.ENOSYS)  # this file system cannot
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -29,6 +31,19 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
         number = ctypes.get_errno()
         if number != errno.EINTR:
             raise OSError(number, os.strerror(number))
+
+
+def fallocate_first(fd: int, mode: int, offset: int, lengths: Iterable[int]) -> int:
+    """Allocate the first of these `lengths` that there is room for, and return it; 0: there is none.  OSError, as of fallocate"""
+    for length in lengths:
+        try:
+            fallocate(fd, mode, offset, length)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+        else:
+            return length
+    return 0
 
 
 def syncfs(fd: int) -> None:

@@ -12,7 +12,6 @@ Source: none in Lustre, whose OSTs have a disk each
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -52,18 +51,13 @@ class KeptRoom:
             return min(wanted, self.size) if self._can else wanted
 
     def _grow(self, wanted: int) -> None:
-        for size in (wanted + self._step, wanted):
-            try:
-                with self._open() as fd:
-                    disk.fallocate(fd, 0, 0, size)
-            except OSError as error:
-                if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
-                    self._can = False
-                    return
-                self._cut(self.size)  # some of it may have been found
-            else:
-                self.size = size
-                return
+        try:
+            with self._open() as fd:
+                self.size = disk.fallocate_first(fd, 0, 0, (wanted + self._step, wanted)) or self.size
+        except OSError as error:
+            self._can = error.errno not in disk.NO_FALLOCATE
+        if self.size <= wanted:  # of what was too much some may have been found
+            self._cut(self.size)
 
     def lend(self, length: int) -> bool:
         """Free room for a write of `length` bytes that was promised it; False: nothing is kept."""

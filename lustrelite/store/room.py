@@ -135,16 +135,15 @@ class Room:
         end = self._file_end + max(self._aside + batch_bytes - self._reusable, self._aside_large + large)
         if end <= self._allocated or self._data_fd < 0:
             return True
-        for size in (max(end - self._allocated, ALLOCATE_BYTES), end - self._allocated):
-            try:
-                disk.fallocate(self._data_fd, disk.FALLOC_KEEP_SIZE, self._allocated, size)
-            except OSError as error:
-                if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
-                    self.close()  # this file system cannot: statvfs has to do
-                    return True
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                    raise
-            else:
-                self._allocated += size
-                return True
-        return False
+        need = end - self._allocated
+        try:
+            size = disk.fallocate_first(
+                self._data_fd, disk.FALLOC_KEEP_SIZE, self._allocated, (max(need, ALLOCATE_BYTES), need)
+            )
+        except OSError as error:
+            if error.errno not in disk.NO_FALLOCATE:
+                raise
+            self.close()  # statvfs has to do
+            return True
+        self._allocated += size
+        return size > 0

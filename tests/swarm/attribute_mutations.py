@@ -8,7 +8,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from mutations import Mutation, Plant, a_resent_request_is_executed_again, without
+from mutations import Mutation, a_resent_request_is_executed_again, entered, without
 
 from lustrelite import acl
 from lustrelite.client.late_closes import LateCloses
@@ -20,12 +20,7 @@ from lustrelite.sim.swarm import ATTRIBUTES
 from lustrelite.store import schema
 
 ATTRIBUTE_MUTATIONS: list[Mutation] = []
-
-
-def mutation(plant: Plant) -> Plant:
-    """Enter a mutation under its function's name."""
-    ATTRIBUTE_MUTATIONS.append(Mutation(plant.__name__.replace("_", " "), plant, ATTRIBUTES))
-    return plant
+mutation = entered(ATTRIBUTE_MUTATIONS, ATTRIBUTES)
 
 
 @mutation

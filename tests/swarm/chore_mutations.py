@@ -5,10 +5,10 @@ The same kind of list as mutations.py; each says which swarm finds it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from mutations import Mutation, Plant
+from mutations import Mutation, entered
 
 from lustrelite.ldlm.held_locks import HeldLocks
 from lustrelite.ldlm.locks_in_use import LocksInUse
@@ -17,21 +17,12 @@ from lustrelite.ost.grant import Grants
 from lustrelite.ost.ost import Ost
 from lustrelite.rpc.client_import import ClientImport
 from lustrelite.rpc.import_recovery import ImportRecovery
-from lustrelite.sim.swarm import COHERENCE, OST, RECOVERY, Plan
+from lustrelite.sim.swarm import COHERENCE, OST, RECOVERY
 from lustrelite.store.room import ORDINARY
 from lustrelite.target import serving
 
 CHORE_MUTATIONS: list[Mutation] = []
-
-
-def mutation(plan: Plan) -> Callable[[Plant], Plant]:
-    """Enter a mutation under its function's name."""
-
-    def enter(plant: Plant) -> Plant:
-        CHORE_MUTATIONS.append(Mutation(plant.__name__.replace("_", " "), plant, plan))
-        return plant
-
-    return enter
+mutation = partial(entered, CHORE_MUTATIONS)  # of a plan
 
 
 @mutation(COHERENCE)

@@ -9,7 +9,7 @@ import asyncio
 import errno
 from typing import Any
 
-from mutations import Mutation, Plant, rare
+from mutations import Mutation, entered, rare
 
 from lustrelite.client.attr_cache import AttrCache
 from lustrelite.client.cached_object import CachedObject
@@ -30,12 +30,7 @@ from lustrelite.wire.ldlm import LOOKUP, PERM, UPDATE
 from lustrelite.wire.locks import Ask
 
 LOCK_MUTATIONS: list[Mutation] = []
-
-
-def mutation(plant: Plant) -> Plant:
-    """Enter a mutation under its function's name."""
-    LOCK_MUTATIONS.append(Mutation(plant.__name__.replace("_", " "), plant, COHERENCE))
-    return plant
+mutation = entered(LOCK_MUTATIONS, COHERENCE)
 
 
 # ------------------------------------------------------------------------------------------------- the server's side

@@ -53,16 +53,18 @@ MUTATIONS: list[Mutation] = []
 RARE_MUTATIONS: list[Mutation] = []
 
 
-def mutation(plant: Plant) -> Plant:
-    """Enter a mutation under its function's name."""
-    MUTATIONS.append(Mutation(plant.__name__.replace("_", " "), plant))
-    return plant
+def entered(mutations: list[Mutation], plan: Plan = RECOVERY) -> Callable[[Plant], Plant]:
+    """What enters a mutation under its function's name."""
+
+    def enter(plant: Plant) -> Plant:
+        mutations.append(Mutation(plant.__name__.replace("_", " "), plant, plan))
+        return plant
+
+    return enter
 
 
-def rare(plant: Plant) -> Plant:
-    """Enter one that needs more luck than a swarm has in 300 runs: a scenario finds it."""
-    RARE_MUTATIONS.append(Mutation(plant.__name__.replace("_", " "), plant))
-    return plant
+mutation = entered(MUTATIONS)
+rare = entered(RARE_MUTATIONS)  # one that needs more luck than a swarm has in 300 runs: a scenario finds it
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import asyncio
 from typing import Any
 
 import mutations
-from mutations import Mutation, Plant, rare
+from mutations import Mutation, entered, rare
 
 from lustrelite.client.lov import Lov
 from lustrelite.mdt.ost_log import OstLog
@@ -26,12 +26,7 @@ from lustrelite.wire.ost import OstCreate, OstSync, Punch, Write
 from lustrelite.wire.session import Empty
 
 OST_MUTATIONS: list[Mutation] = []
-
-
-def mutation(plant: Plant) -> Plant:
-    """Enter a mutation under its function's name."""
-    OST_MUTATIONS.append(Mutation(plant.__name__.replace("_", " "), plant, OST))
-    return plant
+mutation = entered(OST_MUTATIONS, OST)
 
 
 # ------------------------------------------------------------------------------------------------- the client's side

@@ -44,50 +44,19 @@ NEAR = {  # where to begin with those that take long from there; only a hint, fo
 }
 
 
-def is_found(mutation: Mutation, runs_max: int = RUNS_MAX) -> None:
-    with planted(mutation):
-        result = swarm.swarm(NEAR.get(mutation.name, FIRST_SEED), runs_max, mutation.plan, stop_at=1)
-    assert result["violations"], f"{mutation.name}: not found in {runs_max} runs"
-    assert not BROKEN.search(result["reasons"][0]), "the planted bug itself is broken"
-
-
 def each_of(mutations: list[Mutation]) -> Any:
     return pytest.mark.parametrize("mutation", mutations, ids=lambda mutation: mutation.name.replace(" ", "-"))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@each_of(MUTATIONS)
+@each_of([*MUTATIONS, *LOCK_MUTATIONS, *OST_MUTATIONS, *CHORE_MUTATIONS, *ATTRIBUTE_MUTATIONS])
 def test_a_planted_bug_is_found(mutation: Mutation):
-    is_found(mutation)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@each_of(LOCK_MUTATIONS)
-def test_a_planted_bug_in_the_locks_is_found(mutation: Mutation):
-    is_found(mutation, LOCK_RUNS_MAX)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@each_of(OST_MUTATIONS)
-def test_a_planted_bug_around_objects_is_found(mutation: Mutation):
-    is_found(mutation)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@each_of(CHORE_MUTATIONS)
-def test_a_planted_bug_beside_chores_is_found(mutation: Mutation):
-    is_found(mutation)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@each_of(ATTRIBUTE_MUTATIONS)
-def test_a_planted_bug_in_attributes_is_found(mutation: Mutation):
-    is_found(mutation)
+    runs_max = LOCK_RUNS_MAX if mutation in LOCK_MUTATIONS else RUNS_MAX
+    with planted(mutation):
+        result = swarm.swarm(NEAR.get(mutation.name, FIRST_SEED), runs_max, mutation.plan, stop_at=1)
+    assert result["violations"], f"{mutation.name}: not found in {runs_max} runs"
+    assert not BROKEN.search(result["reasons"][0]), "the planted bug itself is broken"
 
 
 FOUND_BY = {
