@@ -44,6 +44,10 @@ class ControlFailed(Exception):
     """The process does not answer, or refuses; the text says what to do."""
 
 
+class NoAnswer(ControlFailed):
+    """It runs and does not answer."""
+
+
 class ControlClient:
     """A blocking connection to a process's side socket, for the command line."""
 
@@ -52,6 +56,7 @@ class ControlClient:
             self._socket = unix_socket(path, connect=True)
         except OSError as error:
             raise ControlFailed(f"nobody answers at {path} ({error.strerror}): is the process running?") from None
+        self._name = path.stem
         self._socket.settimeout(timeout_s)
         self._file = self._socket.makefile("rwb")
 
@@ -62,7 +67,8 @@ class ControlClient:
             self._file.flush()
             line = self._file.readline(LINE_BYTES_MAX)
         except TimeoutError:
-            raise ControlFailed(f"no answer to {cmd} in time") from None
+            waited = f"{self._name} has not answered {cmd} in {self._socket.gettimeout():g} s"
+            raise NoAnswer(f"{waited}: it is stopped (SIGSTOP, a frozen container), or waits for its disk") from None
         except OSError as error:
             raise ControlFailed(f"{cmd}: {error}") from None
         if not line:

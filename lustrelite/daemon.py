@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from lustrelite.errors import Deactivated, OpError, StoreFailed
+from lustrelite.errors import Deactivated, OpError
 from lustrelite.format import TargetConfig, read_target
 from lustrelite.ids import Nid
 from lustrelite.mdt.mdt import Mdt
@@ -172,12 +172,9 @@ class Daemon:
                 self.refused.pop(name, None)
                 self._deciding[name] = asyncio.get_running_loop().create_future()
                 self.node.spawn(self._register(target, config), f"register {name}")
-        except StoreFailed:  # nothing more may be written there
+        except BaseException:  # as it is found there, so it is left
             self.targets.pop(name).kill()
             self._owned.pop(name).release()
-            raise
-        except BaseException:
-            await self.stop_target(name)
             raise
         return target
 

@@ -19,6 +19,7 @@ import asyncio
 import json
 import math
 import os
+import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterable
@@ -87,6 +88,8 @@ class Process:
     """One daemon process. `serve` is its life: it returns after `stopping` is set.  NameTaken"""
 
     def __init__(self, role: str, options: argparse.Namespace) -> None:
+        _, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))  # 1024 are few for files and clients
         self.role = role
         self.options = options
         self.name: str = options.name

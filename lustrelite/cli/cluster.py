@@ -342,14 +342,19 @@ class Cluster:
         return control.call(self.socket_of(name), cmd, timeout_s, **fields)
 
     def state_of(self, name: str) -> dict[str, Any]:
-        """Record and live state of a process: `state` is stopped, starting, ready, stopping or silent."""
+        """Record and live state of a process: `state` is stopped, starting, ready, stopping or silent.
+
+        What its targets do is UNKNOWN if it does not say so.
+        """
         record = self.record(name)
         if not record:
             return {"name": name, "state": "stopped"}
         try:
             return {**record, **self.call(name, "status", timeout_s=3.0)}
         except ControlFailed:
-            return {**record, "state": "silent" if record.get("state") == "ready" else record.get("state", "starting")}
+            state = "silent" if record.get("state") == "ready" else record.get("state", "starting")
+            targets = [{**target, "state": "UNKNOWN"} for target in record.get("targets", [])]
+            return {**record, "state": state, "targets": targets}
 
     def spawn(self, name: str) -> Detached | None:
         """Start the process `name` without waiting; None if it runs already."""

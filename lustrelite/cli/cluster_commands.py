@@ -116,38 +116,42 @@ def down() -> None:
 
 
 @click.command()
-@click.argument("name", shell_complete=completion.members)
-def start(name: str) -> None:
-    """Start the process or the target NAME."""
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=completion.members)
+def start(names: tuple[str, ...]) -> None:
+    """Start processes or targets."""
     cluster = where().cluster().need()
-    member, target = cluster.member_of(name)
+    found = [cluster.member_of(name) for name in names]
     with cluster.locked():
-        if target is None or not cluster.record(member.name):
-            started = cluster.start(member.name)
-            click.echo(f"started {member.name}" if started else f"{member.name} runs already")
-        else:
-            click.echo(cluster.call(member.name, "start_target", 60.0, target=target))
+        whole = [member.name for member, target in found if target is None or not cluster.record(member.name)]
+        started = cluster.start(*dict.fromkeys(whole))
+        for name in dict.fromkeys(whole):
+            click.echo(f"started {name}" if name in started else f"{name} runs already")
+        for member, target in found:
+            if member.name not in whole:
+                click.echo(cluster.call(member.name, "start_target", 60.0, target=target))
 
 
 @click.command()
-@click.argument("name", shell_complete=completion.members)
-def stop(name: str) -> None:
-    """Stop the process or the target NAME in good order."""
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=completion.members)
+def stop(names: tuple[str, ...]) -> None:
+    """Stop processes or targets in good order."""
     cluster = where().cluster().need()
-    member, target = cluster.member_of(name)
+    found = [cluster.member_of(name) for name in names]
     with cluster.locked():
-        if target is not None and cluster.record(member.name):
-            click.echo(cluster.call(member.name, "stop_target", 60.0, target=target))
-        else:
-            click.echo(f"stopped {name}" if cluster.stop(member.name) else f"{name} was not running")
+        for name, (member, target) in zip(names, found, strict=True):
+            if target is not None and cluster.record(member.name):
+                click.echo(cluster.call(member.name, "stop_target", 60.0, target=target))
+            else:
+                click.echo(f"stopped {name}" if cluster.stop(member.name) else f"{name} was not running")
 
 
 @click.command()
-@click.argument("name", shell_complete=completion.processes)
-def kill(name: str) -> None:
-    """kill -9 the process NAME: what it had not committed, clients replay when it is back."""
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=completion.processes)
+def kill(names: tuple[str, ...]) -> None:
+    """kill -9 processes: what they had not committed, clients replay when they are back."""
     cluster = where().cluster().need()
-    click.echo(f"killed {name}, process {cluster.kill(name)}")
+    for name in [cluster.member(name).name for name in names]:
+        click.echo(f"killed {name}, process {cluster.kill(name)}")
 
 
 @click.command()

@@ -19,7 +19,7 @@ from lustrelite.cli.cluster import Cluster
 from lustrelite.cli.context import DEFAULT_STATE_DIR
 from lustrelite.cli.errors import Refused, run
 from lustrelite.cli.examples import add_examples
-from lustrelite.control import NO_MATCH, ControlFailed
+from lustrelite.control import NO_MATCH, ControlFailed, NoAnswer
 from lustrelite.errors import LinkLost
 from lustrelite.ids import parse_nid, parse_target_name
 from lustrelite.tunables import FAILOVER_MODE
@@ -39,16 +39,23 @@ class Processes:
         self.run_dir = run_dir
 
     def call(self, cmd: str, **fields: Any) -> dict[str, Any]:
-        """Results by process; one that refuses is left out, unless all do: then Refused, as by one that knows more."""
-        results, refusals = {}, []
+        """Results by process; one that refuses is left out, unless all do: then Refused, as by one that knows more.
+
+        Who runs and does not answer is named on stderr.
+        """
+        results, refusals, silent = {}, [], []
         for name, path in self.sockets.items():
             try:
                 results[name] = control.call(path, cmd, **fields)
+            except NoAnswer as error:
+                silent.append(str(error))
             except ControlFailed as error:
                 refusals.append(str(error))
         if not results:
             refusals.sort(key=lambda why: why.startswith(NO_MATCH))  # who has the parameter knows why not
-            raise Refused(refusals[0] if refusals else f"no process runs in {self.run_dir}: see `lustrelite up`")
+            raise Refused("; ".join(silent + refusals[:1]) or f"no process runs in {self.run_dir}: see `lustrelite up`")
+        for why in silent:
+            click.echo(f"llctl: {why}", err=True)
         return results
 
     def set_permanent(self, name: str, value: str) -> None:

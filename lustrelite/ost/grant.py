@@ -68,8 +68,8 @@ class Grants:
         if known:
             self._claims[export] = _Claim(last_transno, {})
             self._set(export, min(max(body.grant, 0), EXPORT_BYTES_MAX))
-            self.keep(self.promised)
             self.look_again()
+            self.keep_promised()
         else:
             self.gone(export)
             self._give(export, min(FIRST_BYTES, max(self.left, 0) // 64))
@@ -78,7 +78,7 @@ class Grants:
     def gone(self, export: Export) -> None:
         """The client is gone, evicted, or begins anew: what it was promised is free."""
         self.promised -= self.held.pop(export, 0)
-        self.keep(self.promised + self._budget)
+        self.keep_promised()
         self._claims.pop(export, None)
         assert self.promised >= 0
 
@@ -90,6 +90,10 @@ class Grants:
     def look_again(self) -> None:
         """Ask the disk how full it is before anything else is written or promised."""
         self._budget = 0
+
+    def keep_promised(self) -> None:
+        """Take of the disk what is promised, and what may be before it is asked again; others may have the rest."""
+        self.keep(self.promised + self._budget)
 
     def take(self, length: int) -> bool:
         """`length` bytes are about to be written that nobody was promised: is there room for them?"""
@@ -132,7 +136,7 @@ class Grants:
         """The client needs `amount` of its grant no more."""
         held = self.held.get(export, 0)
         self._set(export, held - min(max(amount, 0), held))
-        self.keep(self.promised + self._budget)
+        self.keep_promised()
 
     def restore(self, export: Export, held: int) -> None:
         """A write failed after all: the client is promised what it was before."""

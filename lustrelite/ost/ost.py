@@ -104,6 +104,10 @@ class Ost(Target):
         """A client is gone, or was restarted under its old name."""
         self.grants.gone(export)
 
+    def recovery_over(self) -> None:
+        """See Target. Whoever was promised anything has said so."""
+        self.grants.keep_promised()
+
     def sweep(self) -> None:
         """The MDT has said which objects there should be: files of others, left by a crash, may go."""
         self._spawn(self._sweep(), "sweep")
@@ -113,7 +117,8 @@ class Ost(Target):
         self._cancel_tasks()
         self._sync(self._take_touched())
         super().close()
-        self.files.keep_nothing()
+        if not self.recovering:  # else there are clients that have not said what they were promised
+            self.files.keep_nothing()
         self.files.close()
 
     def kill(self) -> None:

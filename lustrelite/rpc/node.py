@@ -18,6 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
+from lustrelite.errors import StoreFailed
 from lustrelite.events import EventLog
 from lustrelite.faults import Faults
 from lustrelite.ids import Nid
@@ -126,8 +127,9 @@ class Node:
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.pop(task, None)
-        if not task.cancelled() and task.exception() is not None and not self.dead:
-            self.crash(f"task {task.get_name()}: {task.exception()!r}", task.exception())
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self.dead:
+            self.crash(str(error) if isinstance(error, StoreFailed) else f"task {task.get_name()}: {error!r}", error)
 
     def run_blocking(self, function: Callable[..., _T], *args: Any) -> Awaitable[_T]:
         """Run `function` in a worker thread (in the simulator: now, with a delay)."""

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lustrelite.errors import OpError
+from lustrelite.errors import OpError, StoreFailed
 from lustrelite.store import disk
 from lustrelite.wire.ost import OBJECT_EOF
 
@@ -40,7 +40,8 @@ class ObjectDisk:
         self.files: dict[int, bytearray] = {}  # as processes see them
         self.durable: dict[int, bytearray] = {}
         self.journal: dict[int, list[Entry]] = {}  # since the last sync
-        self.broken = 0  # errno of every write and sync from now on
+        self.broken = 0  # errno of every write and sync from now on, and of whatever else does not work
+        self.unwritable = 0  # of every write: bad sectors are where it goes, and nowhere else
         self.unreadable = 0  # of every read
         self.unsyncable = 0  # of every sync: what was written is lost by a power cut
 
@@ -147,8 +148,15 @@ class SimObjectFiles:
 
     def _check(self, *, writes: bool = False) -> None:
         assert not self.closed, "the files are closed: their process is dead"
-        if writes and self.disk.broken:
-            raise OpError(self.disk.broken, "the disk is broken")
+        if writes:
+            self._refuse(self.disk.broken)
+
+    def _refuse(self, number: int) -> None:
+        """With this error of the disk, if it is one: see ObjectFiles."""
+        if self.disk.broken in disk.BROKEN and number in disk.BROKEN:
+            raise StoreFailed(f"the disk is broken: {os.strerror(number)}")
+        if number:
+            raise OpError(number, "the disk says so")
 
     def keep(self, size: int, *, at_least: bool = False) -> int:
         """See ObjectFiles.keep. Nobody else takes room of this disk."""
@@ -160,6 +168,7 @@ class SimObjectFiles:
     def write(self, oid: int, offset: int, data: Buffer, *, promised: bool = False) -> None:
         """See ObjectFiles.write."""
         self._check(writes=True)
+        self._refuse(self.disk.unwritable)
         view = memoryview(data).cast("B")
         if self.disk.used_bytes() + self._new_bytes(oid, offset, len(view)) > self.disk.capacity_bytes:
             raise OpError(errno.ENOSPC, f"cannot write object {oid}")
@@ -176,8 +185,7 @@ class SimObjectFiles:
     def read_into(self, oid: int, offset: int, buffer: Buffer) -> int:
         """See ObjectFiles.read_into."""
         self._check()
-        if self.disk.unreadable:
-            raise OpError(self.disk.unreadable, f"cannot read object {oid}")
+        self._refuse(self.disk.unreadable)
         view = memoryview(buffer).cast("B")
         data = self.disk.files.get(oid, b"")[offset : offset + len(view)]
         view[: len(data)] = data

@@ -19,6 +19,8 @@ FALLOC_KEEP_SIZE = 0x1
 FALLOC_PUNCH_HOLE = 0x2
 FALLOC_ZERO_RANGE = 0x10
 NO_FALLOCATE = (errno.EOPNOTSUPP, errno.ENOSYS)  # this file system cannot
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+BROKEN = (errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.EUCLEAN, errno.EBADMSG)  # the disk, or just this place on it
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -39,7 +41,7 @@ def fallocate_first(fd: int, mode: int, offset: int, lengths: Iterable[int]) -> 
         try:
             fallocate(fd, mode, offset, length)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno not in (*NO_ROOM, errno.EFBIG):
                 raise
         else:
             return length

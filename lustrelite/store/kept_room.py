@@ -3,7 +3,7 @@
 What is free belongs to nobody: the other OSTs of the disk, and any program, take of it what they like (`lustrelite up` puts
 all targets on one disk, and so does a container engine with its volumes). So who promises room takes it first, and frees
 of it what a write that was promised room does not find. A kill leaves the file to the successor, whose clients have
-accepted data in the faith of it; after an orderly stop there is none.
+accepted data in the faith of it; after an orderly stop there is none, for clients have written back (not in a recovery).
 
 Where a file system cannot allocate (EOPNOTSUPP) nothing is kept.
 Source: none in Lustre, whose OSTs have a disk each
@@ -23,7 +23,7 @@ LENT_BYTES = 8 << 10  # freed beside what a write needs: its blocks need not beg
 
 
 class KeptRoom:
-    """The file at `path`. Several threads may use it."""
+    """The file at `path`. Several threads may use it. Errors of all methods but `free`: OSError."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -55,7 +55,9 @@ class KeptRoom:
             with self._open() as fd:
                 self.size = disk.fallocate_first(fd, 0, 0, (wanted + self._step, wanted)) or self.size
         except OSError as error:
-            self._can = error.errno not in disk.NO_FALLOCATE
+            if error.errno not in disk.NO_FALLOCATE:
+                raise
+            self._can = False
         if self.size <= wanted:  # of what was too much some may have been found
             self._cut(self.size)
 
@@ -64,7 +66,8 @@ class KeptRoom:
         with self._lock:
             if not self.size:
                 return False
-            return self._cut(max(0, self.size - length - LENT_BYTES), durable=True)
+            self._cut(max(0, self.size - length - LENT_BYTES), durable=True)
+            return True
 
     def free(self) -> None:
         """Nothing is promised any more."""
@@ -72,16 +75,12 @@ class KeptRoom:
             os.unlink(self._path)
             self.size = 0
 
-    def _cut(self, size: int, *, durable: bool = False) -> bool:
-        try:
-            with self._open() as fd:
-                os.ftruncate(fd, size)
-                if durable:  # with a journal, what was freed is free when that is durable
-                    os.fsync(fd)
-        except OSError:
-            return False  # the disk is broken: who writes to it hears of that
+    def _cut(self, size: int, *, durable: bool = False) -> None:
+        with self._open() as fd:
+            os.ftruncate(fd, size)
+            if durable:  # with a journal, what was freed is free when that is durable
+                os.fsync(fd)
         self.size = size
-        return True
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[int]:

@@ -10,14 +10,18 @@ size is the file's size. Writes, punches and removals change the file at once; t
 
 A kill does not undo a write here, only a power cut does. The simulator has a stand-in for this class with power cuts.
 
+What the disk refuses is the operation's own error (OpError) if another block can be written durably: one sector is bad, or
+the disk is full. Else the disk is broken (StoreFailed): the process must end, and what was accepted waits for a successor.
+
 All methods block and may be called from several threads at once. Descriptors are kept open, the longest unused is
-closed first; one that is in use is closed by its last user.
+closed first; one that is in use is closed by its last user. The OSTs of a process share half of what it may open.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import resource
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -31,6 +35,7 @@ from lustrelite.wire.ost import OBJECT_EOF
 
 SUBDIRECTORIES = 32
 OPEN_FILES_MAX = 512
+OPEN_FILES_MIN = 8
 SYNC_EACH_MAX = 32  # more files than this are cheaper with one syncfs: 0.3 ms each against 30 ms for 3,000
 ZERO_BYTES = 1 << 20
 DIRECT_BYTES_MIN = 128 << 10  # less goes through the page cache
@@ -57,20 +62,37 @@ class _File:
             os.close(self.direct)
 
 
+class _Share:
+    """How many files each OST of this process keeps open: with two descriptors each, half of those that it may have."""
+
+    def __init__(self) -> None:
+        self._osts = 0
+        self.files_max = OPEN_FILES_MAX
+
+    def changes(self, by: int) -> None:
+        """There are so many OSTs more."""
+        self._osts += by
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if limit != resource.RLIM_INFINITY:
+            self.files_max = max(OPEN_FILES_MIN, min(OPEN_FILES_MAX, limit // 4 // max(self._osts, 1)))
+
+
 class ObjectFiles:
     """The data files under `directory`/O. `durable=False` makes `sync` do nothing (simulator)."""
 
-    def __init__(self, directory: str | Path, *, durable: bool = True, open_files_max: int = OPEN_FILES_MAX) -> None:
+    _share = _Share()
+
+    def __init__(self, directory: str | Path, *, durable: bool = True) -> None:
         self.durable = durable
         self._top = os.path.join(directory, "O")
-        self._open_files_max = open_files_max
         self._files: dict[int, _File] = {}  # longest unused first
         self._new: dict[int, None] = {}  # made since their directory was made durable
         self._lock = threading.Lock()
-        with _errors("make the directories of"):
+        with self._errors("make the directories of"):
             self._make_directories()
             self._top_fd = os.open(self._top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._kept_room = KeptRoom(os.path.join(self._top, "kept"))
+        self._share.changes(+1)
 
     def _make_directories(self) -> None:
         if os.path.isdir(os.path.join(self._top, f"d{SUBDIRECTORIES - 1}")):
@@ -93,7 +115,7 @@ class ObjectFiles:
             if file is not None:
                 self._files[oid] = file
                 file.users += 1
-                if len(self._files) > self._open_files_max:
+                while len(self._files) > self._share.files_max:
                     self._drop(next(iter(self._files)))
         return file
 
@@ -116,13 +138,23 @@ class ObjectFiles:
     def _open(self, oid: int, create: bool) -> _File | None:
         path = self._path(oid)
         try:
-            return _File(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+            return _File(self._descriptor(path, os.O_RDWR))
         except FileNotFoundError:
             if not create:
                 return None
-        file = _File(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        file = _File(self._descriptor(path, os.O_RDWR | os.O_CREAT))
         self._new[oid] = None
         return file
+
+    def _descriptor(self, path: str, flags: int) -> int:
+        try:
+            return os.open(path, flags | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._files:
+                raise
+        for oid in list(self._files):  # clients have so many
+            self._drop(oid)
+        return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
     def _drop(self, oid: int) -> None:
         file = self._files.pop(oid, None)
@@ -148,14 +180,22 @@ class ObjectFiles:
                 finally:
                     self._give(file)
             except OSError as error:
-                if error.errno != errno.ENOSPC or not promised or not self._kept_room.lend(len(view)):
-                    raise _failed("write", oid, error) from error
+                if error.errno != errno.ENOSPC or not promised or not self._lend(len(view)):
+                    raise self._failed("write", oid, error) from error
             else:
                 return
 
+    def _lend(self, length: int) -> bool:
+        with self._errors("free room for"):
+            return self._kept_room.lend(length)
+
     def keep(self, size: int, *, at_least: bool = False) -> int:
         """See KeptRoom.keep: for what is promised."""
-        return self._kept_room.keep(size, at_least=at_least)
+        try:
+            return self._kept_room.keep(size, at_least=at_least)
+        except OSError as error:
+            self._failed("keep room for", None, error)
+            return min(size, self._kept_room.size)
 
     def keep_nothing(self) -> None:
         """Nothing is promised any more."""
@@ -172,7 +212,7 @@ class ObjectFiles:
             finally:
                 self._give(file)
         except OSError as error:
-            raise _failed("read", oid, error) from error
+            raise self._failed("read", oid, error) from error
 
     def _move(self, call: Any, file: _File, oid: int, offset: int, view: memoryview) -> int:
         """preadv or pwritev as far as it goes, and how far that is.
@@ -217,7 +257,7 @@ class ObjectFiles:
         """Free [start, end): it reads as zeros. An `end` of OBJECT_EOF truncates to `start`, or extends to it."""
         assert 0 <= start <= end, (start, end)
         whole = end >= OBJECT_EOF
-        with _errors("punch", oid), self._opened(oid, create=whole and start > 0) as file:
+        with self._errors("punch", oid), self._opened(oid, create=whole and start > 0) as file:
             if file is None:
                 return
             fd = file.fd
@@ -246,7 +286,7 @@ class ObjectFiles:
         Errors: ENOSPC, EFBIG, EOPNOTSUPP: the file system cannot.
         """
         assert 0 <= start < end and not mode & ~(disk.FALLOC_KEEP_SIZE | disk.FALLOC_ZERO_RANGE), (start, end, mode)
-        with _errors("allocate", oid), self._opened(oid, create=True) as file:
+        with self._errors("allocate", oid), self._opened(oid, create=True) as file:
             assert file is not None
             try:
                 disk.fallocate(file.fd, mode, start, end - start)
@@ -258,7 +298,7 @@ class ObjectFiles:
 
     def seek(self, oid: int, offset: int, whence: int) -> int:
         """Where from `offset` on is the next data (os.SEEK_DATA), or hole (os.SEEK_HOLE)? -1: there is no more data."""
-        with _errors("seek in", oid), self._opened(oid, create=False) as file:
+        with self._errors("seek in", oid), self._opened(oid, create=False) as file:
             try:
                 if file is not None:
                     return os.lseek(file.fd, offset, whence)
@@ -269,7 +309,7 @@ class ObjectFiles:
 
     def remove(self, oid: int) -> bool:
         """Remove the data of `oid`; False if there was none, which is no error."""
-        with _errors("remove", oid), self._lock:
+        with self._errors("remove", oid), self._lock:
             self._drop(oid)
             self._new.pop(oid, None)
             try:
@@ -289,7 +329,7 @@ class ObjectFiles:
         except FileNotFoundError:
             return 0, 0
         except OSError as error:
-            raise _failed("stat", oid, error) from error
+            raise self._failed("stat", oid, error) from error
         return found.st_size, found.st_blocks
 
     def size(self, oid: int) -> int:
@@ -302,16 +342,44 @@ class ObjectFiles:
 
     def statfs(self) -> disk.Space:
         """(total, free, available, files_total, files_free) of the disk; what is kept here is free."""
-        with _errors("statfs"):
+        with self._errors("statfs"):
             space, kept = disk.space(self._top), self._kept_room.size
             return space._replace(free=space.free + kept, available=space.available + kept)
 
     def ids(self) -> Iterator[int]:
         """Every object that has a file, directory by directory, ascending in each."""
         for number in range(SUBDIRECTORIES):
-            with _errors("list"):
+            with self._errors("list"):
                 names = os.listdir(os.path.join(self._top, f"d{number}"))
             yield from sorted(int(name) for name in names if name.isdecimal())
+
+    # ------------------------------------------------------------ errors
+
+    @contextmanager
+    def _errors(self, act: str, oid: int | None = None) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._failed(act, oid, error) from error
+
+    def _failed(self, act: str, oid: int | None, error: OSError) -> OpError:
+        """What the disk's error is for who asked.  StoreFailed: it is not the trouble of one place on the disk"""
+        if error.errno in disk.BROKEN:
+            self._probe(error)
+        return OpError(error.errno or errno.EIO, f"cannot {act} {'objects' if oid is None else f'object {oid}'}")
+
+    def _probe(self, why: OSError) -> None:
+        path = os.path.join(self._top, "probe")
+        try:
+            with open(path, "wb", buffering=0) as file:
+                file.write(bytes(BLOCK_BYTES))
+                os.fsync(file)
+            os.unlink(path)
+        except FileNotFoundError:
+            pass  # two threads had the same thought
+        except OSError as error:
+            if error.errno not in disk.NO_ROOM:
+                raise StoreFailed(f"the disk of {self._top} is broken: {why}") from error
 
     # ------------------------------------------------------------ durability
 
@@ -357,17 +425,4 @@ class ObjectFiles:
             if self._top_fd >= 0:
                 os.close(self._top_fd)
                 self._top_fd = -1
-
-
-@contextmanager
-def _errors(act: str, oid: int | None = None) -> Iterator[None]:
-    """The disk's errors are the operation's own answer."""
-    try:
-        yield
-    except OSError as error:
-        raise _failed(act, oid, error) from error
-
-
-def _failed(act: str, oid: int | None, error: OSError) -> OpError:
-    what = "objects" if oid is None else f"object {oid}"
-    return OpError(error.errno or errno.EIO, f"cannot {act} {what}")
+                self._share.changes(-1)

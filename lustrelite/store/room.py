@@ -36,6 +36,8 @@ FIXED_BYTES = 64 * PAGE  # of any commit: roots, list of free pages
 KEPT_BYTES = 16 << 20  # less in a small map and on a small disk
 ALLOCATE_BYTES = 4 << 20
 
+EXTENTS_BYTES = 16 * PAGE  # at most, of a file's blocks, with what the file system writes down where the others are
+
 LARGE_BYTES = PAGE - 16  # a value beyond that has several pages, side by side, with one header (OVPAGES(), mdb.c)
 
 ORDINARY, DELETION, OWED, ESSENTIAL = range(4)  # how much of what is kept a write may use: nothing, most, most, all
@@ -68,8 +70,13 @@ class Room:
         self._comes_back = 0  # pages that the last commit freed, for which one more is needed
 
     def allocate_for(self, path: str) -> None:
-        """From now on allocate the blocks of the file `path` before they are needed."""
+        """From now on allocate the blocks of the file `path` before they are needed.
+
+        What a predecessor allocated behind the file's end is there: without it nothing could start on a disk that was
+        filled since.
+        """
         self._data_fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._allocated = max(0, os.fstat(self._data_fd).st_blocks * 512 - EXTENTS_BYTES)
 
     def close(self) -> None:
         """Allocate no more."""

@@ -146,6 +146,9 @@ class Serving:
                 self._ride(call, None)
                 target.reply(call, -error.errno, None)
                 return
+            except StoreFailed as error:
+                target.node.crash(f"{target.name}: {error}", error)
+                return
             if body is LATER:
                 if not call.answered:  # it may have been at once
                     call.export.enter(call)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -203,9 +205,37 @@ def test_a_killed_server_loses_nothing(shell: Shell, tmp_path: Path) -> None:
         found = shell.status(well=False)
         assert next(p for p in found["processes"] if p["name"] == name)["state"] == "stopped"
         assert name in shell.run("start", name)
+    assert shell.run("kill", "oss1", "oss2").count("killed") == 2
+    assert shell.run("start", "lustre-OST0000", "oss1", "oss2", "mgs") == "started oss1\nstarted oss2\nmgs runs already\n"
     shell.settled()
     assert shell.run("cat", "/kept") == "kept" * 1000
     shell.run("rm", "/kept")
+
+
+def test_a_server_that_stands_still_is_named(shell: Shell) -> None:
+    pid = shell.pids()["oss1"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        found = next(p for p in shell.status(well=False)["processes"] if p["name"] == "oss1")
+        assert found["state"] == "silent" and {t["state"] for t in found["targets"]} == {"UNKNOWN"}
+        assert "UNKNOWN" in shell.run("status", status=3)
+        assert "oss1 has not answered devices in 10 s" in shell.llctl("dl")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    shell.settled()
+
+
+def test_a_server_may_open_as_many_files_as_the_system_lets_it(shell: Shell) -> None:
+    """The usual 1024 were used up by some 500 objects."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        shell.run("kill", "oss2")
+        shell.run("start", "oss2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert resource.prlimit(shell.pids()["oss2"], resource.RLIMIT_NOFILE) == (hard, hard)
+    shell.settled()
 
 
 def test_one_target_stops_and_starts_alone(shell: Shell) -> None:

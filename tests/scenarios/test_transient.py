@@ -151,18 +151,18 @@ async def test_a_disk_that_cannot_be_read_is_eio_at_once_and_costs_nothing_else(
 @pytest.mark.parametrize("caching", [1, 0], ids=["cached", "uncached"])
 @pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.ENOSPC], ids=["EIO", "EROFS", "ENOSPC"])
 async def test_a_write_that_the_disk_refuses_says_so_to_who_waits_for_it(cluster: Any, caching: int, number: int) -> None:
-    """With the disk's own error, before anything of it is recorded."""
+    """With the disk's own error, before anything of it is recorded: it is of one place on the disk, or the disk is full."""
     async with cluster(oss=1, caching=caching) as c:
         await c.a.write("/f", data(100_000))
         await c.a.unrecorded(c.a.fs.sync())
         user = Mount(c.a)
         file = await user.open("/f", os.O_RDWR | os.O_DSYNC)
         before = c.oss[0].target().last_transno
-        disk(c).broken = number
+        disk(c).unwritable = number
         with refused(number):
             await file.pwrite(b"y" * 80_000, 0)
         assert c.oss[0].target().last_transno == before
-        disk(c).broken = 0
+        disk(c).unwritable = 0
         await file.close()
         assert await c.b.read("/f") == data(100_000)
         await c.b.write("/f", b"new")
@@ -178,15 +178,44 @@ async def test_cached_data_that_the_disk_refuses_is_told_to_every_writer_once(cl
         files = [await user.open("/f", os.O_RDWR) for _ in range(2)]
         for file in files:
             await file.pwrite(b"y" * 1000, 0)
-        disk(c).broken = errno.EIO
+        disk(c).unwritable = errno.EIO
         for file in files:
             with refused(errno.EIO):
                 await file.fsync()
-        disk(c).broken = 0
+        disk(c).unwritable = 0
         for file in files:
             await file.fsync()
             await file.close()
         assert await c.b.read("/f") == b"old"
+
+
+@pytest.mark.parametrize("act", ["write", "fsync", "truncate", "read", "unlink"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS], ids=["EIO", "EROFS"])
+async def test_a_broken_disk_ends_the_server_and_no_program_hears_of_it(cluster: Any, number: int, act: str) -> None:
+    """Its successor, on a disk that works, is sent again what was not answered."""
+    async with cluster(oss=1, clients=2, write_back_after_s=1000.0) as c:
+        await c.a.write("/f", data(MIB))
+        await c.a.write("/g", data(MIB))
+        await c.a.unrecorded(c.a.fs.sync())
+        await c.settle()
+        file = await c.a.open("/g")
+        await file.pwrite(b"y" * 1000, 0)
+        disk(c).broken = disk(c).unreadable = number
+        acts = {
+            "write": lambda: c.b.write("/f", b"x" * MIB), "fsync": file.file.fsync, "truncate": lambda: c.b.truncate("/f", 9),
+            "read": lambda: c.b.read("/f"), "unlink": lambda: c.b.unlink("/f"),
+        }  # fmt: skip
+        acting = soon(acts[act]())
+        await c.until(lambda: not c.oss[0].alive)
+        c.saw("node.crashed", on=c.oss[0])
+        c.failures.clear()
+        c.errors.clear()
+        disk(c).broken = disk(c).unreadable = 0
+        await c.oss[0].start()
+        await acting
+        await file.close()
+        assert (await c.b.read("/g"))[:1001] == b"y" * 1000 + data(MIB)[1000:1001]
+        c.never_saw("import.evicted")
 
 
 async def test_a_disk_that_cannot_commit_ends_the_server_and_nothing_acknowledged_is_lost(cluster: Any) -> None:

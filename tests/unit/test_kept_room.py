@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from lustrelite.errors import OpError
-from lustrelite.store import disk
+from lustrelite.store import disk, schema
 from lustrelite.store.kept_room import LENT_BYTES, STEP_BYTES_MAX, KeptRoom
+from lustrelite.store.kv import Store
 from lustrelite.store.objects import ObjectFiles
+from lustrelite.store.room import ESSENTIAL
 
 MIB = 1 << 20
 DISK_BYTES = 32 * MIB
@@ -124,8 +126,10 @@ def test_on_a_broken_disk_nothing_changes(small: Path, monkeypatch: pytest.Monke
 
     for module, name in ((os, "ftruncate"), (disk, "fallocate")):
         monkeypatch.setattr(module, name, broken)
-    assert room.keep(0) == 0 and room.size == MIB + STEP
-    assert room.keep(2 * MIB) == MIB + STEP and not room.lend(1)
+    for act in (lambda: room.keep(0), lambda: room.keep(2 * MIB), lambda: room.lend(1)):
+        with pytest.raises(OSError, match="broken"):
+            act()
+        assert room.size == MIB + STEP
 
 
 def test_little_is_kept_ahead_on_a_large_disk(tmp_path: Path) -> None:
@@ -136,3 +140,19 @@ def test_little_is_kept_ahead_on_a_large_disk(tmp_path: Path) -> None:
         assert room.lend(MIB // 2) and room.size == (tmp_path / "kept").stat().st_size
         assert room.size <= MIB + STEP_BYTES_MAX - MIB // 2 - LENT_BYTES
     room.free()
+
+
+@pytest.mark.parametrize("kind", ["MDT", "OST"])
+def test_a_killed_target_starts_on_a_disk_that_others_have_filled_since(small: Path, kind: str) -> None:
+    """It has allocated ahead what its database needs."""
+    store = Store.open(small, kind, create=True)
+    store.apply({(schema.META, b"a"): b"1"})
+    store.flush()
+    fill(small)
+    store.abort()
+    for value in (b"2", b"3"):
+        again = Store.open(small, kind)
+        again.apply({(schema.META, b"a"): value}, kind=ESSENTIAL)
+        again.flush()
+        again.abort()
+    assert not left(small)

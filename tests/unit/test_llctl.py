@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner, Result
 
+from lustrelite import control
 from lustrelite.cli.llctl import llctl
 from lustrelite.control_server import Command, ControlServer
 
@@ -53,3 +56,17 @@ async def test_what_the_mgs_does_not_hear_no_other_process_tells_it(tmp_path: Pa
     assert done.exit_code == 1 and done.output == f"Error: tunables.spin_us=7: {why}\n" and len(asked) == 1
     done = await invoked(tmp_path, {"a": {}}, "set_param", "-P", "tunables.spin_us=7")
     assert done.exit_code == 1 and "no process that knows an MGS runs in" in done.output
+
+
+async def test_who_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "call", partial(control.call, timeout_s=0.05))
+
+    async def get_param(request: dict[str, Any]) -> dict[str, str]:
+        await asyncio.sleep(0.5)
+        return {}
+
+    stands = "stands has not answered get_param in 0.05 s: it is stopped"
+    done = await invoked(tmp_path, {"stands": {"get_param": get_param}, "well": {"get_param": lambda _: {}}}, "get_param", "x")
+    assert not done.exit_code and done.stderr.startswith(f"llctl: {stands}")
+    done = await invoked(tmp_path, {"stands": {"get_param": get_param}}, "get_param", "x")
+    assert done.exit_code == 1 and done.stderr.startswith(f"Error: {stands}")

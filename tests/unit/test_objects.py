@@ -7,8 +7,10 @@ import fcntl
 import functools
 import os
 import random
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +211,26 @@ def test_the_disks_errors_are_answers(files: ObjectFiles, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "preadv", refuse(errno.EIO))
     with pytest.raises(OpError):
         read(files, 1)
+    assert files.statfs().free and not os.path.exists(os.path.join(files._top, "probe"))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS])
+def test_a_disk_that_takes_nothing_elsewhere_either_is_broken(
+    files: ObjectFiles, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    files.write(1, 0, b"x")
+    acts: list[tuple[Any, str, Callable[[], Any]]] = [
+        (os, "pwritev", lambda: files.write(1, 0, b"y")), (os, "preadv", lambda: read(files, 1)), (os, "fstat", lambda: files.stat(1)),
+        (os, "ftruncate", lambda: files.punch(1, 5, OBJECT_EOF)), (disk, "fallocate", lambda: files.allocate(1, 0, 9, 0)),
+        (os, "lseek", lambda: files.seek(1, 0, os.SEEK_HOLE)), (disk, "fallocate", lambda: files.keep(1 << 20)),
+        (os, "unlink", lambda: files.remove(1)), (disk, "space", files.statfs), (os, "listdir", lambda: list(files.ids())),
+    ]  # fmt: skip
+    for module, name, act in acts:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, refuse(number))
+            patch.setattr(os, "fsync", refuse(errno.EIO))
+            with pytest.raises(StoreFailed, match="is broken"):
+                act()
 
 
 @pytest.mark.parametrize("count", [1, objects.SYNC_EACH_MAX + 1])
@@ -238,8 +260,10 @@ def test_sync_makes_data_and_new_names_durable_once(
     assert calls == ["data"]  # the name is durable already
 
 
-def test_few_descriptors_serve_many_objects_and_threads(tmp_path: Path) -> None:
-    files = ObjectFiles(tmp_path, durable=False, open_files_max=4)
+def test_few_descriptors_serve_many_objects_and_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ObjectFiles._share, "files_max", 4)
+    monkeypatch.setattr(ObjectFiles._share, "changes", lambda by: None)
+    files = ObjectFiles(tmp_path, durable=False)
     before = len(os.listdir("/proc/self/fd"))
     failures: list[str] = []
 
@@ -259,6 +283,33 @@ def test_few_descriptors_serve_many_objects_and_threads(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) - before <= 4
     files.close()
     assert len(os.listdir("/proc/self/fd")) == before - 1
+
+
+WITH_FEW = """
+import os, resource, sys
+from lustrelite.store.objects import ObjectFiles
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+osts = [ObjectFiles(os.path.join(sys.argv[1], name)) for name in "ab"]
+taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(int(sys.argv[2]))]
+for oid in range(1, 100):
+    for files in osts:
+        files.write(oid, 0, bytes(200_000))
+        files.read_into(oid, 0, bytearray(200_000))
+for files in osts:
+    files.sync(range(1, 100))
+    files.sync(range(1, 10))
+print("done")
+"""
+
+
+@pytest.mark.parametrize("others", [20, 45], ids=["", "and clients have most"])
+def test_the_osts_of_a_process_get_by_with_the_descriptors_that_it_may_have(tmp_path: Path, others: int) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_FEW, str(tmp_path), str(others)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stdout == "done\n", done.stderr
 
 
 def test_a_file_that_is_removed_while_it_is_read_closes_later(files: ObjectFiles) -> None:

@@ -815,5 +815,15 @@ async def test_in_recovery_room_is_kept_for_those_who_are_not_back_yet(rig: Rig)
     ost.recovering = True
     assert ost._keep(1 << 20) == 1 << 20 and room.size >= 64 << 20
     ost.recovering = False
-    ost._keep(1 << 20)
-    assert room.size < 64 << 20
+    ost.recovery_over()
+    assert room.size < 64 << 20, "nobody has said that he was promised any"
+
+
+@pytest.mark.parametrize("recovering", [False, True])
+async def test_who_stops_in_recovery_leaves_what_is_kept_to_his_successor(rig: Rig, recovering: bool) -> None:
+    ost, room = rig.ost, rig.ost.files._kept_room
+    if ost._keep(1 << 20) and not room.size:
+        pytest.skip("this file system cannot allocate")
+    ost.recovering = recovering
+    ost.close()
+    assert os.path.exists(room._path) == recovering

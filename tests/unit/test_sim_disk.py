@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from lustrelite.errors import OpError
+from lustrelite.errors import OpError, StoreFailed
 from lustrelite.sim.disk import ObjectDisk, SimObjectFiles
 from lustrelite.store.objects import ObjectFiles
 from lustrelite.wire.ost import OBJECT_EOF
@@ -89,6 +89,10 @@ def test_a_full_or_broken_disk_says_so():
         files.write(2, 0, b"x")
     assert raised.value.errno == errno.ENOSPC
     assert files.statfs().free == 0
-    disk.broken = errno.EIO
+    disk.unwritable = errno.EIO
     with pytest.raises(OpError):
+        files.write(1, 0, b"x")
+    files.sync([1])
+    disk.broken = errno.EIO
+    with pytest.raises(StoreFailed):
         files.sync([1])
