@@ -218,13 +218,18 @@ SHAPES: dict[int, Shape] = {
 }
 
 
+SETXATTR_SHORT = Shape(Struct("<II"), 1, rest=True)  # without SETXATTR_EXT, so before Linux 5.12
+
+
 class Malformed(ProtocolError):
     """A request that the kernel cannot have sent."""
 
 
-def decode(opcode: int, body: bytes | memoryview) -> tuple[tuple[int, ...], list[bytes], bytes | memoryview]:
+def decode(
+    opcode: int, body: bytes | memoryview, shape: Shape | None = None
+) -> tuple[tuple[int, ...], list[bytes], bytes | memoryview]:
     """(fields, names, rest) of what follows a request's header.  Malformed"""
-    shape = SHAPES[opcode]
+    shape = shape or SHAPES[opcode]
     at = shape.fields.size
     if len(body) < at:
         raise Malformed(f"{OP_NAMES[opcode]} of {len(body)} bytes")

@@ -24,7 +24,7 @@ from lustrelite.client.by_fid import NOW, FidOperations
 from lustrelite.errors import OpError
 from lustrelite.fuse import kernel
 from lustrelite.fuse.inodes import Node, attributes
-from lustrelite.fuse.kernel import Attributes, fattr, op
+from lustrelite.fuse.kernel import Attributes, fattr, init, op
 from lustrelite.fuse.listings import Listings
 from lustrelite.fuse.session import Answer, Handler, Later, Request
 from lustrelite.fuse.walks import Walks
@@ -233,6 +233,8 @@ class Names:
         with self.gone_is_stale(node):
             if not valid:
                 await self._drop_privileges(node, view)
+            elif valid & ~fattr.FH == fattr.MODE and await self._is_drop(node, mode):
+                view = self.mount.fs
             stat = await view.setattr_fid(
                 node.fid,
                 mode=mode & 0o7777 if valid & fattr.MODE else None,
@@ -261,6 +263,14 @@ class Names:
         except OpError as error:
             if error.errno != errno.EPERM:
                 raise
+
+    async def _is_drop(self, node: Node, mode: int) -> bool:
+        """Before Linux 5.12 the kernel itself takes set-id bits of who writes, as whoever that is; chmod(2) it lets only owners do."""
+        if self.mount.session.flags & init.HANDLE_KILLPRIV_V2:
+            return False
+        now = (await self.fs.attributes(node.fid, PERM)).mode
+        gone = now & ~mode & 0o7777
+        return modes.S_ISREG(now) and not mode & ~now & 0o7777 and gone in (modes.S_ISUID, modes.S_ISGID, modes.S_ISUID | modes.S_ISGID)
 
     async def mknod(self, request: Request, body: memoryview) -> Answer:
         """MKNOD"""
@@ -443,7 +453,8 @@ class Names:
 
     async def setxattr(self, request: Request, body: memoryview) -> Answer:
         """SETXATTR"""
-        (size, flags, _, _), (name,), rest = kernel.decode(op.SETXATTR, body)
+        shape = None if self.mount.session.flags & init.SETXATTR_EXT else kernel.SETXATTR_SHORT
+        (size, flags, *_), (name,), rest = kernel.decode(op.SETXATTR, body, shape)
         _check_xattr(name)
         if len(rest) < size:
             raise kernel.Malformed(f"SETXATTR of {size} bytes with {len(rest)}")

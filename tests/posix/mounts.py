@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import pytest
+
 from lustrelite import control
 from lustrelite.cli.cluster import child_environment
 from lustrelite.cli.mounts import record_of
@@ -46,6 +48,8 @@ def when(true: Callable[[], bool]) -> Callable[[], Any]:
 class Mounted:
     """One mount; an async context manager that unmounts."""
 
+    prelude = ""  # what its process does first
+
     def __init__(self, world: ProcessWorld, name: str = "m1", *arguments: str) -> None:
         self.world = world
         self.path = world.directory / name
@@ -54,7 +58,7 @@ class Mounted:
 
     def command(self, program: str, *arguments: str) -> list[str]:
         """How to call mount.lustrelite or umount.lustrelite."""
-        entry = f"from lustrelite.cli.mount_helper import {program}_main as main; main()"
+        entry = f"{self.prelude}from lustrelite.cli.mount_helper import {program}_main as main; main()"
         return [sys.executable, "-c", entry, *arguments, "--run-dir", str(self.run_dir)]
 
     async def run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -133,6 +137,15 @@ class Mounted:
             attach.detach(str(self.path), attach.MNT_FORCE | attach.MNT_DETACH)  # abort needs fusectl
         if self.alive:
             self.signal(signal.SIGKILL)
+
+
+class MountedByOldKernel(Mounted):
+    """By one that speaks FUSE as Linux 5.10 does: it has no flags beyond the first 28, and knows no epochs."""
+
+    prelude = "from lustrelite.fuse import kernel, session; kernel.MINOR = 32; session.WANTED_FLAGS &= (1 << 28) - 1\n"
+
+
+KERNELS = pytest.mark.parametrize("mounted", [Mounted, MountedByOldKernel], ids=["", "by an old kernel"])
 
 
 def _params(world: ProcessWorld) -> dict[str, Any]:

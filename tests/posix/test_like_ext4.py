@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.posix.mounts import Mounted, missing
+from tests.posix.mounts import KERNELS, Mounted, missing
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -56,8 +56,9 @@ def mode(path: Path) -> int:
 
 
 @pytest.mark.processes
-async def test_on_one_mount(world: Any) -> None:
-    async with world(oss=1, clients=0) as w, Mounted(w) as m:
+@KERNELS
+async def test_on_one_mount(world: Any, mounted: type[Mounted]) -> None:
+    async with world(oss=1, clients=0) as w, mounted(w) as m:
         with reached(m.path) as top:
             for work in (
                 locks_of_open_files, flock_ends_with_close, times_of_writes, removed_directory, capabilities, append_that_is_cleared,

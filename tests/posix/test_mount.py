@@ -26,7 +26,7 @@ import pytest
 from lustrelite.alive import runs
 from lustrelite.cli.cluster import child_environment
 from lustrelite.fuse import attach
-from tests.posix.mounts import WAIT_S, Mounted, missing, when
+from tests.posix.mounts import KERNELS, WAIT_S, Mounted, missing, when
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -36,8 +36,9 @@ def call(path: Path | str, work: Callable[[Path], Any]) -> Any:
 
 
 @pytest.mark.processes
-async def test_what_a_file_system_can_do(world: Any) -> None:
-    async with world(oss=2, clients=0) as w, Mounted(w) as m:
+@KERNELS
+async def test_what_a_file_system_can_do(world: Any, mounted: type[Mounted]) -> None:
+    async with world(oss=2, clients=0) as w, mounted(w) as m:
         await m.call(everyday, m.path)
         counts = m.tell("fuse")
         assert counts["pending"] == 0 and counts["open"] == 0

@@ -60,6 +60,8 @@ def test_names_follow_the_structure() -> None:
     assert (fields, names, bytes(rest)) == ((5, 1, 0), [b"a", b"b\xff"], b"")
     fields, names, rest = kernel.decode(op.SETXATTR, struct.pack("<IIII", 3, 0, 0, 0) + b"user.a\0v\0w")
     assert (names, bytes(rest)) == ([b"user.a"], b"v\0w")
+    fields, names, rest = kernel.decode(op.SETXATTR, struct.pack("<II", 3, 1) + b"user.a\0v\0w", kernel.SETXATTR_SHORT)
+    assert (fields, names, bytes(rest)) == ((3, 1), [b"user.a"], b"v\0w")
 
 
 @pytest.mark.parametrize("opcode", kernel.SHAPES)
