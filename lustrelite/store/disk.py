@@ -64,6 +64,9 @@ def sync_directory(path: str) -> None:
         os.close(fd)
 
 
+BYTES_PER_FILE = 4096  # where a file system has no table of inodes
+
+
 class Space(NamedTuple):
     """Of a file system, in bytes and counts; `available` is what an ordinary user may take."""
 
@@ -75,9 +78,12 @@ class Space(NamedTuple):
 
 
 def space(path: str) -> Space:
-    """The space of the file system of `path`."""
+    """The space of the file system of `path`. One that makes inodes as it needs them (btrfs) counts none: it has room for so many."""
     v = os.statvfs(path)
-    return Space(v.f_blocks * v.f_frsize, v.f_bfree * v.f_frsize, v.f_bavail * v.f_frsize, v.f_files, v.f_favail)
+    total, free, available = v.f_blocks * v.f_frsize, v.f_bfree * v.f_frsize, v.f_bavail * v.f_frsize
+    if v.f_files:
+        return Space(total, free, available, v.f_files, v.f_favail)
+    return Space(total, free, available, total // BYTES_PER_FILE, available // BYTES_PER_FILE)
 
 
 def try_lock(fd: int, *, shared: bool = False) -> bool:

@@ -322,6 +322,15 @@ def test_a_file_that_is_removed_while_it_is_read_closes_later(files: ObjectFiles
     assert len(os.listdir("/proc/self/fd")) == before - 1
 
 
+def test_a_file_system_without_a_table_of_inodes_has_as_many_as_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """btrfs: f_files and f_ffree are 0, and every create was refused."""
+    found = list(os.statvfs(tmp_path))
+    found[5:8] = (0, 0, 0)
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(found))
+    space = disk.space(str(tmp_path))
+    assert space.files_total == space.total // 4096 >= space.files_free == space.available // 4096 > 0
+
+
 def test_statfs_counts_bytes_and_files(files: ObjectFiles) -> None:
     total, free, available, files_total, files_free = files.statfs()
     assert total >= free >= available > 0 and files_total >= files_free > 0
