@@ -131,6 +131,7 @@ class Store:
         try:
             if create:
                 os.makedirs(path, exist_ok=True)
+                disk.overwrite_in_place(path)
             lock_fd = _lock(path, readonly)
         except OSError as error:
             raise OpError(error.errno or errno.EIO, f"{path}: {error.strerror}") from None

@@ -322,6 +322,21 @@ def test_a_file_that_is_removed_while_it_is_read_closes_later(files: ObjectFiles
     assert len(os.listdir("/proc/self/fd")) == before - 1
 
 
+def test_files_are_overwritten_in_place_where_that_has_to_be_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk.overwrite_in_place(str(tmp_path))  # no error, whether there is such a flag or not
+    said: list[int] = []
+
+    def ioctl(fd: int, request: int, flags: bytearray) -> None:
+        if request == 0x40086602:
+            said.append(int.from_bytes(flags, "little"))
+        else:
+            flags[0] = 0x10
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    disk.overwrite_in_place(str(tmp_path))
+    assert said == [0x00800010], "what it had, and FS_NOCOW_FL"
+
+
 def test_a_file_system_without_a_table_of_inodes_has_as_many_as_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """btrfs: f_files and f_ffree are 0, and every create was refused."""
     found = list(os.statvfs(tmp_path))
