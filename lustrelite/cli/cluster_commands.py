@@ -122,9 +122,9 @@ def start(names: tuple[str, ...]) -> None:
     cluster = where().cluster().need()
     found = [cluster.member_of(name) for name in names]
     with cluster.locked():
-        whole = [member.name for member, target in found if target is None or not cluster.record(member.name)]
-        started = cluster.start(*dict.fromkeys(whole))
-        for name in dict.fromkeys(whole):
+        whole = dict.fromkeys(member.name for member, target in found if target is None or not cluster.record(member.name))
+        started = cluster.start(*whole)
+        for name in whole:
             click.echo(f"started {name}" if name in started else f"{name} runs already")
         for member, target in found:
             if member.name not in whole:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 DOT, DOTDOT = 1, 2  # cookies of "." and ".."; a name's is a hash of 63 bits
 TOLD_S = 0.1  # the answer to a write waits so long for that to who asks for attributes
 STATX_BTIME_AND_BASIC = 0xFFF
+SET_ID = modes.S_ISUID | modes.S_ISGID
 LABEL = b"security.selinux"
 SELINUX = Path("/sys/fs/selinux")  # it is there if the kernel has labels
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
@@ -233,7 +234,7 @@ class Names:
         with self.gone_is_stale(node):
             if not valid:
                 await self._drop_privileges(node, view)
-            elif valid & ~fattr.FH == fattr.MODE and await self._is_drop(node, mode):
+            elif self._kernel_drops and valid & ~fattr.FH == fattr.MODE and await self._is_drop(node, mode):
                 view = self.mount.fs
             stat = await view.setattr_fid(
                 node.fid,
@@ -256,7 +257,7 @@ class Names:
         Source: chown_common(), fs/open.c; fuse_setattr(), fs/fuse of Linux
         """
         attr = await self.fs.attributes(node.fid, PERM | XATTR)
-        if modes.S_ISDIR(attr.mode) or not (attr.mode & (modes.S_ISUID | modes.S_ISGID) or attr.xattrs):
+        if modes.S_ISDIR(attr.mode) or not (attr.mode & SET_ID or attr.xattrs):
             return
         try:
             await view.change_fid(node.fid, uid=attr.uid)
@@ -264,13 +265,16 @@ class Names:
             if error.errno != errno.EPERM:
                 raise
 
+    @property
+    def _kernel_drops(self) -> bool:
+        """Before Linux 5.12 the kernel itself takes set-id bits of what is written to, as whoever writes."""
+        return not self.mount.session.flags & init.HANDLE_KILLPRIV_V2
+
     async def _is_drop(self, node: Node, mode: int) -> bool:
-        """Before Linux 5.12 the kernel itself takes set-id bits of who writes, as whoever that is; chmod(2) it lets only owners do."""
-        if self.mount.session.flags & init.HANDLE_KILLPRIV_V2:
-            return False
+        """Does `mode` take set-id bits of a file, and nothing else? Who may not chmod(2) it did not get here with that."""
         now = (await self.fs.attributes(node.fid, PERM)).mode
-        gone = now & ~mode & 0o7777
-        return modes.S_ISREG(now) and not mode & ~now & 0o7777 and gone in (modes.S_ISUID, modes.S_ISGID, modes.S_ISUID | modes.S_ISGID)
+        changes = (now ^ mode) & 0o7777
+        return modes.S_ISREG(now) and bool(changes) and not changes & ~(now & SET_ID)
 
     async def mknod(self, request: Request, body: memoryview) -> Answer:
         """MKNOD"""

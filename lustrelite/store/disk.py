@@ -7,12 +7,13 @@ that shares the descriptor is dead, and not before; a forked child shares it, an
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 FALLOC_KEEP_SIZE = 0x1
@@ -20,11 +21,23 @@ FALLOC_PUNCH_HOLE = 0x2
 FALLOC_ZERO_RANGE = 0x10
 NO_FALLOCATE = (errno.EOPNOTSUPP, errno.ENOSYS)  # this file system cannot
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+BYTES_PER_FILE = 4096  # where a file system has no table of inodes
+GETFLAGS, SETFLAGS, NOCOW = 0x80086601, 0x40086602, 0x00800000  # FS_IOC_*, FS_NOCOW_FL
 BROKEN = (errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.EUCLEAN, errno.EBADMSG)  # the disk, or just this place on it
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _libc.syncfs.argtypes = (ctypes.c_int,)
+
+
+@contextlib.contextmanager
+def opened(path: str, flags: int) -> Iterator[int]:
+    """A descriptor of the file or directory at `path`."""
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
@@ -57,15 +70,8 @@ def syncfs(fd: int) -> None:
 
 def sync_directory(path: str) -> None:
     """Make the names in `path` durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with opened(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
         os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-_GETFLAGS, _SETFLAGS, _NOCOW = 0x80086601, 0x40086602, 0x00800000  # FS_IOC_*, FS_NOCOW_FL
-BYTES_PER_FILE = 4096  # where a file system has no table of inodes
 
 
 class Space(NamedTuple):
@@ -92,16 +98,11 @@ def overwrite_in_place(directory: str) -> None:
 
     btrfs writes everything elsewhere, for which a full disk has no room, however much was allocated. Source: chattr(1), C
     """
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with opened(directory, os.O_RDONLY | os.O_DIRECTORY) as fd, contextlib.suppress(OSError):  # most have no such flag, nor need of it
         flags = bytearray(8)
-        fcntl.ioctl(fd, _GETFLAGS, flags)
-        struct.pack_into("l", flags, 0, struct.unpack_from("l", flags)[0] | _NOCOW)
-        fcntl.ioctl(fd, _SETFLAGS, flags)
-    except OSError:
-        pass  # it has no such flag, as most have no need of it
-    finally:
-        os.close(fd)
+        fcntl.ioctl(fd, GETFLAGS, flags)
+        struct.pack_into("l", flags, 0, struct.unpack_from("l", flags)[0] | NOCOW)
+        fcntl.ioctl(fd, SETFLAGS, flags)
 
 
 def try_lock(fd: int, *, shared: bool = False) -> bool:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
 
 from lustrelite.store import disk
 
@@ -58,6 +57,7 @@ class KeptRoom:
             if error.errno not in disk.NO_FALLOCATE:
                 raise
             self._can = False
+            return
         if self.size <= wanted:  # of what was too much some may have been found
             self._cut(self.size)
 
@@ -82,10 +82,5 @@ class KeptRoom:
                 os.fsync(fd)
         self.size = size
 
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[int]:
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
+    def _open(self) -> contextlib.AbstractContextManager[int]:
+        return disk.opened(self._path, os.O_RDWR | os.O_CREAT)

@@ -194,7 +194,7 @@ class ObjectFiles:
         try:
             return self._kept_room.keep(size, at_least=at_least)
         except OSError as error:
-            self._failed("keep room for", None, error)
+            self._suspect(error)
             return min(size, self._kept_room.size)
 
     def keep_nothing(self) -> None:
@@ -274,7 +274,7 @@ class ObjectFiles:
             disk.fallocate(fd, disk.FALLOC_PUNCH_HOLE | disk.FALLOC_KEEP_SIZE, start, end - start)
             return
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            if error.errno not in disk.NO_FALLOCATE:
                 raise
         zeros = bytes(min(ZERO_BYTES, end - start))
         while start < end:
@@ -364,11 +364,12 @@ class ObjectFiles:
 
     def _failed(self, act: str, oid: int | None, error: OSError) -> OpError:
         """What the disk's error is for who asked.  StoreFailed: it is not the trouble of one place on the disk"""
-        if error.errno in disk.BROKEN:
-            self._probe(error)
+        self._suspect(error)
         return OpError(error.errno or errno.EIO, f"cannot {act} {'objects' if oid is None else f'object {oid}'}")
 
-    def _probe(self, why: OSError) -> None:
+    def _suspect(self, why: OSError) -> None:
+        if why.errno not in disk.BROKEN:
+            return
         path = os.path.join(self._top, "probe")
         try:
             with open(path, "wb", buffering=0) as file:

@@ -114,6 +114,12 @@ class Serving:
 
     def execute(self, call: Call) -> None:
         """Serve an admitted request."""
+        try:
+            self._execute(call)
+        except StoreFailed as error:
+            self.target.node.crash(f"{self.target.name}: {error}", error)
+
+    def _execute(self, call: Call) -> None:
         target = self.target
         handler = target.handlers.get(type(call.body))
         if handler is None:
@@ -145,9 +151,6 @@ class Serving:
             except OpError as error:
                 self._ride(call, None)
                 target.reply(call, -error.errno, None)
-                return
-            except StoreFailed as error:
-                target.node.crash(f"{target.name}: {error}", error)
                 return
             if body is LATER:
                 if not call.answered:  # it may have been at once

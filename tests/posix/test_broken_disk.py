@@ -22,7 +22,7 @@ import pytest
 
 from lustrelite.cli.errors import Refused
 from lustrelite.control import ControlFailed
-from tests.posix.mounts import Mounted, missing
+from tests.posix.mounts import Mounted, missing, when
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -139,7 +139,7 @@ async def test_no_program_hears_of_a_disk_that_was_shut_down(world: Any, disk: L
                 await asyncio.sleep(0.5 + round_ / 4)  # whatever is under way then
                 disk.cut()
                 if what == "one OST's disk":  # it finds out by itself; the others go on
-                    await w.eventually(gone(victims), "the server ends")
+                    await w.eventually(when(lambda: not any(server.alive for server in victims)), "the server ends")
                 for server in victims:
                     with suppress(Refused, ControlFailed):  # it has ended by itself in this moment
                         await server.kill()
@@ -158,10 +158,3 @@ async def test_no_program_hears_of_a_disk_that_was_shut_down(world: Any, disk: L
         for number, turn in turns.items():
             assert await n.call((n.path / "d" / f"f{number}").read_bytes) == content(number, turn), number
         await m.call(shutil.rmtree, m.path / "d")
-
-
-def gone(servers: list[Any]) -> Any:
-    async def look() -> bool:
-        return not any(server.alive for server in servers)
-
-    return look

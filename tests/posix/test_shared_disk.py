@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import struct
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.posix.mounts import Mounted, missing
+from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -27,11 +27,9 @@ PIECE = 200_000
 @pytest.fixture
 def one_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """What is made in the temporary directory is made on a small disk."""
-    with tempfile.TemporaryDirectory(prefix="lld") as place:  # sockets have short paths
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", place], check=True)
-        monkeypatch.setattr(tempfile, "tempdir", place)
-        yield Path(place)
-        subprocess.run(["umount", "--lazy", place], check=True)
+    with tempfile.TemporaryDirectory(prefix="lld") as name, small_disk(Path(name), DISK_BYTES) as place:  # sockets have short paths
+        monkeypatch.setattr(tempfile, "tempdir", name)
+        yield place
 
 
 def content(number: int, size: int) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from lustrelite.store.kept_room import LENT_BYTES, STEP_BYTES_MAX, KeptRoom
 from lustrelite.store.kv import Store
 from lustrelite.store.objects import ObjectFiles
 from lustrelite.store.room import ESSENTIAL
+from tests.small_disk import small_disk
 
 MIB = 1 << 20
 DISK_BYTES = 32 * MIB
@@ -28,13 +28,8 @@ def small(tmp_path: Path) -> Iterator[Path]:
     """A directory with so many bytes."""
     place = tmp_path / "small"
     place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", str(place)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("only root may mount a small file system")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    with small_disk(place, DISK_BYTES):
+        yield place
 
 
 def left(place: Path) -> int:
