@@ -291,14 +291,16 @@ from lustrelite.store.objects import ObjectFiles
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 osts = [ObjectFiles(os.path.join(sys.argv[1], name)) for name in "ab"]
 taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(int(sys.argv[2]))]
+most = 0
 for oid in range(1, 100):
     for files in osts:
         files.write(oid, 0, bytes(200_000))
         files.read_into(oid, 0, bytearray(200_000))
+        most = max(most, sum(len(each._files) for each in osts))
 for files in osts:
     files.sync(range(1, 100))
     files.sync(range(1, 10))
-print("done")
+print(most)
 """
 
 
@@ -309,7 +311,7 @@ def test_the_osts_of_a_process_get_by_with_the_descriptors_that_it_may_have(tmp_
     done = subprocess.run(
         [sys.executable, "-c", WITH_FEW, str(tmp_path), str(others)], capture_output=True, text=True, check=False, timeout=60
     )
-    assert done.stdout == "done\n", done.stderr
+    assert 0 < int(done.stdout or 0) <= 16, f"no more than half are for files of up to two: {done.stdout} {done.stderr}"
 
 
 def test_a_file_that_is_removed_while_it_is_read_closes_later(files: ObjectFiles) -> None:
