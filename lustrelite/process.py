@@ -88,8 +88,9 @@ class Process:
     """One daemon process. `serve` is its life: it returns after `stopping` is set.  NameTaken"""
 
     def __init__(self, role: str, options: argparse.Namespace) -> None:
-        _, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))  # 1024 are few for files and clients
+        for limit in resource.RLIMIT_NOFILE, resource.RLIMIT_AS, resource.RLIMIT_FSIZE:  # meant for programs, not for file systems
+            _, hard = resource.getrlimit(limit)
+            resource.setrlimit(limit, (hard, hard))
         self.role = role
         self.options = options
         self.name: str = options.name

@@ -12,6 +12,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
 import struct
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -22,6 +23,7 @@ FALLOC_ZERO_RANGE = 0x10
 NO_FALLOCATE = (errno.EOPNOTSUPP, errno.ENOSYS)  # this file system cannot
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 BYTES_PER_FILE = 4096  # where a file system has no table of inodes
+GROWS_BY = 32 << 20  # a file that is mapped, however small the address space
 GETFLAGS, SETFLAGS, NOCOW = 0x80086601, 0x40086602, 0x00800000  # FS_IOC_*, FS_NOCOW_FL
 BROKEN = (errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.EUCLEAN, errno.EBADMSG)  # the disk, or just this place on it
 
@@ -103,6 +105,18 @@ def overwrite_in_place(directory: str) -> None:
         fcntl.ioctl(fd, GETFLAGS, flags)
         struct.pack_into("l", flags, 0, struct.unpack_from("l", flags)[0] | NOCOW)
         fcntl.ioctl(fd, SETFLAGS, flags)
+
+
+def mappable(path: str, most: int) -> int:
+    """How many bytes the file `path` and what it grows by may take of the address space (`ulimit -v`), up to `most`.
+
+    Several targets share a process, with all its threads.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return most
+    size = os.path.getsize(path) if os.path.exists(path) else 0
+    return min(most, max(limit // 16, size + GROWS_BY) & -resource.getpagesize())
 
 
 def try_lock(fd: int, *, shared: bool = False) -> bool:

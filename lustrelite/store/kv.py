@@ -138,6 +138,7 @@ class Store:
         try:
             if not create:
                 pages.check_end(directory)
+            map_bytes = disk.mappable(os.path.join(path, "data.mdb"), map_bytes)
             env = lmdb.open(
                 path,
                 map_size=map_bytes,

@@ -414,6 +414,47 @@ def test_a_full_map_fails_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     store.abort()
 
 
+IN_LITTLE_SPACE = """
+import errno, resource, sys
+from lustrelite.errors import OpError
+from lustrelite.store import schema
+from lustrelite.store.kv import Store
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+store = Store.open(sys.argv[1], "MDT", durable=False)
+others = [Store.open(name, "OST", create=True, durable=False) for name in sys.argv[2:]]
+number = 0
+while number < 200_000:
+    try:
+        store.apply({(schema.REPLIES, b"new%d" % number): bytes(1000)})
+        number += 1
+    except OpError as error:
+        store.flush()
+        if error.errno == errno.ENOSPC:
+            break
+print(number)
+store.close()
+"""
+
+
+@pytest.mark.parametrize("records", [0, 100_000], ids=["new", "larger than a share"])
+def test_databases_share_what_address_space_there_is(tmp_path: Path, reopen: Callable[[], Store], records: int) -> None:
+    """`ulimit -v`: the map of a TiB was refused. A database that is larger than its share of it grows somewhat, too."""
+    store = make(tmp_path)
+    for number in range(records):
+        store.apply({(T, b"old%d" % number): bytes(1000)})
+        if number % 1000 == 0:
+            store.flush()
+    store.close()
+    others = [tmp_path / f"other{number}" for number in range(4)]
+    done = subprocess.run(
+        [sys.executable, "-c", IN_LITTLE_SPACE, tmp_path, *others], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert 2000 < int(done.stdout or 0) < 200_000, done.stderr
+    store = reopen()
+    assert store.count(T) == records + int(done.stdout)
+    store.close()
+
+
 # ---------------------------------------------------------------- no space
 
 
