@@ -31,7 +31,7 @@ from sys import getrefcount
 from typing import Any
 
 from lustrelite.client.intervals import Intervals
-from lustrelite.wire.ost import grant_bytes
+from lustrelite.wire.ost import OBJECT_EOF, grant_blocks, grant_bytes
 
 PAGE_SHIFT = 14
 PAGE_BYTES = 1 << PAGE_SHIFT
@@ -395,13 +395,26 @@ class ObjectPages:
 
     # write-back -------------------------------------------------------------------------------------------------
 
-    def collect(self, start: int, end: int, bytes_max: int) -> Flight | None:
+    def with_neighbours(self, start: int, end: int) -> tuple[int, int]:
+        """What is dirty from start to end, with what is beside it in the same blocks: their grant was reserved once."""
+        at = bisect_right(self.dirty.starts, start) - 1
+        low, high = grant_blocks(start, end)
+        return max(low, self.dirty.starts[at]), min(high, self.dirty.ends[at])
+
+    def in_the_way(self, at: int) -> list[Flight]:
+        """The flights that the dirty byte at `at` has to wait for."""
+        return self.flights_in(*self.with_neighbours(at, at + 1))
+
+    def collect(self, start: int, end: int, bytes_max: int, *, within: tuple[int, int] = (0, OBJECT_EOF)) -> Flight | None:
         """The first dirty bytes of [start, end) that may be written now, as a flight; None if there are none.
 
-        At most `bytes_max`, cut at its multiples, so that equal ranges make equal RPCs. What overlaps a flight waits.
+        At most `bytes_max`, cut at its multiples, so that equal ranges make equal RPCs. Neighbours in their blocks go with
+        them, if they are `within` this, and what shares a block with a flight waits for it: else the block would be taken
+        twice of a grant from which it was reserved once.
         """
-        for low, high in self.dirty.within(start, end):
-            for first, stop in self._outside_flights(low, high):
+        for part in self.dirty.within(start, end):
+            low, high = self.with_neighbours(*part)
+            for first, stop in self._outside_flights(max(low, within[0]), min(high, within[1])):
                 stop = min(stop, (first // bytes_max + 1) * bytes_max)
                 flight = Flight(first, stop, self._copy(first, stop), grant_bytes(first, stop))
                 self._clean(first, stop)
@@ -418,11 +431,11 @@ class ObjectPages:
         return b"".join(self.views(start, end))
 
     def _outside_flights(self, start: int, end: int) -> list[tuple[int, int]]:
-        """What of the range is in no flight."""
+        """What of the range has no block in a flight."""
         flights = self.flights_in(start, end)
         if not flights:
             return [(start, end)]
-        return Intervals((max(f.start, start), min(f.end, end)) for f in flights).gaps(start, end)
+        return Intervals(grant_blocks(max(f.start, start), min(f.end, end)) for f in flights).gaps(start, end)
 
     def begin_flight(self, start: int, end: int, data: Buffer = b"") -> Flight:
         """The OST is about to change the range itself: nothing there may be dirty or in flight, and what is there goes."""

@@ -355,8 +355,7 @@ class WriteBack:
                 continue
             at = still[0][0]
             todo.remove(low, at)
-            in_the_way = pages.flights_in(at, at + 1)
-            if in_the_way:
+            if in_the_way := pages.in_the_way(at):
                 await over(in_the_way[0])
                 continue
             lock = cached.lock_at(at, WRITERS)
@@ -382,9 +381,12 @@ class WriteBack:
         behind = bisect_right(todo.starts, first.start)
         following = slice(behind, behind + ost.WRITE_MANY_MAX - 1)
         for low, high in zip(todo.starts[following], todo.ends[following], strict=True):
+            if not pages.dirty.covers(low, high):
+                break
+            low, high = pages.with_neighbours(low, high)
             lock = _lock_of_little(cached, low, high)
             room -= high - low
-            if lock is None or room < 0 or not pages.dirty.covers(low, high) or pages.flights_in(low, high):
+            if lock is None or room < 0 or pages.flights_in(low, high):
                 break
             flight = self._flight(cached, low, high, lock)
             assert flight is not None
@@ -393,7 +395,7 @@ class WriteBack:
 
     def _flight(self, cached: CachedObject, start: int, end: int, lock: ClientLock) -> Flight | None:
         """The first of what is dirty in the range, about to be written; None: there is nothing."""
-        flight = cached.pages.collect(start, end, self.osc.bytes_max)
+        flight = cached.pages.collect(start, end, self.osc.bytes_max, within=(lock.start, lock.end + 1))
         if flight is None:
             return None
         self.settle(cached)

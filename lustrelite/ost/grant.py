@@ -84,7 +84,7 @@ class Grants:
 
     def covers(self, export: Export, cost: int) -> bool:
         """Is what takes `cost` bytes within the client's grant? Then it may not be refused for want of space."""
-        # The client's dirty data may be cut in other places than its grant was counted for: a block at each end.
+        # Where two locks of the client meet inside a block, its dirty data is cut, but grant was counted once: at each end.
         return cost > 0 and self.held.get(export, 0) >= max(cost - 2 * GRANT_BLOCK_BYTES, 1)
 
     def look_again(self) -> None:

@@ -30,9 +30,15 @@ SEEK_DATA, SEEK_HOLE = 3, 4  # ObjectSeek.whence (unistd.h)
 GRANT_BLOCK_BYTES = 4096  # space is promised and used in blocks of so many bytes
 
 
+def grant_blocks(start: int, end: int) -> tuple[int, int]:
+    """[start, end), rounded to whole blocks."""
+    return start // GRANT_BLOCK_BYTES * GRANT_BLOCK_BYTES, -(-end // GRANT_BLOCK_BYTES) * GRANT_BLOCK_BYTES
+
+
 def grant_bytes(start: int, end: int) -> int:
     """How much of its grant a write of [start, end) takes: every block it touches."""
-    return -(-end // GRANT_BLOCK_BYTES) * GRANT_BLOCK_BYTES - start // GRANT_BLOCK_BYTES * GRANT_BLOCK_BYTES
+    low, high = grant_blocks(start, end)
+    return high - low
 
 
 def resource_of(oid: int) -> bytes:

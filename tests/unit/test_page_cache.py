@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lustrelite.client import page_cache
 from lustrelite.client.intervals import Intervals
 from lustrelite.client.page_cache import PAGE_BYTES, Fetch, Flight, ObjectPages, PageCache
-from lustrelite.wire.ost import GRANT_BLOCK_BYTES, grant_bytes
+from lustrelite.wire.ost import GRANT_BLOCK_BYTES, grant_blocks, grant_bytes
 
 SPAN = 6 * PAGE_BYTES
 
@@ -105,10 +105,12 @@ class Ost:
             assert low <= start and end <= high and pages.dirty.covers(low, high)
             self.known[start:end] = data
         elif kind == "collect":
-            size = rng.choice((512, 5000, 2 * PAGE_BYTES))
+            size = rng.choice((1, 3, 2 * PAGE_BYTES // GRANT_BLOCK_BYTES)) * GRANT_BLOCK_BYTES
+            cost, (low, high) = pages.cost, grant_blocks(start, end)
             flight = pages.collect(start, end, size)
+            assert pages.cost == cost, "a flight takes what was reserved for it"
             if flight is not None:
-                assert 0 < flight.end - flight.start <= size and start <= flight.start < flight.end <= end
+                assert 0 < flight.end - flight.start <= size and low <= flight.start < flight.end <= high
                 assert flight.start // size == (flight.end - 1) // size
                 assert flight.data == self.known[flight.start : flight.end]
                 self.sent.append((flight, bytes(flight.data)))
