@@ -5,6 +5,10 @@ all targets on one disk, and so does a container engine with its volumes). So wh
 of it what a write that was promised room does not find. A kill leaves the file to the successor, whose clients have
 accepted data in the faith of it; after an orderly stop there is none, for clients have written back (not in a recovery).
 
+What was freed is anybody's, too, until the write has it. So the last of the disk is never promised, and who promises
+most stops there: writes find room in it, and afterwards what was kept for them is freed and makes up for that. Only where
+others fill the disk to its last block a write has to wait until the room it was promised is free (`lend`).
+
 Where a file system cannot allocate (EOPNOTSUPP) nothing is kept.
 Source: none in Lustre, whose OSTs have a disk each
 """
@@ -18,6 +22,7 @@ import threading
 from lustrelite.store import disk
 
 STEP_BYTES_MAX = 16 << 20  # taken and freed at once, less of a small disk
+SPARE_BYTES_MAX = 64 << 20  # of the disk never promised, less of a small one: what several OSTs write at the same time
 LENT_BYTES = 8 << 10  # freed beside what a write needs: its blocks need not begin where it does, and the file system has its own
 
 
@@ -28,7 +33,9 @@ class KeptRoom:
         self._path = path
         self._lock = threading.Lock()
         self._can = True
-        self._step = min(STEP_BYTES_MAX, disk.space(os.path.dirname(path)).total // 1024)
+        total = disk.space(os.path.dirname(path)).total
+        self._step = min(STEP_BYTES_MAX, total // 1024)
+        self.spare = min(SPARE_BYTES_MAX, total // 12)  # bytes
         self.size = 0  # bytes
         with contextlib.suppress(FileNotFoundError):
             found = os.stat(path)

@@ -341,10 +341,10 @@ class ObjectFiles:
         return self.stat(oid)[1]
 
     def statfs(self) -> disk.Space:
-        """(total, free, available, files_total, files_free) of the disk; what is kept here is free."""
+        """(total, free, available, files_total, files_free) of the disk; what is kept here is free, what is spare not available."""
         with self._errors("statfs"):
-            space, kept = disk.space(self._top), self._kept_room.size
-            return space._replace(free=space.free + kept, available=space.available + kept)
+            space, kept = disk.space(self._top), self._kept_room
+            return space._replace(free=space.free + kept.size, available=space.available + kept.size - kept.spare)
 
     def ids(self) -> Iterator[int]:
         """Every object that has a file, directory by directory, ascending in each."""

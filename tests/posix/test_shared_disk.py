@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shutil
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.posix.mounts import Mounted, missing
-from tests.small_disk import small_disk
+from tests.small_disk import fill, small_disk
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -24,12 +25,13 @@ FILES = 8
 PIECE = 200_000
 
 
-@pytest.fixture
-def one_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """What is made in the temporary directory is made on a small disk."""
-    with tempfile.TemporaryDirectory(prefix="lld") as name, small_disk(Path(name), DISK_BYTES) as place:  # sockets have short paths
-        monkeypatch.setattr(tempfile, "tempdir", name)
-        yield place
+@pytest.fixture(params=["tmpfs", "ext4"])
+def one_disk(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """What is made in the temporary directory is made on a small disk. On ext4 what was freed is not free at once."""
+    with tempfile.TemporaryDirectory(prefix="lld") as name:  # sockets have short paths
+        with small_disk(Path(name), DISK_BYTES, request.param) as place:
+            monkeypatch.setattr(tempfile, "tempdir", name)
+            yield place
 
 
 def content(number: int, size: int) -> bytes:
@@ -69,3 +71,26 @@ async def test_nothing_that_was_accepted_is_lost_on_a_full_disk(world: Any, one_
             assert found[:size] == content(number, size), number
             assert len(found) < size + PIECE, "of what was refused there may be a part"
         await m.call(shutil.rmtree, m.path / "d")
+
+
+@pytest.mark.processes
+async def test_what_was_accepted_finds_room_when_other_programs_have_filled_the_disk(world: Any, one_disk: Path) -> None:
+    """They take the last block while much of it is in the cache of the mount."""
+    async with world(oss=2, clients=0) as w, Mounted(w) as m, Mounted(w, "m2") as n:
+        files = [m.path / f"f{number}" for number in range(FILES)]
+        for path in files:
+            await m.call(path.write_bytes, b"")  # known to the MDT, with its objects
+        fds = [await m.call(os.open, path, os.O_WRONLY) for path in files]
+        sizes = [15 * PIECE + 1000 * number for number in range(FILES)]
+        for number, (fd, size) in enumerate(zip(fds, sizes, strict=True)):
+            assert await m.call(os.pwrite, fd, content(number, size), 0) == size
+        filler = await asyncio.to_thread(fill, one_disk)
+        for fd in fds:
+            await m.call(os.fsync, fd)
+            await m.call(os.close, fd)
+        for number, size in enumerate(sizes):
+            assert await n.call((n.path / f"f{number}").read_bytes) == content(number, size), number
+        filler.unlink()
+        await m.call(files[0].write_bytes, b"there is room again")
+        for path in files:
+            await m.call(path.unlink)
