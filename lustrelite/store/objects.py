@@ -168,7 +168,7 @@ class ObjectFiles:
     def write(self, oid: int, offset: int, data: Buffer, *, promised: bool = False) -> None:
         """Write all of `data` at `offset`; if room was `promised` for it, into what is kept of it.
 
-        Errors: ENOSPC, EFBIG, EIO; part of it may be written then
+        Errors: ENOSPC, EDQUOT, EFBIG, EIO; part of it may be written then
         """
         view = memoryview(data).cast("B")
         while True:
@@ -180,7 +180,7 @@ class ObjectFiles:
                 finally:
                     self._give(file)
             except OSError as error:
-                if error.errno != errno.ENOSPC or not promised or not self._lend(len(view)):
+                if error.errno not in disk.NO_ROOM or not promised or not self._lend(len(view)):
                     raise self._failed("write", oid, error) from error
             else:
                 return

@@ -102,6 +102,24 @@ def test_a_write_that_was_promised_room_finds_it_on_a_full_disk(small: Path) -> 
     files.close()
 
 
+def test_a_quota_is_no_less_full_than_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = ObjectFiles(tmp_path)
+    assert files.keep(2 * MIB) == 2 * MIB
+    kept, write = tmp_path / "O" / "kept", os.pwritev
+
+    def pwritev(fd: int, pieces: Any, offset: int) -> int:
+        if kept.stat().st_blocks * 512 > MIB:
+            raise OSError(errno.EDQUOT, "the user's quota")
+        return write(fd, pieces, offset)
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    with pytest.raises(OpError, match="EDQUOT"):
+        files.write(1, 0, bytes(2 * MIB))
+    files.write(1, 0, bytes(2 * MIB), promised=True)
+    assert files.stat(1)[0] == 2 * MIB
+    files.close()
+
+
 def test_where_nothing_can_be_allocated_promises_are_all_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cannot(*args: Any) -> None:
         raise OSError(errno.EOPNOTSUPP, "on this file system")
