@@ -21,6 +21,7 @@ import threading
 
 from lustrelite.store import disk
 
+PIECE_BYTES = 1 << 20  # allocated by one call: btrfs frees that only as a whole
 STEP_BYTES_MAX = 16 << 20  # taken and freed at once, less of a small disk
 SPARE_BYTES_MAX = 64 << 20  # of the disk never promised, less of a small one: what several OSTs write at the same time
 LENT_BYTES = 8 << 10  # freed beside what a write needs: its blocks need not begin where it does, and the file system has its own
@@ -57,15 +58,22 @@ class KeptRoom:
             return min(wanted, self.size) if self._can else wanted
 
     def _grow(self, wanted: int) -> None:
+        end, most = self.size, wanted + self._step
         try:
             with self._open() as fd:
-                self.size = disk.fallocate_first(fd, 0, 0, (wanted + self._step, wanted)) or self.size
+                while end < most:
+                    length = min(PIECE_BYTES - end % PIECE_BYTES, most - end)
+                    if not disk.fallocate_first(fd, 0, end, (length,)):
+                        break
+                    end += length
         except OSError as error:
             if error.errno not in disk.NO_FALLOCATE:
                 raise
             self._can = False
             return
-        if self.size <= wanted:  # of what was too much some may have been found
+        if end >= wanted:
+            self.size = end
+        if end < most:  # of what there was no room for some may have been found
             self._cut(self.size)
 
     def lend(self, length: int) -> bool:

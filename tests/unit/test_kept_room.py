@@ -130,6 +130,23 @@ def test_where_nothing_can_be_allocated_promises_are_all_there_is(tmp_path: Path
     assert not room.size and not room.lend(1)
 
 
+def test_room_is_taken_in_pieces_that_can_be_freed_alone(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """btrfs keeps what one call has allocated as long as any of it is kept."""
+    calls: list[tuple[int, int]] = []
+    real = disk.fallocate
+
+    def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+        calls.append((offset, offset + length))
+        real(fd, mode, offset, length)
+
+    monkeypatch.setattr(disk, "fallocate", fallocate)
+    room = KeptRoom(str(small / "kept"))
+    room.keep(3 * MIB + 5)
+    room.keep(5 * MIB)
+    assert [end for _, end in calls] == [start for start, _ in calls[1:]] + [room.size], "side by side"
+    assert calls[0][0] == 0 and all((end - 1) // MIB == start // MIB for start, end in calls)
+
+
 def test_on_a_broken_disk_nothing_changes(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     room = KeptRoom(str(small / "kept"))
     room.keep(MIB)
