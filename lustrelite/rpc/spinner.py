@@ -7,7 +7,7 @@ it is worth it again. While threads of ours are at work nothing is done in vain:
 
 Whoever else wants the processor gets it (sched_yield). Peers give it back soon; a program that computes keeps it for its
 whole time slice, in which whatever comes here has to wait, while who sleeps is woken before such a one. So after that it
-sleeps for a while, and for longer if it was no better then.
+sleeps for a while, and for longer if it was no better then. With one processor for all nobody looks: he would be in the way.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Spinner:
     def __init__(self, tunables: Tunables, workers: Workers) -> None:
         self.tunables = tunables
         self.workers = workers
+        self._alone = len(os.sched_getaffinity(0)) == 1
         self._loop: asyncio.AbstractEventLoop | None = None
         self._until = 0.0
         self._spinning = False
@@ -45,7 +46,7 @@ class Spinner:
         span = self.tunables.spin_us
         now = time.perf_counter()
         if not self._spinning:
-            if not span or now < self._rests_until or not self._worth_it():
+            if not span or self._alone or now < self._rests_until or not self._worth_it():
                 return
             self._spinning = True
             if self._loop is None:

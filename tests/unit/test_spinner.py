@@ -17,8 +17,9 @@ from lustrelite.tunables import Tunables
 class Spin:
     """A spinner, its clock, and how often it has looked."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, processors: int = 2) -> None:
         self.now = 0.0
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)))
         self.workers = Workers(1)
         self.tunables = Tunables(spin_us=100)
         self.spinner = Spinner(self.tunables, self.workers)
@@ -58,6 +59,12 @@ async def test_it_looks_for_a_while_after_something_came_or_went(spin: Spin) -> 
         assert await spin.looks(), "the time begins anew"
         spin.now += 60e-6
         assert not await spin.looks()
+
+
+async def test_with_one_processor_it_never_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    spin = Spin(monkeypatch, processors=1)
+    assert not await spin.in_vain()
+    spin.workers.stop(1.0)
 
 
 async def test_after_looking_in_vain_it_looks_rarely_until_that_is_worth_it(spin: Spin) -> None:
