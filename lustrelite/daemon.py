@@ -173,8 +173,9 @@ class Daemon:
                 self._deciding[name] = asyncio.get_running_loop().create_future()
                 self.node.spawn(self._register(target, config), f"register {name}")
         except BaseException:  # as it is found there, so it is left
-            self.targets.pop(name).kill()
-            self._owned.pop(name).release()
+            if name in self.targets:  # else the whole process was killed meanwhile
+                self.targets.pop(name).kill()
+                self._owned.pop(name).release()
             raise
         return target
 

@@ -76,6 +76,10 @@ class AttributeWorker(Worker):
             (self.budget.contest_weight, self.contest),
         ]
 
+    def _may_lose(self) -> bool:
+        """Or by the MDT, who has not heard of all attributes yet?"""
+        return super()._may_lose() or self.life in self.client.cluster.oracle.gone
+
     def own(self) -> str:
         """Something that nobody else changes."""
         return self.random.choice(list(self.dirs)) if self.random.random() < 0.3 else self.file()

@@ -241,10 +241,14 @@ class History:
         self.gone.append(Gone(client, target, self._next(), forsaken=True))
 
     def forsaken_no_more(self, client: str, target: str, *, kept: bool) -> None:
-        """The oldest of these is lost, or was replayed first."""
+        """The oldest of these is lost, or was replayed first.
+
+        What it is kept by after a crash is a replay: nobody knows any more who has looked at the object, and seen nothing,
+        before the crash. To lose what was written for his sake would be worse.
+        """
         gone = next(gone for gone in self.gone if gone.forsaken and (gone.client, gone.target) == (client, target))
         gone.forsaken = False
-        if kept:
+        if kept and not any(death.target == target and death.when > gone.lost for death in self.deaths):
             self.gone.remove(gone)
         elif gone.noticed == NEVER:
             gone.noticed = self._next()

@@ -350,9 +350,10 @@ class Oracle:
         return f"area {key!r}: {search.why}\n    {history}"
 
     def _may_have_lost_reads(self, ops: list[Op]) -> bool:
-        """Who reads says so later: his end takes that along."""
+        """Who reads says so later: his end takes that along, and so do times that he sets and the MDT has no room for."""
         return any(
-            op.name in READS_DATA and (op.outcome == UNKNOWN or op.client in self.gone or op.client in self.gone_data)
+            (op.name in READS_DATA and (op.outcome == UNKNOWN or op.client in self.gone or op.client in self.gone_data))
+            or (op.name == "utime" and op.outcome == UNDONE)
             for op in ops
         )
 

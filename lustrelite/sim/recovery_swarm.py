@@ -104,11 +104,15 @@ class Worker:
             return
 
     def _check(self, error: OpError) -> None:
-        """What was written may be lost, but only with an eviction by its OST."""
-        if error.errno == errno.EIO and self.life not in self.client.cluster.oracle.gone_data:
+        """What was written may be lost, but only with an eviction."""
+        if error.errno == errno.EIO and not self._may_lose():
             raise Violation(f"{self.name}: {error} without an eviction") from None
         if error.errno == errno.ENOSPC and not self.client.cluster.short_of_space:
             raise Violation(f"{self.name}: {error} without need") from None
+
+    def _may_lose(self) -> bool:
+        """Was it evicted by an OST?"""
+        return self.life in self.client.cluster.oracle.gone_data
 
     def choices(self) -> list[tuple[int, Callable[[], Any]]]:
         """What it may do next, with weights."""

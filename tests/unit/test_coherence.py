@@ -189,6 +189,19 @@ def test_reads_return_the_last_write_or_one_at_the_same_time():
         assert h.problems, "they agree on one order"
 
 
+@pytest.mark.parametrize("crash", [True, False])
+def test_who_looks_before_a_crash_may_miss_what_a_forsaken_promise_was_kept_for(crash: bool):
+    """Seed 7720687 of the OST swarm. Without a crash the OST knows whether anybody could look."""
+    h = Planted()
+    h.wrote("a", 0)
+    h.history.forsaken("a", "OST0")
+    h.did("b", "size", result=0)
+    if crash:
+        h.history.died("OST0", 1, h.transno, h.transno)
+    h.history.forsaken_no_more("a", "OST0", kept=True)
+    assert bool(h.problems) != crash
+
+
 def test_what_nobody_wrote_is_found():
     h = Planted()
     h.wrote("a", 0, 2 * CELL)

@@ -77,6 +77,27 @@ async def test_a_promise_is_forsaken_only_for_a_trouble(cluster, trouble, after_
         await c.recover()
 
 
+async def test_a_server_may_be_killed_while_it_starts(cluster):
+    """Seed 7720468 of the OST swarm."""
+    async with cluster(mds=1, oss=1, clients=1) as c:
+        await c.a.write("/f", b"kept")
+        c.oss[0].kill()
+        killed = 0
+        for step in range(1, 100):
+            start = asyncio.ensure_future(c.oss[0].start())
+            await asyncio.sleep(step * 5e-6)
+            if start.done():
+                break
+            c.oss[0].kill()
+            with pytest.raises(NodeDied):
+                await start
+            killed += 1
+        assert start.done() and killed > 5
+        await start
+        await c.recover()
+        assert await c.a.read("/f") == b"kept"
+
+
 async def test_who_is_dead_cannot_be_paused(cluster):
     """What is left of it ends, instead of waiting for a SIGCONT that another process gets."""
     async with cluster() as c:
