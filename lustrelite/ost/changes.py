@@ -54,6 +54,7 @@ from lustrelite.wire.ost import (
     WriteMany,
     WriteManyReply,
     WriteReply,
+    grant_bytes,
     resource_of,
 )
 
@@ -428,7 +429,7 @@ async def _punch_data(ost: Ost, call: Call, body: Punch | Fallocate) -> None:
 
 def _make_room(ost: Ost, body: Punch | Fallocate) -> None:
     """What is allocated may not be what was promised to others.  Errors: ENOSPC"""
-    if type(body) is Fallocate and not ost.grants.take(body.end - body.start):
+    if type(body) is Fallocate and not ost.grants.take(grant_bytes(body.start, body.end)):
         raise OpError(errno.ENOSPC, f"{ost.name} is full")
 
 

@@ -96,7 +96,7 @@ class Grants:
         self.keep(self.promised + self._budget)
 
     def take(self, length: int) -> bool:
-        """`length` bytes are about to be written that nobody was promised: is there room for them?"""
+        """`length` bytes, in whole blocks, are about to be written that nobody was promised: is there room for them?"""
         if length > self._budget:
             self._take_ahead(length)
         if length > self._budget:

@@ -49,7 +49,7 @@ from lustrelite.target.target import Target
 from lustrelite.target.transaction import Transaction
 from lustrelite.wire.ldlm import EXTENT, Lvb
 from lustrelite.wire.mdt import STATFS_NO_SPACE, StatfsReply
-from lustrelite.wire.ost import CREATE_DELORPHAN, OBJECT_EOF, ObjectAttr, OstCreate, Write, resource_of
+from lustrelite.wire.ost import CREATE_DELORPHAN, OBJECT_EOF, ObjectAttr, OstCreate, Write, grant_bytes, resource_of
 from lustrelite.wire.session import FEATURE_SERVER, Connect
 
 SWEEP_CHUNK = 512
@@ -158,7 +158,9 @@ class Ost(Target):
         is not there.
         """
         cost = sum([cost_of(body, len(data)) for body, data in parts])
-        if self.grants.covers(export, cost) or self.grants.take(sum([len(data) for _, data in parts])):
+        if self.grants.covers(export, cost) or self.grants.take(
+            sum([grant_bytes(body.offset, body.offset + len(data)) for body, data in parts])
+        ):
             return True
         if any(self._takes_room(body.object, body.offset, body.offset + len(data)) for body, data in parts):
             raise OpError(errno.ENOSPC, f"{self.name} is full")

@@ -274,6 +274,7 @@ class ImportRecovery:
             self.imp.counts["evicted"] += 1
             self.imp.node.events.emit(
                 "import.evicted", level="warning", target=self.imp.target, lost=len(self.imp.replays.uncommitted),
+                said_goodbye=bool(self.imp.said_goodbye_to),  # then it may have heard that, and is not told apart from who was late
                 message=f"This client was evicted by {self.imp.target}; in progress operations using this service will fail.",
             )  # fmt: skip
         self.imp.replays.clear()

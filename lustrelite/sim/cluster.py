@@ -268,14 +268,15 @@ class Cluster:
         """Evict the clients that are dead: nobody has to wait for it to happen by itself.
 
         `unjust` remembers evictions of the living until now that no change of theirs can explain. Who has left, and may
-        have had nothing to say to a server that was away, is forgotten by it in its own time.
+        have had nothing to say to a server that was away, is forgotten by it in its own time. Whom nobody knows any more
+        after he has said goodbye, and had no answer, was heard.
         """
         living = {client.uuid: client.name for client in self.clients.values() if client.alive}
         names = {uuid: client.name for client in self.clients.values() for uuid in client.uuids}
         told = {(names.get(e.fields.get("client", "")), e.fields["target"]) for e in self.evictions}
         self.unjust = [
             event for event in self.evictions
-            if (event.node in living.values() and (event.node, event.fields["target"]) not in told)  # forgotten
+            if (event.node in living.values() and (event.node, event.fields["target"]) not in told and not event.fields["said_goodbye"])
             or (self._lived(event, living) and not str(event.fields["why"]).startswith("version mismatch"))
         ]  # fmt: skip
         warnings = list(self.warnings)

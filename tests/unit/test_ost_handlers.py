@@ -405,6 +405,18 @@ async def test_a_full_disk_is_said_and_overwriting_goes_on(rig: Rig, monkeypatch
     await rig.client.call(write_of(2), pattern(BIG))
 
 
+async def test_a_write_without_a_grant_takes_the_blocks_that_it_touches(rig: Rig) -> None:
+    """Seed 8820103 of the OST swarm: bytes were counted, and the blocks came out of what others had been promised."""
+    await rig.grant(2)
+    await rig.client.call(write_of(1), b"x")
+    before = rig.ost.grants._budget
+    await rig.client.call(write_of(1, offset=8190), b"1234")
+    assert before - rig.ost.grants._budget == 2 * 4096
+    before = rig.ost.grants._budget
+    await rig.client.call(Fallocate(1, 100_000, 100_001, 0, FILE, 0, S))
+    assert before - rig.ost.grants._budget == 4096
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
 @pytest.mark.parametrize("length", [10, BIG])
 async def test_errors_of_the_disk_are_the_answer(rig: Rig, number: int, length: int) -> None:
