@@ -76,6 +76,7 @@ class Op:
     result: Any = None
     errno: int = 0
     marks: Marks = field(default_factory=dict)  # when it was acknowledged
+    late: bool = False  # a change of attributes that the client may have told later: those of each file by themselves
     at_risk: int = 0  # when the MDT died before it was durable, as a count
     redone: int = 0  # when a server died before the answer came, likewise: it was perhaps executed twice
     data_at_risk: bool = False  # an OST did
@@ -221,6 +222,7 @@ class Oracle:
                     op.data_at_risk = True
 
         for op in self._told_late():
+            op.late = True
             op.at_risk = max(op.at_risk, self._ended[op.client])
             self._risks.setdefault(op.client, {})[op.at_risk] = None
 
@@ -327,10 +329,10 @@ class Oracle:
                 return ""
             if search.steps > STEPS_MAX:
                 break
-        # Seldom: a client lost changes in several deaths, or in the middle, where versions did not match.
+        # Seldom: a client lost changes in several deaths, or in the middle, where versions did not match, or of one of its files.
         ragged = frozenset(
             op.index for op in area.ops
-            if self._may_be_lost(op) and (self.gone[op.client] == "evicted" or len(self._risks[op.client]) > 1)
+            if self._may_be_lost(op) and (op.late or self.gone[op.client] == "evicted" or len(self._risks[op.client]) > 1)
         )  # fmt: skip
         for lost in self._losses([op for op in area.ops if op.index not in ragged]) if ragged else ():
             if search.steps > STEPS_MAX:
