@@ -234,8 +234,8 @@ def test_a_server_may_open_as_many_files_as_the_system_lets_it(shell: Shell) -> 
         shell.run("start", "oss2")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert resource.prlimit(shell.pids()["oss2"], resource.RLIMIT_NOFILE) == (hard, hard)
     shell.settled()
+    assert resource.prlimit(shell.pids()["oss2"], resource.RLIMIT_NOFILE) == (hard, hard)
 
 
 def test_one_target_stops_and_starts_alone(shell: Shell) -> None:
