@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from lustrelite.store import disk
 
 MIB = 1 << 20
 
@@ -46,14 +49,20 @@ def _mounted(place: Path, *how: str) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(place)], check=True, timeout=60)
 
 
-def fill(place: Path) -> Path:
-    """Take the last block of the disk, as any program could; the file that did."""
-    filler = place / "filler"
+def left(place: Path) -> int:
+    """How many bytes are free."""
+    return disk.space(str(place)).available
+
+
+def fill(place: Path, but: int = 0) -> Path:
+    """Take all that is free, to the last block, as any program could; returns the file that has it."""
+    others = place / "others"
     size = 16 * MIB
-    with open(filler, "wb", buffering=0) as file:
-        while size:
+    with open(others, "ab", buffering=0) as file:
+        while size and left(place) > but:
             try:
-                file.write(bytes(size))
-            except OSError:
+                file.write(bytes(min(size, left(place) - but)))
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
                 size //= 2
-    return filler
+    return others

@@ -397,9 +397,9 @@ class ObjectPages:
 
     def with_neighbours(self, start: int, end: int) -> tuple[int, int]:
         """What is dirty from start to end, with what is beside it in the same blocks: their grant was reserved once."""
-        at = bisect_right(self.dirty.starts, start) - 1
+        ((first, last),) = self.dirty.whole(start, end)
         low, high = grant_blocks(start, end)
-        return max(low, self.dirty.starts[at]), min(high, self.dirty.ends[at])
+        return max(low, first), min(high, last)
 
     def in_the_way(self, at: int) -> list[Flight]:
         """The flights that the dirty byte at `at` has to wait for."""

@@ -138,7 +138,7 @@ class Store:
         try:
             if not create:
                 pages.check_end(directory)
-            map_bytes = disk.mappable(os.path.join(path, "data.mdb"), map_bytes)
+            map_bytes = disk.mappable(pages.data_path(directory), map_bytes)
             env = lmdb.open(
                 path,
                 map_size=map_bytes,
@@ -194,7 +194,7 @@ class Store:
                 disk.sync_directory(path)
                 disk.sync_directory(self.directory)
         if durable:
-            self._room.allocate_for(os.path.join(path, "data.mdb"))
+            self._room.allocate_for(pages.data_path(self.directory))
 
     def _take_up(self) -> None:
         """Take into the first batch what the log has beyond the last commit."""

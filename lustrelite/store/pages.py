@@ -66,7 +66,7 @@ class _State(NamedTuple):
 
 def check_there(directory: str | Path) -> None:
     """FormatRefused if `directory` has no database: what to do about it depends on what else is there."""
-    if os.path.exists(_path(directory)):
+    if os.path.exists(data_path(directory)):
         return
     if _was_made(directory):
         raise _lost(directory, "lmdb/data.mdb is missing")
@@ -75,7 +75,7 @@ def check_there(directory: str | Path) -> None:
 
 def check_end(directory: str | Path) -> None:
     """FormatRefused if the database in `directory` is shorter than it should.  OSError"""
-    with open(_path(directory), "rb") as file:
+    with open(data_path(directory), "rb") as file:
         if not os.fstat(file.fileno()).st_size:
             raise no_format(directory)
         try:
@@ -93,7 +93,7 @@ def check(directory: str | Path) -> None:
     """StoreFailed if a page of the database in `directory` is not what it must be, else as `check_there`, `check_end`."""
     check_there(directory)
     check_end(directory)
-    with open(_path(directory), "rb") as file:
+    with open(data_path(directory), "rb") as file:
         try:
             _Pages(file.fileno()).check()
         except _Damaged as error:
@@ -112,7 +112,8 @@ def no_format(directory: str | Path) -> FormatRefused:
     return FormatRefused(f"formatting {directory} was not finished: format it again")
 
 
-def _path(directory: str | Path) -> str:
+def data_path(directory: str | Path) -> str:
+    """The file that LMDB keeps everything in."""
     return os.path.join(directory, "lmdb", "data.mdb")
 
 

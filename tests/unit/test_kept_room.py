@@ -16,7 +16,7 @@ from lustrelite.store.kept_room import LENT_BYTES, STEP_BYTES_MAX, KeptRoom
 from lustrelite.store.kv import Store
 from lustrelite.store.objects import ObjectFiles
 from lustrelite.store.room import ESSENTIAL
-from tests.small_disk import small_disk
+from tests.small_disk import fill, left, small_disk
 
 MIB = 1 << 20
 DISK_BYTES = 32 * MIB
@@ -30,21 +30,6 @@ def small(tmp_path: Path) -> Iterator[Path]:
     place.mkdir()
     with small_disk(place, DISK_BYTES):
         yield place
-
-
-def left(place: Path) -> int:
-    return disk.space(str(place)).available
-
-
-def fill(place: Path, but: int = 0) -> None:
-    """Somebody takes all that is free."""
-    with open(place / "others", "ab", buffering=0) as file:
-        while left(place) > but:
-            try:
-                file.write(bytes(min(MIB, left(place) - but)))
-            except OSError as error:
-                assert error.errno == errno.ENOSPC
-                break
 
 
 def test_what_is_kept_is_not_there_for_others(small: Path) -> None:
