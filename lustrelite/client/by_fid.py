@@ -476,15 +476,16 @@ class FidOperations:
             raise OpError(errno.ENODATA)
         return value
 
-    def has_no_xattr(self, fid: Fid, name: bytes) -> bool:
-        """Do locks that are held say that `getxattr` would find none?"""
+    def has_no_xattr(self, fid: Fid, name: bytes | None = None) -> bool:
+        """Do locks that are held say that `getxattr` (without a name: `listxattr`) would find none?"""
         cache = self.connections.names
         known = cache.find(fid, PERM | XATTR) if cache is not None else None
         if known is None or known.attr.xattrs:
             return False
         touch(known)
-        require_xattr(known.attr, name, self.cred, write=False)
-        return not (name == acl.ACCESS and known.attr.acl)
+        if name is not None:
+            require_xattr(known.attr, name, self.cred, write=False)
+        return not (known.attr.acl and name in (None, acl.ACCESS))
 
     async def _xattrs(self, fid: Fid) -> tuple[Attr, dict[bytes, bytes]] | None:
         """Attributes of `fid` and its extended attributes, if both are known now; None: the MDT must answer."""

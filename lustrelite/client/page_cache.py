@@ -66,15 +66,15 @@ class Page:
     @property
     def shared(self) -> bool:
         """Does anybody but us look at its memory, or is it a caller's?"""
-        return self.view.readonly or getrefcount(self.buffer) > _ALONE
+        return self.view.readonly or _holders(self) > _ALONE
 
 
-def _alone() -> int:
-    page = Page(None, 0, bytearray(1))  # type: ignore[arg-type]
+def _holders(page: Page) -> int:
+    """Who holds its memory. What this counts of itself is another number with every Python: it is only compared."""
     return getrefcount(page.buffer)
 
 
-_ALONE = _alone()
+_ALONE = _holders(Page(None, 0, bytearray(1)))  # type: ignore[arg-type]  # the page and its view
 
 
 class Flight:
@@ -156,12 +156,14 @@ class PageCache:
         """Memory for a block, with whatever is in it."""
         return self._blocks.pop() if self._blocks else bytearray(BLOCK_PAGES << PAGE_SHIFT)
 
-    def give_block(self, buffer: bytearray | memoryview) -> None:
-        """A block is not used by its page any more."""
-        if isinstance(buffer, memoryview) or len(buffer) != BLOCK_PAGES << PAGE_SHIFT:
-            return
-        if getrefcount(buffer) <= _ALONE and len(self._blocks) < BLOCKS_KEPT_MAX:  # the caller has it, and we
-            self._blocks.append(buffer)
+    def give_block(self, page: Page) -> None:
+        """A page is no more: its memory is used again if it is a block and nobody looks at it."""
+        page.view = memoryview(_NOTHING)
+        unseen = _holders(page) < _ALONE  # its view is gone
+        buffer, page.buffer = page.buffer, _NOTHING
+        if unseen and isinstance(buffer, bytearray) and page.count == BLOCK_PAGES:
+            if len(self._blocks) < BLOCKS_KEPT_MAX:
+                self._blocks.append(buffer)
 
 
 class ObjectPages:
@@ -538,6 +540,4 @@ class ObjectPages:
         del self.cache.lru[page]
         self.cache.count -= page.count
         if page.count > 1:
-            buffer, page.buffer = page.buffer, _NOTHING
-            page.view = memoryview(_NOTHING)
-            self.cache.give_block(buffer)
+            self.cache.give_block(page)

@@ -447,12 +447,17 @@ class Names:
         """
         return errno.EOPNOTSUPP if name == LABEL and not self._labels else errno.ENODATA
 
-    async def listxattr(self, request: Request, body: memoryview) -> Answer:
+    def listxattr(self, request: Request, body: memoryview) -> Answer | Later:
         """LISTXATTR"""
         (size, _), _, _ = kernel.decode(op.LISTXATTR, body)
-        node = self.node(request.node)
+        view, node = self.mount.callers.view(request), self.node(request.node)
+        if view.has_no_xattr(node.fid):
+            return _sized(b"", size)
+        return self._listxattr(view, node, size)
+
+    async def _listxattr(self, view: FidOperations, node: Node, size: int) -> Answer:
         with self.gone_is_stale(node):
-            names = await self.mount.callers.view(request).listxattr_fid(node.fid)
+            names = await view.listxattr_fid(node.fid)
         return _sized(b"".join(name + b"\0" for name in names), size)
 
     async def setxattr(self, request: Request, body: memoryview) -> Answer:

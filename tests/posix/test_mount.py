@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import mmap
 import os
+import pwd
 import random
 import re
 import shutil
@@ -29,6 +30,8 @@ from lustrelite.fuse import attach
 from tests.posix.mounts import KERNELS, WAIT_S, Mounted, missing, when
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+
+NOBODY = pwd.getpwnam("nobody")  # fusermount3 wants a name
 
 
 def call(path: Path | str, work: Callable[[Path], Any]) -> Any:
@@ -989,8 +992,9 @@ async def test_a_user_mounts_through_fusermount(world: Any) -> None:
         m.path.mkdir()
         m.run_dir.mkdir()
         for path in (m.path, m.run_dir):
-            os.chown(path, 1000, 1000)
-        become = "; import os, encodings.idna, uvloop; os.setgroups([]); os.setgid(1000); os.setuid(1000); "  # who may not see this Python
+            os.chown(path, NOBODY.pw_uid, NOBODY.pw_gid)
+        become = "; import os, encodings.idna, uvloop; "  # who may not see this Python
+        become += f"os.setgroups([]); os.setgid({NOBODY.pw_gid}); os.setuid({NOBODY.pw_uid}); "
         code = m.command("mount")[2].replace("; ", "; import lustrelite.fuse.process" + become, 1)
         mounting = [sys.executable, "-c", code, m.source, str(m.path), "--run-dir", str(m.run_dir)]
         device = os.stat(attach.DEVICE).st_mode
