@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 
+from lustrelite import acl
 from lustrelite.alive import runs
 from lustrelite.cli.cluster import child_environment
 from lustrelite.fuse import attach
@@ -31,6 +32,12 @@ from tests.posix.mounts import KERNELS, WAIT_S, Mounted, missing, when
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
+ACCESS_LIST = acl.pack(
+    (
+        acl.Entry(acl.USER_OBJ, 6), acl.Entry(acl.USER, 6, 7), acl.Entry(acl.GROUP_OBJ, 4), acl.Entry(acl.MASK, 6),
+        acl.Entry(acl.OTHER, 4),
+    )
+)  # fmt: skip
 NOBODY = pwd.getpwnam("nobody")  # fusermount3 wants a name
 
 
@@ -75,6 +82,11 @@ def everyday(top: Path) -> None:
     os.setxattr(file, "user.k", b"v" * 1000)
     assert os.getxattr(top / "h", "user.k") == b"v" * 1000 and os.listxattr(file) == ["user.k"]
     os.removexattr(file, "user.k")
+    assert os.listxattr(file) == []
+    os.setxattr(file, "system.posix_acl_access", ACCESS_LIST)
+    assert os.listxattr(file) == ["system.posix_acl_access"] == os.listxattr(top / "h")
+    assert os.getxattr(file, "system.posix_acl_access") == ACCESS_LIST
+    os.removexattr(file, "system.posix_acl_access")
     assert os.listxattr(file) == []
     os.mkfifo(top / "p")
     assert stat.S_ISFIFO((top / "p").stat().st_mode)

@@ -414,6 +414,15 @@ def test_a_full_map_fails_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     store.abort()
 
 
+def test_a_new_database_is_overwritten_in_place_from_its_first_byte_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(disk, "overwrite_in_place", lambda directory: said.append((directory, os.listdir(directory))))
+    make(tmp_path).close()
+    assert said == [(str(tmp_path / "lmdb"), [])], "it counts for files that are made afterwards"
+    Store.open(tmp_path, "MDT", durable=False).close()
+    assert len(said) == 1
+
+
 IN_LITTLE_SPACE = """
 import errno, resource, sys
 from lustrelite.errors import OpError
