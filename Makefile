@@ -1,5 +1,5 @@
-# Every target sets up what it needs: Python 3.11 or newer, pip and make are enough.
-PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
+# Every target sets up what it needs: Python 3.11 or newer, pip and make are enough; for root on Debian without pip, too.
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 python3.15 python3,$(shell command -v $(p) 2>/dev/null)))
 VENV := .venv
 BIN := $(VENV)/bin
 RUNS := $(VENV)/.runs
@@ -10,6 +10,11 @@ COHERENCE_RUNS_MAX ?= 5000
 OST_RUNS_MAX ?= 5000
 ATTRIBUTE_RUNS_MAX ?= 5000
 WORKERS ?= auto
+
+# Install a package of Debian, if we may; a fresh machine has no lists of them.
+apt = { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "apt-get install $(1)" && \
+	{ $(call apt-get,$(1)) || { apt-get update -q && $(call apt-get,$(1)); }; } >/dev/null 2>&1; }
+apt-get = DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(1)
 
 .PHONY: fuse install-mount help venv demo test check lint types quick scenarios sim coherence swarm-ost swarm-attributes torture bench up down status clean
 
@@ -33,6 +38,8 @@ $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "no python3 found: install Python 3.11 or newer, or say make PYTHON=/path/to/python"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is too old: install Python 3.11 or newer, or say make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || $(call apt,python3-pip) || \
+		{ echo "$(PYTHON) has no pip: install it (package python3-pip), or say make PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv --without-pip $(VENV)
 
 # Installed again when pyproject.toml changes; the sources are used in place.
@@ -89,8 +96,7 @@ up status down: $(RUNS)
 
 # Others than root mount through fusermount3; the tests of that are skipped without it.
 fuse:
-	@command -v fusermount3 >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-		apt-get install -y -q fuse3 >/dev/null 2>&1; } || echo "fusermount3 is missing (package fuse3): only root can mount"
+	@command -v fusermount3 >/dev/null || $(call apt,fuse3) || echo "fusermount3 is missing (package fuse3): only root can mount"
 
 install-mount: $(RUNS)
 	@for name in mount.lustrelite mount.fuse.lustrelite; do ln -sfv $(abspath $(BIN))/mount.lustrelite /sbin/$$name; done
