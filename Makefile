@@ -16,7 +16,7 @@ apt = { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "apt-get in
 	{ $(call apt-get,$(1)) || { apt-get update -q && $(call apt-get,$(1)); }; } >/dev/null 2>&1; }
 apt-get = DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(1)
 
-.PHONY: fuse install-mount help venv demo test check lint types quick scenarios sim coherence swarm-ost swarm-attributes torture bench up down status clean
+.PHONY: tools install-mount help venv demo test check lint types quick scenarios sim coherence swarm-ost swarm-attributes torture bench up down status clean
 
 help:
 	@echo "make demo       the main job: a real directory tree through kill -9 of MDS, OSS and a client"
@@ -56,7 +56,7 @@ venv: $(TESTS)
 demo: $(RUNS)
 	$(BIN)/lustrelite demo
 
-test: $(TESTS) fuse
+test: $(TESTS) tools
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 check: lint types quick
@@ -85,7 +85,7 @@ swarm-ost: $(RUNS)
 swarm-attributes: $(RUNS)
 	$(BIN)/lustrelite sim --attributes --seed $(SEED) --runs $(ATTRIBUTE_RUNS_MAX) --processes $(shell nproc)
 
-torture: $(TESTS) fuse
+torture: $(TESTS) tools
 	TORTURE=1 $(BIN)/python -m pytest -v tests/torture tests/posix
 
 bench: $(RUNS)
@@ -94,9 +94,11 @@ bench: $(RUNS)
 up status down: $(RUNS)
 	$(BIN)/lustrelite $@
 
-# Others than root mount through fusermount3; the tests of that are skipped without it.
-fuse:
+# What tests use besides; those that miss one are skipped.
+tools:
 	@command -v fusermount3 >/dev/null || $(call apt,fuse3) || echo "fusermount3 is missing (package fuse3): only root can mount"
+	@PATH="$$PATH:/usr/sbin:/sbin"; command -v mkfs.ext4 >/dev/null || $(call apt,e2fsprogs) || \
+		echo "mkfs.ext4 is missing (package e2fsprogs): no tests on disks of their own"
 
 install-mount: $(RUNS)
 	@for name in mount.lustrelite mount.fuse.lustrelite; do ln -sfv $(abspath $(BIN))/mount.lustrelite /sbin/$$name; done
