@@ -130,6 +130,12 @@ class CachedObject:
         self.grow(min(size, lock.end + 1))
         return True
 
+    def doubt(self) -> None:
+        """A change failed: how long it is now only the OST can say, beside what is dirty here."""
+        ends = [flight.end for flight in self.pages.flights if flight.cost] + self.pages.dirty.ends[-1:]
+        self.size = min(self.size, max(ends, default=0))
+        self.unsized.update(dict.fromkeys(self.locks))
+
     def changed(self, time: int) -> None:
         """It was changed here at `time`."""
         if time >= self.ctime:

@@ -194,26 +194,36 @@ class DataCache:
         The caller holds the lock, and a pin on the range.
         """
         pages = cached.pages
-        absent = Intervals()
-        while True:
-            if lock.data is not cached:
-                raise Evicted(self.osc.name)
-            if cached.exact:
-                end = min(end, cached.size)
-            changing = pages.changing(start, end)
-            if changing is not None and not pages.valid.covers(start, end):
-                await over(changing)
-                continue
-            for low, high in pages.missing(start, end):
-                for first, stop in absent.gaps(low, high):
-                    self._fetch(cached, lock, first, stop, cred, whole_pages=True)
-            coming = pages.fetching(start, end)
-            if not coming:
-                return
-            arrived = [fetch for fetch in coming if await self._arrival(fetch)]
-            for fetch in arrived:
-                for low, high in fetch.wanted.within(fetch.start + fetch.length, fetch.end):
-                    absent.add(low, high)
+        awaited: list[Fetch] = []
+        arrived: list[Fetch] = []
+        try:
+            while True:
+                if lock.data is not cached:
+                    raise Evicted(self.osc.name)
+                if cached.exact:
+                    end = min(end, cached.size)
+                changing = pages.changing(start, end)
+                if changing is not None and not pages.valid.covers(start, end):
+                    await over(changing)
+                    continue
+                absent = Intervals()
+                for fetch in arrived:
+                    for low, high in fetch.wanted.within(fetch.start + fetch.length, fetch.end):
+                        absent.add(low, high)
+                for low, high in pages.missing(start, end):
+                    for first, stop in absent.gaps(low, high):
+                        self._fetch(cached, lock, first, stop, cred, whole_pages=True)
+                coming = pages.fetching(start, end)
+                if not coming:
+                    return
+                awaited += coming
+                pages.awaited += coming
+                for fetch in coming:
+                    if await self._arrival(fetch):
+                        arrived.append(fetch)
+        finally:
+            for fetch in awaited:
+                pages.awaited.remove(fetch)
 
     async def _arrival(self, fetch: Fetch) -> bool:
         """Wait for it; False if it was begun under another lock, which has gone since: it must be read again.

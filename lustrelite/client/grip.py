@@ -118,6 +118,7 @@ class Grip:
                     self.release()
         except BaseException:
             task.cancel()
+            task.add_done_callback(lambda ended: _give_back(data, ended))  # it may have come in this turn
             raise
         found = task.result()
         if isinstance(found, OpError):
@@ -152,3 +153,12 @@ class Grip:
                 task.cancel()
             raise
         return [task.result() for task in tasks]
+
+
+def _give_back(data: DataCache, taken: asyncio.Task[tuple[CachedObject, ClientLock] | OpError]) -> None:
+    """Nobody is there any more to use the lock, if it was taken."""
+    if taken.cancelled() or taken.exception() is not None:
+        return
+    found = taken.result()
+    if not isinstance(found, OpError):
+        data.locks.release(found[1])

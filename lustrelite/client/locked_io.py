@@ -191,10 +191,13 @@ class LockedIo:
         reads = [PartRead(one, buffer, cred, past=past) for one in held]
         try:
             results(await grip.each([(read.one, read.bring()) for read in reads], grip.give_way))
+            resized = [one.cached.resized for one in held]
             reach: int | None = None
             while (length := self._length(grip.layout, held, offset, size, reach)) is None:
                 reach = await self._size_asked(grip)
             if not grip.believable or any(read.changed for read in reads):
+                return None
+            if resized != [one.cached.resized for one in held]:  # the size may be from before, and the data not
                 return None
             if views is not None:
                 views += _views(held, length)
@@ -334,7 +337,7 @@ class LockedIo:
     def _attr_of(self, layout: Layout, lvbs: dict[tuple[int, int], Lvb | OpError]) -> ObjectsAttr | OpError:
         found = []
         for index, obj in layout.stripes:
-            lvb = lvbs[index, obj]
+            lvb = self.caches[index].known(obj) or lvbs[index, obj]  # it may have changed while others were asked
             if isinstance(lvb, OpError):
                 return self.lov.stale(index, obj) if lvb.errno == errno.ENOENT else lvb
             found.append(lvb)
@@ -415,6 +418,10 @@ class LockedIo:
                     await grip.take(_everything(layout), PW)
                     sizes = results(await grip.each([(one, self._size(one, cred)) for one in grip.held], grip.give_way))
                     offset = striping.file_size(sizes, layout.stripe_size)
+                    if not grip.believable:
+                        offset = await self._size_asked(grip)
+                    if any(one.lock.data is not one.cached for one in grip.held):
+                        continue  # lost meanwhile: others may have written there
                     self.lov.check_range(layout, offset, len(buffer))
                     extents = {extent.stripe: extent for extent in _whole(layout, offset, len(buffer))}
                     parts = [one._replace(extent=extents[s]) for s, one in enumerate(grip.held) if s in extents]

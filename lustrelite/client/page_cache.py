@@ -176,6 +176,7 @@ class ObjectPages:
         self.dirty = Intervals()
         self.flights: list[Flight] = []  # in the order of their ranges, which do not overlap
         self.fetches: list[Fetch] = []
+        self.awaited: list[Fetch] = []  # those of whom somebody has yet to hear what they found, over or not
         self.watches: list[Watch] = []
         self.passed = Intervals()  # what was read past the pages: who reads it again would rather have it here
         self.pins: list[tuple[int, int]] = []
@@ -492,6 +493,8 @@ class ObjectPages:
 
     def _untake(self, start: int, end: int) -> None:
         for fetch in self.fetches:
+            fetch.wanted.remove(start, end)
+        for fetch in self.awaited:
             fetch.wanted.remove(start, end)
         for watch in self.watches:
             if watch.start < end and start < watch.end:

@@ -138,6 +138,7 @@ class Through:
 
     def _failed(self, cached: CachedObject, lock: ClientLock, flight: Flight) -> None:
         cached.pages.end_flight(flight, lost=True)
+        cached.doubt()
         if lock.data is cached:
             self.osc.forget(lock)
 

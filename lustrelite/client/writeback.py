@@ -203,20 +203,20 @@ class WriteBack:
                     cached, number = next(iter(self._full))
                     del self._full[cached, number]
                     size = self.osc.bytes_max
-                    await self._send(cached, number * size, (number + 1) * size)
+                    await self._send(cached, number * size, (number + 1) * size, patient=False)
                 elif self._due:
-                    await self._send_first(self._due)
+                    await self._send_first(self._due, patient=False)
                 else:
                     return
         finally:
             self._worker = False
 
-    async def _send_first(self, due: dict[CachedObject, None]) -> None:
-        """Send off the first of what is due; if that is little, with more of its kind."""
+    async def _send_first(self, due: dict[CachedObject, None], *, patient: bool = True) -> None:
+        """Send off the first of what is due; if that is little, with more of its kind. `patient` as in `_send`."""
         first = next(iter(due))
         if self._little(first) is None:
             del due[first]
-            await self._send(first, 0, OBJECT_EOF)
+            await self._send(first, 0, OBJECT_EOF, patient=patient)
             return
         slots = self.osc.slots()
         await slots.acquire()
@@ -343,8 +343,11 @@ class WriteBack:
         await self._fly(cached, flight, slots)
         return not flight.failed
 
-    async def _send(self, cached: CachedObject, start: int, end: int) -> None:
-        """Send off what is dirty in the range now; of what is sent by others meanwhile there are flights."""
+    async def _send(self, cached: CachedObject, start: int, end: int, *, patient: bool = True) -> None:
+        """Send off what is dirty in the range now; of what is sent by others meanwhile there are flights.
+
+        Without `patient` what has to wait for a change past the cache stays dirty: a truncation may wait for another OST.
+        """
         pages = cached.pages
         todo = Intervals(pages.dirty.within(start, end))
         while todo:
@@ -356,6 +359,9 @@ class WriteBack:
             at = still[0][0]
             todo.remove(low, at)
             if in_the_way := pages.in_the_way(at):
+                if not patient and any(not flight.cost for flight in in_the_way):
+                    todo.remove(*still[0])
+                    continue
                 await over(in_the_way[0])
                 continue
             lock = cached.lock_at(at, WRITERS)
@@ -504,6 +510,7 @@ class WriteBack:
     def _crashed(self, cached: CachedObject, flight: Flight, error: OpError) -> None:
         flight.failed = True
         cached.pages.end_flight(flight, lost=True)
+        cached.doubt()
         self.settle(cached)
         lock = cached.locks.get(flight.lock)
         if lock is not None:

@@ -744,6 +744,7 @@ class ClientImport:
         self.delayed.clear()
         self.unreplied.clear()
         for request in requests:
+            withdraw(request)
             if request.tag:
                 self.slots.free(request.tag)
             end(request)
