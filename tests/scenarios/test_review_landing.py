@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from steps import EVICTION
+from test_cache import caching
 
 from lustrelite.errors import OpError
 
@@ -38,3 +39,36 @@ async def test_nothing_lands_in_a_readers_buffer_after_his_read_has_failed(clust
             await asyncio.sleep(100)
             c.net.latency = fast
             assert buffer == b"m" * MIB, seen
+
+
+async def test_an_append_never_lands_before_the_end_of_the_file(cluster: Any) -> None:
+    """The OST with the end of the file evicts him while he waits for a lock of another one."""
+    async with caching(cluster, oss=3, write_back_after_s=1000.0) as c:
+        c.expect(*EVICTION, "lock.expired")
+        unit = 64 << 10
+        await c.a.unrecorded(c.a.fs.setstripe("/f", 3, unit, 0))
+
+        async def prepare() -> None:
+            async with await c.b.fs.open("/f", os.O_RDWR) as file:
+                await file.pwrite(b"e", 3 * unit)
+                await file.fsync()
+                await file.pwrite(b"m" * 10, unit)  # a lock on the second object
+                await file.fsync()
+
+        await c.b.unrecorded(prepare())
+        end = 3 * unit + 1
+        file = await c.a.unrecorded(c.a.fs.open("/f", os.O_RDWR))
+        await c.a.unrecorded(file.pread(1, 3 * unit))  # now b has no lock on the first
+        rule = c.net.drop("BlockingCallback", to=c.b, times=-1)
+        appending = asyncio.get_running_loop().create_task(c.a.unrecorded(file.append(b"appended")))
+        await asyncio.sleep(0.3)
+        first = file.layout.stripes[0][0]
+        await c.evict(c.a, c.oss[first])
+        await c.until_saw("import.evicted", on=c.a)
+        rule.lift()
+        try:
+            where = await appending
+        except OpError:
+            where = end  # that would be right, too
+        assert where == end
+        await c.a.unrecorded(file.close())
