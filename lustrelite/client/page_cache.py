@@ -4,7 +4,7 @@ Bytes lie in pages of 16 KiB; what of a page is there is known byte by byte, so 
 What comes a MiB at a time lies in blocks of 64 pages: then a read from the OST lands where it stays, and a write to it
 is sent from there. Who still looks at a block that was sent (the import, until the write is durable) is known by the
 count of references to it; before it is changed it is copied then. A caller's `bytes` never change: whole pages of them
-are kept as they are. A byte that is there is
+are kept as they are, if that is a good part of them. A byte that is there is
 
     clean       as the OST has it
     dirty       newer than the OST
@@ -37,6 +37,7 @@ PAGE_SHIFT = 14
 PAGE_BYTES = 1 << PAGE_SHIFT
 BLOCK_PAGES = 64
 BLOCKS_KEPT_MAX = 32  # of blocks that nobody uses any more, to be used again: fresh memory costs as much as the data
+KEPT_SHARE = 4  # so much of a caller's `bytes` must one page, or block, be, to keep them: what is kept counts as no more
 _MASK = PAGE_BYTES - 1
 _NOTHING = bytearray()
 _ZEROS = memoryview(bytes(PAGE_BYTES))
@@ -355,7 +356,7 @@ class ObjectPages:
             if page is None:
                 if type(data.obj) is bytes and not at & _MASK:  # it never changes: it is the page, or many of them
                     count = self._room(number, (length - done) >> PAGE_SHIFT)
-                    if count:
+                    if count and count << PAGE_SHIFT >= len(data.obj) // KEPT_SHARE:
                         block = data[done : done + (count << PAGE_SHIFT)]
                         self._add(Page(self, number, block, count))
                         done += len(block)

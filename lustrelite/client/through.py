@@ -12,13 +12,17 @@ caller. Meanwhile readers here, and whoever is told a size by us, must not see h
                 which may have cut the object, then knows who is behind (wire.locks.Known). Who wants to read beyond
                 the cut, and has it not here, waits.
 
-If one fails nobody knows what the object is like: its lock is given back, and the next one says.
+If one fails nobody knows what the object is like: its lock is given back, and the next one says; until then the OST is
+asked for the size, whatever other locks are here.
+
+Who waits until nothing of his range is dirty or on its way claims it: nobody here writes there anew before him.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,8 +69,7 @@ class Through:
         size = self.osc.bytes_max
         data = pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
         end = start + len(data)
-        while cached.pages.busy(start, end):
-            await self.back.flush(cached, start, end)
+        await self._quiet(cached, start, end)
         cuts = [start, *range((start // size + 1) * size, end, size), end]
         flights = []
         for low, high in pairwise(cuts):  # all in this turn, however long they wait for their RPCs
@@ -94,8 +97,7 @@ class Through:
 
     async def change(self, cached: CachedObject, lock: ClientLock, body: ost.Punch | ost.Fallocate) -> None:
         """Make a hole (the size stays), or find room.  Errors: EIO, ENOENT, ENOSPC, EOPNOTSUPP"""
-        while cached.pages.busy(body.start, body.end):
-            await self.back.flush(cached, body.start, body.end)
+        await self._quiet(cached, body.start, body.end)
         cached.owner, cached.stripe = body.owner, body.stripe
         flight = self._begin(cached, lock, body.start, body.end)
         cached.changed(body.time)
@@ -112,6 +114,24 @@ class Through:
 
         self._launch(cached, lock, flight, change())
         results([await asyncio.shield(flight.done)])
+
+    async def _quiet(self, cached: CachedObject, start: int, end: int) -> None:
+        """Return when nothing of the range is dirty or on its way, in that turn of the loop."""
+        if cached.pages.busy(start, end):
+            with self._claim(cached, start, end):
+                while cached.pages.busy(start, end):
+                    await self.back.flush(cached, start, end)
+
+    @contextmanager
+    def _claim(self, cached: CachedObject, start: int, end: int) -> Iterator[None]:
+        """Who writes into the range waits: else a busy writer would be waited for without an end."""
+        claim = start, end
+        cached.claims.append(claim)
+        try:
+            yield
+        finally:
+            cached.claims.remove(claim)
+            self.shared.landed()
 
     def _begin(self, cached: CachedObject, lock: ClientLock, start: int, end: int) -> Flight:
         if lock.data is not cached:
@@ -148,8 +168,9 @@ class Through:
         """Have the OST make the object `body.start` bytes long. `finish` it, whatever comes.  Errors: EIO, ENOENT"""
         pages = cached.pages
         await self.osc.redeem(lock.handle)
-        while flights := pages.flights_in(body.start, OBJECT_EOF):
-            await asyncio.wait([flights[0].done])
+        with self._claim(cached, body.start, OBJECT_EOF):
+            while flights := pages.flights_in(body.start, OBJECT_EOF):
+                await asyncio.wait([flights[0].done])
         if lock.data is not cached:
             raise Evicted(self.osc.name)
         cached.owner, cached.stripe = body.owner, body.stripe

@@ -125,7 +125,7 @@ class WriteBack:
 
         A PW lock must be held.
         """
-        if cached.resizing:  # what is written now must come after that
+        if cached.resizing or cached.claimed(start, end):  # what is written now must come after that
             return False
         pages, shared = cached.pages, self.shared
         cost = pages.write_cost(start, end)

@@ -1,4 +1,4 @@
-"""What a review of the client's data path found, with real servers."""
+"""Data that arrives late, and appends, when the OST evicts their client in the middle."""
 
 from __future__ import annotations
 

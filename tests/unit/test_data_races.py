@@ -1,4 +1,4 @@
-"""What a review of the client's data path found."""
+"""Reads, writes and questions for a size, in whose middle something is cancelled, lost, refused, or changed by somebody else."""
 
 from __future__ import annotations
 
@@ -164,7 +164,6 @@ async def test_writers_go_on_while_a_truncation_waits_for_another_ost() -> None:
             await one.close()
 
 
-@pytest.mark.xfail(strict=True, reason="found by a review, not mended")
 @pytest.mark.parametrize("what", ["punch", "direct", "truncate"])
 async def test_a_busy_writer_does_not_keep_others_away_for_ever(what: str) -> None:
     async with CachingWorld(1) as world:
@@ -235,7 +234,6 @@ async def test_what_was_a_hole_when_a_read_began_is_not_one_when_it_was_written_
         await direct.close()
 
 
-@pytest.mark.xfail(strict=True, reason="found by a review, not mended")
 async def test_memory_of_callers_that_is_kept_is_counted() -> None:
     """A program writes large `bytes`, and reads a little of each of them again and again."""
     async with CachingWorld(1) as world:
