@@ -86,8 +86,10 @@ class _Losses:
             caches = op.client in history.caching
             death = history.rolled_back(op, target)
             # Locks keep others away until there is an answer; a write without is answered when it is durable. If the
-            # target dies first it is sent again: until its answer nothing says when it is done for the last time.
-            if death is not None and (not caches if op.done > death.when else op.kind == "truncate"):
+            # target dies first it is sent again: until its answer nothing says when it is done for the last time. Of a
+            # truncation the other targets may answer later: then this one's part is lost with who does not live to replay it.
+            never_again = end is not None and op.kind == "truncate" and end.lost < history.seen_until(death)
+            if death is not None and (not caches or never_again if op.done > death.when else op.kind == "truncate"):
                 again = op.done if op.done != NEVER else 0
                 self.undone[target] = max(history.seen_until(death), again)
             if end is None and caches:

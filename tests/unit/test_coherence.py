@@ -465,6 +465,29 @@ def test_a_truncation_may_be_lost_with_its_client_and_the_memory_of_the_target()
     assert history(3, True).problems, "it was durable"
 
 
+@pytest.mark.parametrize(("killed", "late", "wrong"), [(True, False, False), (True, True, True), (False, False, True)])
+def test_a_part_of_a_truncation_may_be_lost_while_another_target_has_not_answered(killed: bool, late: bool, wrong: bool):
+    """One target did it and died, the other answers only then: who is killed before he has replayed takes the first part along.
+
+    OST seed 10400091
+    """
+    h = Planted(file=TWO)
+    h.wrote("b", 0)
+    cut = h.history.begin("a", "truncate", "f", 0)
+    h.transno += 1
+    h.history.died("OST0", h.life, h.transno, 1)
+    h.history.succeeded(cut)
+    if killed and not late:
+        h.history.killed("a")
+    h.life += 1
+    h.history.is_back("OST0")
+    if killed and late:
+        h.history.killed("a")
+    h.read("c", 0, 1)
+    assert bool(h.problems) == wrong
+
+
+
 # names
 
 
