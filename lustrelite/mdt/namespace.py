@@ -130,16 +130,17 @@ def is_empty(rows: Rows, directory: Fid) -> bool:
     return next(iter(rows.scan(NAMES, prefix=directory)), None) is None
 
 
-def is_below(rows: Rows, fid: Fid, ancestor: Fid) -> bool:
-    """Is directory `fid` the directory `ancestor`, or in its subtree?"""
+def is_below(txn: Transaction, fid: Fid, ancestor: Fid) -> bool:
+    """Is directory `fid` the directory `ancestor`, or in its subtree? The answer depends on who has moved those above it."""
     for _ in range(_DEPTH_MAX):
         if fid == ancestor:
             return True
         if fid in (ROOT_FID, NO_FID):
             return False
-        inode = find_inode(rows, fid)
+        inode = find_inode(txn, fid)
         if inode is None:
             return False
+        txn.depends(inode.version)
         fid = inode.parent
     raise OpError(errno.ELOOP)
 

@@ -111,17 +111,21 @@ class Transaction:
         while len(pre) <= slot:
             pre.append(UNCHECKED)
         pre[slot] = version
-        target = self.target
-        if version > target.last_committed:
-            author = target.sharing.authors.get(version)
-            self.dependent |= author is not self.export
-            self.on_unanswered |= author is None
+        self.depends(version)
         if self.replay:
             assert self.call is not None
             expected = self.call.header.pre_versions
             if version != UNCHECKED and (slot >= len(expected) or expected[slot] != version):
                 self.target.version_mismatch(self, slot, expected, version)
                 raise OpError(errno.EOVERFLOW, "Version mismatch during replay")
+
+    def depends(self, version: int) -> None:
+        """This change was possible because of what has set `version`: no slot, so a replay does not compare it."""
+        target = self.target
+        if version > target.last_committed:
+            author = target.sharing.authors.get(version)
+            self.dependent |= author is not self.export
+            self.on_unanswered |= author is None
 
     @property
     def pre_versions(self) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -140,3 +141,18 @@ async def test_a_truncate_after_an_unanswered_write_is_not_evicted(world: Any, c
         await cutting
         await own
         c.never_saw("import.evicted")
+
+
+async def test_a_directory_above_the_target_that_another_client_has_moved_is_shared(world: Any) -> None:
+    """Without a's rename b would move a directory below itself: no version of what b names shows that."""
+    async with world(clients=2, commit_on_sharing=1, area_of=lambda path: path[:1]) as c:
+        for path in ("/x", "/x/y", "/x/y/z"):
+            await c.a.mkdir(path)
+        await c.mds.commit()
+        await c.replay_barrier(c.mds)
+        await c.a.rename("/x/y", "/y")
+        below = soon(c.b.rename("/x", "/y/z/x"))
+        await asyncio.sleep(1)
+        assert not below.done()
+        await c.mds.release_commits()
+        await below
