@@ -390,6 +390,18 @@ class Names:
                     raw = (_NO_ENTRY if plus else b"") + kernel.dirent(ino, cookie, name, modes.S_IFDIR)
                     made.append(raw)
                     left -= len(raw)
+        told: list[Node] = []
+        try:
+            return await self._list_names(request, node, offset, left, plus, made, told)
+        except BaseException:  # the kernel does not hear of them, so it will not forget them
+            for each in told:
+                self.inodes.forget(each.number, 1)
+            raise
+
+    async def _list_names(
+        self, request: Request, node: Node, offset: int, left: int, plus: bool, made: list[bytes], told: list[Node]
+    ) -> Answer:
+        """What is in a directory, behind what is `made`. `told`: the kernel will know these once more."""
         cookie = offset if offset > DOTDOT else 0
         while True:
             entries, end = await self._entries(node, cookie, plus)
@@ -398,9 +410,11 @@ class Names:
                 size = len(raw) + (len(_NO_ENTRY) if plus else 0)
                 if size > left:
                     return b"".join(made)
-                if plus:
-                    told = entry.stat if entry.fid not in self._asking else None
-                    made.append(_NO_ENTRY if told is None else self.entry(request.pid, node, entry.name, told))
+                if plus and entry.stat is not None and entry.fid not in self._asking:
+                    made.append(self.entry(request.pid, node, entry.name, entry.stat))
+                    told.append(self.inodes.fids[entry.fid])
+                elif plus:
+                    made.append(_NO_ENTRY)
                 made.append(raw)
                 left -= size
             if end:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 from stat import S_IFREG
 from types import SimpleNamespace
@@ -10,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from lustrelite.client.attributes import ObjectsAttr, Stat, merge
+from lustrelite.client.attributes import DirEntry, ObjectsAttr, Stat, merge
+from lustrelite.errors import OpError
 from lustrelite.fuse import kernel
 from lustrelite.fuse.inodes import Inodes, attributes
 from lustrelite.fuse.names import Names
 from lustrelite.fuse.session import Request, _Rest
-from lustrelite.ids import NO_FID, ROOT_FID
+from lustrelite.ids import NO_FID, ROOT_FID, SEQ_NORMAL, make_fid
 from lustrelite.wire.mdt import Attr
 
 pytestmark = pytest.mark.simulated
@@ -32,7 +34,9 @@ class Asked:
     def __init__(self) -> None:
         self.questions: list[asyncio.Future[Stat]] = []
         self.queued: list[Callable[[], Any]] = []  # what the kernel has asked and nobody has read
-        view: Any = SimpleNamespace(root=ROOT_FID, known_stat=lambda _: None, stat_fid=self.ask)
+        view: Any = SimpleNamespace(
+            root=ROOT_FID, known_stat=lambda _: None, stat_fid=self.ask, connections=SimpleNamespace(names=None)
+        )
         session: Any = SimpleNamespace(receive=self.receive)
         mount: Any = SimpleNamespace(fs=view, session=session, inodes=Inodes(view, session))
         self.names = Names(mount)
@@ -120,3 +124,28 @@ async def test_a_write_is_answered_after_who_waits_for_attributes() -> None:
     await asyncio.wait_for(mount.names.until_told(ROOT_FID), 1)  # a server is away: that does not stop who writes
     await mount.answer(2, 10)
     assert await look == told(10)
+
+
+@pytest.mark.parametrize("how", ["error", "interrupt"])
+async def test_a_listing_that_fails_in_the_middle_has_told_the_kernel_of_nothing(how: str) -> None:
+    """It never forgets what it has not heard of: the nodes would stay for ever."""
+    mount = Asked()
+    names = mount.names
+    attr = INODE._replace(fid=make_fid(SEQ_NORMAL, 7))
+    more: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    pages = [([DirEntry(b"f", attr.fid, S_IFREG, 100, merge(attr, None))], False)]
+
+    async def after(*_: Any, **__: Any) -> Any:
+        return pages.pop() if pages else await more
+
+    names._listings.after = after  # type: ignore[method-assign]
+    body = kernel.SHAPES[kernel.op.READDIRPLUS].fields.pack(0, 2, 4096, 0, 0, 0, 0)
+    listing = asyncio.ensure_future(names.readdirplus(Request(kernel.op.READDIRPLUS, 1, kernel.ROOT_ID, 0, 0, 1), memoryview(body)))
+    await asyncio.sleep(0.01)
+    if how == "error":
+        more.set_exception(OpError(errno.EIO))
+    else:
+        listing.cancel()
+    with pytest.raises((OpError, asyncio.CancelledError)):
+        await listing
+    assert list(names.inodes.numbers) == [kernel.ROOT_ID]
