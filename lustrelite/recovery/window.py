@@ -137,7 +137,7 @@ class Window(Generic[I]):
     def gone(self, client: str) -> list[I]:
         """The client was evicted or left: returns its queued items, which nobody will answer."""
         known = client in self.missing or client in self.replaying or client in self.locking or client in self.final
-        for group in (self.missing, self.replaying, self.locking):
+        for group in (self.missing, self.replaying, self.locking, self.vbr_failed):
             group.pop(client, None)
         items = [q.item for q in self.queue if q.client == client]
         self.queue = [q for q in self.queue if q.client != client]
@@ -166,7 +166,8 @@ class Window(Generic[I]):
         if self.started_at is not None and now >= self.started_at + self.hard_s:
             self.aborted = True
         if self.aborted:
-            unfinished = tuple({**self.missing, **self.replaying, **self.locking})
+            unfinished = tuple({**self.missing, **self.replaying, **self.locking, **self.vbr_failed})
+            self.vbr_failed.clear()  # they may have finished, but what was answered them is not there
             if unfinished:
                 return Decision(evict=unfinished, why="recovery aborted")
             self.stage = Stage.FINAL

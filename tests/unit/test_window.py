@@ -145,6 +145,21 @@ def test_a_duplicate_replay_replaces_the_queued_one() -> None:
     assert [q.item for q in w.queue] == ["new"]
 
 
+def test_who_has_lost_something_goes_also_if_recovery_is_aborted() -> None:
+    """It has sent its final ping, and nobody else would tell it: the administrator, or the hard limit, ends what another holds up."""
+    w = window("a", "b")
+    for c in "ab":
+        w.connected(c, 0, 0.0)
+    w.version_mismatch("a")
+    w.locks_done("a", "final of a")
+    w.abort()
+    decision = w.step(1.0)
+    assert set(decision.evict) == {"a", "b"}
+    for c in decision.evict:
+        w.gone(c)
+    assert w.step(1.0).finish
+
+
 def test_abort_evicts_everybody_unfinished_and_ends() -> None:
     w = window("a", "b", "c")
     w.connected("a", 0, 0.0)
