@@ -104,6 +104,7 @@ class Names:
 
         `pid`: the thread that asks; `known`: locks say so in this turn.
         """
+        _require_there(stat)
         inodes = self.inodes
         node = inodes.of(stat.fid)
         node.lookups += 1
@@ -246,6 +247,7 @@ class Names:
                 mtime=_time(valid, fattr.MTIME, fattr.MTIME_NOW, mtime, mtime_ns),
                 handle=opened.mdt_handle if opened is not None else 0,
             )
+        _require_there(stat)
         if node.fid in self._asking:
             stat = await self._stat_together(node)
         attr_s, stat = self.inodes.newest(node, stat, request.pid)
@@ -508,6 +510,15 @@ def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> i
     if not valid & given:
         return None
     return NOW if valid & now else seconds * _NS + nanoseconds
+
+
+def _require_there(stat: Stat) -> None:
+    """ESTALE for what was changed, or made, and is gone already: the first answer was lost (vanished_attr, mdt/namespace.py).
+
+    For an inode of no type Linux says EIO, and to whoever has it as well.  Source: fuse_make_bad(), fs/fuse of Linux
+    """
+    if not stat.mode:
+        raise OpError(errno.ESTALE)
 
 
 def _check_xattr(name: bytes) -> None:

@@ -18,6 +18,7 @@ from lustrelite.fuse.inodes import Inodes, attributes
 from lustrelite.fuse.names import Names
 from lustrelite.fuse.session import Request, _Rest
 from lustrelite.ids import NO_FID, ROOT_FID, SEQ_NORMAL, make_fid
+from lustrelite.mdt.namespace import vanished_attr
 from lustrelite.wire.mdt import Attr
 
 pytestmark = pytest.mark.simulated
@@ -149,3 +150,25 @@ async def test_a_listing_that_fails_in_the_middle_has_told_the_kernel_of_nothing
     with pytest.raises((OpError, asyncio.CancelledError)):
         await listing
     assert list(names.inodes.numbers) == [kernel.ROOT_ID]
+
+
+async def test_what_is_gone_when_a_lost_answer_comes_again_is_stale_and_no_broken_inode() -> None:
+    """Linux makes an inode bad (EIO, for ever) if it hears of another type than it knows, as that of nothing is."""
+    mount = Asked()
+    names = mount.names
+    gone = merge(vanished_attr(ROOT_FID), None)
+
+    async def changed(*_: Any, **__: Any) -> Stat:
+        return gone
+
+    view: Any = SimpleNamespace(setattr_fid=changed, mkdir_at=changed)
+    names.mount.callers = SimpleNamespace(view=lambda _: view)  # type: ignore[assignment]
+    names.mount.files = SimpleNamespace(handles={})  # type: ignore[assignment]
+    names.mount.session.flags = kernel.init.HANDLE_KILLPRIV_V2
+    names.inodes.change_begins = names.inodes.change_ends = lambda *_: None  # type: ignore[method-assign,assignment]
+    chmod = kernel.SHAPES[kernel.op.SETATTR].fields.pack(kernel.fattr.MODE, *([0] * 10), 0o600, 0, 0, 0, 0)
+    mkdir = kernel.SHAPES[kernel.op.MKDIR].fields.pack(0o755, 0) + b"d\0"
+    for opcode, handler, body in ((kernel.op.SETATTR, names.setattr, chmod), (kernel.op.MKDIR, names.mkdir, mkdir)):
+        with pytest.raises(OpError) as caught:
+            await handler(Request(opcode, 1, kernel.ROOT_ID, 0, 0, 1), memoryview(body))
+        assert caught.value.errno == errno.ESTALE
