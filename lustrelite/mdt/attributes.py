@@ -105,7 +105,7 @@ def _change(txn: Transaction, inode: Inode, req: Setattr) -> Inode:
         own(txn, changed.layout, namespace.owner_of(changed))
     if valid & SET_TIMES_EXPLICIT:
         cast("Mdt", txn.target).open_files.times_set(
-            req.fid, req.time, mtime=bool(valid & SET_MTIME), atime=bool(valid & SET_ATIME)
+            txn, req.fid, req.time, mtime=bool(valid & SET_MTIME), atime=bool(valid & SET_ATIME)
         )
     return changed
 

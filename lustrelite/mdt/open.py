@@ -97,13 +97,12 @@ class OpenFiles:
         """Has anybody `fid` open?"""
         return fid in self.counts
 
-    def times_set(self, fid: Fid, time: int, *, mtime: bool, atime: bool) -> None:
+    def times_set(self, txn: Transaction, fid: Fid, time: int, *, mtime: bool, atime: bool) -> None:
         """utimes() has set times of a file: what was done before `time` and is told later counts no more."""
         if mtime and fid in self.counts:
-            self.mtimes_set[fid] = time
+            _set_until_failed(txn, self.mtimes_set, fid, time)
         if atime:
-            self.atimes_set.pop(fid, None)
-            self.atimes_set[fid] = time
+            _set_until_failed(txn, self.atimes_set, fid, time)
             if len(self.atimes_set) > ATIMES_SET_MAX:
                 del self.atimes_set[next(iter(self.atimes_set))]
 
@@ -120,6 +119,19 @@ class OpenFiles:
     def atime_set_at(self, fid: Fid, inode: Inode, atime: int) -> int:
         """When utimes() set its access time, for who says to have read it at `atime`; the inode's word counts as above."""
         return self.atimes_set.get(fid, inode.atime_set if atime < self.since else 0)
+
+
+def _set_until_failed(txn: Transaction, times: dict[Fid, int], fid: Fid, time: int) -> None:
+    """`fid` is the last one of `times`; if `txn` fails it has what it had."""
+    before = times.pop(fid, None)
+    times[fid] = time
+
+    def undo() -> None:
+        times.pop(fid, None)
+        if before is not None:
+            times[fid] = before
+
+    txn.undo(undo)
 
 
 # ---------------------------------------------------------------- open
@@ -354,8 +366,15 @@ def _close(mdt: Mdt, txn: Transaction, export: Export, handle: int, file: OpenFi
         changed = times_of_close(mdt, txn, file, mtime, atime)
         if changed is not None:
             namespace.put_inode(txn, file.fid, changed)
+    set_at = mdt.open_files.mtimes_set.get(file.fid)
     mdt.open_files.remove(export, handle)
-    txn.undo(lambda: mdt.open_files.add(export, handle, file))
+
+    def undo() -> None:
+        mdt.open_files.add(export, handle, file)
+        if set_at is not None:
+            mdt.open_files.mtimes_set[file.fid] = set_at
+
+    txn.undo(undo)
 
 
 def rebuild_close(call: Call, req: Close | Closes, record: ReplyRecord) -> Empty:

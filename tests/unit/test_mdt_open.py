@@ -454,3 +454,29 @@ async def test_a_fault_leaves_no_trace(mdt: World, point: str) -> None:
     handle, reply = mdt.open(ROOT, b"f", RW | wire.OPEN_CREATE)
     mdt.close(handle, reply.attr.fid)
     mdt.fails(errno.ENOENT, wire.Getattr(make_fid(SEQ_NORMAL, 9999)))
+
+
+async def test_times_that_could_not_be_set_count_for_nothing(mdt: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk refuses utimes(); what was written before that is still the last write. So is what it refuses of a close."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OpError(errno.ENOSPC)
+
+    def refused(body: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(mdt.mdt.store, "apply", full)
+            patch.setattr(mdt.mdt, "reply", lambda *_: None)
+            assert mdt.mdt.serving._mutate(mdt.call(body), mdt.mdt.handlers[type(body)])
+
+    handle, reply = mdt.open(ROOT, b"f", RW | wire.OPEN_CREATE)
+    fid, opens = reply.attr.fid, mdt.mdt.open_files
+    refused(mdt.setting(fid, mtime=5, atime=5, explicit=True))
+    assert not opens.mtimes_set and not opens.atimes_set
+    mdt.setattr(fid, mtime=5, atime=5, explicit=True)
+    known = dict(opens.mtimes_set), dict(opens.atimes_set)
+    assert all(known)
+    refused(mdt.setting(fid, mtime=6, atime=6, explicit=True))
+    refused(wire.Close(handle, fid, 0, mdt.tick(), 0, 0))
+    assert (opens.mtimes_set, opens.atimes_set) == known and opens.is_open(fid)
+    mdt.close(handle, fid, mtime=mdt.tick())
+    assert mdt.inode(fid).mtime == mdt.now
