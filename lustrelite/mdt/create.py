@@ -85,7 +85,7 @@ def create(txn: Transaction, req: Create) -> Attr:
     if kind not in KINDS or mode > 0o177777:
         raise OpError(errno.EINVAL)
     access.require(parent, txn.cred, WRITE | EXECUTE)
-    if txn.cred[0] and kind in (S_IFCHR, S_IFBLK):
+    if txn.cred[0] and (kind == S_IFBLK or (kind == S_IFCHR and req.rdev)):  # 0: a whiteout, since Linux 5.8 (vfs_mknod())
         raise OpError(errno.EPERM)
     if kind == S_IFLNK:
         if not req.target:

@@ -117,6 +117,8 @@ async def test_kinds_of_files(mdt: World) -> None:
     mdt.fails(errno.ENAMETOOLONG, long)
     mdt.setattr(ROOT, mode=0o777)
     mdt.fails(errno.EPERM, mdt.new(ROOT, b"x", stat.S_IFBLK | 0o600), ALICE)
+    mdt.fails(errno.EPERM, wire.Create(ROOT, b"x", mdt.fid(), stat.S_IFCHR, 1, b"", 1, None, None), ALICE)
+    assert mdt.exists(mdt.make(ROOT, b"whiteout", stat.S_IFCHR, ALICE)), "fuse-overlayfs of users makes these"
     assert mdt.exists(mdt.make(ROOT, b"fifo", stat.S_IFIFO | 0o600, ALICE))
 
 
