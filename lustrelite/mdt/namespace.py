@@ -132,7 +132,8 @@ def is_empty(rows: Rows, directory: Fid) -> bool:
 
 def is_below(txn: Transaction, fid: Fid, ancestor: Fid) -> bool:
     """Is directory `fid` the directory `ancestor`, or in its subtree? The answer depends on who has moved those above it."""
-    for _ in range(_DEPTH_MAX):
+    seen: set[Fid] = set()  # a circle, which only damage makes, must not hold everybody up
+    while fid not in seen:
         if fid == ancestor:
             return True
         if fid in (ROOT_FID, NO_FID):
@@ -141,6 +142,7 @@ def is_below(txn: Transaction, fid: Fid, ancestor: Fid) -> bool:
         if inode is None:
             return False
         txn.depends(inode.version)
+        seen.add(fid)
         fid = inode.parent
     raise OpError(errno.ELOOP)
 

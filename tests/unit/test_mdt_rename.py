@@ -215,3 +215,13 @@ async def test_nothing_moves_into_a_removed_directory(mdt: World) -> None:
     mdt.rmdir(ROOT, b"d")
     mdt.fails(errno.ENOENT, wire.Rename(ROOT, b"f", d, b"f", 0, 1))
     mdt.close(handle, d)
+
+
+async def test_a_directory_may_be_moved_deeper_than_a_path_can_name(mdt: World) -> None:
+    """Who goes down step by step (mkdirat(2)) gets there, and a local file system lets him."""
+    parent = ROOT
+    for _ in range(limits.path_bytes_max // 2 + 1):
+        parent = mdt.mkdir(parent, b"d")
+    mdt.mkdir(ROOT, b"moved")
+    mdt.rename(ROOT, b"moved", parent, b"moved")
+    assert mdt.find(parent, b"moved") is not None
