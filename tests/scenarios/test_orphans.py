@@ -14,6 +14,7 @@ import pytest
 from steps import EVICTION, contents, refused, soon, touch
 
 from lustrelite.store import schema
+from lustrelite.wire.mdt import Open
 from lustrelite.wire.ost import OstCreate
 
 #          id        before the barrier       between barrier and crash       after recovery
@@ -335,3 +336,16 @@ async def test_a_removed_open_file_is_not_found_by_its_number_after_its_close(wo
         await file.close()
         with refused(errno.ENOENT):
             await c.a.fs.stat_fid(fid)
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_a_file_without_a_name_whose_answer_was_lost_with_the_mds_is_made_again(world: Any, durable: bool) -> None:
+    """It is durable and nobody reopens it, so it is destroyed at the end of recovery; then its maker asks for it once more."""
+    async with world(clients=1, strict=False) as c:
+        lost = c.drop_reply(Open)
+        opening = asyncio.ensure_future(c.a.fs.open_tmpfile(c.a.fs.root))
+        await lost.caught()
+        if durable:
+            await c.mds.commit()
+        await c.fail(c.mds)
+        await (await opening).close()
