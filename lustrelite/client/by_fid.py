@@ -414,13 +414,13 @@ class FidOperations:
         if not wire & mdt.OPEN_WRITE:
             raise OpError(errno.EINVAL, "a file without a name is opened for writing")
         wire |= mdt.OPEN_CREATE | mdt.OPEN_TMPFILE | (mdt.OPEN_EXCL if flags & os.O_EXCL else 0)
-        while True:
-            try:
-                return await self._open(parent, b"", NO_FID, wire, flags & ~os.O_TRUNC, mode, hint, umask)
-            except OpError as error:
-                if error.errno != errno.ESTALE:
-                    raise
-            # It was made, but the answer was lost with the MDT, and when that was back nobody knew that it was open.
+        try:
+            return await self._open(parent, b"", NO_FID, wire, flags & ~os.O_TRUNC, mode, hint, umask)
+        except OpError as error:
+            if error.errno != errno.ESTALE:
+                raise
+        # It was made, but the answer was lost with the MDT, and when that was back nobody knew that it was open.
+        return await self._open(parent, b"", NO_FID, wire, flags & ~os.O_TRUNC, mode, hint, umask)
 
     async def open_fid(self, fid: Fid, flags: int = os.O_RDONLY) -> File:
         """Open `fid`."""
