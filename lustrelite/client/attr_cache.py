@@ -264,7 +264,7 @@ class AttrCache:
         if not true:
             return
         overlaps, since = self.own.overlaps, question.clock
-        known = self._put(attr, lock, true & ~SETTABLE if self.is_old(attr.fid, question) else true)
+        known = self._put(attr, lock, self._not_older(attr, true, question))
         if question.name and true & LOOKUP and question.name not in (b".", b".."):
             if not overlaps(question.parent, since):
                 self.enter(self.file(question.parent), question.name, known)
@@ -272,6 +272,14 @@ class AttrCache:
     def is_old(self, fid: Fid, question: Question) -> bool:
         """May what the answer says of a file be older than what was changed of it here?"""
         return fid in self.kept or self.own.overlaps(fid, question.clock)
+
+    def _not_older(self, attr: Attr, true: int, question: Question) -> int:
+        """What is left of `true` where the answer may be older than what was changed here."""
+        if not self.is_old(attr.fid, question):
+            return true
+        if S_ISDIR(attr.mode) and question.clock < self.own.moved:  # it says from where it was moved, perhaps
+            return true & ~(SETTABLE | LOOKUP)
+        return true & ~SETTABLE
 
     def made(self, question: Question, attr: Attr, *, named: bool) -> None:
         """The answer to a create, or to an open that has made the file, in the turn in which it came.
@@ -348,7 +356,7 @@ class AttrCache:
             attr = entries[place].attr if place >= 0 else None
             if attr is None or each.data is not None or each.resource != attr.fid:
                 continue
-            found = self._put(attr, each, each.bits & ~SETTABLE if self.is_old(attr.fid, question) else each.bits)
+            found = self._put(attr, each, self._not_older(attr, each.bits, question))
             if each.bits & LOOKUP and not overlapped:
                 directory = directory or self.file(fid)
                 self.enter(directory, entries[place].name, found)

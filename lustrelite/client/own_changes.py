@@ -37,6 +37,7 @@ class OwnChanges:
     def __init__(self, cache: AttrCache) -> None:
         self.cache = cache
         self.clock = 0  # counts ends of changes
+        self.moved = 0  # what it showed when something had last been moved
         self.going: dict[Fid, int] = {}  # how many changes of an inode are on their way
         self._ended: dict[Fid, tuple[int, int]] = {}  # the clock at the last end, and the highest transno
         self._forgotten = (0, 0)  # of those that are not in `_ended` they are not higher
@@ -145,6 +146,7 @@ class OwnChanges:
             if moved == NO_FID:  # refused, or two names of one file
                 return
             self._mark(moved, transno)
+            self.moved = self.clock
             self.cache.leave(source, name)  # whoever was told of it meanwhile
             self.cache.leave(target, new_name)
             if exchange or not in_order:
@@ -166,7 +168,7 @@ class OwnChanges:
             if reply is not None:
                 self.cache.changed(question, reply)
                 if not in_order:
-                    self.doubt_attr(fid, SETTABLE)
+                    self.doubt_attr(fid, SETTABLE | LOOKUP if self.moved > question.clock else SETTABLE)
 
         return ended
 

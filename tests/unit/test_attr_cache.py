@@ -688,3 +688,20 @@ def test_objects_are_unwritten_as_long_as_open_is_held(bench: Bench) -> None:
     assert said == [(layout, True)]
     bench.locks.take_back(f, OPEN)
     assert said == [(layout, True), (layout, False)]
+
+
+def test_where_a_directory_is_said_to_be_may_be_older_than_its_move(bench: Bench) -> None:
+    """The Getattr was answered before the Rename was executed, and is believed after it has ended: ".." led to the old place."""
+    old, new, d = bench.fid(), bench.fid(), bench.fid()
+    bench.enter(ROOT_FID, b"old", old, mode=DIRECTORY)
+    bench.enter(ROOT_FID, b"new", new, mode=DIRECTORY)
+    question = bench.cache.question(d, STAT)
+    assert question.ride is not None and question.ride.want is not None
+    answer = bench.attr(d, mode=DIRECTORY, parent=old)
+    ended = bench.cache.own.moving(old, b"d", new, b"d", 50, exchange=False)
+    bench.locks.grant(question.ride.want.handle, d, STAT)
+    ended(RenameReply(NO_FID, 0, False, d), 9)
+    bench.cache.found(question, answer)
+    assert bench.look(d, b"..") in (None, new)
+    bench.learn(d, mode=DIRECTORY, parent=new)
+    assert bench.look(d, b"..") == new
