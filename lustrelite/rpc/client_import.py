@@ -345,6 +345,7 @@ class ClientImport:
             if spec.mutates:
                 await self._take_slot(request)
         except (OpError, asyncio.CancelledError):
+            self.slots.free(request.tag)
             self._ride_over(request, sent=False)
             end(request)
             raise
@@ -373,9 +374,9 @@ class ClientImport:
             request.closes = request.body.handles
         request.tag = self.slots.try_take(spare)
         while not request.tag:
-            await self.slots.wait(spare)
+            request.tag = await self.slots.wait(spare)
             self._check_open()
-            request.tag = self.slots.try_take(spare)
+            request.tag = request.tag or self.slots.try_take(spare)
 
     def _abandon(self, request: Request) -> None:
         """The caller is gone. What was not sent never will be; a sent change runs on; a sent read is forgotten."""

@@ -20,7 +20,7 @@ class ModSlots:
         self.granted = limits.mod_rpcs_max
         self._free = list(range(limits.mod_rpcs_max, 0, -1))
         self._taken: dict[int, None] = {}
-        self._waiters: dict[asyncio.Future[None], int] = {}  # with the spare tag that each may have
+        self._waiters: dict[asyncio.Future[int], int] = {}  # with the spare tag that each may have
         self._spare_taken: dict[int, None] = {}
 
     def try_take(self, spare: int = 0) -> int:
@@ -36,17 +36,15 @@ class ModSlots:
             return tag
         return 0
 
-    async def wait(self, spare: int = 0) -> None:
-        """Return when a tag may be free, for who asks with `spare`."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async def wait(self, spare: int = 0) -> int:
+        """A tag, when it is our turn: whoever comes later gets none before; 0: look again."""
+        waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiters[waiter] = spare
         try:
-            await waiter
+            return await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                self._wake_one()  # it was our turn: somebody else's now
-                if spare:
-                    self._wake_one(spare)
+            if waiter.done() and not waiter.cancelled() and waiter.result():
+                self.free(waiter.result())  # it was our turn: somebody else's now
             raise
         finally:
             self._waiters.pop(waiter, None)
@@ -54,27 +52,34 @@ class ModSlots:
     def free(self, tag: int) -> None:
         """The reply under `tag` was received."""
         if tag > limits.mod_rpcs_max:
-            self._spare_taken.pop(tag, None)
-            self._wake_one(tag - limits.mod_rpcs_max)  # all others would only look, and find nothing
-            return
-        if tag in self._taken:
+            if tag in self._spare_taken:
+                waiter = self._first(tag - limits.mod_rpcs_max)  # all others could not take it
+                if waiter is None:
+                    del self._spare_taken[tag]
+                else:
+                    waiter.set_result(tag)
+        elif tag in self._taken:
             del self._taken[tag]
             if tag <= self.granted:
                 self._free.append(tag)
-        self._wake_one()
+            self._hand_out()
 
-    def _wake_one(self, spare: int = 0) -> None:
-        """The first of all, or of those who may have this spare tag."""
+    def _hand_out(self) -> None:
+        while self._free and (waiter := self._first()) is not None:
+            waiter.set_result(self.try_take())
+
+    def _first(self, spare: int = 0) -> asyncio.Future[int] | None:
+        """The first of all who wait, or of those who may have this spare tag."""
         for waiter, may_have in self._waiters.items():
             if not waiter.done() and (not spare or may_have == spare):
-                waiter.set_result(None)
-                break
+                return waiter
+        return None
 
     def wake_all(self) -> None:
         """Whoever waits must look again."""
         for waiter in self._waiters:
             if not waiter.done():
-                waiter.set_result(None)
+                waiter.set_result(0)
 
     def resize(self, granted: int) -> None:
         """The server allows `granted` of them (connect reply). Tags above it are not given out again."""
@@ -84,3 +89,4 @@ class ModSlots:
         elif granted < self.granted:
             self._free = [tag for tag in self._free if tag <= granted]
         self.granted = granted
+        self._hand_out()

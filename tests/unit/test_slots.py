@@ -58,3 +58,45 @@ async def test_a_spare_tag_that_is_free_again_goes_to_who_may_have_it() -> None:
     done, _ = await asyncio.wait([waiting[0], waiting[PROMPT]], return_when=asyncio.FIRST_COMPLETED)
     assert done == {waiting[0]}
     waiting[PROMPT].cancel()
+
+
+async def test_more_slots_are_given_to_those_who_wait_for_one() -> None:
+    """The server has become generous at a reconnect, and whoever has the slots that there were waits for a lock."""
+    slots = ModSlots()
+    slots.resize(1)
+    assert slots.try_take() == 1
+    waiting = [asyncio.create_task(slots.wait()) for _ in range(3)]
+    await asyncio.sleep(0)
+    slots.resize(4)
+    assert sorted(await asyncio.wait_for(asyncio.gather(*waiting), 1)) == [2, 3, 4]
+
+
+async def test_who_waits_for_a_slot_is_not_overtaken() -> None:
+    """Others come in the turn in which one is free, before those who wait have heard of it."""
+    slots = ModSlots()
+    slots.resize(1)
+    tag = slots.try_take()
+    waiting = asyncio.create_task(slots.wait())
+    await asyncio.sleep(0)
+    slots.free(tag)
+    assert not slots.try_take()
+    assert await waiting == tag
+
+
+async def test_a_slot_whose_new_owner_is_gone_goes_to_the_next() -> None:
+    slots = ModSlots()
+    taken = take_all(slots)
+    spare = slots.try_take(CLOSE)
+    first, second = (asyncio.create_task(slots.wait(CLOSE)) for _ in range(2))
+    await asyncio.sleep(0)
+    slots.free(spare)
+    first.cancel()
+    assert await second == spare
+    waiting = asyncio.create_task(slots.wait())
+    await asyncio.sleep(0)
+    slots.free(taken[0])
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert slots.try_take() == taken[0] and not slots.try_take(CLOSE)
+    slots.free(spare)
+    assert slots.try_take(CLOSE) == spare
