@@ -10,7 +10,7 @@ answer yet), and afterwards, if it changed something that is not committed, on t
     EBUSY, EAGAIN              not executed: sent again after a growing pause
     EINPROGRESS                not executed: sent again under a new xid (LU-2371), unless copies of it are on their way
 
-A cancelled caller does not cancel what was sent: its request stays until it is answered.
+A cancelled caller does not cancel what was sent: its request stays until it is answered. Not executed, it is not sent again.
 Source: ptlrpc/client.c, ptlrpc/recover.c; protocol-facts 1, 2, 8.
 """
 
@@ -68,6 +68,11 @@ def _is_owed(request: Request) -> bool:
     if type(body) is Closes:
         return any(row.atime or row.mtime for row in body.rows)
     return True
+
+
+def _is_pointless(request: Request) -> bool:
+    """Does nobody wait for it any more, and is no other copy of it on its way? Then what was not executed never need be."""
+    return request.future.done() and not request.flags & RESENT and not request.closes
 
 
 class Promised(Protocol):
@@ -567,12 +572,13 @@ class ClientImport:
         self.estimate_ms = estimate_ms
         gave_up = None
         if status:
-            if status in _NOT_EXECUTED and not request.direct:
+            pointless = _is_pointless(request)
+            if status in _NOT_EXECUTED and not request.direct and not pointless:
                 self._pause_and_resend(request, new_xid=False)
                 return
             if status == -errno.EINPROGRESS and not request.direct:
                 gave_up = self.gives_up(request)
-                if gave_up is None:
+                if gave_up is None and not pointless:
                     # Of several copies another one may be executed yet, or was: that can be found under its own xid only.
                     self._pause_and_resend(request, new_xid=not request.flags & RESENT)
                     return

@@ -248,3 +248,23 @@ async def test_an_answer_to_one_copy_says_nothing_of_another(cluster: Any) -> No
         again.release()
         await creating
         c.never_saw("import.lost", target="lustre-MDT0000")
+
+
+@pytest.mark.parametrize("number", [errno.EINPROGRESS, errno.EAGAIN], ids=errno.errorcode.__getitem__)
+async def test_what_was_given_up_and_not_executed_is_not_sent_again(world: Any, number: int) -> None:
+    """Its caller went while it was on its way. It kept a reply slot for ever, and was done when nobody expected it any more."""
+    async with world(clients=1) as c:
+        await c.a.create("/first")
+        mdt = c.a.fs.connections.imports["lustre-MDT0000"]
+        c.faults.arm("mdt.create", "error", on=c.mds, errno=number, times=3)
+        answer = c.net.hold(Create, to=c.a, source=c.mds, reply=True, times=1)
+        creating = soon(c.a.create("/given up"))
+        await answer.caught()
+        creating.cancel()
+        await asyncio.sleep(0.1)
+        answer.release()
+        await asyncio.sleep(0.5)
+        assert not mdt.delayed and not mdt.sending and not mdt.slots._taken
+        assert mdt.calls["Create"] == 2 and await c.a.listdir("/") == ["first"]
+        await c.a.create("/second")
+        assert await c.a.listdir("/") == ["first", "second"]
