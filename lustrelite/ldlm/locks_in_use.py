@@ -124,17 +124,21 @@ class LocksInUse(HeldLocks):
             return
         lock.holding = Holding.CANCELLING
         lock.ready = False
-        self._cancels.spawn(self._flush_and_let_go(lock, withdrawn), "flush")
+        self._cancels.spawn(self._flush_and_let_go(lock, withdrawn, lock.going_bits), "flush")
 
     def _dirty(self, lock: ClientLock) -> bool:
         """May there be something to be written back under it?"""
         return self.flush is not None and bool(lock.mode & WRITERS) and (self.stays is None or self.stays(lock))
 
-    async def _flush_and_let_go(self, lock: ClientLock, withdrawn: Awaitable[None] | None) -> None:
+    async def _flush_and_let_go(self, lock: ClientLock, withdrawn: Awaitable[None] | None, going: int) -> None:
         cancelled = False
         try:
-            if withdrawn is not None:
+            while withdrawn is not None:
                 await withdrawn
+                withdrawn = None
+                if lock.holding is Holding.CANCELLING and lock.going_bits != going and self.withdraw is not None:
+                    going = lock.going_bits  # more of it was asked for meanwhile
+                    withdrawn = self.withdraw(lock)
             if self._dirty(lock):
                 assert self.flush is not None
                 cancelled = await self.flush(lock, lock.asked)

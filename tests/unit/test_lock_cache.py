@@ -29,6 +29,7 @@ from lustrelite.wire.ldlm import (
     PW,
     REPLACE_EACH,
     REPLAYED,
+    SOLE,
     UPDATE,
     XATTR,
     Granted,
@@ -800,3 +801,28 @@ def test_a_match_is_fast_enough() -> None:
         return min(timeit.repeat(lambda: match(name, LOOKUP), number=2000, repeat=5)) / 2000
 
     assert asyncio.run(measure()) < 5e-6
+
+
+async def test_what_is_asked_for_while_another_part_is_withdrawn_is_withdrawn_too(sim: Any) -> None:
+    """The server restarts while UPDATE waits for changes that it must be told of, and then asks for SOLE: promises rest on that."""
+    _, a, _ = two()
+    ride = a.locks.ride(F, LOOKUP | UPDATE | SOLE)
+    await a.call(None, ride=ride, resource=F)
+    lock = a.locks.ridden(ride)
+    assert lock is not None
+    log: list[tuple[str, int]] = []
+    over = asyncio.Event()
+
+    async def withdrawn(bits: int) -> None:
+        await over.wait()
+        log.append(("withdrawn", bits))
+
+    a.locks.withdraw = lambda lock: withdrawn(lock.going_bits)
+    a.locks.drop = lambda lock, lost: log.append(("drop", lock.going_bits))
+    assert a.locks.blocked(Ask(lock.handle, 0, EX, UPDATE, 0, EOF)) == 0
+    await asyncio.sleep(0)
+    assert a.locks.blocked(Ask(lock.handle, 0, EX, SOLE, 0, EOF)) == 0
+    over.set()
+    await quiet()
+    assert log == [("withdrawn", UPDATE), ("withdrawn", UPDATE | SOLE), ("drop", UPDATE | SOLE)]
+    assert lock.bits == LOOKUP and lock.ready
