@@ -210,7 +210,7 @@ class LockCache(LocksInUse):
             self._unused(lock)
 
     async def _renew_lease(self) -> None:
-        """Return when locks may be believed in again; one ping for all who wait."""
+        """Return when locks may be believed in again, or never will be; one ping for all who wait."""
         if self._renewing is None:
             self._renewing = asyncio.get_running_loop().create_future()
             self._cancels.spawn(self._renew(self._renewing), "renew lease")
@@ -220,7 +220,7 @@ class LockCache(LocksInUse):
         pause = RENEW_PAUSE_S
         error: OpError | None = None
         try:
-            while not self.lease_valid:
+            while not self.lease_valid and self.imp.lease_s:
                 await self.imp.call(Ping())
                 if not self.lease_valid:
                     await asyncio.sleep(pause)

@@ -413,6 +413,20 @@ async def test_a_server_that_gives_no_lease_is_asked_every_time(sim: Any) -> Non
         assert server.count(Enqueue) == count and a.locks.match_bits(F, LOOKUP) is None
 
 
+async def test_a_server_that_gives_no_lease_any_more_is_not_waited_for(sim: Any) -> None:
+    """It has restarted, with a lock_callback_s that leaves none, while a lock waited for its lease."""
+    server, a, _ = two()
+    a.locks.release(await a.locks.take_bits(F, LOOKUP))
+    a.lease_until = 0.0
+    taker = soon(a.locks.take_bits(F, LOOKUP))
+    await asyncio.sleep(1)
+    assert not taker.done()
+    a.lease_s = 0.0
+    async with asyncio.timeout(10):
+        assert (await taker).users == 1
+    assert server.count(Enqueue) == 2
+
+
 # the LRU ----------------------------------------------------------------------------------------------------------
 
 
