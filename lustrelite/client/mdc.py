@@ -88,7 +88,7 @@ class Mdc:
 
     async def _next_sequence(self) -> None:
         task = self._allocation
-        if task is None:
+        if task is None or (task.done() and isinstance(task.result(), OpError)):  # refused when nobody needed it yet
             task = self._allocation = self._allocate()
         reply = await asyncio.shield(task)
         if self._allocation is not task:

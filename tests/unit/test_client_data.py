@@ -242,3 +242,27 @@ async def test_fids_come_from_sequences_and_are_used_once() -> None:
         assert len({*fids, *more}) == 150
         assert world.mdt.sequences <= 150 // world.mdt.width + 2
         assert ROOT_FID not in more
+
+
+async def test_a_sequence_that_was_refused_long_ago_is_asked_for_again() -> None:
+    """It was asked for ahead of its time, while we were evicted: the create that needs it hours later failed."""
+    async with World() as world:
+        mdc, allocate, evicted = world.connections.mdc, world.mdt.on_AllocateSequence, True
+
+        def refuse(body: Any) -> Any:
+            if evicted and world.mdt.sequences:
+                raise OpError(errno.EIO)
+            return allocate(body)
+
+        world.mdt.on_AllocateSequence = refuse
+        await mdc.new_fid()
+        while mdc._next_oid <= mdc._last_oid:
+            await mdc.new_fid()
+        await asyncio.sleep(1)
+        evicted = False
+        await mdc.new_fid()
+        evicted = True
+        while mdc._next_oid <= mdc._last_oid:
+            await mdc.new_fid()
+        with pytest.raises(OpError):
+            await mdc.new_fid()
