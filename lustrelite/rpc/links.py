@@ -111,6 +111,8 @@ class LinkPool:
             task.add_done_callback(lambda _: self._opening.pop(nid, None))
         found = await asyncio.shield(task)
         if isinstance(found, ClientLink):
+            if found.closed:  # since then: it has told those that were on it
+                raise LinkLost(f"{nid}: closed at once")
             return found
         raise OtherVersion(str(found)) if isinstance(found, OtherVersion) else LinkLost(found)
 

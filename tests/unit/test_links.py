@@ -1,0 +1,42 @@
+"""Links of a client: one that dies young is nobody's."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from lustrelite.errors import LinkLost
+from lustrelite.ids import Nid
+from lustrelite.rpc.links import LinkPool
+from lustrelite.tunables import Tunables
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_link_that_is_lost_before_its_import_has_it_is_not_given_out(turns: int) -> None:
+    """The import is not on it yet, so it would not hear of the loss, and wait for its Connect until that times out."""
+
+    async def connect(nid: Nid, receiver: Any, *, bulk_connections: int) -> Any:
+        link = SimpleNamespace()
+        asyncio.get_running_loop().call_soon(lose, turns, receiver, link)
+        return link
+
+    def lose(turns: int, receiver: Any, link: Any) -> None:
+        if turns:
+            asyncio.get_running_loop().call_soon(lose, turns - 1, receiver, link)
+        else:
+            receiver.link_lost(link, "died young")
+
+    node = SimpleNamespace(
+        now=asyncio.get_running_loop().time, network=SimpleNamespace(connect=connect), tunables=Tunables(),
+        spawn=lambda coro, name: asyncio.get_running_loop().create_task(coro, name=name),
+    )  # fmt: skip
+    pool = LinkPool(cast(Any, node))
+    try:
+        link = await pool.get(Nid("10.0.0.1:1@tcp"))
+    except LinkLost:
+        assert not pool.links
+    else:
+        assert not link.closed
