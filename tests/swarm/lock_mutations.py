@@ -106,11 +106,11 @@ def locks_are_not_replayed(patch):
 def cancel_before_the_flush(patch: Any) -> None:
     flush = LockCache._flush_and_let_go
 
-    async def cancel_first(self: Any, lock: Any, withdrawn: Any) -> None:
+    async def cancel_first(self: Any, lock: Any, *args: Any) -> None:
         self._cancels.add((lock.handle,))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        await flush(self, lock, withdrawn)
+        await flush(self, lock, *args)
 
     patch.setattr(LockCache, "_flush_and_let_go", cancel_first)
 
