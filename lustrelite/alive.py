@@ -8,13 +8,17 @@ from typing import Any
 
 
 def start_ticks(pid: int) -> int:
-    """When the process `pid` started, in the kernel's ticks; 0 if it does not run. With the pid it names a process."""
+    """When the process `pid` started, in the kernel's ticks; 0 if it does not run. With the pid it names a process.
+
+    It runs until its last thread has ended: one that waits for a disk has its files open still, though the first is a zombie.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return 0
     fields = stat[stat.rindex(")") + 2 :].split()
-    return 0 if fields[0] in "ZX" else int(fields[19])
+    state, threads, ticks = fields[0], int(fields[17]), int(fields[19])  # proc_pid_stat(5): 3, 20 and 22
+    return 0 if state in "ZX" and threads <= 1 else ticks
 
 
 def runs(record: Mapping[str, Any]) -> bool:

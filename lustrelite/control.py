@@ -58,20 +58,19 @@ class ControlClient:
             raise ControlFailed(f"nobody answers at {path} ({error.strerror}): is the process running?") from None
         self._name = path.stem
         self._socket.settimeout(timeout_s)
-        self._file = self._socket.makefile("rwb")
+        self._answers = self._socket.makefile("rb")
 
     def call(self, cmd: str, **fields: Any) -> Any:
         """The result of `cmd`; ControlFailed if it was refused or there was no answer."""
         try:
-            self._file.write(json.dumps({"id": 1, "cmd": cmd, **fields}).encode() + b"\n")
-            self._file.flush()
-            line = self._file.readline(LINE_BYTES_MAX)
+            self._socket.sendall(json.dumps({"id": 1, "cmd": cmd, **fields}).encode() + b"\n")
+            line = self._answers.readline(LINE_BYTES_MAX)
         except TimeoutError:
             waited = f"{self._name} has not answered {cmd} in {self._socket.gettimeout():g} s"
             raise NoAnswer(f"{waited}: it is stopped (SIGSTOP, a frozen container), or waits for its disk") from None
         except OSError as error:
             raise ControlFailed(f"{cmd}: {error}") from None
-        if not line:
+        if not line.endswith(b"\n"):
             raise ControlFailed(f"the process ended during {cmd}")
         answer = json.loads(line)
         if not answer["ok"]:
@@ -80,7 +79,7 @@ class ControlClient:
 
     def close(self) -> None:
         """Hang up."""
-        self._file.close()
+        self._answers.close()
         self._socket.close()
 
     def __enter__(self) -> Self:

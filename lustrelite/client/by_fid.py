@@ -16,6 +16,7 @@ import errno
 import os
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from functools import partial
 
 from lustrelite import acl
 from lustrelite.client.attr_cache import STAT, AttrCache
@@ -414,13 +415,13 @@ class FidOperations:
         if not wire & mdt.OPEN_WRITE:
             raise OpError(errno.EINVAL, "a file without a name is opened for writing")
         wire |= mdt.OPEN_CREATE | mdt.OPEN_TMPFILE | (mdt.OPEN_EXCL if flags & os.O_EXCL else 0)
+        make = partial(self._open, parent, b"", NO_FID, wire, flags & ~os.O_TRUNC, mode, hint, umask)
         try:
-            return await self._open(parent, b"", NO_FID, wire, flags & ~os.O_TRUNC, mode, hint, umask)
+            return await make()
         except OpError as error:
             if error.errno != errno.ESTALE:
                 raise
-        # It was made, but the answer was lost with the MDT, and when that was back nobody knew that it was open.
-        return await self._open(parent, b"", NO_FID, wire, flags & ~os.O_TRUNC, mode, hint, umask)
+        return await make()  # it was made, but the answer was lost with the MDT, which then did not know that it was open
 
     async def open_fid(self, fid: Fid, flags: int = os.O_RDONLY) -> File:
         """Open `fid`."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from lustrelite.client.cached_object import CachedObject
 from lustrelite.client.data_cache import DataCache
 from lustrelite.client.striping import Extent
+from lustrelite.client.tasks import give_back
 from lustrelite.client.writeback import Shared
 from lustrelite.errors import OpError
 from lustrelite.ldlm.client_lock import ClientLock
@@ -118,7 +119,7 @@ class Grip:
                     self.release()
         except BaseException:
             task.cancel()
-            task.add_done_callback(lambda ended: _give_back(data, ended))  # it may have come in this turn
+            give_back(task, lambda found: data.locks.release(found[1]))  # it may have come in this turn
             raise
         found = task.result()
         if isinstance(found, OpError):
@@ -153,12 +154,3 @@ class Grip:
                 task.cancel()
             raise
         return [task.result() for task in tasks]
-
-
-def _give_back(data: DataCache, taken: asyncio.Task[tuple[CachedObject, ClientLock] | OpError]) -> None:
-    """Nobody is there any more to use the lock, if it was taken."""
-    if taken.cancelled() or taken.exception() is not None:
-        return
-    found = taken.result()
-    if not isinstance(found, OpError):
-        data.locks.release(found[1])

@@ -26,6 +26,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import chain
 from operator import attrgetter
 from sys import getrefcount
 from typing import Any
@@ -493,9 +494,7 @@ class ObjectPages:
             self.cost -= sum(grant_bytes(*part) for part in parts)
 
     def _untake(self, start: int, end: int) -> None:
-        for fetch in self.fetches:
-            fetch.wanted.remove(start, end)
-        for fetch in self.awaited:
+        for fetch in chain(self.fetches, self.awaited):
             fetch.wanted.remove(start, end)
         for watch in self.watches:
             if watch.start < end and start < watch.end:

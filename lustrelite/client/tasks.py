@@ -36,6 +36,18 @@ def results(outcomes: Sequence[_T | OpError]) -> list[_T]:
     return found
 
 
+def give_back(task: asyncio.Task[_T | OpError], unclaimed: Callable[[_T], None]) -> None:
+    """Nobody waits for `task` any more: what it comes to, or has, goes to `unclaimed`."""
+
+    def ended(task: asyncio.Task[_T | OpError]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            late = task.result()
+            if not isinstance(late, OpError):
+                unclaimed(late)
+
+    task.add_done_callback(ended)
+
+
 class Tasks:
     """What runs for one mount."""
 
@@ -78,14 +90,7 @@ class Tasks:
         try:
             result = await asyncio.shield(task)
         except asyncio.CancelledError:
-
-            def give_back(ended: asyncio.Task[_T | OpError]) -> None:
-                if not ended.cancelled() and ended.exception() is None:
-                    late = ended.result()
-                    if not isinstance(late, OpError):
-                        unclaimed(late)
-
-            task.add_done_callback(give_back)
+            give_back(task, unclaimed)
             raise
         if isinstance(result, OpError):
             raise result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lustrelite.control import ControlClient, ControlFailed, call
+from lustrelite.control import ControlClient, ControlFailed, call, unix_socket
 from lustrelite.control_server import ControlServer
 from lustrelite.event_file import EventFile, RotatingFile, log_line
 from lustrelite.events import Event, EventLog
@@ -89,6 +90,20 @@ async def test_garbage_is_answered_with_an_error(tmp_path: Path, line: bytes) ->
     writer.close()
     await writer.wait_closed()
     await server.close()
+
+
+@pytest.mark.parametrize("end", ["before it is asked", "within its answer"])
+def test_a_process_that_ends_is_said_to_have_ended(tmp_path: Path, end: str) -> None:
+    """The commands that look at it say so in one line; what could not be sent, and half an answer, are no tracebacks."""
+    with unix_socket(tmp_path / "a.sock", connect=False) as listening, pytest.raises(ControlFailed, match="status"):
+        with ControlClient(tmp_path / "a.sock") as client:
+            with listening.accept()[0] as process:
+                if end == "within its answer":
+                    process.sendall(b'{"id": 1, "ok": tr')
+                    process.shutdown(socket.SHUT_WR)
+                else:
+                    process.close()
+                client.call("status")
 
 
 def test_nobody_there_is_said_so(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -116,52 +118,41 @@ async def test_after_a_change_that_failed_the_size_is_that_of_the_object(how: st
         await file.close()
 
 
+@asynccontextmanager
+async def waiting_truncation(world: CachingWorld) -> AsyncIterator[File]:
+    """The object on the first OST is cut, that on the second is not answered meanwhile; another file, on the first."""
+    file = await opened(world, stripes=2)
+    other = await opened(world, path="/other", stripes=1)
+    await file.pwrite(b"x" * 128 * KIB, 0)
+    late = world.osts[1]
+    late.replies = asyncio.Event()
+    cut = asyncio.get_running_loop().create_task(file.truncate(0))
+    await asyncio.sleep(0.1)
+    try:
+        yield other
+    finally:
+        late.replies.set()
+        await cut
+    for one in (file, other):
+        await one.close()
+
+
 async def test_a_truncation_that_waits_for_one_ost_does_not_stop_write_back_to_the_others() -> None:
     async with CachingWorld(2) as world:
-        file = await opened(world, stripes=2)
-        other = await opened(world, path="/other", stripes=1)
-        await file.pwrite(b"x" * 128 * KIB, 0)
-        late = world.osts[1]
-        late.replies = asyncio.Event()
-        cut = asyncio.get_running_loop().create_task(file.truncate(0))
-        await asyncio.sleep(0.1)  # the object on the first OST is cut, the other one is not answered
-        await other.pwrite(b"y" * 100, 0)
-        back = world.data(0).writeback
-        back.write_back_soon()
-        await asyncio.sleep(5)
-        try:
+        async with waiting_truncation(world) as other:
+            await other.pwrite(b"y" * 100, 0)
+            world.data(0).writeback.write_back_soon()
+            await asyncio.sleep(5)
             assert world.content(other) == b"y" * 100
-        finally:
-            late.replies.set()
-            await cut
-        for one in (file, other):
-            await one.close()
 
 
 async def test_writers_go_on_while_a_truncation_waits_for_another_ost() -> None:
     """The same, seen by a program: it hangs."""
     async with CachingWorld(2) as world:
         world.node.tunables.max_dirty_bytes = 4 * MIB
-        file = await opened(world, stripes=2)
-        other = await opened(world, path="/other", stripes=1)
-        await file.pwrite(b"x" * 128 * KIB, 0)
-        late = world.osts[1]
-        late.replies = asyncio.Event()
-        cut = asyncio.get_running_loop().create_task(file.truncate(0))
-        await asyncio.sleep(0.1)
-
-        async def write() -> None:
+        async with waiting_truncation(world) as other, asyncio.timeout(60):
             for number in range(64):
                 await other.pwrite(b"y" * 512 * KIB, number * MIB)
-
-        try:
-            async with asyncio.timeout(60):
-                await write()
-        finally:
-            late.replies.set()
-            await cut
-        for one in (file, other):
-            await one.close()
 
 
 @pytest.mark.parametrize("what", ["punch", "direct", "truncate"])

@@ -393,12 +393,17 @@ async def test_past_the_lease_nothing_matches_until_it_is_renewed(sim: Any) -> N
     assert a.locks.match_bits(F, LOOKUP) is bits
 
 
+async def waiting_for_a_lease(a: Any) -> asyncio.Task[Any]:
+    """Who takes a lock that is here, but may not be believed in."""
+    a.locks.release(await a.locks.take_bits(F, LOOKUP))
+    a.lease_until = 0.0
+    return soon(a.locks.take_bits(F, LOOKUP))
+
+
 async def test_a_ping_that_renews_nothing_is_repeated(sim: Any) -> None:
     """A callback was lost: until it comes again no answer counts."""
     server, a, _ = two()
-    a.locks.release(await a.locks.take_bits(F, LOOKUP))
-    a.lease_until = 0.0
-    taker = soon(a.locks.take_bits(F, LOOKUP))
+    taker = await waiting_for_a_lease(a)
     await asyncio.sleep(3)
     assert 3 <= server.count(Ping) <= 20 and not taker.done()
     a.lease_until = float("inf")
@@ -416,9 +421,7 @@ async def test_a_server_that_gives_no_lease_is_asked_every_time(sim: Any) -> Non
 async def test_a_server_that_gives_no_lease_any_more_is_not_waited_for(sim: Any) -> None:
     """It has restarted, with a lock_callback_s that leaves none, while a lock waited for its lease."""
     server, a, _ = two()
-    a.locks.release(await a.locks.take_bits(F, LOOKUP))
-    a.lease_until = 0.0
-    taker = soon(a.locks.take_bits(F, LOOKUP))
+    taker = await waiting_for_a_lease(a)
     await asyncio.sleep(1)
     assert not taker.done()
     a.lease_s = 0.0
