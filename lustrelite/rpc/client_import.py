@@ -292,10 +292,10 @@ class ClientImport:
             return
         # Imperative recovery: a newer incarnation runs; do not wait for timeouts to notice (protocol-facts 9.1).
         self.announced = self.nids[0] if self.nids else None
+        if self.state is not State.DISCONN and self.fsm.instance:
+            self.connection_failed(0, f"{self.target} was restarted as instance {instance}")
         if self.state is State.DISCONN:
             self.kick.set()
-        elif self.fsm.instance:
-            self.connection_failed(0, f"{self.target} was restarted as instance {instance}")
 
     # calls ------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 A server to which something is owed (ClientImport.owed: what was acknowledged here, and is not known to be durable there) is
 waited for as long as it takes: nobody else could bring it. It may be away, and its recovery wait for others who are dead; a
 server that nobody starts is waited for until somebody does, or this process is told to end at once. One to which nothing is
-owed is not waited for: it evicts us in its own time.
+owed is waited for while it answers, rpc_timeout_s at most: it evicts us in its own time.
 
 A Disconnect is answered when all that we did is durable; until then the server says now and then that it is still working.
 If the answer gets lost we are unknown at the next connect, and leave once more.
@@ -85,7 +85,7 @@ async def _leave(imp: ClientImport, *, patient: bool) -> bool:
     if imp.locks is not None:
         await imp.locks.flush_all(cancel=False)
     imp.leaving = True
-    await _first_connect_answered(imp)
+    await _recovered(imp, patient=patient)
     try:
         while not (orderly := await _say_goodbye(imp)) and patient and imp.replays.uncommitted:
             await imp.wait_full()
@@ -94,11 +94,17 @@ async def _leave(imp: ClientImport, *, patient: bool) -> bool:
     return orderly
 
 
-async def _first_connect_answered(imp: ClientImport) -> None:
-    """A server that is about to make a record of us must hear that we leave: its next recovery would wait for us."""
-    if imp.link is None or imp.fsm.handle:
-        return  # it was not asked yet, or it was and we know what came of it
-    ends = [imp.node.spawn(end.wait(), f"first connect to {imp.target}") for end in (imp.full, imp.lost)]
+async def _recovered(imp: ClientImport, *, patient: bool) -> None:
+    """Who is there, or has just come back, must hear that we leave: else its recovery waits for us, and all others with it.
+
+    Who seems to be away is tried once more. Who does not know us yet, and was asked, is about to make a record of us.
+    """
+    if imp.state is State.FULL or (imp.link is None if not imp.fsm.handle else not patient):
+        return
+    if imp.state is State.DISCONN:
+        imp.lost.clear()
+        imp.kick.set()
+    ends = [imp.node.spawn(end.wait(), f"last recovery of {imp.target}") for end in (imp.full, imp.lost)]
     try:
         await asyncio.wait(ends, timeout=imp.node.tunables.rpc_timeout_s, return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from lustrelite.errors import Evicted, LinkLost, OpError, OtherVersion, ProtocolError
@@ -43,12 +44,10 @@ class ImportRecovery:
         self._began = self.imp.node.now()
         while self.imp.fsm.state is not State.CLOSED:
             if pause:
-                self.imp.kick.clear()
-                try:
+                with suppress(TimeoutError):
                     async with asyncio.timeout(pause * (0.75 + 0.5 * self.imp.node.random.random())):
                         await self.imp.kick.wait()
-                except TimeoutError:
-                    pass
+            self.imp.kick.clear()
             try:
                 self.imp.lost.clear()
                 await self._connect(same_nid)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from lustrelite.client.fs import FileSystem
 from lustrelite.ost.ost import Ost
 from lustrelite.recovery.import_fsm import State
+from lustrelite.wire.session import Ping
 
 
 class Promised(NamedTuple):
@@ -38,11 +39,12 @@ def promised_by(ost: Ost) -> Promised:
 
 
 def counted_by(fs: FileSystem) -> list[Counted]:
-    """A mount's side, of the connections that are at rest and have a cache."""
+    """A mount's side, of the connections that are at rest and have a cache. A ping moves nothing."""
     found = []
     for osc in fs.connections.lov.oscs.values():
         imp = fs.connections.imports[osc.name]
-        if osc.data is None or imp.state is not State.FULL or imp.sending or imp.delayed:
+        moving = imp.delayed or any(request.spec.cls is not Ping for request in imp.sending.values())
+        if osc.data is None or imp.state is not State.FULL or moving:
             continue
         grant = osc.data.grant
         dirty = sum(cached.pages.cost for cached in osc.data.objects.values())

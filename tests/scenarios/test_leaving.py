@@ -124,6 +124,27 @@ async def test_an_unmount_waits_for_a_recovery_that_waits_for_the_dead(cluster: 
         await c.c.start()
 
 
+@pytest.mark.parametrize("after_s", [0.0, 0.05, 0.3, 1.0])
+@pytest.mark.parametrize("who", ["oss", "mds"])
+async def test_a_recovery_is_told_who_leaves_within_it(cluster: Any, who: str, after_s: float) -> None:
+    """Who owes nothing went without a word: the recovery waited for him to its end, all others with it, and he was evicted.
+
+    Found by a disk that broke shortly before two mounts were unmounted (tests/posix/test_broken_disk.py).
+    """
+    async with cluster(clients=3, oss=1, reconnect_pause_s=0.5, reconnect_pause_max_s=2.0) as c:
+        await c.b.write("/f", DATA)
+        await c.settle()
+        server = c.oss[0] if who == "oss" else c.mds
+        await server.kill()
+        await asyncio.sleep(5)
+        c.faults.arm("client.replay_done", "delay", on=c.c, delay_s=2.0)  # all wait for this one
+        await server.start()
+        await asyncio.sleep(after_s)
+        began = c.loop.time()
+        await asyncio.gather(c.a.unmount(), c.b.unmount())
+        assert c.loop.time() - began < 4
+
+
 @pytest.mark.parametrize("who", ["oss", "mds"])
 async def test_an_unmount_finds_a_server_that_comes_back_elsewhere(cluster: Any, who: str) -> None:
     async with unsaid(cluster) as c:

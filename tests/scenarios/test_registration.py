@@ -16,6 +16,7 @@ from lustrelite.errors import OpError
 from lustrelite.format import TargetConfig
 from lustrelite.ids import mdt_client_uuid
 from lustrelite.ost.replacement import replace_lost
+from lustrelite.recovery.import_fsm import State
 from lustrelite.sim.processes import MGS_NID, SimServer
 from lustrelite.store.kv import Store
 from lustrelite.target.addresses import set_addresses
@@ -162,6 +163,21 @@ async def test_an_mgs_that_has_forgotten_everything_hears_of_all_targets_again(c
         await c.until(lambda: len(c.mgs.target().entries) == len(c.targets) - 1)
         b = await c.add_client("b2")
         await b.write("/f", b"x")
+
+
+async def test_who_hears_of_a_restart_as_he_tries_to_connect_tries_at_once_again(cluster: Any) -> None:
+    """The attempt may have gone to the one that died. It was given up, and the next one came after a pause."""
+    async with cluster(oss=1, clients=1, reconnect_pause_s=1.0, reconnect_pause_max_s=100.0) as c:
+        (imp,) = [imp for imp in c.a.imports if "OST" in imp.target]
+        c.net.cut(c.a, c.oss[0])
+        await c.oss[0].kill()
+        await asyncio.sleep(40)  # by now it waits for long
+        await c.until(lambda: imp.state is State.CONNECTING)
+        c.net.heal()
+        await c.oss[0].start()
+        began = c.loop.time()
+        await c.until(lambda: imp.state is State.FULL)
+        assert c.loop.time() - began < 2.0
 
 
 async def test_parameters_that_a_target_was_formatted_with_come_and_go_with_it(cluster: Any) -> None:
