@@ -13,6 +13,7 @@ import shutil
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -78,8 +79,20 @@ class LoopDisk:
         for directory in [*self.directories, self.place]:
             self._run("umount", directory)
         self._run("mount", "-o", "loop", self.image, self.place)
+        while not self._works():  # somebody else's mount namespace has a copy of the old mount, for as long as it lives
+            self._run("umount", self.place)
+            time.sleep(0.1)
+            self._run("mount", "-o", "loop", self.image, self.place)
         for directory in self.directories:
             self._run("mount", "--bind", self.place / directory.name, directory)
+
+    def _works(self) -> bool:
+        try:
+            (self.place / "probe").touch()
+        except OSError:
+            return False
+        (self.place / "probe").unlink()
+        return True
 
     def remove(self) -> None:
         """Unmount everything."""
