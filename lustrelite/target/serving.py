@@ -21,7 +21,7 @@ from lustrelite.ldlm.local_locks import LocalLock
 from lustrelite.recovery.admit import Admit, admit
 from lustrelite.recovery.versions import UNCHECKED
 from lustrelite.rpc.export import Call
-from lustrelite.store import schema
+from lustrelite.store import disk, schema
 from lustrelite.store.room import DELETION, ESSENTIAL
 from lustrelite.store.schema import ReplyRecord
 from lustrelite.target.handlers import LATER, Dropped, Handler, NotReady
@@ -333,12 +333,14 @@ class Serving:
     def _replay_failed(self, call: Call, error: OpError) -> None:
         """What was answered cannot be done again (rmdir: its directory is not empty without a lost unlink).
 
-        Its client must go as after a version mismatch, or it would never hear that it lost something. An open or a
-        change of times depends on no version of what is there: it went with its file.
+        Its client must go as after a version mismatch, or it would never hear that it lost something. A write, an open or
+        a change of times depends on no version of what is there: it went with its file, unless the disk refuses it.
         """
         target = self.target
         header, export = call.header, call.export
-        if header.transno <= target.boot_committed or header.pre_versions[:1] in ((), (UNCHECKED,)) or export.vbr_failed:
+        if header.transno <= target.boot_committed or export.vbr_failed:
+            return
+        if header.pre_versions[:1] in ((), (UNCHECKED,)) and error.errno not in (*disk.BROKEN, *disk.NO_ROOM):
             return
         target.out_of_step(export)
         target.node.events.emit(
