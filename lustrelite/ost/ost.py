@@ -421,7 +421,7 @@ class Ost(Target):
     async def _unlink(self, oids: list[int]) -> None:
         """Unlink files whose objects are durably gone, after the I/O that still has them in a thread.
 
-        Nobody starts new I/O: that looks for the record first. A failure leaves the file to the next sweep.
+        Nobody starts new I/O: that looks for the record first. One that cannot be unlinked is left to the next sweep.
         """
         for oid in oids:
             if self.ranges.busy(oid):
@@ -434,8 +434,15 @@ class Ost(Target):
             self._doomed.pop(oid, None)
 
     def _unlink_all(self, oids: list[int]) -> None:
+        """As many of them as it can.  Errors: the last that failed"""
+        failed: OpError | None = None
         for oid in oids:
-            self.files.remove(oid)
+            try:
+                self.files.remove(oid)
+            except OpError as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
     async def _sweep(self) -> None:
         """Unlink data files without a record: a crash came between a destroy's commit and the unlink, or has taken the

@@ -78,3 +78,15 @@ async def test_a_replayed_write_to_an_object_that_is_gone_is_no_loss(rig: Rig) -
     assert (await rig.client.replay(WRITE, b"data", answer, 7001)).status == -errno.ENOENT
     await asyncio.gather(rig.client.replay_done(), rig.mdt.replay_done())
     assert not list(rig.node.events.select("client.evicted"))
+
+
+async def test_one_file_that_cannot_be_unlinked_leaves_no_other(rig: Rig) -> None:
+    await rig.grant(4)
+    for oid in (1, 2, 3):
+        await rig.client.call(WRITE._replace(object=oid), b"data")
+    rig.ost.files.remove = refusing(rig.ost.files.remove, errno.EIO, 1)  # type: ignore[method-assign]
+    await rig.mdt.call(Destroy((1, 2, 3)))
+    await rig.commit()
+    await rig.settle()
+    assert rig.files() == [1]
+    assert len(list(rig.node.events.select("ost.unlink_failed"))) == 1
