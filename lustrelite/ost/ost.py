@@ -448,14 +448,18 @@ class Ost(Target):
         """Unlink data files without a record: a crash came between a destroy's commit and the unlink, or has taken the
         record of an object that nobody uses.
 
-        Only ids that were granted: files above last_id mean that the database is older than they are.
+        Only ids that were granted: files above last_id mean that the database is older than they are. What cannot be
+        listed is left to the next start.
         """
         ids = self.files.ids()
-        while chunk := await self.node.run_blocking(_some, ids):
-            stray = [oid for oid in chunk if self._is_stray(oid)]
-            if stray:
-                self.say("ost.strays_unlinked", count=len(stray))
-                await self._unlink(stray)
+        try:
+            while chunk := await self.node.run_blocking(_some, ids):
+                stray = [oid for oid in chunk if self._is_stray(oid)]
+                if stray:
+                    self.say("ost.strays_unlinked", count=len(stray))
+                    await self._unlink(stray)
+        except OpError as error:
+            self.say("ost.sweep_failed", "warning", error=str(error))
 
     def _is_stray(self, oid: int) -> bool:
         return 0 < oid <= self.last_id and oid not in self._doomed and not self.exists(oid)

@@ -14,7 +14,7 @@ from ost_harness import FILE, Rig
 
 from lustrelite.errors import OpError
 from lustrelite.wire.message import REQ_REPLAY_DONE
-from lustrelite.wire.ost import Destroy, Part, Write, WriteMany
+from lustrelite.wire.ost import CREATE_DELORPHAN, Destroy, OstCreate, Part, Write, WriteMany
 from lustrelite.wire.session import Ping
 
 S = 1_000_000_000
@@ -90,3 +90,18 @@ async def test_one_file_that_cannot_be_unlinked_leaves_no_other(rig: Rig) -> Non
     await rig.settle()
     assert rig.files() == [1]
     assert len(list(rig.node.events.select("ost.unlink_failed"))) == 1
+
+
+async def test_a_directory_that_cannot_be_listed_ends_no_server(rig: Rig) -> None:
+    """It would end every successor, too: each looks for strays once the MDT has been there."""
+    await rig.grant(4)
+
+    def ids() -> Any:
+        raise OpError(errno.EIO, "cannot list objects")
+        yield
+
+    rig.ost.files.ids = ids  # type: ignore[method-assign]
+    await rig.mdt.call(OstCreate(4, CREATE_DELORPHAN))
+    await rig.settle()
+    assert rig.crashes == []
+    assert len(list(rig.node.events.select("ost.sweep_failed"))) == 1
