@@ -41,7 +41,7 @@ ID_LIMIT = schema.meta_key("id_limit")
 
 GRANT_JUMP_MAX = 100_000  # ids in one OstCreate; more above last_id means that one side lost its memory
 ORPHANS_MAX = 20_000  # objects that one orphan pass destroys; with more the MDT's last_used is not to be trusted
-RECREATE_MAX = 20_000  # with more than GRANT_JUMP_MAX missing, only the newest are made again
+RECREATE_MAX = 20_000  # with more than GRANT_JUMP_MAX missing, only the newest are made again, and those with data
 INODES_AMPLE = 20_000  # free ones: nobody counts how many objects have no file yet
 AHEAD = 4  # the limit is raised to so many grants ahead, when only half of that is left
 
@@ -160,7 +160,8 @@ class ObjectIds:
 
         Returns the last id, above which the MDT goes on. With more than ORPHANS_MAX to destroy, or objects with data at
         its first start, the MDT has lost its memory rather than its clients: nothing is destroyed. With more than
-        GRANT_JUMP_MAX missing this must be another disk: the newest are made.
+        GRANT_JUMP_MAX missing this must be another disk, or an old copy of the database: the newest are made, and those
+        that have data.
 
         Errors: ENODEV, this is not the OST that the MDT has used
         """
@@ -173,6 +174,10 @@ class ObjectIds:
         if used > last:
             first = last if used - last <= GRANT_JUMP_MAX else used - RECREATE_MAX
             self._make_again(txn, first, used, last)
+            if first > last:  # else the sweep would take their files for strays
+                for oid in self.ost.files.ids():
+                    if last < oid <= first:
+                        txn.put(OBJECTS, schema.object_key(oid), _BLANK)
         else:
             self._destroy_orphans(txn, used, last, new=not used and txn.export is not None and txn.export.incarnation == 1)
         go_on = max(last, used, self.granted_before)

@@ -232,6 +232,20 @@ async def test_an_ost_that_lost_objects_makes_the_newest_again(
     assert rig.node.events.counts["ost.objects_recreated"] == 1
 
 
+async def test_data_that_is_newer_than_the_database_keeps_its_objects(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database comes from an old backup, the files are those of today: they are no strays."""
+    monkeypatch.setattr(object_ids, "GRANT_JUMP_MAX", 50)
+    monkeypatch.setattr(object_ids, "RECREATE_MAX", 20)
+    await rig.grant(3)
+    rig.ost.files.write(40, 0, b"of today")
+    rig.ost.files.write(90, 0, b"of today")
+    assert (await rig.mdt.call(OstCreate(100, CREATE_DELORPHAN))).last_id == 100
+    await rig.settle()
+    assert rig.files() == [40, 90]
+    assert ids_of(rig) == [1, 2, 3, 40, *range(81, 101)]
+    assert (await rig.client.ask(Read(40, 0, 10))).bulk == b"of today"
+
+
 @pytest.mark.parametrize("incarnation", [1, 2])
 async def test_an_mdt_at_its_first_start_destroys_no_object_that_has_data(rig: Rig, incarnation: int) -> None:
     """It was formatted anew. One that has lost all that it had ever done is owed its orphans."""
