@@ -359,7 +359,8 @@ class Ost(Target):
         """Put the record into the batch, its version being this transaction; with `data` its file was changed (else `written`)."""
         assert record.version == txn.transno
         resource = resource_of(oid)
-        author, transno = self.unsynced.get(resource, (txn.export, 0))
+        before = author, transno = self.unsynced.get(resource, (txn.export, 0))
+        txn.undo(lambda: self._unstage(resource, before))
         if transno <= self.last_committed:
             author = txn.export
         self.unsynced[resource] = (author if author is txn.export else None, max(transno, txn.transno))
@@ -368,6 +369,13 @@ class Ost(Target):
             self._touched[oid] = None
             self._fresh = None
         return self.attr(oid, record)
+
+    def _unstage(self, resource: bytes, before: tuple[Export | None, int]) -> None:
+        """The change failed: nobody shall wait until it is durable."""
+        if before[1]:
+            self.unsynced[resource] = before
+        else:
+            del self.unsynced[resource]
 
     def written(self, oid: int, offset: int, data: Buffer) -> None:
         """`data` is in a file and not durable: clients keep it, so there is a bound to that."""

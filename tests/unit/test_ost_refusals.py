@@ -14,7 +14,7 @@ from ost_harness import FILE, Rig
 
 from lustrelite.errors import OpError
 from lustrelite.wire.message import REQ_REPLAY_DONE
-from lustrelite.wire.ost import CREATE_DELORPHAN, Destroy, OstCreate, Part, Write, WriteMany
+from lustrelite.wire.ost import CREATE_DELORPHAN, Destroy, OstCreate, Part, Read, Write, WriteMany
 from lustrelite.wire.session import Ping
 
 S = 1_000_000_000
@@ -105,3 +105,20 @@ async def test_a_directory_that_cannot_be_listed_ends_no_server(rig: Rig) -> Non
     await rig.settle()
     assert rig.crashes == []
     assert len(list(rig.node.events.select("ost.sweep_failed"))) == 1
+
+
+async def test_nobody_waits_for_a_change_that_was_not_made(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data was in the file already when the database had no room for the record."""
+    await rig.grant(2)
+    await rig.client.call(WRITE, b"before")
+    await rig.commit()
+
+    def full(*args: Any, **options: Any) -> None:
+        raise OpError(errno.ENOSPC)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.ost.store, "apply", full)
+        assert (await rig.client.ask(WRITE, b"refused")).status == -errno.ENOSPC
+    async with asyncio.timeout(2):
+        assert (await rig.mdt.ask(Read(1, 0, 10))).status == 0
+    assert not rig.ost.unsynced
