@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from lustrelite.wire.mdt import Layout
 
 RECORDS_MAX = 1000  # in one request
+FORGOTTEN_MAX = 64  # at once: a full MDT has room for that
 IN_PROGRESS_MAX = 16_384  # sent and perhaps not durable: with so many the worker waits for the OST's commit
 RETRY_S = 1.0  # after the OST refused
 
@@ -123,6 +124,7 @@ class OstLog:
 
     async def _sweep(self) -> None:
         """Send everything that is due and not on its way, in the order of the objects."""
+        self._cross_off()
         after = b""
         while self.osp.synced and not self.mdt.recovering and self.osp.imp.state is State.FULL:
             self._held_back = len(self.sent) >= IN_PROGRESS_MAX
@@ -160,22 +162,32 @@ class OstLog:
     async def _send(self, body: Any, records: list[tuple[int, int]]) -> None:
         transno = await self.osp.imp.call_change(body)
         self.sent.update(records)
-        self.answered.append((transno, records))
+        self.answered.append((transno, records.copy()))
         self.cross_off()
 
     def cross_off(self) -> None:
         """The OST has committed: forget the records of what is durable there."""
+        try:
+            self._cross_off()
+        except OpError:
+            self.wake()  # the worker says so, and tries again
+
+    def _cross_off(self) -> None:
+        """Errors: ENOSPC, this MDT is so full that there is no room for more of it before the next commit"""
         last_committed = self.osp.imp.last_committed
-        done: list[tuple[int, int]] = []
+        done = False
         while self.answered and self.answered[0][0] <= last_committed:
-            done += self.answered.popleft()[1]
-        if not done:
-            return
-        for oid, transno in done:
-            if self.sent.get(oid) == transno:
-                del self.sent[oid]
-        self.mdt.run(_forget, self.osp.index, done)
-        if self._held_back:
+            records = self.answered[0][1]
+            while records:
+                some = records[-FORGOTTEN_MAX:]
+                self.mdt.run(_forget, self.osp.index, some)
+                del records[-FORGOTTEN_MAX:]
+                for oid, transno in some:
+                    if self.sent.get(oid) == transno:
+                        del self.sent[oid]
+            self.answered.popleft()
+            done = True
+        if done and self._held_back:
             self.wake()
 
 
