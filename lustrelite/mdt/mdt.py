@@ -29,7 +29,7 @@ from lustrelite.target.transaction import Transaction
 from lustrelite.wire.ldlm import FLOCK, IBITS, Want
 from lustrelite.wire.mgs import TargetInfo
 
-ORPHANS_AT_ONCE = 500  # destroyed in one transaction
+ORPHANS_AT_ONCE = 32  # destroyed in one transaction: a full MDT has room for that
 
 
 class Mdt(Target):
@@ -144,10 +144,15 @@ class Mdt(Target):
     def recovery_over(self) -> None:
         """Whoever wanted to reopen a file without a name has done so; the OSTs may be told what is not in use."""
         orphans = [fid for key, _ in self.store.scan(ORPHANS) if not self.open_files.is_open(fid := Fid(key))]
-        for start in range(0, len(orphans), ORPHANS_AT_ONCE):
-            self.run(destroy_orphans, orphans[start : start + ORPHANS_AT_ONCE])
-        if orphans:
-            self.node.events.emit("mdt.orphans_destroyed", target=self.name, count=len(orphans))
+        destroyed = 0
+        try:
+            while some := orphans[destroyed : destroyed + ORPHANS_AT_ONCE]:
+                self.run(destroy_orphans, some)
+                destroyed += len(some)
+        except OpError as error:  # there is no room for more before the next commit: they stay until the next start
+            self.node.events.emit("mdt.orphans_kept", level="warning", target=self.name, count=len(orphans) - destroyed, why=str(error))
+        if destroyed:
+            self.node.events.emit("mdt.orphans_destroyed", target=self.name, count=destroyed)
         for locked in list(self.namespace.table.resources):
             if self.store.get(INODES, locked) is None:  # made by who is gone, and lost: nobody may go on believing in it
                 self.namespace.revoke(locked)

@@ -16,6 +16,7 @@ from lustrelite.faults import Fault
 from lustrelite.ids import NO_FID, SEQ_NORMAL, make_fid
 from lustrelite.mdt.open import CREATED, FOUND
 from lustrelite.recovery.versions import ABSENT
+from lustrelite.store.kv import Store
 from lustrelite.store.schema import ReplyRecord, unpack_pool
 from lustrelite.wire import mdt as wire
 from lustrelite.wire.message import RESENT
@@ -214,6 +215,35 @@ async def test_an_evicted_client_closes_its_files(mdt: World) -> None:
     assert mdt.orphans() == [g] and mdt.mdt.open_files.counts == {g: 1}
     mdt.close(handle, g, client="b")
     assert len(mdt.condemned()) == 2
+
+
+async def test_a_full_mdt_starts_with_many_orphans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no room to destroy all of them at once."""
+    whole = Store.open
+    monkeypatch.setattr(Store, "open", lambda *args, **options: whole(*args, map_bytes=16 << 20, **options))
+    mdt = World(tmp_path)
+    await mdt.start()
+    for i in range(400):
+        mdt.make(ROOT, b"f%d" % i)
+        mdt.open(ROOT, b"f%d" % i)
+        mdt.unlink(ROOT, b"f%d" % i)
+        if i % 100 == 99:
+            mdt.commit()
+    full = 0
+    while full < 50:
+        try:
+            mdt.make(ROOT, b"l%d" % mdt.last_fid, stat.S_IFLNK | 0o777, target=bytes(3000))
+        except OpError as error:
+            full += error.errno == errno.ENOSPC
+            mdt.commit()
+    left = [400]
+    while left[-1]:
+        await mdt.crash(recovering=False)
+        mdt.commit()
+        left.append(len(mdt.orphans()))
+        assert left[-1] < left[-2], left
+    assert len(left) > 2, "it could not destroy them all at once"
+    await mdt.stop()
 
 
 @pytest.mark.parametrize("committed", [True, False])
