@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from lustrelite.errors import OpError
@@ -234,7 +235,9 @@ class Allocator:
                 for lost in range(max(used + 1, oid - GAP_MAX), oid):
                     condemn(txn, ost, lost)
                 txn.put(POOLS, key, pack_pool(PoolRecord(oid, max(granted, oid))))
-                self.last_used[ost] = max(oid, self.last_used.get(ost, 0))
+                before = self.last_used.get(ost, 0)
+                self.last_used[ost] = max(oid, before)
+                txn.undo(partial(self.last_used.__setitem__, ost, before))
             else:
                 pardon(txn, ost, oid)
 

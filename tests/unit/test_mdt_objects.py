@@ -449,3 +449,22 @@ async def test_a_full_ost_is_left_alone_until_statfs_says_otherwise(one: One) ->
     one.world.fails(errno.ENOSPC, one.world.new(ROOT, b"x"))
     await until(lambda: one.osp.ready)
     one.world.make(ROOT, b"x")
+
+
+async def test_a_replay_that_fails_claims_no_objects(mdt: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The orphan pass says which are in use; the OST would keep those for ever."""
+    mdt.make(ROOT, b"f")
+    made = mdt.saved
+    await mdt.crash()
+    assert not mdt.mdt.allocator.last_used
+    body, header, cred, client = made
+
+    def full(*args: Any, **options: Any) -> None:
+        raise OpError(errno.ENOSPC)
+
+    call = mdt.call(body, cred, client, **header)
+    with monkeypatch.context() as patch:
+        patch.setattr(mdt.mdt.store, "apply", full)
+        patch.setattr(mdt.mdt, "reply", lambda *args, **options: None)
+        mdt.mdt.serving._mutate(call, mdt.mdt.handlers[type(body)])
+    assert not any(mdt.mdt.allocator.last_used.values())
