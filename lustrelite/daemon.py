@@ -238,10 +238,14 @@ class Daemon:
                 if changed.kind == "OST":
                     mdt.set_ost(changed)
 
+            def params_changed(params: dict[str, str]) -> None:
+                if self.targets.get(mdt.name) is mdt and not mdt.stopping:  # else it may have no store any more
+                    mdt.configure(params)
+
             follower.on_change(ost_changed)
-            follower.on_params(mdt.configure)
+            follower.on_params(params_changed)
             targets = await follower.load_when_known()
-            mdt.configure(follower.params)
+            params_changed(follower.params)
             for known in targets.values():
                 ost_changed(known)
 

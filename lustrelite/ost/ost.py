@@ -114,7 +114,6 @@ class Ost(Target):
 
     def close(self) -> None:
         """Make the data durable, then the records, and close."""
-        self._cancel_tasks()
         self._sync(self._take_touched())
         super().close()
         if not self.recovering:  # else there are clients that have not said what they were promised
@@ -123,18 +122,13 @@ class Ost(Target):
 
     def kill(self) -> None:
         """The running batch is lost, the data files are as they are."""
-        self._cancel_tasks()
         super().kill()
         self.files.close()
 
     def _spawn(self, work: Coroutine[Any, Any, None], what: str) -> None:
-        task = self.node.spawn(work, f"{what} {self.name}")
+        task = self.spawn(work, f"{what} {self.name}")
         self._tasks[task] = None
         task.add_done_callback(lambda done: self._tasks.pop(done, None))
-
-    def _cancel_tasks(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
 
     def say(self, what: str, level: str = "info", **fields: Any) -> None:
         """Emit an event of this target."""

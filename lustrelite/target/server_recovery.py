@@ -122,6 +122,12 @@ class ServerRecovery:
         self.window.abort()
         self.step_soon()
 
+    def halt(self) -> None:
+        """The target is stopped or given up: nothing more is decided."""
+        for handle in (self._timer, self._soon):
+            if handle is not None:
+                handle.cancel()
+
     def step_soon(self) -> None:
         """Decide again, in a turn of its own."""
         if self._soon is None and self.target.recovering:
@@ -205,7 +211,7 @@ class ServerRecovery:
                 self.target.evict(export, why)
 
     def _finish(self) -> None:
-        self.node.spawn(self._finish_now(), f"end of recovery {self.target.name}")
+        self.target.spawn(self._finish_now(), f"end of recovery {self.target.name}")
 
     async def _finish_now(self) -> None:
         await self.target.fault("target.recovery_end")

@@ -205,11 +205,11 @@ class Serving:
             finally:
                 target.namespace.local.release(held)
 
-        target.node.spawn(again(), call.spec.name)
+        target.spawn(again(), call.spec.name)
 
     def _wait_for(self, call: Call, coroutine: Any) -> None:
         call.export.enter(call)
-        self.target.node.spawn(coroutine, call.spec.name)
+        self.target.spawn(coroutine, call.spec.name)
 
     async def _prepare(self, call: Call, handler: Handler, awaitable: Awaitable[None] | None) -> None:
         target = self.target

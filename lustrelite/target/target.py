@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from lustrelite.errors import OpError
@@ -99,6 +99,7 @@ class Target:
             self.namespace.when_durable = lambda callback: self.committer.after(self.last_transno, callback)
             self.namespace.all_aware = self._all_aware
         self.started_at = 0.0
+        self._at_work: dict[asyncio.Task[Any], None] = {}  # what ends when the store is closed
 
     @property
     def lease_s(self) -> float:
@@ -194,7 +195,7 @@ class Target:
             for export in list(self.exports.values()):
                 self.evict(export, "recovery aborted at start")
             await self.finish_recovery()
-        self.node.spawn(self.clients.evict_the_silent(), f"evictor {self.name}")
+        self.spawn(self.clients.evict_the_silent(), f"evictor {self.name}")
 
     async def stop(self) -> None:
         """Orderly stop: everything is committed; client records stay, so a restart recovers (30.1.4)."""
@@ -220,13 +221,29 @@ class Target:
         if not self.stopping and not self.recovering and self.service is not None and self.recoverable:
             await self.namespace.drain(self.node.tunables.lock_callback_s + STOP_GRACE_S)
 
+    def spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
+        """Run `work` as a task that ends with this target, not with the process, which may have others."""
+        task = self.node.spawn(work, what)
+        self._at_work[task] = None
+        task.add_done_callback(lambda done: self._at_work.pop(done, None))
+        return task
+
+    def _halt(self) -> None:
+        """Nothing of this target happens by itself any more: its store is about to be closed."""
+        if self.recovery is not None:
+            self.recovery.halt()
+        for task in list(self._at_work):
+            task.cancel()
+
     def close(self) -> None:
         """Close the store; `stop` has committed everything."""
+        self._halt()
         self.namespace.close()
         self.store.close()
 
     def kill(self) -> None:
         """What `kill -9` does to a target: the running batch is lost."""
+        self._halt()
         self.committer.close()
         self.clients.close()
         self.namespace.close()
