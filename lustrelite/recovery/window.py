@@ -137,16 +137,27 @@ class Window(Generic[I]):
     def gone(self, client: str) -> list[I]:
         """The client was evicted or left: returns its queued items, which nobody will answer."""
         known = client in self.missing or client in self.replaying or client in self.locking or client in self.final
-        for group in (self.missing, self.replaying, self.locking, self.vbr_failed):
+        for group in (self.missing, self.replaying, self.locking):
             group.pop(client, None)
+        if known:
+            self.evicted[client] = None
+        return self._take_back(client)
+
+    def restarted(self, client: str) -> list[I]:
+        """The client is another process now: what the former one has queued and said, which is returned, is void."""
+        if client not in self.missing:
+            self.replaying[client] = None
+            self.locking[client] = None
+        return self._take_back(client)
+
+    def _take_back(self, client: str) -> list[I]:
+        self.vbr_failed.pop(client, None)
         items = [q.item for q in self.queue if q.client == client]
         self.queue = [q for q in self.queue if q.client != client]
         items += [item for name, item in self.lock_queue if name == client]
         self.lock_queue = [entry for entry in self.lock_queue if entry[0] != client]
         if client in self.final:
             items.append(self.final.pop(client))
-        if known:
-            self.evicted[client] = None
         return items
 
     def version_mismatch(self, client: str) -> None:

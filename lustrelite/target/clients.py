@@ -181,6 +181,8 @@ class Clients:
     def _renew(self, export: Export, body: Connect) -> None:
         """The client process behind `export` was restarted under its stable UUID: it has nothing to replay."""
         self.target.run(self.target.export_gone, export)
+        if self.target.recovery is not None and self.target.recovering:
+            self.target.recovery.client_restarted(export)
         self._drop_calls(export)
         self.target.namespace.owner_gone(export)
         export.last_callback = 0

@@ -58,6 +58,14 @@ class ServerRecovery:
             self.target.reply(call, -errno.ENOTCONN, None)
         self.step_soon()
 
+    def client_restarted(self, export: Export) -> None:
+        """A client's process was restarted during recovery: nobody waits for what the former one has sent."""
+        export.replay_done = False
+        self.replayed.pop(export.uuid, None)
+        if export.uuid in self.known:
+            for call in self.window.restarted(export.uuid):
+                self.target.abandon(call)
+
     def deny(self, client: str) -> None:
         """A new client must wait."""
         if client not in self.denied:

@@ -57,6 +57,7 @@ class Client:
     def __init__(self, service: Service, uuid: str, features: int = 0) -> None:
         self.service = service
         self.uuid = uuid
+        self.incarnation = 1
         self.features = features
         self.peer = uuid
         self.nid = Nid(f"{uuid}@sim")
@@ -143,7 +144,7 @@ class Client:
     async def connect(self, target: str, *, first_transno: int = 0) -> ConnectReply:
         self.conn_cnt += 1
         flags = CONNECT_INITIAL | (CONNECT_TRANSNO if first_transno else 0)
-        body = Connect(target, self.uuid, 1, self.handle, flags, first_transno, 0, 0, self.features, self.nid, 0)
+        body = Connect(target, self.uuid, self.incarnation, self.handle, flags, first_transno, 0, 0, self.features, self.nid, 0)
         reply: ConnectReply = await self.call(body)
         self.handle = reply.handle
         return reply

@@ -25,7 +25,7 @@ from lustrelite.store import schema
 from lustrelite.store.schema import OBJECTS
 from lustrelite.tunables import limits
 from lustrelite.wire import ost as wire
-from lustrelite.wire.message import BY_CLASS, RESENT
+from lustrelite.wire.message import BY_CLASS, REPLAY, RESENT
 from lustrelite.wire.ost import (
     CREATE_DELORPHAN,
     OBJECT_EOF,
@@ -723,6 +723,29 @@ async def test_a_replay_on_another_version_is_refused_before_it_touches_the_file
     await rig.reconnect(answer.transno)
     assert (await rig.client.replay(punch, None, answer, 7001)).status == -errno.EOVERFLOW
     assert rig.ost.files.size(1) == 10
+
+
+async def test_what_a_client_had_to_replay_before_it_was_restarted_is_nobody_s(rig: Rig) -> None:
+    """It stayed in the queue: later changes were executed, and then durable, before others had replayed earlier ones. Of a client
+    whose connection broke then, what it had yet to replay was lost: it heard that it was durable."""
+    await rig.grant(4)
+    await rig.commit()
+    rig.ost.committer.hold()
+    written = await rig.client.ask(write_of(3)._replace(sync=False), b"data", xid=7001)
+    destroyed = await rig.mdt.ask(Destroy((1,)), xid=7002)
+    await rig.kill()
+    await rig.start()
+    await rig.reconnect(written.transno, of_mdt=destroyed.transno)
+    rig.mdt.start(Destroy((1,)), flags=REPLAY, transno=destroyed.transno, pre_versions=destroyed.pre_versions, xid=7002)
+    rig.mdt.link_to(rig.service)
+    rig.mdt.incarnation += 1
+    await rig.mdt.connect(rig.ost.uuid)
+    done = asyncio.ensure_future(rig.mdt.replay_done())
+    await asyncio.sleep(0.01)
+    assert rig.ost.last_transno < written.transno, "the client has still to replay its write"
+    assert (await rig.client.replay(write_of(3), b"data", written, 7001)).status == 0
+    await asyncio.gather(rig.client.replay_done(), done)
+    assert (await rig.client.ask(Read(3, 0, 10))).bulk == b"data"
 
 
 async def test_a_replayed_write_makes_an_object_again_that_the_ost_lost(rig: Rig) -> None:

@@ -100,6 +100,20 @@ def test_the_timer_throws_out_only_those_that_contribute_nothing() -> None:
     assert w.step(SOFT + 0.1).execute == "a105"
 
 
+def test_what_a_restarted_client_had_queued_and_said_is_void() -> None:
+    w = window("a", "b")
+    for c in "ab":
+        w.connected(c, 0, 0.0)
+    w.enqueue("a", 105, "a105")
+    assert w.restarted("a") == ["a105"]
+    w.locks_done("a", "ping")
+    assert w.restarted("a") == ["ping"] and not w.evicted
+    w.enqueue("b", 103, "b103")
+    assert w.step(0.0).execute is None, "a has not said yet that it has nothing before it"
+    w.locks_done("a", "ping")
+    assert w.step(0.0).execute == "b103"
+
+
 def test_a_version_mismatch_evicts_at_the_end_of_the_stage() -> None:
     w = window("a", "b")
     for c in "ab":
