@@ -23,6 +23,7 @@ _FID_TEXT = re.compile(r"^\[?0x([0-9a-fA-F]+):0x([0-9a-fA-F]+):0x([0-9a-fA-F]+)\
 FID_BYTES = 16
 PORT_MAX = 0xFFFF
 EPOCH_BITS = 32  # LR_EPOCH_BITS
+TRANSNO_END = 1 << 63  # no client has a higher one to replay: the epochs after it must fit in 64 bits
 SEQ_ROOT = 0x200000007
 SEQ_NORMAL = 0x200000400  # the first sequence that is granted to clients
 SEQ_WIDTH = 0x20000  # FIDs in one granted sequence (LUSTRE_METADATA_SEQ_MAX_WIDTH)

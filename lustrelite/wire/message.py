@@ -36,7 +36,7 @@ from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 import msgpack
 
 from lustrelite.errors import ProtocolError
-from lustrelite.ids import FID_BYTES, Fid
+from lustrelite.ids import FID_BYTES, TRANSNO_END, Fid
 from lustrelite.tunables import limits
 from lustrelite.wire.ldlm import Granted, Ride
 
@@ -317,11 +317,11 @@ def decode_request(raw: Any) -> tuple[RequestHeader, Spec]:
     """A request from its unpacked header; ProtocolError if anything about it is wrong."""
     if type(raw) is not tuple or ((kinds := tuple(map(type, raw))) != _REQUEST_TYPES and kinds != _REQUEST_RIDE_TYPES):
         raise ProtocolError("not a request header")
-    xid, opcode, _, _, flags, tag, _, _, pre_versions, _, cred, _, ride, body = raw
+    xid, opcode, _, _, flags, tag, _, transno, pre_versions, _, cred, _, ride, body = raw
     spec = BY_OPCODE.get(opcode)
     if spec is None:
         raise ProtocolError(f"unknown opcode {opcode}")
-    if xid < 0 or flags < 0:
+    if xid < 0 or flags < 0 or not 0 <= transno < TRANSNO_END:
         raise ProtocolError("request header out of bounds")
     if not 0 <= tag <= limits.mod_rpcs_max + limits.mod_rpcs_spare:
         raise ProtocolError(f"reply slot {tag}")

@@ -62,7 +62,7 @@ HEADERS = st.builds(
     st.integers(0, 2**32),
     st.integers(0, limits.mod_rpcs_max + 1),
     INTS,
-    INTS,
+    st.integers(0, 2**63 - 1),  # transno
     st.lists(INTS, max_size=limits.pre_versions_max).map(tuple),
     INTS,
     st.lists(st.integers(0, 2**32 - 1), min_size=2, max_size=5).map(tuple),
@@ -165,6 +165,8 @@ GOOD = message.RequestHeader(7, 33, 1, 1, 0, 0, 6, 0, (), 6000, (0, 0), "", None
         {"opcode": 99999},
         {"opcode": "33"},
         {"flags": -1},
+        {"transno": -1},
+        {"transno": 1 << 63},
         {"tag": -1},
         {"tag": limits.mod_rpcs_max + limits.mod_rpcs_spare + 1},
         {"pre_versions": (1,) * (limits.pre_versions_max + 1)},

@@ -725,6 +725,21 @@ async def test_a_replay_on_another_version_is_refused_before_it_touches_the_file
     assert rig.ost.files.size(1) == 10
 
 
+async def test_nobody_replays_a_number_after_which_there_is_none(rig: Rig) -> None:
+    """It became the last transno, and the next epoch was more than the database can keep: the server died, and so did its successors."""
+    await rig.grant(1)
+    await rig.commit()
+    await rig.kill()
+    await rig.start()
+    await rig.reconnect(0)
+    rig.client.start(write_of(1), b"x", flags=REPLAY, transno=(1 << 64) - 1)
+    assert rig.client.closed, "it broke the rules"
+    rig.client.link_to(rig.service)
+    await rig.client.connect(rig.ost.uuid)
+    await asyncio.gather(rig.client.replay_done(), rig.mdt.replay_done())
+    await rig.grant(2)
+
+
 async def test_what_a_client_had_to_replay_before_it_was_restarted_is_nobody_s(rig: Rig) -> None:
     """It stayed in the queue: later changes were executed, and then durable, before others had replayed earlier ones. Of a client
     whose connection broke then, what it had yet to replay was lost: it heard that it was durable."""
