@@ -52,6 +52,7 @@ from lustrelite.wire.mdt import STATFS_NO_SPACE, StatfsReply
 from lustrelite.wire.ost import CREATE_DELORPHAN, OBJECT_EOF, ObjectAttr, OstCreate, Write, grant_bytes, resource_of
 from lustrelite.wire.session import FEATURE_SERVER, Connect
 
+STILL_POLL_S = 0.02
 SWEEP_CHUNK = 512
 LOGGED_BYTES_MAX = 64 << 10
 
@@ -111,6 +112,12 @@ class Ost(Target):
     def sweep(self) -> None:
         """The MDT has said which objects there should be: files of others, left by a crash, may go."""
         self._spawn(self._sweep(), "sweep")
+
+    async def still(self) -> None:
+        """See Target. A thread that writes cannot be called back; one may just be about to begin."""
+        await asyncio.sleep(STILL_POLL_S)
+        while self.files.in_use:
+            await asyncio.sleep(STILL_POLL_S)
 
     def close(self) -> None:
         """Make the data durable, then the records, and close."""

@@ -142,6 +142,8 @@ def _apply(files: dict[int, bytearray], oid: int, entry: Entry) -> None:
 class SimObjectFiles:
     """store.objects.ObjectFiles over an ObjectDisk. A process that is killed leaves what it wrote to its successor."""
 
+    in_use = False  # there are no threads
+
     def __init__(self, disk: ObjectDisk) -> None:
         self.disk = disk
         self.closed = False

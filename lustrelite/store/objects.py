@@ -88,6 +88,7 @@ class ObjectFiles:
         self._files: dict[int, _File] = {}  # longest unused first
         self._new: dict[int, None] = {}  # made since their directory was made durable
         self._lock = threading.Lock()
+        self._users = 0  # of all files together
         with self._errors("make the directories of"):
             self._make_directories()
             self._top_fd = os.open(self._top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -115,6 +116,7 @@ class ObjectFiles:
             if file is not None:
                 self._files[oid] = file
                 file.users += 1
+                self._users += 1
                 while len(self._files) > self._share.files_max:
                     self._drop(next(iter(self._files)))
         return file
@@ -122,8 +124,14 @@ class ObjectFiles:
     def _give(self, file: _File) -> None:
         with self._lock:
             file.users -= 1
+            self._users -= 1
             if file.dropped and not file.users:
                 file.close()
+
+    @property
+    def in_use(self) -> bool:
+        """Do threads work with files?"""
+        return self._users > 0
 
     @contextmanager
     def _opened(self, oid: int, create: bool) -> Iterator[_File | None]:

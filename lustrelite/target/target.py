@@ -125,6 +125,9 @@ class Target:
         """How much a client that connects may cache dirty; a `known` one says what it had (OST)."""
         return 0
 
+    async def still(self) -> None:
+        """Return when no thread is at work in the target's directory: somebody else may have it then."""
+
     def after_commit(self) -> None:
         """`last_committed` moved."""
 
@@ -204,6 +207,8 @@ class Target:
         if self.service is not None:
             self.service.remove_target(self)
         await self.committer.finish()
+        self._halt()
+        await self.still()
         self.close()
         self.node.events.emit("target.stopped", target=self.name)
 
@@ -214,6 +219,8 @@ class Target:
             self.service.remove_target(self)
         self.store.apply(self.meta_write("instance", self.instance - 1), kind=ESSENTIAL)
         await self.committer.finish()
+        self._halt()
+        await self.still()
         self.kill()
 
     async def take_back_locks(self) -> None:

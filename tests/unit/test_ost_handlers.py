@@ -686,6 +686,41 @@ async def test_a_resent_write_is_answered_from_its_record(rig: Rig) -> None:
     assert (again.status, again.transno) == (0, first.transno)
 
 
+# ---------------------------------------------------------------- the end
+
+
+@pytest.mark.parametrize("how", ["stop", "give_up"])
+async def test_nothing_is_written_by_an_ost_that_has_stopped(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """A thread wrote on when the directory belonged to the other server of a pair: over what was newer."""
+    monkeypatch.setattr(rig.node.tunables, "lock_callback_s", 0.2)
+    await rig.grant(1)
+    slow, begun, written = threading.Event(), threading.Event(), threading.Event()
+    write_at = os.pwritev
+
+    def pwritev(*args: Any) -> int:
+        if threading.current_thread() is threading.main_thread():  # the log of the database
+            return write_at(*args)
+        begun.set()
+        slow.wait()
+        count = write_at(*args)
+        written.set()
+        return count
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    rig.client.start(write_of(1), pattern(BIG))
+    assert await asyncio.to_thread(begun.wait, 10)
+    stopping = asyncio.ensure_future(getattr(rig.ost, how)())
+    await asyncio.wait([stopping], timeout=2.0)
+    too_early = stopping.done()  # whoever waits for the directory could have it
+    slow.set()
+    await stopping
+    assert written.is_set() and not too_early
+    monkeypatch.undo()
+    await rig.start()
+
+
 # ---------------------------------------------------------------- replay
 
 
