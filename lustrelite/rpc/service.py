@@ -274,6 +274,12 @@ class Service:
             del self.waiting[call]
         call.answered = True
 
+    def drop_calls(self, target: Endpoint) -> None:
+        """The target is gone, and with it who would answer."""
+        for call in list(self.waiting):
+            if call.target is target:
+                self.dropped(call)
+
     def _check_capacity(self, call: Call) -> None:
         room = limits.requests_per_service_max
         under_lock = locks_of(call.body)  # all that are here may wait for it

@@ -241,6 +241,8 @@ class Target:
             self.recovery.halt()
         for task in list(self._at_work):
             task.cancel()
+        if self.service is not None:
+            self.service.drop_calls(self)
 
     def close(self) -> None:
         """Close the store; `stop` has committed everything."""

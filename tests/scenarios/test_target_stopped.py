@@ -48,6 +48,7 @@ async def test_an_oss_outlives_one_of_its_osts(cluster: Any, when: str) -> None:
         await stop_target(oss, stopped)
         await asyncio.sleep(c.tunables.recovery_time_hard_s)
         assert oss.alive and oss.node is process and [target.name for target in oss.running] == [other]
+        assert not oss.daemon.service.waiting, "they took the place of requests to the others, and were said to be worked on"
         await silent.resume()
         await start_target(oss, stopped)
         await c.settle()
