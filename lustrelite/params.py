@@ -22,7 +22,7 @@ from lustrelite.fail_loc import FailLoc
 from lustrelite.faults import Faults, parse_fault
 from lustrelite.ids import parse_target_name
 from lustrelite.rpc.node import Node
-from lustrelite.tunables import FAILOVER_MODE, Tunables, check, limits
+from lustrelite.tunables import FAILOVER_MODE, Tunables, check, check_param, limits
 
 Getter = Callable[[], str]
 Setter = Callable[[str], Awaitable[None] | None]
@@ -251,6 +251,7 @@ def check_text(pattern: str, text: str) -> None:
 
     Who stores a value for later asks here first.
     """
+    check_param(pattern, text)
     matches = pattern_regex(pattern).match
     last = re.split(r"[./]", pattern)[-1]
     meant = {field.name: 1 for field in dataclasses.fields(Tunables) if matches(f"tunables/{field.name}")}

@@ -34,6 +34,8 @@ class limits:
     requests_reserved_max = 1024  # of them, for connect, ping, close, cancel, resends, recovery
     state_history_max = 16
     unix_path_bytes_max = 100
+    param_name_bytes_max = 255  # of a permanent parameter; it is part of a key of the MGS's database
+    param_value_bytes_max = 4096
 
 
 CHOICES = {  # tunables that are one of a few words
@@ -68,6 +70,17 @@ BOUNDS: dict[str, tuple[float, float]] = {  # least and most; of others 0 and wh
     "reserved_permille": (0, 1000),
 }  # fmt: skip
 MULTIPLES = {"stripe_size": limits.stripe_bytes_min}
+
+
+def check_param(name: str, value: str) -> None:
+    """ValueError if the MGS could not keep a parameter of this name and value."""
+    for what, text, bytes_max in (("name", name, limits.param_name_bytes_max), ("value", value, limits.param_value_bytes_max)):
+        try:
+            length = len(text.encode())
+        except UnicodeEncodeError:
+            raise ValueError(f"the {what} of a parameter is text, not {text!r}") from None
+        if length > bytes_max:
+            raise ValueError(f"the {what} of a parameter has up to {bytes_max} bytes, not {length}")
 
 
 def check(name: str, value: object) -> None:

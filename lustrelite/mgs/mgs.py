@@ -19,7 +19,7 @@ from lustrelite.target.handlers import EMPTY, Handler, reading, waiting
 from lustrelite.target.lock_handlers import LOCK_HANDLERS
 from lustrelite.target.target import Target
 from lustrelite.target.transaction import Transaction
-from lustrelite.tunables import FAILOVER_MODE
+from lustrelite.tunables import FAILOVER_MODE, check_param
 from lustrelite.wire.ldlm import PLAIN
 from lustrelite.wire.mgs import (
     Config,
@@ -127,6 +127,8 @@ async def target_register(call: Call, body: TargetRegister) -> TargetInfo:
     try:
         check_fsname(body.fsname)
         nids = tuple(dict.fromkeys(str(parse_nid(n)) for n in (*body.nids, *body.failover_nids)))
+        for param in body.params:
+            check_param(*param)
     except ValueError as error:
         raise OpError(errno.EINVAL, str(error)) from None
     if body.kind not in ("MDT", "OST") or not -1 <= body.index <= _INDEX_MAX or not body.nids or not body.stamp:
@@ -171,6 +173,11 @@ async def set_param(call: Call, body: SetParam) -> Empty:
     mgs: Mgs = call.target
     if call.cred[0] != 0:
         raise OpError(errno.EPERM, "only root sets parameters")
+    try:
+        check_fsname(body.fsname)
+        check_param(body.name, body.value)
+    except ValueError as error:
+        raise OpError(errno.EINVAL, str(error)) from None
     mgs.run(mgs.write_param, body.fsname, body.name, body.value)
     await mgs.committed()
     mgs.notify(body.fsname)

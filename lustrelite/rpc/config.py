@@ -17,6 +17,7 @@ from lustrelite.rpc.client_import import ClientImport
 from lustrelite.rpc.links import LinkPool
 from lustrelite.rpc.node import Node
 from lustrelite.rpc.request import Xids
+from lustrelite.tunables import check_param
 from lustrelite.wire.ldlm import CR
 from lustrelite.wire.mgs import Config, ConfigRead, SetParam, TargetInfo, TargetRegister, config_resource
 
@@ -80,8 +81,9 @@ class ConfigFollower:
     async def set_param(self, name: str, value: str) -> None:
         """Have the MGS keep a parameter for good; an empty value is forgotten.  TimeoutError: it does not answer
 
-        What it has not heard until then it is not told later.
+        What it has not heard until then it is not told later.  ValueError: no MGS could keep it
         """
+        check_param(name, value)
         body = SetParam(self.fsname, name, value)
         asking = self.node.spawn(self._refusal(body), f"set {name}")
         try:

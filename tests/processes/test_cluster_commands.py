@@ -495,6 +495,8 @@ def test_a_value_that_cannot_be_is_refused_wherever_it_can_be_set(shell: Shell) 
         (("-P", "tunables.spin_us=7", "nothing.there=1"), "no parameter that can be set matches 'nothing.there'"),
         (("osp.*.create_count=-1",), "create_count cannot be -1"),
         (("fail_loc=zzz",), "fail_loc=zzz: a number such as 0x123 expected"),
+        (("-P", "tunables.{spin_us" + ",a" * 300 + "}=7"), "the name of a parameter has up to 255 bytes, not 618"),
+        (("-P", b"tunables.{spin_us,\xff}=7".decode(errors="surrogateescape")), "the name of a parameter is text, not"),
     ):
         refused = shell.llctl("set_param", *words, status=1)
         assert said in refused and refused.count("\n") == 1, refused

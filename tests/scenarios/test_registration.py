@@ -152,6 +152,21 @@ async def test_a_full_mgs_costs_no_server_its_life_and_refuses_what_it_cannot_ke
         await c.until(lambda: mgs.version > version)
 
 
+@pytest.mark.parametrize("name", ["tunables.{spin_us" + ",a" * 300 + "}", "tunables.{spin_us,\udcff}"], ids=["long", "no text"])
+async def test_a_parameter_that_the_mgs_cannot_keep_is_refused_and_everybody_lives_on(cluster: Any, name: str) -> None:
+    """A key of the database has 511 bytes at most, and is text: the MGS, or who asked it, died of others."""
+    async with cluster(oss=1, clients=1) as c:
+        with pytest.raises(ValueError, match="of a parameter"):
+            await c.a.fs.connections.config.set_param(name, "1")
+        if name.isascii():
+            for fsname in ("lustre", "l" * 600):  # of somebody who does not look himself
+                with refused(errno.EINVAL):
+                    await c.a.unrecorded(c.a.fs.connections.config.mgs.call(SetParam(fsname, name, "1")))
+        assert c.mgs.target().params == {}
+        await c.a.unrecorded(c.a.fs.connections.config.set_param("tunables.spin_us", "1"))
+        assert c.mgs.target().params == {"lustre": {"tunables.spin_us": "1"}}
+
+
 async def test_an_mgs_that_has_forgotten_everything_hears_of_all_targets_again(cluster: Any) -> None:
     """tunefs.lustrelite --writeconf.  Source: server_notify_target()"""
     async with cluster(oss=2, clients=1) as c:
