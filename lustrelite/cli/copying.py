@@ -41,11 +41,14 @@ def copy(
                 )  # fmt: skip
             except OpError as error:
                 raise named(error, source) from None
+            if not found:
+                raise Refused(f"{source} is neither a file nor a directory nor a symlink: it is not copied")
             if any(item.directory for item in found) and not recursive:
                 raise Refused(f"{source} is a directory: copy it with -r")
             if any(item.directory for item in found) and is_there and not is_dir:
                 raise Refused(f"{target} is no directory: {source}, which is one, cannot become it")
             items += found
+        _check_different(items)
         with _progress(quiet) as progress:
             files = progress.add_task("files", total=sum(not i.directory for i in items), unit="files")
             size = progress.add_task("bytes", total=sum(i.bytes for i in items), unit="bytes")
@@ -66,6 +69,15 @@ def copy(
     count, size = with_file_system(work)
     if not quiet and sys.stderr.isatty():
         click.echo(f"{count} files, {size:,} bytes in {time.monotonic() - began:.1f} s", err=True)
+
+
+def _check_different(items: list[transfer.Item]) -> None:
+    """Several files may not become one, and none a directory: they are copied at the same time.  Refused"""
+    becomes: dict[str, transfer.Item] = {}
+    for item in items:
+        other = becomes.setdefault(os.path.normpath(item.target), item)
+        if other is not item and not (other.directory and item.directory):
+            raise Refused(f"{other.source} and {item.source} would both become {item.target}: copy them one after the other")
 
 
 def _progress(quiet: bool) -> Progress:

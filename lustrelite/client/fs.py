@@ -330,7 +330,7 @@ class FileSystem(FidOperations):
             await file.pwrite(data, 0)
 
     async def copy(self, source: Path, target: Path) -> None:
-        """Copy a file's content, mode and times within the file system."""
+        """Copy a file's content, mode and times within the file system.  EINVAL: onto itself"""
         await tree.copy(self, source, target)
 
     async def copy_in(self, local: Path, path: Path) -> None:

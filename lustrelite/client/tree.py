@@ -83,6 +83,8 @@ async def copy(fs: FileSystem, source: Path, target: Path) -> None:
         attributes = await reader.fstat()
         if not attributes.is_file:
             raise OpError(errno.EISDIR if attributes.is_dir else errno.EINVAL, "not a regular file")
+        if await fs.exists(target) and (await fs.stat(target)).fid == attributes.fid:
+            raise OpError(errno.EINVAL, f"{os.fsdecode(source)} and {os.fsdecode(target)} are the same file")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         async with await fs.open(target, flags, attributes.mode & 0o777) as writer:
             async with contextlib.aclosing(_contents(reader, attributes.size)) as contents:

@@ -758,6 +758,27 @@ def test_a_directory_is_not_copied_over_a_file(shell: Shell, tmp_path: Path) -> 
     assert "f is no directory" in shell.run("cp", "-r", "lustre:/tree", tmp_path / "f", status=1)
 
 
+def test_what_cannot_be_copied_changes_nothing(shell: Shell, tmp_path: Path) -> None:
+    """Two files of one name were written into each other, one onto itself was empty then, a pipe was left out without a word."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "f").write_text(name)
+    os.mkfifo(tmp_path / "pipe")
+    shell.run("mkdir", "/into", "/other")
+    shell.run("cp", tmp_path / "a" / "f", "lustre:/into")
+    shell.run("cp", tmp_path / "b" / "f", "lustre:/other")
+    for words, said in (
+        ((tmp_path / "a" / "f", tmp_path / "b" / "f", "lustre:/into"), "b/f would both become /into/f"),
+        (("-r", tmp_path / "b", f"{tmp_path}/b/./f", tmp_path / "a" / ".." / "b", "lustre:/into"), "would both become /into/b/f"),
+        (("lustre:/into/f", "lustre:/other/f", tmp_path), "would both become"),
+        (("lustre:/into/f", "lustre:/into/../into/f"), "are the same file"),
+        ((tmp_path / "pipe", "lustre:/into/p"), "pipe is neither a file nor a directory nor a symlink"),
+    ):
+        refused = shell.run("cp", *words, status=1)
+        assert said in refused and refused.count("\n") == 1, refused
+    assert shell.run("cat", "/into/f") == "a" and shell.run("ls", "/into") == "f\n"
+
+
 def test_a_state_directory_whose_path_is_no_text_is_refused(tmp_path: Path) -> None:
     assert "needs a path that is text" in Shell(tmp_path / "\udcff").run("up", status=1)
 

@@ -489,6 +489,19 @@ async def test_files_are_copied_in_within_and_out(tmp_path: Path) -> None:
         assert os.readlink(tmp_path / "link2") == "source" == await world.fs.readlink("/link")
 
 
+@pytest.mark.parametrize("target", ["/file", b"/d/../file", "/hard", "/soft"])
+async def test_a_file_is_not_copied_onto_itself(target: str | bytes) -> None:
+    async with World() as world:
+        await world.fs.mkdir("/d")
+        await world.fs.write_file("/file", b"data")
+        await world.fs.link("/file", "/hard")
+        await world.fs.symlink("file", "/soft")
+        with pytest.raises(OpError, match="the same file") as caught:
+            await world.fs.copy("/file", target)
+        assert caught.value.errno == errno.EINVAL
+        assert await world.fs.read_file("/file") == b"data"
+
+
 # the rest -------------------------------------------------------------------------------------------------------
 
 
