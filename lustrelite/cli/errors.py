@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -26,6 +27,8 @@ def named(error: OpError, path: str) -> OpError:
 def run(command: click.Command, program: str) -> None:
     """Run `command` as the program `program`."""
     interrupts.take_all()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files are bytes; Python does so in the locale C only
     try:
         status = command.main(prog_name=program, standalone_mode=False)
     except click.UsageError as error:

@@ -35,3 +35,11 @@ def test_who_reads_no_further_ends_a_command(words: list[str]) -> None:
 def test_status_1_is_status_1() -> None:
     code = "import click, sys\nfrom lustrelite.cli.errors import run\n@click.command()\ndef c(): raise click.exceptions.Exit(1)\nrun(c, 'c')"
     assert subprocess.run([sys.executable, "-c", code], env=child_environment()).returncode == 1
+
+
+def test_a_name_that_is_no_text_is_told_as_it_is() -> None:
+    """`ls` of a directory with such a name failed, but in the locale C."""
+    code = "import click, os\nfrom lustrelite.cli.errors import run\n@click.command()\ndef c(): click.echo(os.fsdecode(b'l\\xe4'))\nrun(c, 'c')"
+    env = {**child_environment(), "PYTHONIOENCODING": "utf-8:strict"}  # as in en_US.UTF-8
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"l\xe4\n", b"")
