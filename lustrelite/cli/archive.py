@@ -246,6 +246,8 @@ def _read_manifest(top: Path, source: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((top / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise Refused(f"{source} is no backup: {error}") from None
+    if not isinstance(manifest, dict) or not {"version", "files", "plan"} <= manifest.keys():
+        raise Refused(f"{source} is no backup: its {MANIFEST} is another program's")
     if manifest["version"] != BACKUP_VERSION:
         raise Refused(f"{source} has version {manifest['version']}, this program reads {BACKUP_VERSION}")
     found = dict(_checksums(top))

@@ -132,6 +132,14 @@ def test_an_interrupted_backup_starts_the_cluster_again(
     assert not list(tmp_path.glob(".backup-*"))
 
 
+@pytest.mark.parametrize("manifest", ["{}", "[]", "7", '{"version": 1}'])
+def test_what_has_another_manifest_is_no_backup(tmp_path: Path, manifest: str) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "backup.json").write_text(manifest)
+    result = run(tmp_path / "s", "restore", tmp_path / "b")
+    assert result.exit_code == 1 and "b is no backup: its backup.json" in result.output
+
+
 def test_a_restore_that_is_interrupted_while_it_checks_is_made_again(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
