@@ -22,7 +22,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -272,9 +272,9 @@ class Process:
 
     def _events(self, request: dict[str, Any]) -> list[str]:
         """The newest `count` events whose name starts with `prefix`, as JSON lines."""
-        prefix, count = str(request.get("prefix") or ""), int(request.get("count") or 100)
-        ring: Iterable[Event] = [event for event in self.node.events.ring if event.name.startswith(prefix)]
-        return [event.line() for event in list(ring)[-count:]]
+        prefix, count = str(request.get("prefix") or ""), int(request.get("count", 100))
+        ring = [event for event in self.node.events.ring if event.name.startswith(prefix)]
+        return [event.line() for event in ring[max(0, len(ring) - count) :]]
 
 
 def run(role: str, options: argparse.Namespace, serve: Callable[[Process], Awaitable[None]]) -> int:

@@ -157,7 +157,7 @@ def kill(names: tuple[str, ...]) -> None:
 @click.command()
 @click.argument("name", required=False, shell_complete=completion.processes)
 @click.option("--follow", "-f", is_flag=True, help="go on as they come")
-@click.option("--count", "-n", default=30, show_default=True)
+@click.option("--count", "-n", default=30, show_default=True, type=click.IntRange(0))
 @click.option("--prefix", default="", help="only events whose name starts so, as in `import.`")
 def events(name: str | None, follow: bool, count: int, prefix: str) -> None:
     """Print what happened, as JSON lines: of the process NAME, or of all of them in order of time."""
@@ -171,7 +171,7 @@ def events(name: str | None, follow: bool, count: int, prefix: str) -> None:
             text = path.read_bytes()
             offsets[path] = len(text)
             lines += _wanted(text, prefix)
-    for _, line in sorted(lines)[-count:]:
+    for _, line in sorted(lines)[max(0, len(lines) - count) :]:
         click.echo(line)
     while follow:
         time.sleep(0.2)

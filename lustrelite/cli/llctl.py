@@ -329,7 +329,7 @@ def clear() -> None:
 
 @llctl.command("events")
 @click.option("--prefix", default="")
-@click.option("--count", "-n", default=50, show_default=True)
+@click.option("--count", "-n", default=50, show_default=True, type=click.IntRange(0))
 def events(prefix: str, count: int) -> None:
     """Print the newest events that the processes remember (lctl dk)."""
     for lines in _processes().call("events", prefix=prefix, count=count).values():

@@ -400,6 +400,8 @@ def test_events_are_told_in_order(shell: Shell) -> None:
     lines = [json.loads(line) for line in shell.run("events", "-n", 200).splitlines()]
     assert [line["wall"] for line in lines] == sorted(line["wall"] for line in lines)
     assert all(line["node"] == "mgs" for line in map(json.loads, shell.run("events", "mgs").splitlines()))
+    assert shell.run("events", "-n", 0) == shell.llctl("events", "-n", 0) == "", "not all of them"
+    assert len(shell.llctl("--node", "mgs", "events", "-n", 2).splitlines()) == 2
 
 
 def test_down_is_clean_and_what_was_stored_stays(tmp_path: Path) -> None:
