@@ -95,7 +95,7 @@ class Cluster:
     """The cluster in `state_dir`."""
 
     def __init__(self, state_dir: str | Path) -> None:
-        self.state_dir = Path(state_dir).resolve()
+        self.state_dir = Path(os.path.realpath(state_dir))  # Path.resolve() raises RuntimeError for a loop of symlinks
         self.plan_path = self.state_dir / "cluster.json"
         self.run_dir = self.state_dir / "run"
         self.log_dir = self.state_dir / "log"

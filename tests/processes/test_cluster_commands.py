@@ -195,6 +195,8 @@ def test_an_error_is_one_line_that_helps(shell: Shell, words: list[str], said: s
 
 def test_no_cluster_is_said_so(tmp_path: Path) -> None:
     assert "lustrelite up" in Shell(tmp_path).run("ls", status=1)
+    (tmp_path / "loop").symlink_to("loop")
+    assert Shell(tmp_path / "loop").run("status", status=1).count("\n") == 1
 
 
 def test_a_killed_server_loses_nothing(shell: Shell, tmp_path: Path) -> None:
