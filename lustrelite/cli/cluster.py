@@ -248,11 +248,11 @@ class Cluster:
         self.log_dir.mkdir(exist_ok=True)
 
     def _place(self, rows: list[tuple[str, str, list[str], bool]], tcp: bool) -> None:
-        """Choose the NIDs of all processes: Unix sockets, unless their paths are too long for the kernel."""
+        """Choose the NIDs of all processes: Unix sockets, unless their paths are too long, or have commas as lists do."""
         if not str(self.state_dir).isprintable():  # it stands in NIDs, and they in messages
             raise Refused(f"{str(self.state_dir)!r}: a state directory needs a path that is text; choose another --state-dir")
         longest = max(len(os.fsencode(self.run_dir / f"{name}.nid")) for name, *_ in rows)
-        tcp = tcp or longest > limits.unix_path_bytes_max
+        tcp = tcp or longest > limits.unix_path_bytes_max or "," in str(self.run_dir)
         ports = free_ports(len(rows)) if tcp else []
         self.members = {}
         for number, (name, role, targets, standby) in enumerate(rows):
