@@ -148,6 +148,8 @@ def rm(recursive: bool, force: bool, paths: tuple[str, ...]) -> None:
                 if (await fs.stat(path, follow=False)).is_dir:
                     if not recursive:
                         raise Refused(f"{path} is a directory: remove it with -r")
+                    if os.path.basename(path.rstrip("/")) in ("", ".", ".."):
+                        raise Refused(f"{path} cannot be removed, so nothing in it is; name what is to go")
                     await fs.rmtree(path)
                 else:
                     await fs.unlink(path)
@@ -166,6 +168,8 @@ def mkdir(parents: bool, mode: str, paths: tuple[str, ...]) -> None:
     """Make directories."""
     try:
         bits = int(mode, 8)
+        if not 0 <= bits <= 0o7777:
+            raise ValueError
     except ValueError:
         raise Refused(f"bad mode {mode!r}: octal digits expected, as in 755") from None
 

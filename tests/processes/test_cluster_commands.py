@@ -185,6 +185,8 @@ def test_files_go_in_and_come_out(shell: Shell, tmp_path: Path) -> None:
         (["cp", "/etc/hosts", "other:/x"], "is called 'lustre'"),
         (["kill", "mds7"], "there are: mgs, mds1"),
         (["restore", "/etc/hosts"], "holds a cluster already"),
+        (["mkdir", "-m", "-1", "/m"], "bad mode '-1'"),
+        (["mkdir", "-m", "77777", "/m"], "bad mode '77777'"),
     ],
 )
 def test_an_error_is_one_line_that_helps(shell: Shell, words: list[str], said: str) -> None:
@@ -783,6 +785,15 @@ def test_what_cannot_be_copied_changes_nothing(shell: Shell, tmp_path: Path) -> 
         refused = shell.run("cp", *words, status=1)
         assert said in refused and refused.count("\n") == 1, refused
     assert shell.run("cat", "/into/f") == "a" and shell.run("ls", "/into") == "f\n"
+
+
+@pytest.mark.parametrize("path", ["/", "lustre:/", "/kept/..", "/kept/.", "/kept/../"])
+def test_what_cannot_be_removed_keeps_what_is_in_it(shell: Shell, path: str) -> None:
+    """`rm -r /` removed every file, and said then that the directory is busy."""
+    shell.run("mkdir", "-p", "/kept/e")
+    refused = shell.run("rm", "-r", path, status=1)
+    assert "cannot be removed" in refused and refused.count("\n") == 1, refused
+    assert shell.run("ls", "/kept") == "e\n"
 
 
 def test_a_state_directory_whose_path_is_no_text_is_refused(tmp_path: Path) -> None:
