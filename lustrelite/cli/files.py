@@ -24,7 +24,7 @@ from lustrelite.ids import fid_text
 from lustrelite.tunables import PARALLEL
 
 if TYPE_CHECKING:
-    from lustrelite.client.attributes import Stat
+    from lustrelite.client.attributes import DirEntry, Stat
     from lustrelite.client.fs import FileSystem
     from lustrelite.wire.mdt import Layout
 
@@ -35,10 +35,11 @@ if TYPE_CHECKING:
 @click.option("-R", "recursive", is_flag=True, help="directories below, too")
 @click.argument("paths", nargs=-1)
 def ls(long: bool, everything: bool, recursive: bool, paths: tuple[str, ...]) -> None:
-    """List directories."""
+    """List directories. Exit status 1 if the attributes of a file are not to be had."""
     tops = [inside(path) for path in paths] or ["/"]
 
-    async def work(fs: FileSystem) -> None:
+    async def work(fs: FileSystem) -> int:
+        status = 0
         left = list(tops)
         shown = 0
         while left:
@@ -48,7 +49,13 @@ def ls(long: bool, everything: bool, recursive: bool, paths: tuple[str, ...]) ->
                 if not info.is_dir:
                     click.echo(await _long(fs, path, info, path) if long else path)
                     continue
-                entries = [entry async for entry in fs.scandir(path, sizes=long)]
+                try:
+                    entries = [entry async for entry in fs.scandir(path, sizes=long)]
+                except OpError as error:
+                    if not long or error.errno != errno.EIO:
+                        raise
+                    entries = [await _alone(fs, path, entry) async for entry in fs.scandir(path, sizes=False)]
+                    status = 1
             except OpError as error:
                 raise named(error, path) from None
             if len(tops) > 1 or recursive:
@@ -65,13 +72,23 @@ def ls(long: bool, everything: bool, recursive: bool, paths: tuple[str, ...]) ->
                     below.append(inner)
             if recursive:
                 left = below + left
+        return status
 
-    with_file_system(work)
+    if with_file_system(work):
+        raise click.exceptions.Exit(1)
+
+
+async def _alone(fs: FileSystem, path: str, entry: DirEntry) -> DirEntry:
+    """The entry with its attributes, or without them if an OST does not say what it knows."""
+    try:
+        return entry._replace(stat=await fs.stat(f"{path.rstrip('/')}/{os.fsdecode(entry.name)}", follow=False))
+    except OpError:
+        return entry._replace(stat=None)
 
 
 async def _long(fs: FileSystem, path: str, info: Stat | None, name: str) -> str:
     if info is None:
-        return f"?????????? {name} (removed meanwhile)"
+        return f"?????????? {name} (removed meanwhile, or an OST cannot be asked)"
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.mtime / 1e9))
     tail = f" -> {await fs.readlink(path)}" if info.is_symlink else ""
     return f"{modes.filemode(info.mode)} {info.nlink:3d} {info.uid:5d} {info.gid:5d} {info.size:12d} {when} {name}{tail}"

@@ -357,8 +357,14 @@ def test_an_ost_is_taken_out_of_use_and_back(shell: Shell, tmp_path: Path) -> No
         client.stdin.close()
         client.wait()
     (tmp_path / "f").write_bytes(b"x" * 100_000)
+    shell.run("mkdir", "/some")
+    shell.llfs("setstripe", "-c", 1, "-i", 1, "lustre:/some/away")
+    shell.llfs("setstripe", "-c", 1, "-i", 0, "lustre:/some/here")
     shell.llctl("conf_param", "lustre-OST0001.osc.active=0")
     assert "lustre-OST0001_UUID: inactive device" in shell.llfs("df", "lustre:/")
+    assert [line.split()[:2] for line in shell.run("ls", "-l", "/some", status=1).splitlines()] == [
+        ["??????????", "away"], ["-rw-r--r--", "1"]
+    ]  # fmt: skip
     assert shell.llfs("check", "mgts", "lustre:/") == f"MGC{shell.status()['mgs'][0]} active.\n"
     for number in range(4):
         shell.run("cp", tmp_path / "f", f"lustre:/active{number}")
@@ -370,6 +376,7 @@ def test_an_ost_is_taken_out_of_use_and_back(shell: Shell, tmp_path: Path) -> No
     ]  # fmt: skip
     for number in range(4):
         shell.run("rm", f"/active{number}")
+    shell.run("rm", "-r", "/some")
     assert "expected" in shell.llctl("conf_param", "lustre-OST0001.osc.active=maybe", status=1)
     assert "is no OST" in shell.llctl("conf_param", "lustre-MDT0000.osc.active=0", status=1)
     shell.settled()
