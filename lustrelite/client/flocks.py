@@ -80,7 +80,7 @@ class _Request:
         self.sent = False
         self.waiting = False  # so said the MDT
         self.given_up = False
-        self.replaced: list[Record] = []  # granted: what was held of the range before
+        self.replaced: list[Record] | None = None  # what the mirror had of the range, once it has what was granted
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def want(self, flags: int) -> Want:
@@ -253,14 +253,13 @@ class Flocks:
         """Take the request back, and whatever it has done."""
         holder = request.holder
         async with holder.sending:
-            if request.future.done() and not request.future.exception():
-                self._undo(request)  # granted in the moment in which its caller gave up
+            self._undo(request)  # it may have been granted in the moment in which its caller gave up
             self._over(request, OpError(errno.EINTR))
             if request.sent and self._holders.get((holder.fid, holder.bsd, holder.owner)) is holder:  # else evicted
                 try:
                     if request.waiting:
                         await self._imp.call(Cancel((request.handle,)))
-                    await self._restore(holder, request.start, request.end)
+                    await self._restore(request)
                 except OpError:
                     pass  # evicted, or closed: there is nothing to take back
             self._leave(request)
@@ -268,13 +267,19 @@ class Flocks:
     @staticmethod
     def _undo(request: _Request) -> None:
         records, start, end = request.holder.records, request.start, request.end
+        if request.replaced is None:
+            return  # the mirror has not heard of it
         set_range(records, start, end, NL)
         for old in request.replaced:
             if old.start <= end and start <= old.end:
                 set_range(records, max(old.start, start), min(old.end, end), old.mode)
 
-    async def _restore(self, holder: _Holder, start: int, end: int) -> None:
-        """Tell the MDT what the mirror says of a range."""
+    async def _restore(self, request: _Request) -> None:
+        """Tell the MDT what the mirror says of the range of a request that was given up.
+
+        What others have got a part of since the request made it weaker stays as weak.
+        """
+        holder, start, end = request.holder, request.start, request.end
         wants = []
         at = start
         for record in [*holder.records, Record(EOF + 1, EOF + 1, NL)]:
@@ -298,7 +303,7 @@ class Flocks:
         )
         for granted, (_, low, high) in zip(reply.granted, wants, strict=False):
             if granted.status:
-                set_range(holder.records, low, high, NL)
+                set_range(holder.records, low, high, NL if holder.bsd else request.mode)  # a BSD lock was dropped first
 
     # what the import tells us -----------------------------------------------------------------------------------
 

@@ -251,6 +251,35 @@ async def test_a_wish_cancelled_while_it_is_granted_changes_nothing(cluster: Any
         await of_b.close()
 
 
+@pytest.mark.parametrize("step", range(1, 12))
+@pytest.mark.parametrize(("before", "after"), [(LOCK_SH, LOCK_EX), (LOCK_EX, LOCK_SH)])
+async def test_a_change_cancelled_on_its_way_is_made_or_not(cluster: Any, before: int, after: int, step: int) -> None:
+    """What the owner had, or what he asked for: never less, and the MDT has what the client believes that he has.
+
+    A lock that was made weaker is perhaps shared with somebody else before it can be made stronger again.
+    """
+    async with cluster() as c:
+        of_a, of_b = await two_files(c)
+        await lockf(of_a, before, 0, 10)
+        wish = soon(lockf(of_b, LOCK_SH, 0, 5)) if before == LOCK_EX else None
+        if wish is not None:
+            await still_waits(c, wish)
+        change = soon(lockf(of_a, after, 0, 20))
+        await asyncio.sleep(step * 0.00003)
+        change.cancel()
+        await asyncio.gather(change, return_exceptions=True)
+        await c.settle()
+        found = held(c, bsd=False)["a0"]
+        modes = {LOCK_SH: PR, LOCK_EX: PW}
+        assert found in ([(0, 9, modes[before])], [(0, 19, modes[after])], [(0, 9, modes[after])])
+        assert [d["records"] for d in c.a.fs.connections.flocks.describe()] == [found]
+        await of_a.close()
+        if wish is not None:
+            await wish
+        await of_b.close()
+        assert held(c, bsd=False) == {}
+
+
 async def test_a_wish_ends_when_its_file_is_closed(cluster: Any) -> None:
     async with cluster() as c:
         of_a, of_b, wish = await one_waits(c, flock)
