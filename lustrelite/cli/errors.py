@@ -27,6 +27,7 @@ def named(error: OpError, path: str) -> OpError:
 def run(command: click.Command, program: str) -> None:
     """Run `command` as the program `program`."""
     interrupts.take_all()
+    _open_closed()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files are bytes; Python does so in the locale C only
     try:
@@ -50,6 +51,23 @@ def run(command: click.Command, program: str) -> None:
         _say(program, f"{error.strerror or error}{where}", 1)
     else:
         sys.exit(status if isinstance(status, int) else 0)  # what click.exceptions.Exit said
+
+
+def _open_closed() -> None:
+    """Where the standard streams were closed (`>&-`), nothing else shall be: a socket or a file would be written to.
+
+    What is written to standard output fails, then, as of other commands.
+    """
+    for number, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)  # the lowest number that is free
+    if sys.stdout is None:
+        raw = open(1, "wb", buffering=0, closefd=False)  # noqa: SIM115
+        sys.stdout = io.TextIOWrapper(raw, write_through=True)  # it keeps nothing for later
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _say(program: str, text: str, status: int) -> None:

@@ -43,3 +43,21 @@ def test_a_name_that_is_no_text_is_told_as_it_is() -> None:
     env = {**child_environment(), "PYTHONIOENCODING": "utf-8:strict"}  # as in en_US.UTF-8
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"l\xe4\n", b"")
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_a_stream_that_is_closed_is_nobody_elses(closed: str) -> None:
+    """A socket of the event loop was standard output: uvloop ended the command with SIGABRT; `status` showed a traceback."""
+    code = """
+import click, os, sys
+from lustrelite.cli.errors import run
+@click.command()
+def c():
+    assert os.open("/", os.O_RDONLY) > 2 and not sys.stdout.isatty()
+    click.echo("x")
+run(c, "c")
+"""
+    words = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, env=child_environment())
+    wanted = (1, "", "c: Bad file descriptor\n" if "2" not in closed else "") if "1" in closed else (0, "x\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == wanted
