@@ -120,7 +120,7 @@ async def _fill_disks(n: Nemesis) -> None:
             if not isinstance(target, Ost) or target.recovering:
                 continue
             disk = n.cluster.disks.object_disk(target.name)
-            filled.append((disk, disk.capacity_bytes))
+            filled.append(disk)
             left = target.grants.promised + n.random.choice((0, BLOCK_BYTES, 1 << 17))
             disk.fill(left, reserved_permille=n.cluster.tunables.reserved_permille)
             target.grants.look_again()
@@ -128,8 +128,8 @@ async def _fill_disks(n: Nemesis) -> None:
     n.cluster.short_of_space = True
 
     def empty() -> None:
-        for disk, capacity_bytes in filled:
-            disk.capacity_bytes = capacity_bytes
+        for disk in filled:
+            disk.emptied()
 
     n.later(n.random.choice((0.1, 3.0, 20.0)) * n.random.uniform(0.5, 1.5), empty)
 

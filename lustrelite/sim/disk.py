@@ -36,6 +36,7 @@ class ObjectDisk:
 
     def __init__(self, capacity_bytes: int = CAPACITY_BYTES) -> None:
         self.capacity_bytes = capacity_bytes
+        self._own_bytes = 0  # what that is without the others, while these have filled it
         self.sparse = False  # holes take no room: blocks of zeros, so nobody may write zeros and mean to fill it
         self.files: dict[int, bytearray] = {}  # as processes see them
         self.durable: dict[int, bytearray] = {}
@@ -70,9 +71,15 @@ class ObjectDisk:
         return lost
 
     def fill(self, left: int, *, reserved_permille: int) -> None:
-        """Others have filled the disk: `left` bytes are free beyond the reserve."""
+        """Others have filled the disk, until it is `emptied`: `left` bytes are free beyond the reserve, if there were so many."""
         self.sparse = True
-        self.capacity_bytes = (self.used_bytes() + left + BLOCK_BYTES) * 1000 // (1000 - reserved_permille)
+        filled_bytes = (self.used_bytes() + left + BLOCK_BYTES) * 1000 // (1000 - reserved_permille)
+        self._own_bytes = self._own_bytes or self.capacity_bytes
+        self.capacity_bytes = min(self._own_bytes, filled_bytes)
+
+    def emptied(self) -> None:
+        """Others have what they took no more."""
+        self.capacity_bytes, self._own_bytes = self._own_bytes or self.capacity_bytes, 0
 
     def used_bytes(self) -> int:
         """Bytes in whole blocks, without holes if it is `sparse`.

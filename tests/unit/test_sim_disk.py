@@ -96,3 +96,15 @@ def test_a_full_or_broken_disk_says_so():
     disk.broken = errno.EIO
     with pytest.raises(StoreFailed):
         files.sync([1])
+
+
+def test_a_disk_that_others_fill_gets_no_larger_and_is_what_it_was_when_they_are_gone():
+    disk = ObjectDisk(capacity_bytes=8192)
+    disk.fill(1 << 20, reserved_permille=0)
+    assert disk.capacity_bytes == 8192
+    disk.fill(0, reserved_permille=0)
+    disk.fill(100, reserved_permille=0)  # by somebody else, before that is over
+    assert disk.capacity_bytes == 4196
+    for _ in range(2):
+        disk.emptied()
+        assert disk.capacity_bytes == 8192
