@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from itertools import starmap
+from itertools import islice, starmap
 from typing import Any
 
 from lustrelite.errors import OpError
@@ -20,7 +20,7 @@ from lustrelite.rpc.links import LinkPool
 from lustrelite.rpc.node import Node
 from lustrelite.rpc.request import Xids
 from lustrelite.store.kv import Store
-from lustrelite.store.room import ESSENTIAL
+from lustrelite.store.room import ESSENTIAL, OWED
 from lustrelite.store.schema import INODES, ORPHANS
 from lustrelite.target.addresses import KNOWN_OSTS
 from lustrelite.target.lock_handlers import LOCK_HANDLERS
@@ -29,7 +29,7 @@ from lustrelite.target.transaction import Transaction
 from lustrelite.wire.ldlm import FLOCK, IBITS, Want
 from lustrelite.wire.mgs import TargetInfo
 
-ORPHANS_AT_ONCE = 32  # destroyed in one transaction: a full MDT has room for that
+ORPHANS_AT_ONCE = 8  # destroyed in one transaction: a full MDT has room for that
 
 
 class Mdt(Target):
@@ -52,6 +52,7 @@ class Mdt(Target):
         self.open_files = OpenFiles(self.node.wall_ns())
         self.contention = Contention(node)
         self.sequences = Sequences(self)
+        self._unused: dict[Fid, None] = {}  # orphans that nobody has open, and for whose end there was no room yet
         self._infos: dict[int, TargetInfo] = {}
         self._params: dict[str, str] | None = None  # that are permanent; None: nobody has said
         self._started = False
@@ -144,20 +145,30 @@ class Mdt(Target):
     def recovery_over(self) -> None:
         """Whoever wanted to reopen a file without a name has done so; the OSTs may be told what is not in use."""
         orphans = [fid for key, _ in self.store.scan(ORPHANS) if not self.open_files.is_open(fid := Fid(key))]
-        destroyed = 0
-        try:
-            while some := orphans[destroyed : destroyed + ORPHANS_AT_ONCE]:
-                self.run(destroy_orphans, some)
-                destroyed += len(some)
-        except OpError as error:  # there is no room for more before the next commit: they stay until the next start
-            self.node.events.emit("mdt.orphans_kept", level="warning", target=self.name, count=len(orphans) - destroyed, why=str(error))
-        if destroyed:
-            self.node.events.emit("mdt.orphans_destroyed", target=self.name, count=destroyed)
+        self._destroy(orphans)
         for locked in list(self.namespace.table.resources):
             if self.store.get(INODES, locked) is None:  # made by who is gone, and lost: nobody may go on believing in it
                 self.namespace.revoke(locked)
         for osp in self.allocator.osps.values():
             osp.wake()
+
+    def _destroy(self, orphans: list[Fid]) -> None:
+        """Destroy files that have no name and that nobody has open. A full MDT has no room for many: the rest after a commit.
+
+        Some room is left to those who cannot wait. Until it is done they are orphans, which a successor destroys.
+        """
+        self._unused.update(dict.fromkeys(orphans))
+        destroyed = 0
+        try:
+            while some := list(islice(self._unused, ORPHANS_AT_ONCE)):
+                self.run(destroy_orphans, some, room=OWED)
+                for fid in some:
+                    del self._unused[fid]
+                destroyed += len(some)
+        except OpError as error:
+            self.node.events.emit("mdt.orphans_kept", target=self.name, count=len(self._unused), why=str(error))
+        if destroyed:
+            self.node.events.emit("mdt.orphans_destroyed", target=self.name, count=destroyed)
 
     def ride(self, call: Call, body: Any, want: Want) -> None:
         """See Target.ride."""
@@ -168,12 +179,16 @@ class Mdt(Target):
         if self.store.get(INODES, resource_id) is None:
             raise OpError(errno.ENOENT, "no inode to lock")
 
-    def export_gone(self, txn: Transaction, export: Export) -> None:
-        """A client is gone: close its files."""
-        close_all(self, txn, export)
+    def export_gone(self, export: Export) -> None:
+        """A client is gone: close its files. In recovery others may still reopen them."""
+        orphans = close_all(self, export)
+        if not self.recovering:
+            self._destroy(orphans)
 
     def after_commit(self) -> None:
-        """What is owed to objects and became durable may be sent."""
+        """What is owed to objects and became durable may be sent; there may be room for what had none."""
+        if self._unused:
+            self._destroy([])
         for osp in self.allocator.osps.values():
             if osp.log.written:
                 if osp.log.written <= self.last_committed:  # else it came while the batch was sealed: next time

@@ -392,11 +392,12 @@ def _close_again(txn: Transaction, export: Export, handle: int) -> None:
     mdt.open_files.remove(export, handle)
 
 
-def close_all(mdt: Mdt, txn: Transaction, export: Export) -> None:
-    """The client is gone: close what it had open."""
-    for handle, file in list(export.opens.items()):
-        _release(mdt, txn, file.fid)
+def close_all(mdt: Mdt, export: Export) -> list[Fid]:
+    """The client is gone: close what it had open. Returns the orphans that nobody has open any more."""
+    closed = dict.fromkeys(file.fid for file in export.opens.values())
+    for handle in list(export.opens):
         mdt.open_files.remove(export, handle)
+    return [fid for fid in closed if not mdt.open_files.is_open(fid) and mdt.store.get(ORPHANS, fid) is not None]
 
 
 def destroy_orphans(txn: Transaction, fids: list[Fid]) -> None:

@@ -101,7 +101,7 @@ class Ost(Target):
         self.store.put_back(self.files)
         self.ids.load()
 
-    def export_gone(self, txn: Transaction, export: Export) -> None:
+    def export_gone(self, export: Export) -> None:
         """A client is gone, or was restarted under its old name."""
         self.grants.gone(export)
 

@@ -180,7 +180,7 @@ class Clients:
 
     def _renew(self, export: Export, body: Connect) -> None:
         """The client process behind `export` was restarted under its stable UUID: it has nothing to replay."""
-        self.target.run(self.target.export_gone, export)
+        self.target.export_gone(export)
         if self.target.recovery is not None and self.target.recovering:
             self.target.recovery.client_restarted(export)
         self._drop_calls(export)
@@ -232,10 +232,9 @@ class Clients:
             timer.cancel()
 
     def _remove(self, export: Export, *, unaware: bool = False) -> None:
-        """Forget a client: its open files, record and reply records, in one transaction."""
+        """Forget a client: its record and reply records, in one transaction, then what it had open."""
 
         def remove(txn: Transaction) -> None:
-            self.target.export_gone(txn, export)
             if unaware:
                 txn.writes.update(self.target.meta_write(UNAWARE, True))
             if self.target.recoverable:
@@ -245,6 +244,7 @@ class Clients:
 
         self.target.run(remove)
         export.failed = True
+        self.target.export_gone(export)
         export.forget_opens()
         self.target.exports.pop(export.uuid, None)
         if self.target.service is not None:

@@ -115,8 +115,8 @@ class Target:
     def recovery_over(self) -> None:
         """Recovery ended, or there was none: normal work begins."""
 
-    def export_gone(self, txn: Transaction, export: Export) -> None:
-        """A client was evicted or left: drop what it had (open files), in this transaction."""
+    def export_gone(self, export: Export) -> None:
+        """A client was evicted or left: drop what it had (open files)."""
 
     def check_client(self, body: Connect) -> None:
         """Somebody connects.  Errors: whatever speaks against it"""
@@ -278,17 +278,17 @@ class Target:
 
     # transactions -----------------------------------------------------------------------------------------------
 
-    def run(self, change: Callable[..., _T], *args: Any) -> _T:
+    def run(self, change: Callable[..., _T], *args: Any, room: int = ESSENTIAL) -> _T:
         """Execute `change(txn, *args)` as a transaction of the target's own.
 
         In recovery it takes no new transno: that number may belong to a replay which is still to come, and a commit
-        would declare it durable.
+        would declare it durable.  Errors: OpError(ENOSPC or EAGAIN), the disk is full; what was changed in memory stays so
         """
         transno = self.last_transno if self.recovering else self.last_transno + 1
         txn = Transaction(self, None, transno)
         result = change(txn, *args)
         if txn.writes:
-            self.store.apply(txn.writes, kind=ESSENTIAL)
+            self.store.apply(txn.writes, kind=room)
             self.last_transno = max(self.last_transno, transno)
             self.applied(txn)
         return result

@@ -317,7 +317,7 @@ def a_client_that_leaves_waits_for_nobody(patch):
 
 @mutation
 def eviction_leaves_the_files_of_the_client_open(patch):
-    patch.setattr(Mdt, "export_gone", lambda self, txn, export: None)
+    patch.setattr(Mdt, "export_gone", lambda self, export: None)
 
 
 @mutation

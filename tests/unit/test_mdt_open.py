@@ -20,6 +20,7 @@ from lustrelite.store.kv import Store
 from lustrelite.store.schema import ReplyRecord, unpack_pool
 from lustrelite.wire import mdt as wire
 from lustrelite.wire.message import RESENT
+from lustrelite.wire.session import Connect
 
 RW = wire.OPEN_READ | wire.OPEN_WRITE
 
@@ -211,24 +212,21 @@ async def test_an_evicted_client_closes_its_files(mdt: World) -> None:
     g = reply.attr.fid
     mdt.unlink(ROOT, b"f")
     mdt.unlink(ROOT, b"g")
-    mdt.mdt.run(mdt.mdt.export_gone, mdt.export("a"))
+    mdt.mdt.export_gone(mdt.export("a"))
     assert mdt.orphans() == [g] and mdt.mdt.open_files.counts == {g: 1}
     mdt.close(handle, g, client="b")
     assert len(mdt.condemned()) == 2
 
 
-async def test_a_full_mdt_starts_with_many_orphans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has no room to destroy all of them at once."""
+@pytest.fixture
+def small_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Databases of 8 MiB."""
     whole = Store.open
-    monkeypatch.setattr(Store, "open", lambda *args, **options: whole(*args, map_bytes=16 << 20, **options))
-    mdt = World(tmp_path)
-    await mdt.start()
-    for i in range(400):
-        mdt.make(ROOT, b"f%d" % i)
-        mdt.open(ROOT, b"f%d" % i)
-        mdt.unlink(ROOT, b"f%d" % i)
-        if i % 100 == 99:
-            mdt.commit()
+    monkeypatch.setattr(Store, "open", lambda *args, **options: whole(*args, map_bytes=8 << 20, **options))
+
+
+def fill(mdt: World) -> None:
+    """Make symlinks until the MDT has no room for more."""
     full = 0
     while full < 50:
         try:
@@ -236,13 +234,53 @@ async def test_a_full_mdt_starts_with_many_orphans(tmp_path: Path, monkeypatch: 
         except OpError as error:
             full += error.errno == errno.ENOSPC
             mdt.commit()
-    left = [400]
-    while left[-1]:
-        await mdt.crash(recovering=False)
+
+
+def make_orphans(mdt: World, count: int) -> None:
+    """Files that client "a" has open and that have no name any more."""
+    for i in range(count):
+        mdt.make(ROOT, b"f%d" % i)
+        mdt.open(ROOT, b"f%d" % i)
+        mdt.unlink(ROOT, b"f%d" % i)
+        if i % 50 == 49:
+            mdt.commit()
+
+
+async def test_a_full_mdt_starts_with_many_orphans(tmp_path: Path, small_map: None) -> None:
+    """It has no room to destroy all of them at once: the others follow with the next commits."""
+    mdt = World(tmp_path)
+    await mdt.start()
+    make_orphans(mdt, 200)
+    fill(mdt)
+    await mdt.crash(recovering=False)
+    assert 0 < len(mdt.orphans()) < 200
+    while left := len(mdt.orphans()):
         mdt.commit()
-        left.append(len(mdt.orphans()))
-        assert left[-1] < left[-2], left
-    assert len(left) > 2, "it could not destroy them all at once"
+        assert len(mdt.orphans()) < left
+    await mdt.stop()
+
+
+@pytest.mark.parametrize("how", ["evicted", "left", "restarted"])
+async def test_a_full_mdt_loses_a_client_with_many_orphans(tmp_path: Path, small_map: None, how: str) -> None:
+    """It has no room to destroy all of them at once: the others follow with the next commits."""
+    mdt = World(tmp_path)
+    await mdt.start()
+    export, clients = mdt.export("a"), mdt.mdt.clients
+    mdt.mdt.exports["a"] = export
+    make_orphans(mdt, 200)
+    fill(mdt)
+    if how == "evicted":
+        mdt.mdt.evict(export, "a test")
+    elif how == "left":
+        clients._remove(export)
+    else:
+        clients._renew(export, Connect("", "a", 2, 0, 0, 0, 0, 0, 0, "", 0))
+    assert not export.opens and not mdt.mdt.open_files.counts
+    assert how == "restarted" or (export.failed and not mdt.mdt.exports)
+    assert 0 < len(mdt.orphans()) < 200
+    while left := len(mdt.orphans()):
+        mdt.commit()
+        assert len(mdt.orphans()) < left
     await mdt.stop()
 
 
