@@ -163,13 +163,14 @@ class Clients:
         self._client_generation += 1
         export = Export(self.target, body.client, index, body.incarnation, self._client_generation, self.target.node.now())
         if self.target.recoverable:
-            self._write_client(export)
+            self._write_client(export, body.incarnation)
         self.target.exports[body.client] = export  # it has its record now: a full disk may have refused it
         return export
 
-    def _write_client(self, export: Export) -> None:
+    def _write_client(self, export: Export, incarnation: int) -> None:
+        """Errors: ENOSPC"""
         record = ClientRecord(
-            export.uuid, export.incarnation, export.generation, epoch_of(self.target.last_transno), export.nid
+            export.uuid, incarnation, self._client_generation, epoch_of(self.target.last_transno), export.nid
         )
 
         def write(txn: Transaction) -> None:
@@ -179,7 +180,13 @@ class Clients:
         self.target.run(write)
 
     def _renew(self, export: Export, body: Connect) -> None:
-        """The client process behind `export` was restarted under its stable UUID: it has nothing to replay."""
+        """The client process behind `export` was restarted under its stable UUID: it has nothing to replay.
+
+        Errors: ENOSPC, and nothing was changed: it will come again
+        """
+        self._client_generation += 1
+        if self.target.recoverable:
+            self._write_client(export, body.incarnation)
         self.target.export_gone(export)
         if self.target.recovery is not None and self.target.recovering:
             self.target.recovery.client_restarted(export)
@@ -194,11 +201,8 @@ class Clients:
         export.forget_opens()
         export.conn_cnt = 0
         export.vbr_failed = False
-        self._client_generation += 1
         export.generation = self._client_generation
         export.record_durable = False
-        if self.target.recoverable:
-            self._write_client(export)
 
     def link_lost(self, export: Export) -> None:
         """The client's link broke. It stays a client until it is silent for too long."""

@@ -17,7 +17,7 @@ from lustrelite.ids import NO_FID, SEQ_NORMAL, make_fid
 from lustrelite.mdt.open import CREATED, FOUND
 from lustrelite.recovery.versions import ABSENT
 from lustrelite.store.kv import Store
-from lustrelite.store.schema import ReplyRecord, unpack_pool
+from lustrelite.store.schema import CLIENTS, ReplyRecord, unpack_client, unpack_pool
 from lustrelite.wire import mdt as wire
 from lustrelite.wire.message import RESENT
 from lustrelite.wire.session import Connect
@@ -260,6 +260,11 @@ async def test_a_full_mdt_starts_with_many_orphans(tmp_path: Path, small_map: No
     await mdt.stop()
 
 
+def restarted(client: str) -> Connect:
+    """The second incarnation of a client connects."""
+    return Connect("", client, 2, 0, 0, 0, 0, 0, 0, "", 0)
+
+
 @pytest.mark.parametrize("how", ["evicted", "left", "restarted"])
 async def test_a_full_mdt_loses_a_client_with_many_orphans(tmp_path: Path, small_map: None, how: str) -> None:
     """It has no room to destroy all of them at once: the others follow with the next commits."""
@@ -274,7 +279,7 @@ async def test_a_full_mdt_loses_a_client_with_many_orphans(tmp_path: Path, small
     elif how == "left":
         clients._remove(export)
     else:
-        clients._renew(export, Connect("", "a", 2, 0, 0, 0, 0, 0, 0, "", 0))
+        clients._renew(export, restarted("a"))
     assert not export.opens and not mdt.mdt.open_files.counts
     assert how == "restarted" or (export.failed and not mdt.mdt.exports)
     assert 0 < len(mdt.orphans()) < 200
@@ -282,6 +287,24 @@ async def test_a_full_mdt_loses_a_client_with_many_orphans(tmp_path: Path, small
         mdt.commit()
         assert len(mdt.orphans()) < left
     await mdt.stop()
+
+
+async def test_a_client_that_was_restarted_is_put_on_record_or_refused(mdt: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the record would be its former incarnation's, and its replays void after the next crash."""
+    export, clients = mdt.export("a"), mdt.mdt.clients
+    mdt.open(ROOT, b"f", RW | wire.OPEN_CREATE)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OpError(errno.ENOSPC)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mdt.mdt.store, "apply", full)
+        with pytest.raises(OpError):
+            clients._renew(export, restarted("a"))
+    assert export.incarnation == 1 and export.opens
+    clients._renew(export, restarted("a"))
+    (record,) = [unpack_client(value) for _, value in mdt.mdt.store.scan(CLIENTS)]
+    assert (record.incarnation, record.generation) == (export.incarnation, export.generation) == (2, export.generation)
 
 
 @pytest.mark.parametrize("committed", [True, False])
