@@ -73,6 +73,8 @@ def setattr_(txn: Transaction, req: Setattr) -> Attr:
     inode = namespace.find_inode(txn, fid)
     if valid & SET_VERSIONED:
         txn.check(0, namespace.version_of(inode))
+    else:  # a replay will do without its version, but not without the file
+        txn.depends(namespace.version_of(inode))
     if inode is None:
         raise OpError(errno.ENOENT)
     if valid & ~KNOWN or not (0 <= req.uid <= ID_MAX and 0 <= req.gid <= ID_MAX and 0 <= req.projid <= ID_MAX):

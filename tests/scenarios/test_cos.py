@@ -156,3 +156,16 @@ async def test_a_directory_above_the_target_that_another_client_has_moved_is_sha
         assert not below.done()
         await c.mds.release_commits()
         await below
+
+
+@pytest.mark.parametrize("change", ["utime", "truncate"])
+async def test_times_and_sizes_of_what_another_client_has_made_are_shared(world: Any, change: str) -> None:
+    """Their replay is checked for no version, but without the file it has nothing to change."""
+    async with world(clients=2, commit_on_sharing=1, area_of=lambda path: path[:1]) as c:
+        await c.replay_barrier(c.mds)
+        await c.a.create("/f")
+        changing = soon(c.b.utime("/f", 1_000_000_000) if change == "utime" else c.b.truncate("/f", 5))
+        await asyncio.sleep(2)
+        assert not changing.done()
+        await c.mds.release_commits()
+        await changing
