@@ -141,18 +141,19 @@ class OwnChanges:
         self.cache.leave(source, name)
 
         def ended(reply: Any, transno: int) -> None:
-            moved: Fid = reply.moved if reply is not None else NO_FID
-            in_order = self._end(*fids, changed=moved != NO_FID, transno=transno)
-            if moved == NO_FID:  # refused, or two names of one file
+            in_order = self._end(*fids, changed=reply is not None, transno=transno)
+            if reply is None:
                 return
-            self._mark(moved, transno)
+            moved: Fid = reply.moved
+            if moved != NO_FID:  # else nothing has moved, or the MDT does not know any more what has
+                self._mark(moved, transno)
             self.moved = self.clock
             self.cache.leave(source, name)  # whoever was told of it meanwhile
             self.cache.leave(target, new_name)
-            if exchange or not in_order:
+            if exchange or not in_order or moved == NO_FID:
                 for fid in (source, target):
                     self._doubt(fid)
-                self.doubt_attr(moved, UPDATE | LOOKUP)
+                self.doubt_attr(child if child is not None and moved == NO_FID else moved, UPDATE | LOOKUP)
             else:
                 self._moved(moved, source, name, target, new_name, time, transno, replaced=reply.fid != NO_FID)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 NOTHING = RenameReply(NO_FID, 0, False, NO_FID)
 MOVED = 1 << 40  # in the reply record, beside what an unlink's has
+REPLACED = 1 << 41  # the same: there was a victim
 
 
 class _Place(NamedTuple):
@@ -78,6 +79,8 @@ def rename(txn: Transaction, req: Rename) -> RenameReply:
         reply = _exchange(txn, source, target, moved, victim, req.time)
     else:
         reply = _move(txn, source, target, moved, victim, req.time)
+        if victim is not None:
+            txn.data |= REPLACED
     txn.data |= MOVED
     return reply
 
@@ -85,13 +88,17 @@ def rename(txn: Transaction, req: Rename) -> RenameReply:
 def rebuild_rename(call: Call, req: Rename, record: ReplyRecord) -> RenameReply:
     """What the record still knows.
 
-    The file is the one that has the name: its maker's locks kept everybody else from it.
+    The victim's FID is forgotten: that there was one is said by the FID of the file that moved. That is the one that has the
+    name, as long as nothing else has happened to either.
     """
     if not record.data & MOVED:
         return NOTHING
-    data = record.data & ~MOVED
-    moved = namespace.find_name(call.target.store, req.target, req.target_name)
-    return RenameReply(NO_FID, data >> 1, bool(data & 1), moved or NO_FID)
+    data = record.data & (MOVED - 1)
+    store = call.target.store
+    moved = namespace.find_name(store, req.target, req.target_name)
+    if moved is None or namespace.version_of(namespace.find_inode(store, moved)) != record.transno:
+        moved = NO_FID
+    return RenameReply(moved if record.data & REPLACED else NO_FID, data >> 1, bool(data & 1), moved)
 
 
 def _find(txn: Transaction, place: _Place) -> _File | None:

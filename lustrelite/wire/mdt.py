@@ -278,7 +278,10 @@ class Unlink(NamedTuple):
 
 
 class RenameReply(NamedTuple):
-    """What became of the victim, as in UnlinkReply, and which file has moved: NO_FID, two names of one file did not."""
+    """What became of the victim, as in UnlinkReply, and which file has moved: NO_FID, two names of one file did not.
+
+    When it is rebuilt, `fid` is that of the file that moved if there was a victim, and `moved` NO_FID if nobody knows it any more.
+    """
 
     fid: Fid
     nlink: int

@@ -19,7 +19,7 @@ from steps import EVICTION, refused, soon
 from lustrelite.client.fs import FileSystem
 from lustrelite.errors import OpError
 from lustrelite.ids import ROOT_FID
-from lustrelite.wire.mdt import RENAME_EXCHANGE, Setattr, Unlink
+from lustrelite.wire.mdt import RENAME_EXCHANGE, Rename, Setattr, Unlink
 
 
 def mdt_locks(client: Any) -> int:
@@ -432,6 +432,38 @@ async def test_a_lost_answer_to_a_change_leaves_no_old_view(cluster: Any, messag
         else:
             await c.a.unlink("/f")
             assert not await c.a.unrecorded(c.a.fs.exists("/f"))
+        c.saw("reply.reconstructed", times=1)
+
+
+async def links_of(client: Any, *paths: str) -> list[int]:
+    return [(await client.unrecorded(client.fs.stat(path))).nlink for path in paths]
+
+
+@pytest.mark.parametrize("across", [True, False])
+async def test_a_lost_answer_to_a_rename_that_replaced_a_directory(cluster: Any, across: bool) -> None:
+    """The rebuilt one has forgotten which, but not that there was one: the parent's link count shows it."""
+    async with cluster(mds=1, oss=1, clients=1, caching=1) as c:
+        for path in ("/d", "/e", "/d/new", "/e/new", "/e/old"):
+            await c.a.mkdir(path)
+        await links_of(c.a, "/d", "/e", "/d/new", "/e/new", "/e/old")
+        c.drop_reply(Rename)
+        await c.a.rename("/d/new" if across else "/e/new", "/e/old")
+        assert await links_of(c.a, "/d", "/e") == ([2, 4] if across else [3, 3])
+        c.saw("reply.reconstructed", times=1)
+
+
+async def test_a_lost_answer_to_a_rename_of_what_is_gone_since(cluster: Any) -> None:
+    """Nobody can say any more what has moved; that something has is known."""
+    async with cluster(mds=1, oss=1, clients=1, caching=1) as c:
+        for path in ("/d", "/e", "/d/f"):
+            await c.a.mkdir(path)
+        await links_of(c.a, "/d", "/e", "/d/f")
+        rule = c.drop_reply(Rename)
+        renaming = soon(c.a.rename("/d/f", "/e/g"))
+        await rule.caught()
+        await c.a.rmdir("/e/g")
+        await renaming
+        assert await links_of(c.a, "/d", "/e") == [2, 2]
         c.saw("reply.reconstructed", times=1)
 
 
