@@ -12,7 +12,7 @@ from lustrelite.mdt import namespace
 from lustrelite.mdt.handlers import HANDLERS
 from lustrelite.mdt.layout import Allocator
 from lustrelite.mdt.locks import Contention, ride
-from lustrelite.mdt.open import OpenFiles, close_all, destroy_orphans
+from lustrelite.mdt.open import OpenFiles, close_handles, destroy_orphans
 from lustrelite.mdt.osp import Osp
 from lustrelite.mdt.reading import Sequences
 from lustrelite.rpc.export import Call, Export
@@ -145,17 +145,24 @@ class Mdt(Target):
     def recovery_over(self) -> None:
         """Whoever wanted to reopen a file without a name has done so; the OSTs may be told what is not in use."""
         orphans = [fid for key, _ in self.store.scan(ORPHANS) if not self.open_files.is_open(fid := Fid(key))]
-        self._destroy(orphans)
+        if destroyed := self.destroy_unused(orphans):
+            self.node.events.emit("mdt.orphans_destroyed", target=self.name, count=destroyed)
         for locked in list(self.namespace.table.resources):
             if self.store.get(INODES, locked) is None:  # made by who is gone, and lost: nobody may go on believing in it
                 self.namespace.revoke(locked)
         for osp in self.allocator.osps.values():
             osp.wake()
 
-    def _destroy(self, orphans: list[Fid]) -> None:
+    def close_files(self, export: Export, handles: list[int]) -> None:
+        """These handles of a client are closed. In recovery others may still reopen what has no name."""
+        orphans = close_handles(self, export, handles)
+        if not self.recovering:
+            self.destroy_unused(orphans)
+
+    def destroy_unused(self, orphans: list[Fid]) -> int:
         """Destroy files that have no name and that nobody has open. A full MDT has no room for many: the rest after a commit.
 
-        Some room is left to those who cannot wait. Until it is done they are orphans, which a successor destroys.
+        Returns how many went now. Some room is left to those who cannot wait. Until it is done they are orphans, which a successor destroys.
         """
         self._unused.update(dict.fromkeys(orphans))
         destroyed = 0
@@ -167,8 +174,7 @@ class Mdt(Target):
                 destroyed += len(some)
         except OpError as error:
             self.node.events.emit("mdt.orphans_kept", target=self.name, count=len(self._unused), why=str(error))
-        if destroyed:
-            self.node.events.emit("mdt.orphans_destroyed", target=self.name, count=destroyed)
+        return destroyed
 
     def ride(self, call: Call, body: Any, want: Want) -> None:
         """See Target.ride."""
@@ -180,15 +186,13 @@ class Mdt(Target):
             raise OpError(errno.ENOENT, "no inode to lock")
 
     def export_gone(self, export: Export) -> None:
-        """A client is gone: close its files. In recovery others may still reopen them."""
-        orphans = close_all(self, export)
-        if not self.recovering:
-            self._destroy(orphans)
+        """A client is gone: close its files."""
+        self.close_files(export, list(export.opens))
 
     def after_commit(self) -> None:
         """What is owed to objects and became durable may be sent; there may be room for what had none."""
         if self._unused:
-            self._destroy([])
+            self.destroy_unused([])
         for osp in self.allocator.osps.values():
             if osp.log.written:
                 if osp.log.written <= self.last_committed:  # else it came while the batch was sealed: next time

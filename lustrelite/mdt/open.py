@@ -341,31 +341,38 @@ def close(txn: Transaction, req: Close) -> Empty:
     file: OpenFile | None = export.opens.get(req.handle)
     if file is None:
         raise OpError(errno.ESTALE)
+    if _is_last(mdt, txn, file.fid):
+        _destroy_orphan(txn, file.fid)
     _close(mdt, txn, export, req.handle, file, req.mtime, req.atime)
     return EMPTY
 
 
 def close_many(txn: Transaction, req: Closes) -> Empty:
-    """Close, of all that are open."""
+    """Close, of all that are open. Files that go are destroyed after it: in one change a full MDT has no room for many."""
     mdt = cast("Mdt", txn.target)
     export = txn.export
     assert export is not None
+    unused: list[Fid] = []
     for handle, fid, atime, mtime in req.rows:
         file: OpenFile | None = export.opens.get(handle)
         if file is not None:
+            if _is_last(mdt, txn, file.fid):
+                unused.append(file.fid)
+                mtime = atime = 0
             _close(mdt, txn, export, handle, file, mtime, atime)
         elif not handle:
             changed = times_of_read(mdt, txn, fid, atime)
             if changed is not None:
                 namespace.put_inode(txn, fid, changed)
+    if unused:
+        txn.then = lambda: mdt.destroy_unused(unused)
     return EMPTY
 
 
 def _close(mdt: Mdt, txn: Transaction, export: Export, handle: int, file: OpenFile, mtime: int, atime: int) -> None:
-    if not _release(mdt, txn, file.fid):
-        changed = times_of_close(mdt, txn, file, mtime, atime)
-        if changed is not None:
-            namespace.put_inode(txn, file.fid, changed)
+    changed = times_of_close(mdt, txn, file, mtime, atime)
+    if changed is not None:
+        namespace.put_inode(txn, file.fid, changed)
     set_at = mdt.open_files.mtimes_set.get(file.fid)
     mdt.open_files.remove(export, handle)
 
@@ -380,22 +387,15 @@ def _close(mdt: Mdt, txn: Transaction, export: Export, handle: int, file: OpenFi
 def rebuild_close(call: Call, req: Close | Closes, record: ReplyRecord) -> Empty:
     """It was closed, but then a failover opened it again from the replay of its open: that one is closed now."""
     mdt = cast("Mdt", call.target)
-    for handle in req.handles:
-        if handle in call.export.opens:
-            mdt.run(_close_again, call.export, handle)
+    export = call.export
+    mdt.close_files(export, [handle for handle in req.handles if handle in export.opens])
     return EMPTY
 
 
-def _close_again(txn: Transaction, export: Export, handle: int) -> None:
-    mdt = cast("Mdt", txn.target)
-    _release(mdt, txn, export.opens[handle].fid)
-    mdt.open_files.remove(export, handle)
-
-
-def close_all(mdt: Mdt, export: Export) -> list[Fid]:
-    """The client is gone: close what it had open. Returns the orphans that nobody has open any more."""
-    closed = dict.fromkeys(file.fid for file in export.opens.values())
-    for handle in list(export.opens):
+def close_handles(mdt: Mdt, export: Export, handles: list[int]) -> list[Fid]:
+    """These are closed, in memory, where they are. Returns the orphans that nobody has open any more."""
+    closed = dict.fromkeys(export.opens[handle].fid for handle in handles)
+    for handle in handles:
         mdt.open_files.remove(export, handle)
     return [fid for fid in closed if not mdt.open_files.is_open(fid) and mdt.store.get(ORPHANS, fid) is not None]
 
@@ -408,8 +408,8 @@ def destroy_orphans(txn: Transaction, fids: list[Fid]) -> None:
             _destroy_orphan(txn, fid)
 
 
-def _release(mdt: Mdt, txn: Transaction, fid: Fid) -> bool:
-    """One open less: destroy the file if it was the last of an orphan. In recovery others may still reopen it."""
+def _is_last(mdt: Mdt, txn: Transaction, fid: Fid) -> bool:
+    """One open less: was it the last of an orphan? In recovery others may still reopen it."""
     if mdt.open_files.counts[fid] > 1 or mdt.recovering or txn.get(ORPHANS, fid) is None:
         return False
     if mdt.node.faults.any:
@@ -417,7 +417,6 @@ def _release(mdt: Mdt, txn: Transaction, fid: Fid) -> bool:
             mdt.fault_sync("mdt.orphan_destroy", txn.call)
         except OpError:
             return False  # it stays until the next start
-    _destroy_orphan(txn, fid)
     return True
 
 

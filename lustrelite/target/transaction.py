@@ -50,7 +50,7 @@ class Transaction:
         self.writes: dict[tuple[str, bytes], bytes | None] = {}
         self.when_committed_list: list[Callable[[], None]] = []
         self.undo_list: list[Callable[[], None]] = []
-        self.then: Callable[[], None] | None = None  # called in the turn in which it is applied
+        self.then: Callable[[], object] | None = None  # called in the turn in which it is applied
         self._pre: list[int] = []
         self._get = target.store.get
 

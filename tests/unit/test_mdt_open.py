@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -289,13 +289,52 @@ async def test_a_full_mdt_loses_a_client_with_many_orphans(tmp_path: Path, small
     await mdt.stop()
 
 
+def answer(mdt: World, monkeypatch: pytest.MonkeyPatch, serve: Callable[[], None]) -> int:
+    """The status of the only answer that is given in `serve`."""
+    answers: list[int] = []
+    monkeypatch.setattr(mdt.mdt, "reply", lambda call, status, *_: answers.append(status))
+    serve()
+    (status,) = answers
+    return status
+
+
+async def test_a_full_mdt_closes_many_orphans_at_once(
+    tmp_path: Path, small_map: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mdt = World(tmp_path)
+    await mdt.start()
+    make_orphans(mdt, 128)
+    fill(mdt)
+    call = mdt.call(wire.Closes(tuple([wire.ClosedFile(handle, file.fid, 0, 0) for handle, file in mdt.export("a").opens.items()])))
+    assert answer(mdt, monkeypatch, lambda: mdt.mdt.serving.execute(call)) == 0
+    while left := len(mdt.orphans()):
+        mdt.commit()
+        assert len(mdt.orphans()) < left
+    await mdt.stop()
+
+
+async def test_a_full_mdt_closes_what_was_closed_before(mdt: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file goes when there is room."""
+    handle, reply = mdt.open(ROOT, b"f", RW | wire.OPEN_CREATE)
+    mdt.unlink(ROOT, b"f")
+    close = mdt.call(wire.Close(handle, reply.attr.fid, 0, 0, 0, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(mdt.mdt.store, "apply", full)
+        assert answer(mdt, monkeypatch, lambda: mdt.mdt.serving._reconstruct(close, record(mdt))) == 0
+    assert not mdt.export("a").opens and mdt.orphans()
+    mdt.commit()
+    assert not mdt.orphans() and not mdt.exists(reply.attr.fid)
+
+
+def full(*_: Any, **__: Any) -> None:
+    """A store that has no room."""
+    raise OpError(errno.ENOSPC)
+
+
 async def test_a_client_that_was_restarted_is_put_on_record_or_refused(mdt: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the record would be its former incarnation's, and its replays void after the next crash."""
     export, clients = mdt.export("a"), mdt.mdt.clients
     mdt.open(ROOT, b"f", RW | wire.OPEN_CREATE)
-
-    def full(*_: Any, **__: Any) -> None:
-        raise OpError(errno.ENOSPC)
 
     with monkeypatch.context() as patch:
         patch.setattr(mdt.mdt.store, "apply", full)
