@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lustrelite.errors import OpError
 from lustrelite.ids import epoch_of
 from lustrelite.rpc.export import HANDLE_BITS, Call, Export
 from lustrelite.store import schema
+from lustrelite.store.room import OWED
 from lustrelite.store.schema import ClientRecord
 from lustrelite.target.handlers import EMPTY
 from lustrelite.target.transaction import Transaction
@@ -33,6 +35,7 @@ from lustrelite.wire.session import (
 if TYPE_CHECKING:
     from lustrelite.target.target import Target
 
+AGAIN_S = 0.1  # after a full disk had no room for the end of a client's record
 UNAWARE = "unaware"  # meta: somebody was evicted, and his lease may not be over
 
 
@@ -42,6 +45,7 @@ class Clients:
     def __init__(self, target: Target) -> None:
         self.target = target
         self._client_generation = 0
+        self.going: dict[str, int] = {}  # evicted clients whose records a full disk has no room to remove yet: their indices
         self._leaving: dict[str, asyncio.TimerHandle] = {}  # clients that have left, and wait until that is durable
 
     def load(self) -> None:
@@ -114,6 +118,8 @@ class Clients:
             if recovery is not None and (not body.features & FEATURE_SERVER or body.client in recovery.known):
                 recovery.deny(body.client)
                 raise OpError(errno.EBUSY, "in recovery")
+            if body.client in self.going:
+                raise OpError(errno.EBUSY, "it was evicted, and the disk is too full to write that down")
             export, known = self._new_client(body, call), False
         export.conn_cnt = call.conn_cnt
         export.last_request = self.target.node.now()
@@ -158,7 +164,7 @@ class Clients:
         fault = self.target.node.faults.hit("target.client_new", body.client)
         if fault is not None and fault.action == "error":
             raise OpError(fault.errno, "fault at target.client_new")
-        used = {e.client_index for e in self.target.exports.values()}
+        used = {e.client_index for e in self.target.exports.values()} | set(self.going.values())
         index = next(i for i in range(len(used) + 1) if i not in used)
         self._client_generation += 1
         export = Export(self.target, body.client, index, body.incarnation, self._client_generation, self.target.node.now())
@@ -235,24 +241,45 @@ class Clients:
         for timer in self._leaving.values():
             timer.cancel()
 
-    def _remove(self, export: Export, *, unaware: bool = False) -> None:
-        """Forget a client: its record and reply records, in one transaction, then what it had open."""
+    def _remove(self, export: Export, *, unaware: bool = False, evicted: bool = False) -> None:
+        """Forget a client: its record and reply records, in one transaction, then what it had open.
+
+        Errors: ENOSPC, nothing was changed; not if it is `evicted`: then its records go later.
+        """
+        index, tags = export.client_index, list(export.replies)
 
         def remove(txn: Transaction) -> None:
             if unaware:
                 txn.writes.update(self.target.meta_write(UNAWARE, True))
             if self.target.recoverable:
-                txn.delete(schema.CLIENTS, schema.client_key(export.client_index))
-                for tag in export.replies:
-                    txn.delete(schema.REPLIES, schema.reply_key(export.client_index, tag))
+                txn.delete(schema.CLIENTS, schema.client_key(index))
+                for tag in tags:
+                    txn.delete(schema.REPLIES, schema.reply_key(index, tag))
 
-        self.target.run(remove)
+        if not evicted:
+            self.target.run(remove)
+        else:
+            try:
+                self.target.run(remove, room=OWED)
+            except OpError:
+                self.going[export.uuid] = index
+                self.target.spawn(self._remove_later(export.uuid, remove), f"remove {export.uuid}")
         export.failed = True
         self.target.export_gone(export)
         export.forget_opens()
         self.target.exports.pop(export.uuid, None)
         if self.target.service is not None:
             self.target.service.forget(export)
+
+    async def _remove_later(self, client: str, remove: Callable[[Transaction], None]) -> None:
+        """Many are evicted at once. Should we die before, our successor waits for this one as if we had died sooner."""
+        while client in self.going:
+            await self.target.committed()
+            try:
+                self.target.run(remove, room=OWED)
+                del self.going[client]
+            except OpError:
+                await asyncio.sleep(AGAIN_S)
 
     def _drop_calls(self, export: Export, status: int = 0) -> None:
         for waiting in export.calls_in_progress():
@@ -276,7 +303,7 @@ class Clients:
             recovering=self.target.recovering,
         )  # fmt: skip
         lease_left_s = export.last_request + self.target.namespace.deadlines.lease_told_s - self.target.node.now()
-        self._remove(export, unaware=lease_left_s > 0 and self.target.recoverable)
+        self._remove(export, unaware=lease_left_s > 0 and self.target.recoverable, evicted=True)
         self.target.namespace.owner_evicted(export, lease_left_s)
         self._drop_calls(export, -errno.ENOTCONN)
         if self.target.recovery is not None and self.target.recovering:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import stat
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +18,7 @@ from lustrelite.ids import NO_FID, SEQ_NORMAL, make_fid
 from lustrelite.mdt.open import CREATED, FOUND
 from lustrelite.recovery.versions import ABSENT
 from lustrelite.store.kv import Store
-from lustrelite.store.schema import CLIENTS, ReplyRecord, unpack_client, unpack_pool
+from lustrelite.store.schema import CLIENTS, ReplyRecord, client_key, unpack_client, unpack_pool
 from lustrelite.wire import mdt as wire
 from lustrelite.wire.message import RESENT
 from lustrelite.wire.session import Connect
@@ -324,6 +325,27 @@ async def test_a_full_mdt_closes_what_was_closed_before(mdt: World, monkeypatch:
     assert not mdt.export("a").opens and mdt.orphans()
     mdt.commit()
     assert not mdt.orphans() and not mdt.exists(reply.attr.fid)
+
+
+async def test_a_full_mdt_evicts_many_clients_at_once(tmp_path: Path, small_map: None) -> None:
+    """Their records go as there is room: until then nobody gets their place, nor may they come again."""
+    mdt = World(tmp_path)
+    await mdt.start()
+    target, clients = mdt.mdt, mdt.mdt.clients
+    for i in range(100):
+        target.exports[f"c{i}"] = clients._new_client(Connect("", f"c{i}", 1, 0, 0, 0, 0, 0, 0, "", 0), mdt.call(wire.GetRoot()))
+    fill(mdt)
+    for export in list(target.exports.values()):
+        target.evict(export, "a test")
+    assert not target.exports
+    left = list(target.store.scan(CLIENTS))
+    assert left
+    late = clients._new_client(Connect("", "late", 1, 0, 0, 0, 0, 0, 0, "", 0), mdt.call(wire.GetRoot()))
+    assert client_key(late.client_index) not in dict(left)
+    while clients.going:
+        assert len(list(target.store.scan(CLIENTS))) == len(clients.going) + 1
+        await asyncio.sleep(0.01)
+    await mdt.stop()
 
 
 def full(*_: Any, **__: Any) -> None:
