@@ -4,7 +4,8 @@ An open handle is the xid of its open request: both sides know it even if the re
 back. Handles are in memory only. After a restart clients replay their opens, also those committed long ago, by FID.
 Until recovery is over nobody can say that a file without a name is not open, so it is kept; then those that nobody
 reopened are destroyed. An orphan (nlink 0, in the `orphans` table) lives until its last close, or until the last client
-that has it open is evicted; its objects enter the destroy log in that transaction.
+that has it open is evicted, on a full disk a little longer (Mdt.destroy_unused); its objects enter the destroy log in the
+transaction that destroys it.
 Source: mdt/mdt_open.c, mdd/mdd_orphans.c; protocol-facts 8.2, 8.3.
 """
 

@@ -1,8 +1,8 @@
 """The clients of a target: who is on record, who may connect, who is thrown out.
 
 A client is on record (last_rcvd, table `clients`) before it may change anything: a crash would lose it otherwise, and
-its replays with it. Its record goes when it leaves, or is evicted, in one transaction with its open files and reply
-records; what it did is committed then, because nobody is left to replay it (LU-3455).
+its replays with it. Its record goes when it leaves, or is evicted, in one transaction with its reply records, then its
+open files are closed; what it did is committed then, because nobody is left to replay it (LU-3455).
 Source: target_handle_connect(), ldlm/ldlm_lib.c; tgt_client_new(), target/tgt_lastrcvd.c; protocol-facts 1.5, 1.7, 6.4
 """
 
