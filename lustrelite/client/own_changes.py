@@ -8,7 +8,8 @@ While a change is on its way nobody can say whether it has happened, so what it 
 answer to a question that was on its way at the same time may be older or newer than the change: `overlaps`. Of such
 an answer nothing is kept that the change touches. A caller who gives up waiting changes nothing of this: `ended` is
 called when the answer comes, whoever waits for it. Answers may pass each other; their transnos tell: after one that
-comes too late a directory is asked for again.
+comes too late a directory is asked for again. So it is if the lock went while the change was on its way, and another one came:
+the answer may have waited for a commit, and others have changed the same again since (`_unbroken`).
 Source: mdt/locks.py for the other side.  Lustre's clients give the lock back and ask again (ll_prep_inode())
 """
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from lustrelite.client.known import Known, Question
 
 Ended = Callable[[Any, int], None]  # of a change: its reply's body and transno; None and 0 if it was refused
+Begun = dict[Fid, tuple["Known | None", int, int]]  # what is about to be changed: what is known of it, locks held, and lost so far
 SETTABLE = UPDATE | PERM  # what they change of a file
 ENDED_MAX = 1024  # inodes whose last change is remembered
 
@@ -48,16 +50,20 @@ class OwnChanges:
             return False
         return fid in self.going or self._ended.get(fid, self._forgotten)[0] > since
 
-    def _begin(self, *fids: Fid) -> None:
-        on_change = self.cache.on_change
+    def _begin(self, *fids: Fid) -> Begun:
+        on_change, files = self.cache.on_change, self.cache.files
+        begun: Begun = {}
         for fid in fids:
+            known = files.get(fid)
+            begun[fid] = (known, known.bits, known.drops) if known is not None else (None, 0, 0)
             self.going[fid] = self.going.get(fid, 0) + 1
             if on_change is not None:
                 on_change(fid)
+        return begun
 
-    def _end(self, *fids: Fid, changed: bool, transno: int) -> bool:
-        """False: the answer to what was done later was here before."""
-        for fid in fids:
+    def _end(self, begun: Begun, *, changed: bool, transno: int) -> bool:
+        """False: what is known now may be of later: an answer to what was done later was here before, or a lock is younger."""
+        for fid in begun:
             left = self.going[fid] - 1
             if left:
                 self.going[fid] = left
@@ -67,9 +73,15 @@ class OwnChanges:
             return True
         self.clock += 1
         in_order = True
-        for fid in fids:
-            in_order = self._mark(fid, transno) and in_order
+        for fid, before in begun.items():
+            in_order = self._mark(fid, transno) and self._unbroken(fid, *before) and in_order
         return in_order
+
+    def _unbroken(self, fid: Fid, known: Known | None, bits: int, drops: int) -> bool:
+        """Were the locks of `fid` that are held now, held when the change began, and all the time since?"""
+        now = self.cache.files.get(fid)
+        held = now.bits & (SETTABLE | LOOKUP) if now is not None else 0
+        return not held or (known is not None and known is now and not held & ~bits and known.drops == drops)
 
     def _mark(self, fid: Fid, transno: int) -> bool:
         _, newest = self._ended.pop(fid, self._forgotten)
@@ -91,12 +103,12 @@ class OwnChanges:
     def making(self, question: Question, time: int, *, directory: bool = False) -> Ended:
         """A name is about to be made, by a create or by an open that may find it; `question` asks for locks of the file."""
         parent, name = question.parent, question.name
-        self._begin(parent)
+        begun = self._begin(parent)
 
         def ended(reply: Any, transno: int) -> None:
             opened = type(reply) is OpenReply
             made = reply is not None and not (opened and not reply.disposition & DISP_OPEN_CREATE)
-            in_order = self._end(parent, changed=made, transno=transno)
+            in_order = self._end(begun, changed=made, transno=transno)
             if made:
                 self._made(parent, name, time, int(directory), in_order)
                 self.cache.made(question, reply.attr if opened else reply, named=in_order)
@@ -107,10 +119,10 @@ class OwnChanges:
 
     def linking(self, parent: Fid, name: bytes, time: int) -> Ended:
         """A file that is there is about to get another name."""
-        self._begin(parent)
+        begun = self._begin(parent)
 
         def ended(reply: Any, transno: int) -> None:
-            in_order = self._end(parent, changed=reply is not None, transno=transno)
+            in_order = self._end(begun, changed=reply is not None, transno=transno)
             if reply is not None:
                 self._made(parent, name, time, 0, in_order)
 
@@ -118,10 +130,10 @@ class OwnChanges:
 
     def removing(self, parent: Fid, name: bytes, time: int, *, directory: bool = False) -> Ended:
         """`name` is about to be removed from `parent`."""
-        self._begin(parent)
+        begun = self._begin(parent)
 
         def ended(reply: Any, transno: int) -> None:
-            in_order = self._end(parent, changed=reply is not None, transno=transno)
+            in_order = self._end(begun, changed=reply is not None, transno=transno)
             if reply is None:
                 return
             self.cache.leave(parent, name)
@@ -136,12 +148,11 @@ class OwnChanges:
     def moving(self, source: Fid, name: bytes, target: Fid, new_name: bytes, time: int, *, exchange: bool) -> Ended:
         """`name` in `source` is about to become `new_name` in `target`, or to change places with it."""
         child = self.cache.child(source, name)
-        fids = dict.fromkeys((source, target, child) if child is not None else (source, target))
-        self._begin(*fids)
+        begun = self._begin(*dict.fromkeys((source, target, child) if child is not None else (source, target)))
         self.cache.leave(source, name)
 
         def ended(reply: Any, transno: int) -> None:
-            in_order = self._end(*fids, changed=reply is not None, transno=transno)
+            in_order = self._end(begun, changed=reply is not None, transno=transno)
             if reply is None:
                 return
             moved: Fid = reply.moved
@@ -155,17 +166,19 @@ class OwnChanges:
                     self._doubt(fid)
                 self.doubt_attr(child if child is not None and moved == NO_FID else moved, UPDATE | LOOKUP)
             else:
+                if moved not in begun:  # we did not know that the name led there: its locks may be younger
+                    self.doubt_attr(moved, UPDATE | LOOKUP)
                 self._moved(moved, source, name, target, new_name, time, transno, replaced=reply.fid != NO_FID)
 
         return ended
 
     def setting(self, question: Question, fid: Fid) -> Ended:
         """Attributes of `fid` are about to be changed."""
-        self._begin(fid)
+        begun = self._begin(fid)
         self.doubt_attr(fid, SETTABLE)
 
         def ended(reply: Any, transno: int) -> None:
-            in_order = self._end(fid, changed=reply is not None, transno=transno)
+            in_order = self._end(begun, changed=reply is not None, transno=transno)
             if reply is not None:
                 self.cache.changed(question, reply)
                 if not in_order:
@@ -248,7 +261,7 @@ class OwnChanges:
             self._went(old, name)
         if new is not None:
             self._came(new, new_name)
-        if moved is not None and moved.bits & LOOKUP:
+        if moved is not None and moved.fresh & LOOKUP:
             cache.enter(cache.file(target), new_name, moved)
 
     def _made(self, parent: Fid, name: bytes, time: int, links: int, in_order: bool) -> None:
