@@ -49,6 +49,8 @@ class ReplayList(Generic[R]):
         """Keep an answered request; its transno is set."""
         assert request.transno > 0
         if request.transno <= self.last_committed:
+            if request.closes:  # its opens are committed, too, and perhaps not yet where they would be looked for
+                self._drop(len(self._queue))
             self._committed(request)
             return
         self._drop(DROP_PER_ADD)

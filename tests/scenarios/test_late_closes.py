@@ -390,3 +390,19 @@ async def test_a_mount_that_goes_closes_what_it_has_closed(cluster: Any) -> None
             assert await b.content(name, os.O_RDONLY) == name.encode()
         c.never_saw("client.evicted")
         await c.a.start()
+
+
+async def test_closes_whose_answer_comes_when_all_is_durable_leave_nothing_open(cluster: Any) -> None:
+    """The opens were durable, and more than are forgotten at once: those left over would have been replayed for ever."""
+    async with closed_by_a(cluster) as (c, _, _, names):
+        await c.settle()
+        c.mds.hold_commits()
+        files = [await c.a.unrecorded(c.a.fs.open(name, os.O_RDWR)) for name in names]
+        for file in files:
+            file.close_later()
+        answer = c.net.hold(Closes, reply=True)
+        await c.until(lambda: opens_of(c) == 0)
+        c.mds.release_commits()
+        await c.mds.commit()
+        await c.a.unrecorded(c.a.fs.statfs())  # its answer tells of that
+        answer.release()

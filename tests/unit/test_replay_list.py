@@ -106,6 +106,16 @@ def test_thousands_that_were_committed_together_are_forgotten_a_few_at_a_time() 
     assert transnos(replays) == [500, *range(901, 1002)]
 
 
+def test_a_close_finds_an_open_that_was_committed_with_thousands_and_is_not_forgotten_yet() -> None:
+    """The answer to the close comes late, when all is durable: the open stayed for ever."""
+    replays: ReplayList[R] = ReplayList()
+    for number in range(1, 1001):
+        replays.add(R(number, number, keeps_open=True))
+    replays.drop_committed(2000)
+    replays.add(R(1001, 1001, closes=tuple(range(1, 1001))))
+    assert len(replays) == 0
+
+
 def test_data_that_is_durable_is_let_go_of_at_once() -> None:
     replays: ReplayList[R] = ReplayList()
     for n in range(1, 1001):
