@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from lustrelite.client.paths import AnyPath, Path, encode, like
 from lustrelite.errors import OpError
+from lustrelite.ids import NO_FID, Fid
 
 if TYPE_CHECKING:
     from lustrelite.client.file import File
@@ -57,15 +58,37 @@ async def walk(fs: FileSystem, top: AnyPath) -> AsyncIterator[tuple[AnyPath, lis
 
 
 async def rmtree(fs: FileSystem, path: bytes) -> None:
-    """See FileSystem.rmtree. What others remove meanwhile is no error."""
-    if not (await fs.stat(path, follow=False)).is_dir:
+    """See FileSystem.rmtree. What others remove meanwhile is no error.
+
+    From the top on it goes by FID: nothing is removed through a symlink that somebody puts in the place of a directory.
+    """
+    top = await fs.stat(path, follow=False)
+    if not top.is_dir:
         await fs.unlink(path)
         return
-    found = [(here, others) async for here, _, others in walk(fs, path)]
-    for here, others in reversed(found):
-        for name in others:
-            await _unless_gone(fs.unlink(os.path.join(here, name)))
-        await _unless_gone(fs.rmdir(here))
+    found: list[tuple[Fid, bytes, Fid, list[bytes]]] = []  # directories, each behind the one it is in: (that, name, FID, others)
+    left = [(NO_FID, b"", top.fid)]
+    while left:
+        parent, name, fid = left.pop()
+        directories: list[bytes] = []
+        others: list[bytes] = []
+        found.append((parent, name, fid, others))
+        try:
+            async for entry in fs.scandir_fid(fid, plus=False):
+                (directories if stat.S_ISDIR(entry.type) else others).append(entry.name)
+        except OpError as error:
+            if error.errno != errno.ENOENT or not name:
+                raise
+        for each in reversed(directories):
+            try:
+                left.append((fid, each, (await fs.stat_at(fid, each)).fid))  # which asks whether he may search here
+            except OpError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+    for parent, name, fid, others in reversed(found):
+        for other in others:
+            await _unless_gone(fs.unlink_at(fid, other))
+        await _unless_gone(fs.rmdir_at(parent, name) if name else fs.rmdir(path))
 
 
 async def _unless_gone(removal: object) -> None:

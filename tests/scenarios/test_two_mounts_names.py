@@ -18,7 +18,7 @@ from steps import refused, soon
 from lustrelite.errors import OpError
 from lustrelite.fuse.walks import KEPT_S, Walks
 from lustrelite.wire.locks import BlockingCallback
-from lustrelite.wire.mdt import Lookup, Open, Rename, Setattr
+from lustrelite.wire.mdt import Lookup, Open, Rename, Setattr, Unlink
 
 YEAR_NS = 365 * 86_400 * 10**9
 
@@ -640,3 +640,25 @@ async def test_what_is_found_by_a_second_walk_stays_until_it_was_used(cluster: A
         else:
             with refused(errno.ENOENT):
                 await walks.find(7, place, b"f")
+
+
+async def test_rmtree_removes_nothing_through_a_symlink_that_was_put_there_meanwhile(cluster: Any) -> None:
+    """CVE-2013-4235: it went by path, so who could write below could have anything removed that its caller may remove."""
+    async with two_mounts(cluster) as (c, a, b):
+        names = ("one", "two", "three")
+        for top in ("/u/tree", "/u/safe"):
+            for name in names:
+                await b.makedirs(f"{top}/{name}")
+                await b.create(f"{top}/{name}/f")
+        *later, _ = await a.readdir("/u/tree")  # the last one goes first
+        removal = c.net.hold(Unlink, source=c.a, times=1)
+        removing = soon(a.rmtree("/u/tree"))
+        await c.until(lambda: removal.matched)
+        for name in later:
+            await b.rename(f"/u/tree/{name}", f"/u/{name}")
+            await b.symlink(f"/u/safe/{name}", f"/u/tree/{name}")
+        removal.release()
+        with refused(errno.ENOTDIR):
+            await removing
+        for name in names:
+            assert await b.names(f"/u/safe/{name}") == ["f"]
