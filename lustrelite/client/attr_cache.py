@@ -53,6 +53,7 @@ class Locks(Protocol):
     wanted: Any
     withdraw: Any
     stays: Any
+    replayed: Any
 
     @property
     def lease_valid(self) -> bool:
@@ -120,6 +121,7 @@ class AttrCache:
         locks.drop = self.dropped
         locks.withdraw = self._withdraw
         locks.stays = self._stays
+        locks.replayed = self._replayed
 
     # looking ----------------------------------------------------------------------------------------------------
 
@@ -484,6 +486,16 @@ class AttrCache:
         """The lock cache's hook: is there more under it than what may be asked for again?"""
         known = lock.data
         return bool(lock.bits & SOLE) and known is not None and (known.fid in self.kept or self._promises(known) is not None)
+
+    def _replayed(self, lock: ClientLock) -> None:
+        """The lock cache's hook: a lock stays because it is in use. What is known under it is of a server that is gone."""
+        known: Known | None = lock.data
+        if known is None or known.fid in self.kept:  # under SOLE there is nothing but what we have done
+            return
+        known.drops += 1
+        self._forget(known, lock.bits & ~(OPEN | SOLE), False)
+        if self.on_lost is not None:
+            self.on_lost(known.fid, lock.bits)
 
     def _withdraw(self, lock: ClientLock) -> Awaitable[None] | None:
         """The lock cache's hook: a lock is about to go, or some of its bits."""

@@ -31,6 +31,8 @@ class HeldLocks:
         """The lock goes now (IBITS: `going_bits` of it); True: it is lost, what is dirty under it cannot be saved."""
         self.stays: Callable[[ClientLock], bool] | None = None
         """Is anything dirty or busy under this unused lock? Then the LRU leaves it alone."""
+        self.replayed: Callable[[ClientLock], None] | None = None
+        """A lock in use is told to a server that has restarted: what others have changed, and we have seen, it may have lost."""
         self.believed: Callable[[ClientLock], bool] | None = None
         """Does anybody beside us believe in what is under it? Then it is not given up without a word to him."""
         tunables = imp.node.tunables
@@ -137,9 +139,11 @@ class HeldLocks:
                     lock.asked = None
                     self.drop(lock, False)
                 self._remove(lock)
-            for lock in self._locks.values():
+            for lock in list(self._locks.values()):
                 if lock.holding is not Holding.CANCELLING:
                     lock.forget_ask()
+                if self.replayed is not None and lock.ready and lock.users:
+                    self.replayed(lock)
         wants = []
         for lock in self._locks.values():
             flags = REPLAY_FLAGS[lock.holding]

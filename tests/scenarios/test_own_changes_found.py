@@ -7,8 +7,8 @@ import errno
 from typing import Any
 
 import pytest
-from mounts import two_mounts
-from steps import refused, soon
+from mounts import Asked, two_mounts
+from steps import EVICTION, refused, soon
 
 # an answer that waits for a commit, while a lock goes and comes back -----------------------------------------------------
 
@@ -68,3 +68,29 @@ async def test_a_late_answer_to_a_rename_brings_no_old_name_back(cluster: Any, m
             assert not await mount.exists("/u/d/g") and await mount.exists("/u/e/h")
         if make == "mkdir":
             assert await a.path2fid("/u/e/h/..") == await b.path2fid("/u/e")
+
+
+# a lock that is replayed --------------------------------------------------------------------------------------------------
+
+
+async def test_a_change_that_its_maker_lost_is_unknown_to_who_has_the_file_open(cluster: Any) -> None:
+    """The open uses the lock, so it was replayed, and what was known under it stayed (HeldLocks.wants_to_replay)."""
+    async with cluster(mds=1, oss=1, clients=2, caching=1) as c:
+        c.expect(*EVICTION, "recovery.evicting")
+        await c.b.write("/f", b"x")
+        await c.mds.commit()
+        c.mds.hold_commits()
+        await c.b.chmod("/f", 0o666)
+        await asyncio.sleep(2)
+        fs, do = c.a.fs, c.a.unrecorded
+        assert (await do(fs.stat("/f"))).mode & 0o777 == 0o666
+        with Asked(c.a) as asked:
+            file = await do(fs.open("/f"))
+        assert asked == {}
+        c.b.kill()
+        await c.mds.kill()
+        await c.mds.start()
+        await c.settle()
+        for _ in range(2):  # the first one renews the lease
+            assert (await do(fs.stat("/f"))).mode & 0o777 == 0o644
+        await do(file.close())
