@@ -83,6 +83,9 @@ class Locks(Protocol):
     def release(self, lock: ClientLock) -> None:
         """See LockCache."""
 
+    def cancel(self, lock: ClientLock) -> None:
+        """See LockCache."""
+
 
 class Objects(Protocol):
     """What is needed of client.lov.Lov."""
@@ -358,10 +361,29 @@ class AttrCache:
             attr = entries[place].attr if place >= 0 else None
             if attr is None or each.data is not None or each.resource != attr.fid:
                 continue
-            found = self._put(attr, each, self._not_older(attr, each.bits, question))
+            true = self._not_older(attr, each.bits, question)
+            if self._is_one_more(each, attr.fid):
+                found = self._put(attr, None, true)
+                self.locks.cancel(each)
+            else:
+                found = self._put(attr, each, true)
             if each.bits & LOOKUP and not overlapped:
                 directory = directory or self.file(fid)
                 self.enter(directory, entries[place].name, found)
+
+    def _is_one_more(self, lock: ClientLock, fid: Fid) -> bool:
+        """Is all that the new lock of `fid` vouches for vouched for by another? Unused ones that it makes superfluous go."""
+        known = self.files.get(fid)
+        if known is None:
+            return False
+        for held in list(known.locks):
+            if held.ready and not lock.bits & ~held.bits:
+                return True
+            if held.ready and not held.users and not held.bits & ~lock.bits:
+                known.locks.remove(held)
+                held.data = None  # what is known under it stays
+                self.locks.cancel(held)
+        return False
 
     def found_target(self, fid: Fid, target: bytes) -> None:
         """Target of a symlink."""

@@ -358,6 +358,24 @@ async def test_what_is_known_is_bounded_by_the_locks(cluster: Any) -> None:
         assert (await c.a.unrecorded(c.a.fs.stat("/d/f0001"))).is_file
 
 
+async def test_listing_a_directory_that_changes_leaves_one_lock_a_file(cluster: Any) -> None:
+    async with cluster(mds=1, oss=1, clients=2, caching=1) as c:
+        names = await fill(c.b, 50)
+        await c.a.unrecorded(_listed(c.a.fs))
+        held = mdt_locks(c.a)
+        for number in range(10):
+            await c.b.chmod("/d/f0007", 0o600 + number)  # leaves a part of the lock
+            await c.b.create(f"/d/new{number}")
+            found = await c.a.unrecorded(_listed(c.a.fs))
+            assert len(found) == len(names) + number + 1 and found[b"f0007"].mode & 0o777 == 0o600 + number
+            await c.settle()
+            assert mdt_locks(c.a) <= held + number + 1
+        with Asked(c.a) as asked:
+            for name in names:
+                assert (await c.a.unrecorded(c.a.fs.stat(f"/d/{name}"))).is_file
+        assert asked == {}
+
+
 async def test_a_client_that_is_gone_holds_up_nobody_for_long(cluster: Any) -> None:
     """It is evicted when it has had its time; when it is back it believes in nothing that it knew."""
     async with cluster(mds=1, oss=1, clients=2, caching=1) as c:
