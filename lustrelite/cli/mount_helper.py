@@ -44,6 +44,7 @@ NAME_BYTES_MAX = 80  # sockets are called by it, whose names may have 108 bytes 
 # options of fstab(5) that are other programs' business
 IGNORED = ("auto", "noauto", "_netdev", "nofail", "group", "owner", "dev", "suid", "default_permissions", "allow_root",
            "user_id", "group_id", "rootmode", "fd", "max_read", "blksize", "lazytime", "nolazytime", "diratime", "silent", "loud")  # fmt: skip
+AS_IT_IS = ("flock", "acl", "user_xattr", "checksum", "always_ping")  # of mount.lustre(8): so it is here in any case
 FIXED = {  # what is decided at the mount for as long as it lasts: option -> (name, value)
     "nocache": ("nocache", True), "allow_other": ("allow_other", True), "noallow_other": ("allow_other", False),
     "allow_remote": ("allow_remote", True),
@@ -71,7 +72,7 @@ def options_of(source: str, mgsnode: list[Nid], fsname: str, point: str, text: s
             options.wait_s = _seconds(value)
         elif name == "param":
             options.set.append(value.replace(":", "=", 1))
-        elif not (name in IGNORED or name.startswith(("x-", "comment", "user", "uhelper", "helper", "X-"))):
+        elif not (name in IGNORED or option in AS_IT_IS or name.startswith(("x-", "comment", "user", "uhelper", "helper", "X-"))):
             raise Refused(f"unknown mount option {option!r} (see `mount.lustrelite --help`)")
     options.allow_other = options.fixed.get("allow_other", options.allow_other)
     options.allow_remote = options.fixed.get("allow_remote", False)
@@ -364,7 +365,8 @@ def mount_command(
     others than root allow_other needs user_allow_other in /etc/fuse.conf); nocache (every call goes to the servers);
     failout (calls to an OST that is away for long fail with EIO) or failover (they wait for it), whatever the OSTs say;
     wait=SECONDS for the servers; param=NAME:VALUE, as in osc.*.max_dirty_mb:64; allow_remote (servers on other than
-    loopback addresses).
+    loopback addresses). flock, acl, user_xattr, checksum and always_ping, as in a line for mount.lustre, change nothing: file
+    locks hold on all clients, access control lists and attributes of users are there, data is checked on its way.
     A remount changes flags (ro to sync), failout or failover, and parameters, and refuses to change anything else.
     """
     mgsnode, fsname = parse_source(source)

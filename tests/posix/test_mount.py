@@ -757,6 +757,7 @@ async def test_mount_says_in_one_line_what_is_wrong(world: Any) -> None:
             (("nonsense", str(m.path)), "MGSNID:/FSNAME"),
             ((m.source, str(m.path / "no")), "is no directory"),
             ((m.source, str(m.path), "-o", "colour=blue"), "unknown mount option 'colour=blue'"),
+            ((m.source, str(m.path), "-o", "localflock"), "unknown mount option 'localflock'"),
             ((m.source, str(m.path), "-o", "wait=long"), "wait=long: for how many seconds?"),
             ((m.source, str(m.path), "-o", "param=nosuch:1"), "parameter 'nosuch=1': no parameter matches 'nosuch'"),
             ((m.source, str(m.path), "-o", "param=tunables.spin_us"), "'tunables.spin_us': which value shall it have?"),
@@ -799,7 +800,7 @@ async def test_a_second_mount_on_the_same_point_is_refused(world: Any) -> None:
 
 @pytest.mark.processes
 async def test_a_read_only_mount_changes_nothing(world: Any) -> None:
-    async with world(oss=1, clients=0) as w, Mounted(w) as m, Mounted(w, "m2", "-o", "ro") as ro:
+    async with world(oss=1, clients=0) as w, Mounted(w) as m, Mounted(w, "m2", "-o", "ro,flock,acl,user_xattr,checksum,always_ping") as ro:
         await m.call((m.path / "f").write_bytes, b"x")
         assert await ro.call((ro.path / "f").read_bytes) == b"x"
         with pytest.raises(OSError) as failed:
