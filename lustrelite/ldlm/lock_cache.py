@@ -300,19 +300,25 @@ class LockCache(LocksInUse):
         locks = (self._locks.get(ride.want.handle + place) for place in range(count))
         return [lock for lock in locks if lock is not None and lock.ready]
 
-    def ride_answered(self, ride: Ride, answers: Sequence[Granted]) -> None:
-        """The reply to the operation; the import calls this before its caller goes on."""
+    def ride_answered(self, ride: Ride, answers: Sequence[Granted], *, resent: bool = False) -> None:
+        """The reply to the operation; the import calls this before its caller goes on.
+
+        What an earlier copy of the request may have been granted, and this answer does not name, is given back.
+        """
         riding = self._rides.pop(ride.want.handle, None) if ride.want is not None else None
         if riding is None:
             return
-        want = riding.want
+        handles = dict.fromkeys(range(riding.want.handle, riding.want.handle + riding.count))
         for granted in answers:
-            if granted.status or not want.handle <= granted.handle < want.handle + riding.count:
+            if granted.status or granted.handle not in handles:
                 continue
+            del handles[granted.handle]
             lock = ClientLock(granted.handle, IBITS, granted.resource, granted.mode, bits=granted.bits)
             lock.asked = riding.asked.get(granted.handle)
             self.add(lock)
             self._granted(lock, granted)
+        if resent and handles:
+            self._cancels.add(list(handles))
 
     def ride_failed(self, ride: Ride, *, sent: bool) -> None:
         """There will be no answer. What the server may have granted is given back, what was to go goes by itself."""

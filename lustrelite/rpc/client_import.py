@@ -406,7 +406,7 @@ class ClientImport:
             if granted is None:
                 self.locks.ride_failed(ride, sent=sent)
             else:
-                self.locks.ride_answered(ride, granted)
+                self.locks.ride_answered(ride, granted, resent=bool(request.flags & RESENT))
 
     def lock_handles(self, count: int) -> int:
         """The first of `count` names for locks that were never used on this import."""

@@ -7,11 +7,13 @@ import errno
 from typing import Any
 
 import pytest
+from mounts import two_mounts
 from steps import EVICTION, refused, soon, touch
 
 from lustrelite.errors import Evicted
 from lustrelite.faults import Fault
-from lustrelite.wire.mdt import Close, Create, Getattr, Lookup, Open, Readdir, Unlink
+from lustrelite.mdt.locks import RESTLESS_S
+from lustrelite.wire.mdt import Close, Create, Getattr, Lookup, Open, Readdir, Setattr, Unlink
 
 
 @pytest.mark.lustre("RS 46")
@@ -114,6 +116,25 @@ async def test_attributes_asked_for_again_after_the_file_has_gone(world: Any, by
         await c.b.unlink("/f")
         with refused(errno.ENOENT):
             await looking
+
+
+async def test_a_lock_that_came_with_a_lost_reply_and_not_with_the_next_is_given_back(cluster: Any) -> None:
+    """Others wanted the file meanwhile, so the MDT gave no lock with the second answer; the first one stood. Attribute swarm, 10530154"""
+    async with two_mounts(cluster) as (c, a, b):
+        await b.write_file("/u/f", b"x")
+        await a.stat("/u/f")
+        await b.utimes("/u/f", 1, 2)  # of what a knows that is true no more
+        await asyncio.sleep(2 * RESTLESS_S)
+        lost = c.drop_reply(Setattr)
+        changing = soon(a.utimes("/u/f", 5, 6))
+        await lost.caught()
+        other = soon(b.utimes("/u/f", 3, 4))
+        await asyncio.sleep(0.1)
+        next(imp for imp in c.a.imports if "MDT" in imp.target).connection_failed(0, "broken by the test")
+        await asyncio.gather(changing, other)
+        assert (await b.stat("/u/f")).mtime == 4
+        assert (await a.stat("/u/f")).mtime == 4
+        await c.settle()
 
 
 @pytest.mark.lustre("OST 8d")
