@@ -308,17 +308,18 @@ class LockCache(LocksInUse):
         riding = self._rides.pop(ride.want.handle, None) if ride.want is not None else None
         if riding is None:
             return
-        handles = dict.fromkeys(range(riding.want.handle, riding.want.handle + riding.count))
+        want = riding.want
         for granted in answers:
-            if granted.status or granted.handle not in handles:
+            if granted.status or not want.handle <= granted.handle < want.handle + riding.count:
                 continue
-            del handles[granted.handle]
             lock = ClientLock(granted.handle, IBITS, granted.resource, granted.mode, bits=granted.bits)
             lock.asked = riding.asked.get(granted.handle)
             self.add(lock)
             self._granted(lock, granted)
-        if resent and handles:
-            self._cancels.add(list(handles))
+        if resent:
+            named = {granted.handle for granted in answers if not granted.status}
+            if unnamed := [handle for handle in range(want.handle, want.handle + riding.count) if handle not in named]:
+                self._cancels.add(unnamed)
 
     def ride_failed(self, ride: Ride, *, sent: bool) -> None:
         """There will be no answer. What the server may have granted is given back, what was to go goes by itself."""

@@ -22,7 +22,7 @@ import errno
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -83,7 +83,6 @@ class Ost(Target):
         self.unsynced: dict[bytes, tuple[Export | None, int]] = {}
         self.last_glimpse = 1 << 62  # handles that no client chooses
         self.namespace.before_cancel = self._cancel_waits
-        self._tasks: dict[asyncio.Task[None], None] = {}  # unlinking and sweeping
         self._listing: array[int] | None = None  # of a `files` table that is being read
 
     # ------------------------------------------------------------ life
@@ -111,7 +110,7 @@ class Ost(Target):
 
     def sweep(self) -> None:
         """The MDT has said which objects there should be: files of others, left by a crash, may go."""
-        self._spawn(self._sweep(), "sweep")
+        self.spawn(self._sweep(), f"sweep {self.name}")
 
     async def still(self) -> None:
         """See Target. A thread that writes cannot be called back; one may just be about to begin."""
@@ -131,11 +130,6 @@ class Ost(Target):
         """The running batch is lost, the data files are as they are."""
         super().kill()
         self.files.close()
-
-    def _spawn(self, work: Coroutine[Any, Any, None], what: str) -> None:
-        task = self.spawn(work, f"{what} {self.name}")
-        self._tasks[task] = None
-        task.add_done_callback(lambda done: self._tasks.pop(done, None))
 
     def say(self, what: str, level: str = "info", **fields: Any) -> None:
         """Emit an event of this target."""
@@ -425,7 +419,7 @@ class Ost(Target):
                 txn.put(OBJECTS, key, schema.pack_object(record))
 
     def _unlink_later(self, oids: list[int]) -> None:
-        self._spawn(self._unlink(oids), "unlink")
+        self.spawn(self._unlink(oids), f"unlink {self.name}")
 
     async def _unlink(self, oids: list[int]) -> None:
         """Unlink files whose objects are durably gone, after the I/O that still has them in a thread.

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from lustrelite.errors import OpError
 from lustrelite.ids import NO_FID, ROOT_FID, SEQ_NORMAL, Fid, make_fid
@@ -29,6 +33,12 @@ DIRECTORY = stat.S_IFDIR | 0o755
 REGULAR = stat.S_IFREG | 0o644
 ALICE: Cred = (1000, 1000)
 BOB: Cred = (1001, 1001, 2000)
+
+
+def make_maps_small(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Databases of `size` bytes."""
+    whole = Store.open
+    monkeypatch.setattr(Store, "open", lambda *args, **options: whole(*args, map_bytes=size, **options))
 
 
 class FakeImport:
@@ -246,6 +256,16 @@ class World:
 
     def setattr(self, fid: Fid, cred: Cred = ROOT_CRED, **values: Any) -> wire.Attr:
         return self.do(self.setting(fid, **values), cred)  # type: ignore[no-any-return]
+
+    def fill(self) -> Iterator[None]:
+        """Make symlinks until the MDT has no room for more. Who iterates commits whenever one is refused."""
+        full = 0
+        while full < 50:
+            try:
+                self.make(ROOT, b"l%d" % self.last_fid, stat.S_IFLNK | 0o777, target=bytes(3000))
+            except OpError as error:
+                full += error.errno == errno.ENOSPC
+                yield
 
     def find(self, parent: Fid, name: bytes) -> Fid | None:
         entry = self.mdt.store.get(schema.NAMES, schema.name_key(parent, name))

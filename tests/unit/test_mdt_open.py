@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mdt_fixture import ALICE, REGULAR, ROOT, World
+from mdt_fixture import ALICE, REGULAR, ROOT, World, make_maps_small
 
 from lustrelite.errors import OpError
 from lustrelite.faults import Fault
 from lustrelite.ids import NO_FID, SEQ_NORMAL, make_fid
 from lustrelite.mdt.open import CREATED, FOUND
 from lustrelite.recovery.versions import ABSENT
-from lustrelite.store.kv import Store
 from lustrelite.store.schema import CLIENTS, ReplyRecord, client_key, unpack_client, unpack_pool
 from lustrelite.wire import mdt as wire
 from lustrelite.wire.message import RESENT
@@ -222,19 +221,13 @@ async def test_an_evicted_client_closes_its_files(mdt: World) -> None:
 @pytest.fixture
 def small_map(monkeypatch: pytest.MonkeyPatch) -> None:
     """Databases of 8 MiB."""
-    whole = Store.open
-    monkeypatch.setattr(Store, "open", lambda *args, **options: whole(*args, map_bytes=8 << 20, **options))
+    make_maps_small(monkeypatch, 8 << 20)
 
 
 def fill(mdt: World) -> None:
-    """Make symlinks until the MDT has no room for more."""
-    full = 0
-    while full < 50:
-        try:
-            mdt.make(ROOT, b"l%d" % mdt.last_fid, stat.S_IFLNK | 0o777, target=bytes(3000))
-        except OpError as error:
-            full += error.errno == errno.ENOSPC
-            mdt.commit()
+    """Leave the MDT no room."""
+    for _ in mdt.fill():
+        mdt.commit()
 
 
 def make_orphans(mdt: World, count: int) -> None:

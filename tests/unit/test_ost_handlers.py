@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from ost_harness import FILE, Client, Rig
+from ost_harness import FILE, Client, Rig, running
 
 from lustrelite import fsck
 from lustrelite.errors import OpError
@@ -51,12 +51,8 @@ S = 1_000_000_000
 
 @pytest_asyncio.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    made = Rig(tmp_path)
-    await made.start(create=True)
-    await made.connect()
-    yield made
-    await made.kill()
-    assert made.crashes == []
+    async with running(tmp_path) as made:
+        yield made
     assert not len(made.ost.ranges)
     assert not made.ost.prepared
 

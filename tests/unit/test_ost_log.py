@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from mdt_fixture import ALICE, ROOT
+from mdt_fixture import ALICE, ROOT, make_maps_small
 from one_ost import One, one_ost, settle, until
 
 from lustrelite.errors import Evicted, OpError
 from lustrelite.mdt import access, ost_log
 from lustrelite.recovery.import_fsm import State
 from lustrelite.store import schema
-from lustrelite.store.kv import Store
 from lustrelite.wire import mdt as wire
 from lustrelite.wire.ost import Destroy, SetOwners
 
@@ -124,8 +122,7 @@ async def test_a_record_stays_until_the_ost_has_committed(one: One) -> None:
 
 async def test_a_full_mdt_crosses_off_what_it_has_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every record may take pages of the database until the next commit, also one that goes."""
-    whole = Store.open
-    monkeypatch.setattr(Store, "open", lambda *args, **options: whole(*args, map_bytes=16 << 20, **options))
+    make_maps_small(monkeypatch, 16 << 20)
     async with one_ost(tmp_path, monkeypatch) as one:
         one.far.durable = False
         world, count = one.world, 600
@@ -142,13 +139,8 @@ async def test_a_full_mdt_crosses_off_what_it_has_room_for(tmp_path: Path, monke
             world.unlink(ROOT, b"f%d" % i)
         await commit()
         await until(lambda: len(one.osp.log.sent) == count)
-        full = 0
-        while full < 50:
-            try:
-                world.make(ROOT, b"l%d" % world.last_fid, stat.S_IFLNK | 0o777, target=bytes(3000))
-            except OpError as error:
-                full += error.errno == errno.ENOSPC
-                await commit()
+        for _ in world.fill():
+            await commit()
         one.far.commit()
         assert one.osp.log.length()
         await until(lambda: not one.osp.log.length() and not one.osp.log.sent)

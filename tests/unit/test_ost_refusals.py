@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from ost_harness import FILE, Rig
+from ost_harness import FILE, Rig, running
 
 from lustrelite.errors import OpError
 from lustrelite.wire.message import REQ_REPLAY_DONE
@@ -22,12 +22,8 @@ S = 1_000_000_000
 
 @pytest_asyncio.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    made = Rig(tmp_path)
-    await made.start(create=True)
-    await made.connect()
-    yield made
-    await made.kill()
-    assert made.crashes == []
+    async with running(tmp_path) as made:
+        yield made
 
 
 def refusing(call: Callable[..., Any], number: int, oid: int) -> Callable[..., Any]:
