@@ -20,7 +20,8 @@ have one client, whose operations have one order.
 
 A client that caches loses with its life what it had not written back: then the data of its area is not judged. What it
 reads between its eviction and its hearing of it may be old: coherence.py judges that. What it says from its cache of
-something that is then lost (its own change, say) it may say until the server has recovered and it has heard of its end.
+something that is then lost (its own change, say) it may say until the server has recovered and it has heard of its end. Until
+it has heard, it also writes to the objects of a file that it had made: these have no name any more.
 
 Of times is judged whether that of a file's change, and of access, is the one that was set last, or one by the clock. Who has
 read something says so later: others hear of it in time for the end, but not if he is gone (or, if clocks differ, when).
@@ -321,6 +322,8 @@ class Oracle:
     def _check_area(self, key: str, area: _Area, observed: Tree) -> str:
         torn = any(op.data_at_risk and op.client in self.gone_data for op in area.ops)
         search = _Search(area.ops, observed, self.common, torn, self._believed_until)
+        search.unaware = {op.index for op in area.ops if op.name in BY_HANDLE and self._is_unaware(op)}
+        search.handle_paths = self._handle_paths
         search.shared = len({op.client for op in area.ops}) > 1
         search.judges_mtimes = not (search.shared and self.clocks_differ)
         search.judges_atimes = search.judges_mtimes and not self._may_have_lost_reads(area.ops)
@@ -359,6 +362,9 @@ class Oracle:
             for op in ops
         )
 
+    def _is_unaware(self, op: Op) -> bool:
+        return op.client in self.gone and op.invoked < self.noticed.get(op.client, NEVER)
+
     def _may_be_lost(self, op: Op) -> bool:
         return bool(op.at_risk) and op.client in self.gone
 
@@ -395,6 +401,9 @@ class _Search:
         self.judges_atimes = True
         self.atimes = True  # as far as what was read counts, too
         self.optional: frozenset[int] = frozenset()  # operations that may or may not be lost
+        self.missing: frozenset[int] = frozenset()  # those, and the ones that are
+        self.unaware: set[int] = set()  # operations by handle of one who had not heard that he is evicted
+        self.handle_paths: dict[int, str] = {}
         self.failed: set[tuple[Any, ...]] = set()  # what was left to do, and in which state: no way out
         self.common = common
         self.observed = observed
@@ -423,7 +432,7 @@ class _Search:
                 self.atimes = self.atimes and op.name not in READS_DATA
                 continue  # what was seen then is gone now; the answer may have come later
             kept.append(op)
-        self.optional = optional
+        self.optional, self.missing = optional, missing
         self.failed.clear()
         # A lost write may have left its data, in a file whose name then was lost as well.
         smeared = self.torn or any(
@@ -498,7 +507,7 @@ class _Search:
         try:
             result = getattr(model, op.name)(*op.args)
         except KeyError:
-            if op.name == "close":
+            if op.name == "close" or self._goes_nowhere(model, op):
                 return True  # its open was lost: as good as closed
             self._explain(op, "should have been refused: the file is not open")
             return False
@@ -521,6 +530,11 @@ class _Search:
             self._explain(op, f"should have said {short(result)}")
             return False
         return True
+
+    def _goes_nowhere(self, model: Model, op: Op) -> bool:
+        """Was the file of `op` lost, with the open that made it, and its client did not know?"""
+        lost = any(other.name == "open" and other.args[2] == op.args[0] for other in self.ops if other.index in self.missing)
+        return lost and op.index in self.unaware and not model.exists(self.handle_paths[op.args[0]])
 
     def _explain(self, op: Op, why: str) -> None:
         if not self.why:

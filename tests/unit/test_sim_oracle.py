@@ -254,6 +254,26 @@ def test_who_caches_speaks_of_what_was_lost_until_he_has_heard_of_it():
     assert h.problems(there) != [], "it lives: its rmdir is replayed"
 
 
+@pytest.mark.parametrize(
+    "there, evicted, heard, accepted",
+    [(False, True, False, True), (False, True, True, False), (False, False, False, False), (True, True, False, False)],
+)
+def test_who_does_not_know_that_the_file_he_made_is_lost_writes_to_it(there, evicted, heard, accepted):
+    """Its objects take the data, and nothing names them. Data for a file that was there have to be in it.  Source: seed 10550260"""
+    h = History()
+    if there:
+        h.did("b", "create", "/f", 0o644)
+    h.did("a", "open", "/f", True, 1)
+    h.crash(committed=1 if there else 0)
+    if heard:
+        h.oracle.client_noticed("a")
+    h.did("a", "pwrite", 1, 0, b"x")
+    if evicted:
+        h.oracle.client_gone("a", "evicted", "x-MDT0000")
+        h.oracle.client_noticed("a")
+    assert (h.problems(tree_of(("create", "/f", 0o644)) if there else {}) == []) is accepted
+
+
 @pytest.mark.parametrize("crashes", [True, False])
 def test_what_had_no_answer_in_a_crash_may_have_been_seen_and_is_gone_for_a_while(crashes):
     """It was executed, others ran into it, and then it was not yet done again when one of them came anew. Seed 5433"""
