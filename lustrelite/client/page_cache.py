@@ -127,6 +127,17 @@ class Watch:
         self.changed = False  # what was known of it has changed meanwhile, or is not known any more
 
 
+class Pin:
+    """A range that somebody has found here, or waits for, and is about to copy out: is it still all there then?"""
+
+    __slots__ = ("broken", "end", "start")
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start = start
+        self.end = end
+        self.broken = False  # some of it was forgotten meanwhile, or was never here and has changed: no gap is a hole
+
+
 class PageCache:
     """The pages of all objects of one mount."""
 
@@ -181,7 +192,7 @@ class ObjectPages:
         self.awaited: list[Fetch] = []  # those of whom somebody has yet to hear what they found, over or not
         self.watches: list[Watch] = []
         self.passed = Intervals()  # what was read past the pages: who reads it again would rather have it here
-        self.pins: list[tuple[int, int]] = []
+        self.pins: list[Pin] = []
         self.cost = 0  # bytes of grant that what is dirty or in flight takes
 
     # reading ----------------------------------------------------------------------------------------------------
@@ -226,7 +237,7 @@ class ObjectPages:
             return True
         if self.flights and self.flights_in(start, end):
             return True
-        return pinned and any(low < end and start < high for low, high in self.pins)
+        return pinned and any(pin.start < end and start < pin.end for pin in self.pins)
 
     def last_write(self, lock: int) -> Any:
         """The request with which that lock goes, None if it is not on its way."""
@@ -278,6 +289,16 @@ class ObjectPages:
         """He has read it, or given up."""
         self.watches.remove(watch)
         self.passed.add(watch.start, watch.end)
+
+    def pin(self, start: int, end: int) -> Pin:
+        """Somebody is about to copy [start, end): no page of it is taken for want of memory."""
+        pin = Pin(start, end)
+        self.pins.append(pin)
+        return pin
+
+    def unpin(self, pin: Pin) -> None:
+        """He has, or has given up."""
+        self.pins.remove(pin)
 
     def begin_fetch(self, start: int, end: int) -> Fetch:
         """[start, end) is being read."""
@@ -509,6 +530,9 @@ class ObjectPages:
         if dirty:
             self._clean(start, end)
         self._untake(start, end)
+        for pin in self.pins:
+            if pin.start < end and start < pin.end:
+                pin.broken = True
         if not self.valid.overlaps(start, end):
             return dirty
         self.valid.remove(start, end)

@@ -1,7 +1,9 @@
 """One object's part of a read: out of the cache, or from the OST into the caller's buffer.
 
 A read brings what is missing into the cache and then, in one turn with those of the other objects, is copied out of it.
-That copy, and the memory for it, costs more than all the rest of a large read. So somebody who has so much under way
+If anything of it was forgotten meanwhile, because it changes past the cache, it is read again: not there, it looks like a hole.
+
+The copy, and the memory for it, costs more than all the rest of a large read. So somebody who has so much under way
 that reading ahead would not help him (client/file.py) gets what is not cached straight into his buffer, RPC by RPC. It
 is as true as if it had been cached: it is read under the lock, and a Watch on its range says whether anything changed
 there before the whole read was done; then it is read again, through the cache.
@@ -46,20 +48,19 @@ class PartRead:
                 self._watched.append((part, watch))
         if not self._watched:
             self._cached = [one.extent]
-        self._pins = [(part.offset, part.offset + part.length) for part in self._cached]
-        one.cached.pages.pins.extend(self._pins)
+        self._pins = [one.cached.pages.pin(part.offset, part.offset + part.length) for part in self._cached]
 
     async def bring(self) -> None:
         """Have it all here.  Errors: EIO, ENOENT"""
         data, cached, lock = self.one.data, self.one.cached, self.one.lock
-        fills = [data.fill(cached, lock, *pin, self.cred) for pin in self._pins]
+        fills = [data.fill(cached, lock, pin.start, pin.end, self.cred) for pin in self._pins]
         reads = [_read_part(self.one, part, self.buffer, self.cred) for part, _ in self._watched]
         await data.shared.tasks.gather([*fills, *reads], "read")
 
     @property
     def changed(self) -> bool:
-        """Was there a change since, where it landed in the buffer?"""
-        return any(watch.changed for _, watch in self._watched)
+        """Was there a change since, where it landed in the buffer, or past the cache, where it comes out of that?"""
+        return any(watch.changed for _, watch in self._watched) or any(pin.broken for pin in self._pins)
 
     def copy(self, length: int) -> None:
         """Out of the cache, as far as it lies within the first `length` bytes of the buffer."""
@@ -70,7 +71,7 @@ class PartRead:
         """It is over, whatever came of it."""
         pages = self.one.cached.pages
         for pin in self._pins:
-            pages.pins.remove(pin)
+            pages.unpin(pin)
         for _, watch in self._watched:
             pages.end_watch(watch)
 

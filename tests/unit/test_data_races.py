@@ -287,3 +287,35 @@ async def test_a_size_is_not_put_together_from_before_and_after_a_truncation() -
         late.set()
         assert (await asking).size in (64 * KIB + 100, 5)
         await file.close()
+
+
+@pytest.mark.parametrize("done", ["before", "after"])
+@pytest.mark.parametrize("what", ["fallocate", "sync", "direct"])
+async def test_what_is_changed_past_the_cache_is_no_hole_for_who_is_reading(what: str, done: str) -> None:
+    """He has found it in the cache, and waits for an object of another OST, which is answered before or after the change.
+
+    Source: seed 10560255 of the OST swarm
+    """
+    async with CachingWorld(2) as world:
+        file = await opened(world, stripes=2)
+        await file.pwrite(b"x" * 128 * KIB, 0)
+        await file.fsync()
+        async with await opened(world, os.O_RDWR | {"direct": os.O_DIRECT, "sync": os.O_SYNC}.get(what, 0)) as other:
+            world.data(1).shared.pages.bytes_max = lambda: 0  # type: ignore[method-assign]
+            world.data(1).shared.pages.shrink()
+            await file.pread(64 * KIB, 0)
+            world.osts[0].replies, world.osts[1].read_replies = asyncio.Event(), asyncio.Event()
+            reading = asyncio.get_running_loop().create_task(file.pread(128 * KIB, 0))
+            await asyncio.sleep(0.1)
+            work = other.fallocate(0, 0, 4096) if what == "fallocate" else other.pwrite(b"y" * 4096, 0)
+            changing = asyncio.get_running_loop().create_task(work)
+            await asyncio.sleep(0.1)
+            first, second = (world.osts[0].replies, world.osts[1].read_replies)[:: 1 if done == "before" else -1]
+            first.set()
+            await asyncio.sleep(0.1)
+            second.set()
+            found = await reading
+            await changing
+            old, new = b"x" * 128 * KIB, b"y" * 4096 + b"x" * 124 * KIB
+            assert found == old or (what != "fallocate" and found == new), {byte: found.count(byte) for byte in set(found)}
+        await file.close()

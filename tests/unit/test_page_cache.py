@@ -274,7 +274,7 @@ def test_the_longest_unused_page_goes_first_and_dirty_and_pinned_ones_stay() -> 
     for number in range(1, 4):
         first.end_fetch(first.begin_fetch(number * PAGE_BYTES, (number + 1) * PAGE_BYTES), bytes(PAGE_BYTES))
     first.get(PAGE_BYTES, 10)
-    first.pins.append((2 * PAGE_BYTES, 2 * PAGE_BYTES + 1))
+    first.pin(2 * PAGE_BYTES, 2 * PAGE_BYTES + 1)
     second.write(0, [bytes(PAGE_BYTES + 1)])
     assert sorted(first.pages) == [0, 2], "page 3 and then page 1 are the longest unused that can go"
     assert cache.bytes == 4 * PAGE_BYTES and cache.evicted == 2
