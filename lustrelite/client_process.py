@@ -255,7 +255,8 @@ async def _stdin_lines() -> AsyncIterator[bytes]:
 async def serve(process: Process) -> None:
     """The life of a client process."""
     options = process.options
-    mounting = asyncio.ensure_future(FileSystem.mount(process.node, options.mgsnode, options.fsname))
+    patient = not options.stdin  # nobody waits for us: all containers of a new cluster are started at once
+    mounting = asyncio.ensure_future(FileSystem.mount(process.node, options.mgsnode, options.fsname, patient=patient))
     stopped = asyncio.ensure_future(process.stopping.wait())
     await asyncio.wait({mounting, stopped}, return_when=asyncio.FIRST_COMPLETED)
     if not mounting.done():

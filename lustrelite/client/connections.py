@@ -82,8 +82,11 @@ class Connections:
 
     # coming -----------------------------------------------------------------------------------------------------
 
-    async def connect(self, mgs_nids: Sequence[Nid]) -> None:
-        """Learn the configuration, connect, and return once the MDT has answered.  ENOENT: no such file system"""
+    async def connect(self, mgs_nids: Sequence[Nid], *, patient: bool = False) -> None:
+        """Learn the configuration, connect, and return once the MDT has answered.  ENOENT: no such file system
+
+        Who is `patient` waits until there is one.
+        """
         assert self.config is None, "connect() once"
         self.config = ConfigFollower(
             self.node, self.links, mgs_nids, self.fsname, client_uuid=self.uuid, xids=self.xids
@@ -92,7 +95,7 @@ class Connections:
         self.config.on_change(self._target_changed)
         self.config.on_params(self._params_changed)
         self.config.start()
-        await self.config.load()
+        await (self.config.load_when_known() if patient else self.config.load())
         await self._mdt_known.wait()
         reply = await self.mdc.get_root()
         if reply.fsname != self.fsname:

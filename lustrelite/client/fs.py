@@ -41,13 +41,16 @@ class FileSystem(FidOperations):
 
     @classmethod
     async def mount(
-        cls, node: Node, mgs_nids: Sequence[Nid], fsname: str = "lustre", cred: Cred = ROOT_CRED
+        cls, node: Node, mgs_nids: Sequence[Nid], fsname: str = "lustre", cred: Cred = ROOT_CRED, *, patient: bool = False
     ) -> FileSystem:
-        """Connect to the file system `fsname` that the MGS knows; waits for the MGS and the MDT.  ENOENT, ValueError: no NID"""
+        """Connect to the file system `fsname` that the MGS knows; waits for the MGS and the MDT.  ENOENT, ValueError: no NID
+
+        `patient`: also until one of that name is made.
+        """
         mgs_nids = [parse_nid(nid) for nid in mgs_nids]
         connections = Connections(node, fsname)
         try:
-            await connections.connect(mgs_nids)
+            await connections.connect(mgs_nids, patient=patient)
         except BaseException:
             connections.stop()
             raise

@@ -57,11 +57,15 @@ class ConfigFollower:
         return self.targets
 
     async def load_when_known(self) -> dict[str, TargetInfo]:
-        """`load`, for servers: waits until the MGS knows the file system."""
+        """`load`, for servers, and mounts that may come before them: waits until the MGS knows the file system."""
+        told = False
         while True:
             try:
                 return await self.load()
-            except OpError:
+            except OpError as error:
+                if not told:
+                    self.node.events.emit("config.awaited", fsname=self.fsname, message=f"{error}; waiting for it")
+                told = True
                 await asyncio.sleep(self.node.tunables.reconnect_pause_max_s)
 
     async def read_again(self) -> None:

@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from steps import refused
+from steps import refused, soon
 
+from lustrelite.client.fs import FileSystem
 from lustrelite.errors import OpError
 from lustrelite.format import TargetConfig
 from lustrelite.ids import mdt_client_uuid
@@ -74,6 +75,21 @@ async def test_a_file_system_whose_name_begins_another_ones_keeps_its_own_target
             assert list(c.mds.target().allocator.osps) == [0]
             assert mdt_client_uuid("lustre-x-MDT0000") not in c.oss[0].target().exports
         assert await c.a.read("/f") == b"x"
+
+
+async def test_a_mount_that_is_patient_waits_for_the_file_system_to_be_made(cluster: Any) -> None:
+    """All containers of a new cluster are started at once, and the client's is often the first."""
+    async with cluster(oss=1, clients=1) as c:
+        node = c.a.node
+        with refused(errno.ENOENT):
+            await FileSystem.mount(node, [MGS_NID], "lustre-x")
+        mounting = soon(FileSystem.mount(node, [MGS_NID], "lustre-x", patient=True))
+        await c.until_saw("config.awaited", on=c.a, fsname="lustre-x")
+        async with beside(c, stranger(c, "OST", fsname="lustre-x")), beside(c, stranger(c, "MDT", fsname="lustre-x")):
+            fs = await mounting
+            await fs.mkdir("/d")
+            await fs.unmount()
+            c.saw("config.awaited", times=1)
 
 
 @pytest.mark.parametrize("mgs_says_no", [True, False])
