@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from itertools import islice, starmap
+from itertools import starmap
 from typing import Any
 
 from lustrelite.errors import OpError
@@ -12,7 +12,7 @@ from lustrelite.mdt import namespace
 from lustrelite.mdt.handlers import HANDLERS
 from lustrelite.mdt.layout import Allocator
 from lustrelite.mdt.locks import Contention, ride
-from lustrelite.mdt.open import OpenFiles, close_handles, destroy_orphans
+from lustrelite.mdt.open import OpenFiles, close_handles, destroy_orphan
 from lustrelite.mdt.osp import Osp
 from lustrelite.mdt.reading import Sequences
 from lustrelite.rpc.export import Call, Export
@@ -28,8 +28,6 @@ from lustrelite.target.target import Target
 from lustrelite.target.transaction import Transaction
 from lustrelite.wire.ldlm import FLOCK, IBITS, Want
 from lustrelite.wire.mgs import TargetInfo
-
-ORPHANS_AT_ONCE = 8  # destroyed in one transaction: a full MDT has room for that
 
 
 class Mdt(Target):
@@ -160,18 +158,17 @@ class Mdt(Target):
             self.destroy_unused(orphans)
 
     def destroy_unused(self, orphans: list[Fid]) -> int:
-        """Destroy files that have no name and that nobody has open. A full MDT has no room for many: the rest after a commit.
+        """Destroy files that have no name and that nobody has open. Each for itself: a full MDT has no room for many; the rest after a commit.
 
         Returns how many went now. Some room is left to those who cannot wait. Until it is done they are orphans, which a successor destroys.
         """
         self._unused.update(dict.fromkeys(orphans))
         destroyed = 0
         try:
-            while some := list(islice(self._unused, ORPHANS_AT_ONCE)):
-                self.run(destroy_orphans, some, room=OWED)
-                for fid in some:
-                    del self._unused[fid]
-                destroyed += len(some)
+            for fid in list(self._unused):
+                self.run(destroy_orphan, fid, room=OWED)
+                del self._unused[fid]
+                destroyed += 1
         except OpError as error:
             self.node.events.emit("mdt.orphans_kept", target=self.name, count=len(self._unused), why=str(error))
         return destroyed

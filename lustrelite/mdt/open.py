@@ -401,12 +401,10 @@ def close_handles(mdt: Mdt, export: Export, handles: list[int]) -> list[Fid]:
     return [fid for fid in closed if not mdt.open_files.is_open(fid) and mdt.store.get(ORPHANS, fid) is not None]
 
 
-def destroy_orphans(txn: Transaction, fids: list[Fid]) -> None:
-    """Destroy those of the orphans that nobody has open."""
-    open_files = cast("Mdt", txn.target).open_files
-    for fid in fids:
-        if not open_files.is_open(fid):
-            _destroy_orphan(txn, fid)
+def destroy_orphan(txn: Transaction, fid: Fid) -> None:
+    """Destroy an orphan, unless somebody has opened it again."""
+    if not cast("Mdt", txn.target).open_files.is_open(fid):
+        _destroy_orphan(txn, fid)
 
 
 def _is_last(mdt: Mdt, txn: Transaction, fid: Fid) -> bool:

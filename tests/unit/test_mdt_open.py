@@ -254,6 +254,23 @@ async def test_a_full_mdt_starts_with_many_orphans(tmp_path: Path, small_map: No
     await mdt.stop()
 
 
+async def test_a_full_mdt_destroys_orphans_of_many_stripes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a record for every stripe: together they had no room, however often it committed."""
+    make_maps_small(monkeypatch, 32 << 20)
+    mdt = World(tmp_path, osts=64)
+    await mdt.start()
+    for _ in range(20):
+        mdt.make(ROOT, b"f", hint=wire.StripeHint(-1, 0, -1))
+        mdt.open(ROOT, b"f")
+        mdt.unlink(ROOT, b"f")
+    fill(mdt)
+    await mdt.crash(recovering=False)
+    while left := len(mdt.orphans()):
+        mdt.commit()
+        assert len(mdt.orphans()) < left
+    await mdt.stop()
+
+
 def restarted(client: str) -> Connect:
     """The second incarnation of a client connects."""
     return Connect("", client, 2, 0, 0, 0, 0, 0, 0, "", 0)
