@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 NEEDED = LOOKUP | PERM | UPDATE | SOLE  # the lock under which a change is kept
 TOLD_AFTER_S = 1.0
 FILE_MAX = 16  # changes of one file
-TOGETHER_MAX = 1024  # changes in one message, or a file more
+TOGETHER_MAX = 128  # files and objects in one message, or a file more: a full MDT has room for that
 FILES_MAX = 128  # more are told at once
 _PERMISSIONS = 0o777
 
@@ -124,12 +124,14 @@ class KeptAttrs:
     def _going(self) -> tuple[Setattr, ...]:
         """What is told next."""
         found: list[Setattr] = []
+        records = 0
         for changes in self._of.values():
-            if len(found) >= TOGETHER_MAX:
+            if records >= TOGETHER_MAX:
                 break
             if not changes.going:
                 changes.going = True
                 found += changes.made
+                records += 1 + _objects_told(changes)
         return tuple(found)
 
     def told(self, rows: tuple[Setattr, ...], *, made: bool) -> None:
@@ -173,6 +175,14 @@ class KeptAttrs:
         if changes is not None:
             changes.over.set_result(None)
             self._cache.lost_attrs(fid)
+
+
+def _objects_told(changes: _Changes) -> int:
+    """To how many objects of the file the MDT passes its changes on (mdt/ost_log.py)."""
+    layout = changes.before.layout
+    if layout is None or not any(body.valid & (SET_UID | SET_GID) for body in changes.made):
+        return 0
+    return len(layout.stripes)
 
 
 def _lasts(known: Known) -> bool:

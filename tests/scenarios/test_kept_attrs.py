@@ -15,6 +15,8 @@ from mounts import Asked, Mount, drop_locks, mounts, two_mounts
 from steps import EVICTION, refused, soon
 
 from lustrelite import acl
+from lustrelite.errors import OpError
+from lustrelite.store.room import ORDINARY, OWED
 from lustrelite.wire.mdt import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
@@ -585,7 +587,35 @@ async def test_very_many(cluster: Any) -> None:
         with Asked(c.a) as asked:
             await c.a.unrecorded(change())
             await asyncio.sleep(3)
-        assert kept(c) == 0 and asked == {"Setattrs": 5}
+        assert kept(c) == 0 and asked == {"Setattrs": 3}
+        for file in files:
+            await file.close()
+        await a.rmtree("/u")
+
+
+async def test_a_full_mdt_has_room_for_what_is_told_together(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new owner is a record for each object as well. Who waits for one of the files would wait for ever, and then its author go."""
+    async with cluster(caching=1, clients=2) as c:
+        a, b = mounts(c)
+        await a.mkdir("/u")
+        files = [await a.open(f"/u/f{number}", NEW, 0o600) for number in range(300)]
+        store = c.mds.target().store
+        apply = store.apply
+
+        def full(writes: Any, *, kind: int = ORDINARY, **how: Any) -> None:
+            if kind == OWED and len(writes) > 256:
+                raise OpError(errno.EAGAIN)
+            apply(writes, kind=kind, **how)
+
+        monkeypatch.setattr(store, "apply", full)
+
+        async def change() -> None:
+            for file in files:
+                await c.a.fs.change_fid(file.what.fid, uid=1000, gid=1001)
+
+        await c.a.unrecorded(change())
+        assert kept(c) == 300
+        assert (await b.stat("/u/f299")).uid == 1000
         for file in files:
             await file.close()
         await a.rmtree("/u")
