@@ -316,8 +316,10 @@ def reopen(txn: Transaction, req: Reopen) -> Empty:
     mdt = cast("Mdt", txn.target)
     export = txn.export
     assert export is not None
-    if namespace.find_inode(txn, req.fid) is None:
+    inode = namespace.find_inode(txn, req.fid)
+    if inode is None:
         raise OpError(errno.ESTALE)
+    txn.depends(inode.version)
     _keep(mdt, txn, export, OpenFile(req.fid, OPEN_READ, txn.cred))
     return EMPTY
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
 import pytest
+from mounts import mounts
 from steps import EVICTION, soon
 
 from lustrelite.wire.mdt import Create
@@ -169,3 +171,22 @@ async def test_times_and_sizes_of_what_another_client_has_made_are_shared(world:
         assert not changing.done()
         await c.mds.release_commits()
         await changing
+
+
+async def test_an_open_file_that_another_client_has_made_is_shared(cluster: Any) -> None:
+    """Its reader tells of it when its last name goes: whoever dies, he has it open then."""
+    async with cluster(caching=1, clients=2, commit_on_sharing=1, commit_interval_s=1000) as c:
+        c.expect(*EVICTION)
+        a, b = mounts(c)
+        await a.mkdir("/u")
+        await c.mds.commit()
+        await b.write_file("/u/f", b"data")
+        await a.stat("/u/f")
+        file = await a.open("/u/f", os.O_RDONLY)
+        assert await file.pread(-1, 0) == b"data"
+        await b.unlink("/u/f")
+        await c.b.kill()
+        await c.fail(c.mds)
+        assert await file.pread(-1, 0) == b"data"
+        await file.close()
+        await a.rmtree("/u")
