@@ -8,7 +8,7 @@ Source: generic_permission(), fs/namei.c; ll_inode_permission(), llite/namei.c; 
 from __future__ import annotations
 
 import errno
-from stat import S_ISDIR, S_ISLNK, S_ISREG, S_ISVTX
+from stat import S_IRWXG, S_ISDIR, S_ISLNK, S_ISREG, S_ISVTX
 from typing import Protocol
 
 from lustrelite import acl
@@ -59,7 +59,7 @@ def permits(file: Owned, cred: Cred, want: int) -> bool:
         return not (want & EXECUTE and not mode & 0o111 and not S_ISDIR(mode))
     if cred[0] == file.uid:
         mode >>= 6
-    elif file.acl:
+    elif file.acl and mode & S_IRWXG:  # with an empty mask Linux does not look at the list (acl_permission_check())
         return acl.permits(file.acl, file.uid, file.gid, cred, want)
     elif in_group(cred, file.gid):
         mode >>= 3

@@ -47,6 +47,18 @@ async def test_permits_is_exhaustively_what_the_bits_say(mdt: World) -> None:
             assert access.permits(inode._replace(mode=stat.S_IFDIR | mode), ADMIN, want)
 
 
+async def test_a_list_with_an_empty_mask_counts_only_as_a_mode(mdt: World) -> None:
+    """As on ext4: who is named there is one of the others, unless he is in the group."""
+    entries = (
+        acl.Entry(acl.USER_OBJ, 6), acl.Entry(acl.USER, 7, BOB[0]), acl.Entry(acl.GROUP_OBJ, 4), acl.Entry(acl.MASK, 0),
+        acl.Entry(acl.OTHER, 4),
+    )  # fmt: skip
+    inode = mdt.inode(ROOT)._replace(mode=stat.S_IFREG | 0o604, uid=1000, gid=1000, acl=acl.pack(entries))
+    assert access.permits(inode, BOB, READ) and not access.permits(inode, BOB, WRITE)
+    assert not access.permits(inode, (BOB[0], 1000), READ) and not access.permits(inode, FRIEND, READ)
+    assert access.permits(inode, ALICE, READ | WRITE)
+
+
 async def test_search_and_write_permission_of_directories(mdt: World) -> None:
     d = mdt.mkdir(ROOT, b"d", 0o755, ALICE)
     f = mdt.make(d, b"f", cred=ALICE)
