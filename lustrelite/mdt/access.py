@@ -37,8 +37,8 @@ PRIVILEGED_FLAGS = IMMUTABLE | APPEND_ONLY  # only root changes these
 
 
 def require(inode: Inode, cred: Cred, want: int) -> None:
-    """OpError(EACCES) unless `permits`; EPERM, also for root, if it is to be written and is immutable."""
-    if want & WRITE and inode.flags & IMMUTABLE:
+    """OpError(EACCES) unless `permits`; EPERM, also for root, if it is to be written and is immutable (and may be searched)."""
+    if want & WRITE and inode.flags & IMMUTABLE and permits(inode, cred, want & EXECUTE):
         raise OpError(errno.EPERM)
     if cred[0] != 0 or want & EXECUTE:
         if not permits(inode, cred, want):
@@ -50,13 +50,10 @@ def require_removable(directory: Inode, victim: Inode, cred: Cred) -> None:
 
     Source: may_delete(), fs/namei.c
     """
-    if (directory.flags | victim.flags) & PRIVILEGED_FLAGS:
+    require(directory, cred, WRITE | EXECUTE)
+    if directory.flags & APPEND_ONLY or victim.flags & PRIVILEGED_FLAGS:
         raise OpError(errno.EPERM)
-    if cred[0] == 0:
-        return
-    if not permits(directory, cred, WRITE | EXECUTE):
-        raise OpError(errno.EACCES)
-    if directory.mode & S_ISVTX and cred[0] != victim.uid and cred[0] != directory.uid:
+    if directory.mode & S_ISVTX and cred[0] not in (0, victim.uid, directory.uid):
         raise OpError(errno.EPERM)
 
 

@@ -59,6 +59,31 @@ async def test_a_list_with_an_empty_mask_counts_only_as_a_mode(mdt: World) -> No
     assert access.permits(inode, ALICE, READ | WRITE)
 
 
+@pytest.mark.parametrize(("mode", "flags", "of_file", "makes", "removes"), [
+    (0o777, 0x10, 0, errno.EPERM, errno.EPERM),  # immutable
+    (0o775, 0x10, 0, errno.EPERM, errno.EPERM),
+    (0o776, 0x10, 0, errno.EACCES, errno.EACCES),  # who may not search it learns nothing of it
+    (0o777, 0x20, 0, 0, errno.EPERM),  # may only be added to
+    (0o775, 0x20, 0, errno.EACCES, errno.EACCES),
+    (0o777, 0, 0x30, 0, errno.EPERM),
+    (0o775, 0, 0x30, errno.EACCES, errno.EACCES),
+])  # fmt: skip
+async def test_which_error_counts_first(
+    mdt: World, mode: int, flags: int, of_file: int, makes: int, removes: int
+) -> None:
+    """As ext4 answers."""
+    d = mdt.mkdir(ROOT, b"d", mode)
+    f = mdt.make(d, b"f")
+    mdt.setattr(d, flags=flags, mode=mode)
+    mdt.setattr(f, flags=of_file)
+    mdt.fails(removes, wire.Unlink(d, b"f", 0, 1), BOB)
+    mdt.fails(removes, wire.Rename(d, b"f", ROOT, b"g", 0, 1), BOB)
+    if makes:
+        mdt.fails(makes, mdt.new(d, b"g"), BOB)
+    else:
+        mdt.make(d, b"g", cred=BOB)
+
+
 async def test_search_and_write_permission_of_directories(mdt: World) -> None:
     d = mdt.mkdir(ROOT, b"d", 0o755, ALICE)
     f = mdt.make(d, b"f", cred=ALICE)
