@@ -270,6 +270,7 @@ def set_dir_stripe(txn: Transaction, req: SetDirStripe) -> Empty:
         raise OpError(errno.ENOENT)
     if not S_ISDIR(inode.mode):
         raise OpError(errno.ENOTDIR)
+    access.require_changeable(inode)
     if not access.owns(inode, txn.cred):
         raise OpError(errno.EPERM)
     hint: StripeHint | None = req.hint

@@ -392,6 +392,8 @@ async def test_default_striping_is_inherited(mdt: World) -> None:
     assert mdt.do(wire.GetDirStripe(sub)).hint == hint
     mdt.do(wire.SetDirStripe(sub, wire.StripeHint(0, 0, -1), mdt.tick()))
     assert mdt.do(wire.GetDirStripe(sub)).hint is None
+    mdt.setattr(d, flags=0x10)
+    mdt.fails(errno.EPERM, wire.SetDirStripe(d, hint, 1))  # immutable: it is an extended attribute
     mdt.fails(errno.ENOTDIR, wire.SetDirStripe(f, hint, 1))
     mdt.fails(errno.ENOTDIR, wire.GetDirStripe(f))
 
