@@ -166,7 +166,8 @@ class Mdt(Target):
         destroyed = 0
         try:
             for fid in list(self._unused):
-                self.run(destroy_orphan, fid, room=OWED)
+                while self.run(destroy_orphan, fid, room=OWED):
+                    pass
                 del self._unused[fid]
                 destroyed += 1
         except OpError as error:

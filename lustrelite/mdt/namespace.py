@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from stat import S_IFDIR, S_IFMT, S_ISDIR
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from lustrelite import acl
 from lustrelite.errors import OpError
@@ -44,10 +44,12 @@ from lustrelite.tunables import limits
 from lustrelite.wire.mdt import Attr, Layout, StripeHint
 
 if TYPE_CHECKING:
+    from lustrelite.mdt.mdt import Mdt
     from lustrelite.target.transaction import Transaction
 
 DIRECTORY_BYTES = 4096  # the size that stat() shows of a directory
 PATHS_MAX = 1000  # that fid2path lists
+STRIPES_AT_ONCE = 64  # of a file that are destroyed in one transaction: a full MDT has room for that
 _DEPTH_MAX = limits.path_bytes_max // 2  # no path is deeper
 _DOTS = (b".", b"..")
 
@@ -280,14 +282,26 @@ def drop_link(txn: Transaction, fid: Fid, inode: Inode, time: int, *, keep: bool
     return 0, False
 
 
-def destroy(txn: Transaction, fid: Fid, inode: Inode) -> None:
-    """Remove the inode, its attributes and its objects: these go to the log of their OSTs."""
+def destroy(txn: Transaction, fid: Fid, inode: Inode) -> bool:
+    """Remove the inode, its attributes and its objects: these go to the log of their OSTs.
+
+    A full MDT has no room for very many at once. True: what is left is an orphan, to be destroyed next.
+    """
+    layout = inode.layout
+    if layout is not None:
+        for ost, oid in layout.stripes[-STRIPES_AT_ONCE:]:
+            condemn(txn, ost, oid)
+        if len(layout.stripes) > STRIPES_AT_ONCE:
+            left = layout._replace(stripes=layout.stripes[:-STRIPES_AT_ONCE])
+            put_inode(txn, fid, inode._replace(nlink=0, layout=left))
+            txn.put(ORPHANS, fid, b"")
+            if txn.call is not None:
+                txn.then = lambda: cast("Mdt", txn.target).destroy_unused([fid])
+            return True
     txn.delete(INODES, fid)
     if inode.xattrs:
         xattr_rows.delete_all(txn, fid)
-    if inode.layout is not None:
-        for ost, oid in inode.layout.stripes:
-            condemn(txn, ost, oid)
+    return False
 
 
 def make_root(txn: Transaction, owner: tuple[int, int] = (0, 0), time: int = 0) -> None:

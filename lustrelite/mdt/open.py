@@ -403,10 +403,9 @@ def close_handles(mdt: Mdt, export: Export, handles: list[int]) -> list[Fid]:
     return [fid for fid in closed if not mdt.open_files.is_open(fid) and mdt.store.get(ORPHANS, fid) is not None]
 
 
-def destroy_orphan(txn: Transaction, fid: Fid) -> None:
-    """Destroy an orphan, unless somebody has opened it again."""
-    if not cast("Mdt", txn.target).open_files.is_open(fid):
-        _destroy_orphan(txn, fid)
+def destroy_orphan(txn: Transaction, fid: Fid) -> bool:
+    """Destroy an orphan, unless somebody has opened it again. True: part of it."""
+    return not cast("Mdt", txn.target).open_files.is_open(fid) and _destroy_orphan(txn, fid)
 
 
 def _is_last(mdt: Mdt, txn: Transaction, fid: Fid) -> bool:
@@ -421,13 +420,14 @@ def _is_last(mdt: Mdt, txn: Transaction, fid: Fid) -> bool:
     return True
 
 
-def _destroy_orphan(txn: Transaction, fid: Fid) -> None:
+def _destroy_orphan(txn: Transaction, fid: Fid) -> bool:
     txn.delete(ORPHANS, fid)
     inode = namespace.find_inode(txn, fid)
     if inode is not None and inode.nlink:
         txn.target.node.events.emit("mdt.not_an_orphan", level="warning", target=txn.target.name, fid=fid_text(fid))
     elif inode is not None:
-        namespace.destroy(txn, fid, inode)
+        return namespace.destroy(txn, fid, inode)
+    return False
 
 
 def times_of_close(mdt: Mdt, rows: namespace.Rows, file: OpenFile, mtime: int, atime: int) -> Inode | None:

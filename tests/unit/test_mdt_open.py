@@ -271,6 +271,38 @@ async def test_a_full_mdt_destroys_orphans_of_many_stripes(tmp_path: Path, monke
     await mdt.stop()
 
 
+@pytest.mark.parametrize("how", ["unlink", "rename", "close", "closes"])
+async def test_a_full_mdt_destroys_a_file_of_very_many_stripes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """It goes piece by piece; what is left is an orphan meanwhile, also for a successor."""
+    make_maps_small(monkeypatch, 32 << 20)
+    mdt = World(tmp_path, osts=400)
+    await mdt.start()
+    fid = mdt.make(ROOT, b"f", hint=wire.StripeHint(-1, 0, -1))
+    mdt.make(ROOT, b"g")
+    body: Any = wire.Unlink(ROOT, b"f", 0, mdt.tick())
+    if how == "rename":
+        body = wire.Rename(ROOT, b"g", ROOT, b"f", 0, mdt.tick())
+    elif how != "unlink":
+        handle, _ = mdt.open(ROOT, b"f")
+        mdt.unlink(ROOT, b"f")
+        body = wire.Close(handle, fid, 0, 0, 0, 0) if how == "close" else wire.Closes((wire.ClosedFile(handle, fid, 0, 0),))
+    fill(mdt)
+    assert answer(mdt, monkeypatch, lambda: mdt.mdt.serving.execute(mdt.call(body))) == 0
+    assert mdt.orphans() == [fid]
+    left = len(mdt.objects(fid))
+    assert 0 < left < 400
+    monkeypatch.setattr(mdt.mdt, "after_commit", lambda: None)
+    mdt.commit()
+    await mdt.crash(recovering=False)
+    for _ in range(10):
+        mdt.commit()
+    assert not mdt.exists(fid) and not mdt.orphans()
+    assert len(mdt.condemned()) == 400
+    await mdt.stop()
+
+
 def restarted(client: str) -> Connect:
     """The second incarnation of a client connects."""
     return Connect("", client, 2, 0, 0, 0, 0, 0, 0, "", 0)
