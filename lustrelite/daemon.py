@@ -12,9 +12,10 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
-from lustrelite.errors import Deactivated, OpError
+from lustrelite.errors import OpError
 from lustrelite.format import TargetConfig, read_target
 from lustrelite.ids import Nid
 from lustrelite.mdt.mdt import Mdt
@@ -106,6 +107,7 @@ class Daemon:
         self._deciding: dict[str, asyncio.Future[None]] = {}  # by target name: has the MGS taken or refused it?
         self._owned: dict[str, Any] = {}  # by target name
         self._configs: dict[str, TargetConfig] = {}
+        self._registered: dict[str, tuple[Target, TargetRegister]] = {}  # by target name: whom the MGS knows, and how
 
     async def listen(self, nid: Nid) -> Nid:
         """Accept clients at `nid`; returns the real address."""
@@ -171,7 +173,7 @@ class Daemon:
             if config.kind != "MGS":
                 self.refused.pop(name, None)
                 self._deciding[name] = asyncio.get_running_loop().create_future()
-                self.node.spawn(self._register(target, config), f"register {name}")
+                target.spawn(self._register(target, config), f"register {name}")
         except BaseException:  # as it is found there, so it is left
             if name in self.targets:  # else the whole process was killed meanwhile
                 self.targets.pop(name).kill()
@@ -215,39 +217,44 @@ class Daemon:
             target.instance, config.params, isinstance(target, Ost) and target.ids.replaces,
         )  # fmt: skip
         if isinstance(target, Mdt):
-            self.node.spawn(self._do_without_mgs(target), f"without MGS {target.name}")
+            target.spawn(self._do_without_mgs(target), f"without MGS {target.name}")
         while True:
             try:
                 info = await follower.register(place)
                 break
-            except Deactivated:
-                return  # this process stops, and the MGS has been away since it started
             except OpError as error:
                 if error.errno in _REFUSALS:
-                    await self._refused(target, _REFUSALS[error.errno])
+                    self.node.spawn(self._refused(target, _REFUSALS[error.errno]), f"refuse {target.name}")
                     return
                 self.node.events.emit("target.not_registered", level="warning", target=target.name, why=str(error))
                 await asyncio.sleep(self.node.tunables.connect_timeout_s)
+        self._registered[target.name] = target, place
         self._decided(target.name)
         self.node.events.emit("target.registered", target=info.name, nids=list(info.nids))
-        follower.mgs.on_full.append(lambda: self._register_again(target, follower, place))
         if isinstance(target, Mdt):
-            mdt = target
+            await follower.load_when_known()
+            if target.stopping:
+                return
+            target.configure(follower.params)
+            for known in follower.targets.values():
+                if known.kind == "OST":
+                    target.set_ost(known)
 
-            def ost_changed(changed: TargetInfo) -> None:
-                if changed.kind == "OST":
-                    mdt.set_ost(changed)
+    def _known(self, fsname: str) -> list[tuple[Target, TargetRegister]]:
+        """The registered targets of a file system; not those about to stop, which may have no store any more."""
+        return [row for row in self._registered.values() if row[1].fsname == fsname and not row[0].stopping]
 
-            def params_changed(params: dict[str, str]) -> None:
-                if self.targets.get(mdt.name) is mdt and not mdt.stopping:  # else it may have no store any more
-                    mdt.configure(params)
+    def _mdts(self, fsname: str) -> list[Mdt]:
+        return [target for target, _ in self._known(fsname) if isinstance(target, Mdt)]
 
-            follower.on_change(ost_changed)
-            follower.on_params(params_changed)
-            targets = await follower.load_when_known()
-            params_changed(follower.params)
-            for known in targets.values():
-                ost_changed(known)
+    def _target_changed(self, fsname: str, changed: TargetInfo) -> None:
+        if changed.kind == "OST":
+            for mdt in self._mdts(fsname):
+                mdt.set_ost(changed)
+
+    def _params_changed(self, fsname: str, params: dict[str, str]) -> None:
+        for mdt in self._mdts(fsname):
+            mdt.configure(params)
 
     async def _refused(self, target: Target, why: str) -> None:
         """The MGS does not want it: it is served no longer."""
@@ -263,24 +270,23 @@ class Daemon:
             self.on_refused(f"{target.name}: {why}")
 
     def _decided(self, name: str) -> None:
-        if not self._deciding[name].done():
-            self._deciding[name].set_result(None)
+        deciding = self._deciding.pop(name, None)
+        if deciding is not None:
+            deciding.set_result(None)
 
     async def decided(self, wait_s: float) -> None:
         """Wait until the MGS has taken or refused every target that was started, if it is there to say so."""
         if self._deciding:
             await asyncio.wait(self._deciding.values(), timeout=wait_s)
 
-    def _register_again(self, target: Target, follower: ConfigFollower, place: TargetRegister) -> None:
+    def _register_again(self, follower: ConfigFollower) -> None:
         """We have found the MGS again, which may have forgotten us.  Source: server_notify_target(), obd_mount_server.c"""
-        if self.targets.get(target.name) is target and not target.stopping:
-            self.node.spawn(self._tell_again(target, follower, place), f"register {target.name} again")
+        for target, place in self._known(follower.fsname):
+            target.spawn(self._tell_again(target, follower, place), f"register {target.name} again")
 
     async def _tell_again(self, target: Target, follower: ConfigFollower, place: TargetRegister) -> None:
         try:
             await follower.register(place)
-        except Deactivated:
-            pass
         except OpError as error:
             self.node.events.emit("target.not_registered", level="warning", target=target.name, why=str(error))
 
@@ -300,6 +306,9 @@ class Daemon:
                 self.node, self.links, mgs_nids, config.fsname, client_uuid=uuid, xids=self.xids
             )
             self.followers[config.fsname] = follower
+            follower.mgs.on_full.append(partial(self._register_again, follower))
+            follower.on_change(partial(self._target_changed, config.fsname))
+            follower.on_params(partial(self._params_changed, config.fsname))
             follower.start()
         return follower
 
@@ -308,6 +317,8 @@ class Daemon:
         target = self.targets.pop(name, None)
         if target is not None:
             await target.stop()
+        self._registered.pop(name, None)
+        self._decided(name)  # nobody need wait for it any more
         ownership = self._owned.pop(name, None)
         if ownership is not None:
             ownership.release()
@@ -327,4 +338,5 @@ class Daemon:
         for ownership in self._owned.values():
             ownership.abandon()
         self.targets.clear()
+        self._registered.clear()
         self._owned.clear()

@@ -6,6 +6,8 @@ Whatever met its closed store would end the process, and with it all its other t
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -68,3 +70,57 @@ async def test_an_mds_outlives_its_mdt(cluster: Any) -> None:
         await start_target(c.mds, c.mds.targets[0])
         await c.settle()
         await c.a.write("/f", b"x")
+
+
+@pytest.mark.parametrize("mgs", ["is there", "is away"])
+async def test_a_server_forgets_the_targets_it_has_stopped(cluster: Any, mgs: str) -> None:
+    """Whoever was registered heard of the configuration for ever; who waited for the MGS still told it where he is."""
+    async with cluster(oss=1, clients=1) as c:
+        if mgs == "is away":
+            await c.mgs.kill()
+            await asyncio.sleep(2 * c.tunables.connect_timeout_s)
+        started = []
+        for server in (c.mds, c.oss[0]):
+            for _ in range(3):
+                await stop_target(server, server.targets[0])
+                await start_target(server, server.targets[0])
+                await c.until(lambda server=server: not server.target().recovering)
+                await asyncio.sleep(2 * c.tunables.connect_timeout_s)
+                started.append(weakref.ref(server.target()))
+        gc.collect()
+        assert [target() is None for target in started] == [True, True, False] * 2
+        if mgs == "is away":
+            await c.mgs.start()
+        await c.settle()
+        await c.a.write("/f", b"x")
+
+
+async def test_a_target_that_was_stopped_is_not_registered_when_the_mgs_is_back(cluster: Any) -> None:
+    """It came after its successor had, and was said to be an old copy."""
+    async with cluster(oss=1, clients=1) as c:
+        await c.mgs.kill()
+        oss, name = c.oss[0], c.oss[0].targets[0]
+        for _ in range(3):
+            await oss.kill()
+            await oss.start()
+            await c.until(lambda: not oss.target().recovering)
+            await stop_target(oss, name)
+        await c.mgs.start()
+        await asyncio.sleep(10.0)
+        instance = c.mgs.target().entries[name].info.instance
+        await start_target(oss, name)
+        await c.settle()
+        assert c.mgs.target().entries[name].info.instance == oss.target().instance == instance + 4
+
+
+async def test_a_target_that_starts_while_the_mgc_is_inactive_is_registered_later(cluster: Any) -> None:
+    async with cluster(oss=1, clients=1) as c:
+        c.expect("target.not_registered")
+        oss, name = c.oss[0], c.oss[0].targets[0]
+        await stop_target(oss, name)
+        mgc = oss.daemon.followers["lustre"].mgs
+        mgc.deactivate()
+        await start_target(oss, name)
+        await asyncio.sleep(c.tunables.connect_timeout_s)
+        mgc.activate()
+        await c.until(lambda: c.mgs.target().entries[name].info.instance == oss.target().instance)
