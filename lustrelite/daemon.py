@@ -102,6 +102,8 @@ class Daemon:
         self.links = LinkPool(node)
         self.xids = Xids(node)
         self.followers: dict[str, ConfigFollower] = {}  # by file system
+        self.on_follower: Callable[[ConfigFollower], None] = lambda _: None  # the configuration of another file system is followed
+        self.on_devices: Callable[[], None] = lambda: None  # targets, or connections to OSTs, came or went
         self.on_refused: Callable[[str], None] | None = None  # the MGS takes no target of ours into a file system: why
         self.refused: dict[str, str] = {}  # by target name: why the MGS does not take it
         self._deciding: dict[str, asyncio.Future[None]] = {}  # by target name: has the MGS taken or refused it?
@@ -174,6 +176,7 @@ class Daemon:
                 self.refused.pop(name, None)
                 self._deciding[name] = asyncio.get_running_loop().create_future()
                 target.spawn(self._register(target, config), f"register {name}")
+            self.on_devices()
         except BaseException:  # as it is found there, so it is left
             if name in self.targets:  # else the whole process was killed meanwhile
                 self.targets.pop(name).kill()
@@ -239,6 +242,7 @@ class Daemon:
             for known in follower.targets.values():
                 if known.kind == "OST":
                     target.set_ost(known)
+            self.on_devices()
 
     def _known(self, fsname: str) -> list[tuple[Target, TargetRegister]]:
         """The registered targets of a file system; not those about to stop, which may have no store any more."""
@@ -295,6 +299,7 @@ class Daemon:
         await asyncio.sleep(self.node.tunables.connect_timeout_s)
         if self.targets.get(mdt.name) is mdt and not mdt.stopping:
             mdt.go_by_memory()
+            self.on_devices()
 
     def _follower(self, config: TargetConfig) -> ConfigFollower:
         follower = self.followers.get(config.fsname)
@@ -310,6 +315,7 @@ class Daemon:
             follower.on_change(partial(self._target_changed, config.fsname))
             follower.on_params(partial(self._params_changed, config.fsname))
             follower.start()
+            self.on_follower(follower)
         return follower
 
     async def stop_target(self, name: str) -> None:
@@ -318,6 +324,7 @@ class Daemon:
         if target is not None:
             await target.stop()
         self._registered.pop(name, None)
+        self.on_devices()
         self._decided(name)  # nobody need wait for it any more
         ownership = self._owned.pop(name, None)
         if ownership is not None:

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from lustrelite import __version__
@@ -120,9 +120,9 @@ class ParamTree:
             raise KeyError(f"{NO_MATCH} {pattern!r}; `llctl list_param '*'` names the first level")
         return {param.dotted: param.get() for param in params if param.get is not None}
 
-    async def set(self, pattern: str, value: str) -> list[str]:
-        """Set every settable parameter that matches and return their names; KeyError if there is none."""
-        params = self.find(pattern)
+    async def set(self, pattern: str, value: str, among: Collection[str] | None = None) -> list[str]:
+        """Set every settable parameter that matches, or those `among` these names, and return their names; KeyError if there is none."""
+        params = [param for param in self.find(pattern) if among is None or param.name in among]
         settable = [param for param in params if param.set is not None]
         if not settable:
             raise KeyError(f"{params[0].dotted} is read only" if params else f"{NO_MATCH} {pattern!r}")
@@ -147,13 +147,17 @@ class ParamTree:
                     await self.set(name, value)
             raise
 
-    async def apply(self, params: Mapping[str, str]) -> list[str]:
-        """Set the permanent parameters that are about this process; returns complaints about values."""
+    def settable(self) -> frozenset[str]:
+        """The names of those that can be set."""
+        return frozenset(param.name for param in self.find() if param.set is not None)
+
+    async def apply(self, params: Mapping[str, str], among: Collection[str] | None = None) -> list[str]:
+        """Set the permanent parameters that are about this process, or about those `among` these names; returns complaints about values."""
         complaints = []
         for pattern, value in params.items():
-            if any(param.set is not None for param in self.find(pattern)):
+            if any(param.set is not None and (among is None or param.name in among) for param in self.find(pattern)):
                 try:
-                    await self.set(pattern, value)
+                    await self.set(pattern, value, among)
                 except ValueError as error:
                     complaints.append(f"{pattern}: {error}")
         return complaints

@@ -23,6 +23,7 @@ import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,9 @@ class Process:
             "run_dir": str(self.run_dir), "state": "starting",
         }  # fmt: skip
         self.status: Callable[[], dict[str, Any]] = dict  # what the control command "status" adds
+        self._permanent: dict[str, dict[str, str]] = {}  # parameters, by file system
+        self._settable: frozenset[str] = frozenset()  # parameters that were there when devices came or went last
+        self._looking = False  # for new ones, at the end of this turn
         self._of_devices: list[str] = []  # assignments to parameters of devices that are yet to come
         self._stops = 0
         self.node = socket_node(self.name, workers=Workers(WORKERS), allow_remote=options.allow_remote)
@@ -251,18 +255,38 @@ class Process:
                 self.node.crash(f"{context.get('message')}: {error!r}", error)
 
     def follow_params(self, follower: ConfigFollower) -> None:
-        """Apply the permanent parameters of the MGS (`llctl set_param -P`), now and whenever they change."""
-        follower.on_params(self._apply)
-        self._apply(follower.params)
+        """Apply the permanent parameters of the MGS (`llctl set_param -P`): now, whenever they change, and to devices that come."""
+        follower.on_params(partial(self._permanent_changed, follower.fsname))
+        follower.on_change(lambda _: self.devices_changed())
+        self._permanent_changed(follower.fsname, follower.params)
         self.commands["mgs"] = lambda _: {"fsname": follower.fsname, "state": str(follower.mgs.state)}
         self.commands["set_permanent"] = lambda request: follower.set_param(str(request["pattern"]), str(request["value"]))
 
-    def _apply(self, params: dict[str, str]) -> None:
-        if params:
-            self.node.spawn(self._apply_all(dict(params)), "permanent parameters")
+    def _permanent_changed(self, fsname: str, params: dict[str, str]) -> None:
+        self._permanent[fsname] = params
+        self._apply(params)
+        self.devices_changed()
 
-    async def _apply_all(self, params: dict[str, str]) -> None:
-        for complaint in await self.tree.apply(params):
+    def devices_changed(self) -> None:
+        """Devices came or went: those that are new get the permanent parameters, what was set of others stays."""
+        if not self._looking:
+            self._looking = True
+            asyncio.get_running_loop().call_soon(self._look_for_new)
+
+    def _look_for_new(self) -> None:
+        self._looking = False
+        settable = self.tree.settable()
+        new, self._settable = settable - self._settable, settable
+        if new:
+            for params in self._permanent.values():
+                self._apply(params, new)
+
+    def _apply(self, params: dict[str, str], among: frozenset[str] | None = None) -> None:
+        if params:
+            self.node.spawn(self._apply_all(dict(params), among), "permanent parameters")
+
+    async def _apply_all(self, params: dict[str, str], among: frozenset[str] | None) -> None:
+        for complaint in await self.tree.apply(params, among):
             self.node.events.emit("param.refused", level="warning", why=complaint)
 
     # commands -----------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from lustrelite.errors import FormatRefused
 from lustrelite.format import TargetConfig, read_target
 from lustrelite.ids import Nid
 from lustrelite.process import Process
+from lustrelite.rpc.config import ConfigFollower
 from lustrelite.target.target import Target
 
 DECISION_S = 1.0  # for an MGS to say that it takes a target: who starts us waits for that
@@ -63,6 +64,8 @@ class Server:
         nids = [await self.daemon.listen(nid) for nid in process.options.listen]
         targets = [{"name": name, "directory": str(path)} for name, (path, _) in self.configs.items()]
         process.write_record(nids=nids, targets=targets)
+        self.daemon.on_follower = self._follow
+        self.daemon.on_devices = process.devices_changed
         starting = asyncio.ensure_future(self._start_all())
         stopped = asyncio.ensure_future(process.stopping.wait())
         nothing_left = asyncio.ensure_future(self._nothing_left(starting))
@@ -70,9 +73,6 @@ class Server:
             done, _ = await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if starting in done:
                 starting.result()
-                for follower in self.daemon.followers.values():
-                    process.follow_params(follower)
-                    process.node.spawn(follower.load_when_known(), f"parameters of {follower.fsname}")
                 await asyncio.wait({stopped, asyncio.ensure_future(self.daemon.decided(DECISION_S))}, return_when=asyncio.FIRST_COMPLETED)
                 if self.daemon.refused and not self.daemon.targets:
                     await nothing_left
@@ -85,6 +85,10 @@ class Server:
                 task.cancel()
             await asyncio.gather(starting, stopped, nothing_left, return_exceptions=True)
             await self.daemon.stop()
+
+    def _follow(self, follower: ConfigFollower) -> None:
+        self.process.follow_params(follower)
+        self.process.node.spawn(follower.load_when_known(), f"parameters of {follower.fsname}")
 
     async def _nothing_left(self, starting: asyncio.Future[None]) -> None:
         """Raise FormatRefused when the MGS has refused every target that was started here."""

@@ -289,6 +289,39 @@ def test_a_permanent_parameter_survives_a_restart(shell: Shell) -> None:
     shell.settled()
 
 
+def test_permanent_parameters_are_of_devices_that_come_later_too(tmp_path: Path) -> None:
+    """The MDT's connections to OSTs are made anew by each start; a standby may serve one target and wait for another."""
+    shell = Shell(tmp_path / "s")
+
+    def until(name: str, values: str) -> None:
+        deadline = time.monotonic() + 30
+        while (found := shell.llctl("get_param", "-n", name)).split() != values.split():
+            assert time.monotonic() < deadline, found
+            time.sleep(0.1)
+
+    shell.run("up", "--oss", 1, "--oss-failover")
+    try:
+        shell.run("stop", "lustre-OST0001")
+        until("obdfilter.*.recovery_time_hard", "90 90")
+        shell.llctl("set_param", "-P", "osp.*.create_count=99")
+        shell.llctl("set_param", "-P", "obdfilter.*.recovery_time_hard=77")
+        until("obdfilter.*.recovery_time_hard", "77 77")
+        until("osp.*.create_count", "99 99")
+        shell.llctl("set_param", "osp.lustre-OST0001*.create_count=98")
+        shell.run("kill", "mds1")
+        shell.run("start", "mds1")
+        until("osp.*.create_count", "99 99")
+        shell.llctl("set_param", "osp.lustre-OST0001*.create_count=98")
+        shell.run("stop", "lustre-OST0000")
+        until("obdfilter.*.recovery_time_hard", "77 77")
+        until("osp.*.create_count", "99 98")
+        shell.run("stop", "lustre-MDT0000")
+        shell.run("start", "lustre-MDT0000")
+        until("osp.*.create_count", "99 99")
+    finally:
+        shell.run("down")
+
+
 def test_a_permanent_parameter_is_not_set_when_the_mgs_is_away(shell: Shell) -> None:
     shell.run("kill", "mgs")
     for words in (("set_param", "-P", "tunables.statahead_max=5"), ("conf_param", "lustre-OST0001.failover.mode=failout")):
