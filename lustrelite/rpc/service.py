@@ -62,7 +62,8 @@ class Service:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.targets: dict[str, Endpoint] = {}  # by uuid
-        self.idle: dict[ServerLink, None] = {}  # links without an export; the others are known by their exports
+        self.idle: dict[ServerLink, float] = {}  # links without an export, and since when; the others are known by their exports
+        self._idle_timer: asyncio.TimerHandle | None = None
         self.listeners: list[Listener] = []
         self.buffers = BufferPool()
         self.waiting: dict[Call, None] = {}  # calls that were not answered in the turn they came in
@@ -81,6 +82,8 @@ class Service:
 
     def close(self) -> None:
         """Stop listening and drop every link."""
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         for listener in self.listeners:
             listener.close()
         for server_link in dict.fromkeys([*self.idle, *(e.link for t in self.targets.values() for e in t.exports.values() if e.link)]):
@@ -113,13 +116,29 @@ class Service:
         if link is not None:
             link.exports = tuple(other for other in link.exports if other is not export)
             if not link.exports and not link.lost:
-                self.idle[link] = None
+                self._without_export(link)
+
+    def _without_export(self, link: ServerLink) -> None:
+        """Nothing is sent over this link now, so nobody would notice if its other end had gone: it is not kept for ever."""
+        self.idle[link] = self.node.now()
+        if self._idle_timer is None:
+            self._idle_timer = asyncio.get_running_loop().call_later(self.node.tunables.evict_silent_s, self._close_idle)
+
+    def _close_idle(self) -> None:
+        self._idle_timer = None
+        now, limit = self.node.now(), self.node.tunables.evict_silent_s
+        over = [link for link, since in self.idle.items() if now - since >= limit]
+        for link in over:
+            link.link.close("nobody has connected to a target over it")
+        left = min((since for link, since in self.idle.items() if link not in over), default=None)
+        if left is not None and not self.node.dead:
+            self._idle_timer = asyncio.get_running_loop().call_later(left + limit - now, self._close_idle)
 
     # receiver ---------------------------------------------------------------------------------------------------
 
     def _accept(self, link: Link) -> ServerLink:
         server_link = ServerLink(self, link)
-        self.idle[server_link] = None
+        self._without_export(server_link)
         return server_link
 
     def bulk_buffer(self, length: int) -> memoryview:
@@ -221,6 +240,8 @@ class Service:
         name = call.spec.name
         self.counts[name] = self.counts.get(name, 0) + 1
         if type(call.body) is Connect:
+            if call.link in self.idle:
+                self.idle[call.link] = call.arrived
             target = self.targets.get(call.body.target)
             if target is None:
                 raise OpError(errno.ENODEV, call.body.target)

@@ -587,3 +587,20 @@ async def test_what_is_in_progress_when_its_client_is_evicted_fails_and_changes_
         await file.close()
         await c.a.create("/h")
         assert await c.b.exists("/h")
+
+
+async def test_the_links_of_clients_that_are_gone_without_a_word_are_closed(cluster: Any) -> None:
+    """Nobody sends anything over them: each would take descriptors of the server for ever, until it takes no more links."""
+    async with cluster(oss=1, clients=2) as c:
+        c.expect(*EVICTION)
+        await c.a.create("/f")
+        await c.b.pause()
+        servers = [c.mgs, c.mds, c.oss[0]]
+        for server in servers:
+            await c.until(lambda server=server: bool(server.daemon.service.idle), 3 * c.tunables.evict_silent_s)
+        await asyncio.sleep(1.1 * c.tunables.evict_silent_s)
+        assert [len(server.daemon.service.idle) for server in servers] == [0, 0, 0]
+        await c.b.resume()
+        await c.until_saw("import.evicted", on=c.b)
+        await c.settle()
+        assert await c.b.exists("/f")
