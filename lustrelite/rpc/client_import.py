@@ -34,6 +34,7 @@ from lustrelite.rpc.links import ClientLink, LinkPool
 from lustrelite.rpc.node import CORRUPT, Node
 from lustrelite.rpc.request import Request, Xids, end, fail, withdraw
 from lustrelite.rpc.slots import CLOSE, PROMPT, ModSlots
+from lustrelite.tunables import limits
 from lustrelite.wire.ldlm import Granted, Ride
 from lustrelite.wire.mdt import DISP_OPEN_OPEN, Close, Closes, Open, Reopen, Setattrs
 from lustrelite.wire.message import (
@@ -503,7 +504,7 @@ class ClientImport:
                 resent=bool(request.flags & RESENT),
             )  # fmt: skip
             if request.flags & RESENT and now - request.working_at > 1.5 * request.timeout_s:
-                self._timed_out(request.conn_cnt, f"{request.spec.name} timed out twice")
+                self._timed_out(request, f"{request.spec.name} timed out twice")
                 return
             self.resend(request)
 
@@ -547,17 +548,22 @@ class ClientImport:
                     return request
                 if resend_s is not None:
                     self.resend(request)
-            self._timed_out(request.conn_cnt, f"{request.spec.name} timed out")
+            self._timed_out(request, f"{request.spec.name} timed out")
             raise LinkLost(f"{request.spec.name} timed out")
         finally:
             self.forget(request)
 
-    def _timed_out(self, conn_cnt: int, why: str) -> None:
-        """Give the connection up, and the link under it if nothing at all came over it for that long."""
+    def _timed_out(self, request: Request, why: str) -> None:
+        """Give the connection up, and the link under it if nothing at all came over it for that long.
+
+        Also if much data was to travel: its TCP connection may be dead (a router forgets one that was idle) while pings pass.
+        """
         link = self.link
-        if link is not None and self.node.now() - link.heard_at >= self.node.tunables.connect_timeout_s and link.link:
-            link.link.close(why)
-        self.connection_failed(conn_cnt, why)
+        if link is not None and link.link is not None:
+            silent = self.node.now() - link.heard_at >= self.node.tunables.connect_timeout_s
+            if silent or max(len(request.bulk or b""), len(request.sink or b"")) > limits.bulk_inline_bytes_max:
+                link.link.close(why)
+        self.connection_failed(request.conn_cnt, why)
 
     # receiving --------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from steps import EVICTION
 from test_cache import caching
 
@@ -72,3 +73,26 @@ async def test_an_append_never_lands_before_the_end_of_the_file(cluster: Any) ->
             where = end  # that would be right, too
         assert where == end
         await c.a.unrecorded(file.close())
+
+
+@pytest.mark.parametrize("what", ["write", "read"])
+async def test_data_finds_another_way_when_only_its_own_connection_is_dead(cluster: Any, what: str) -> None:
+    """A router had forgotten the bulk connection, which was idle; pings passed, so the link was kept, and data sent into it for ever."""
+    async with cluster(oss=1, clients=1, caching=0) as c:
+        c.expect("import.lost")
+        await c.a.write("/f", b"old" * MIB)
+        link = c.a.fs.connections.imports["lustre-OST0000"].link.link
+        transmit = c.net.transmit
+
+        def forget(side: Any, frame: Any, delay_s: float = 0.0) -> None:
+            if side not in (link, link.other) or not side.channel(frame.data):
+                transmit(side, frame, delay_s)
+
+        c.net.transmit = forget
+        async with asyncio.timeout(4 * c.tunables.rpc_timeout_s):
+            if what == "write":
+                await c.a.write("/f", b"new" * MIB)
+            else:
+                assert await c.a.read("/f") == b"old" * MIB
+        assert link.closed
+        c.net.transmit = transmit
