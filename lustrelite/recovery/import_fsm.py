@@ -98,8 +98,11 @@ class ImportFsm:
         return True
 
     def refuses(self, reply: ConnectReply) -> bool:
-        """Is this the reply of an older incarnation of the target than one we have talked to (a zombie)?"""
-        return reply.instance < self.instance
+        """Is this the reply of an older incarnation of the target than one we have talked to (a zombie)?
+
+        A server without client records (MGS) may have been formatted anew, or come from a backup.
+        """
+        return reply.instance < self.instance and bool(reply.flags & CONNECT_REPLAYABLE)
 
     def on_connect_reply(self, reply: ConnectReply, now: float) -> State:
         """Adopt what the server says and enter the next state.  Source: ptlrpc_connect_interpret()"""

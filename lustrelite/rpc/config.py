@@ -43,6 +43,7 @@ class ConfigFollower:
         self._stale = asyncio.Event()  # the lock is gone: there may be something new
         self._listeners: list[Callable[[TargetInfo], None]] = []
         self._params_listeners: list[Callable[[dict[str, str]], None]] = []
+        self._export = 0  # our handle at the MGS that has told us all
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -53,6 +54,7 @@ class ConfigFollower:
         """Read the configuration and follow it from now on.  Errors: ENOENT no such file system."""
         await self._read(0)
         if self._task is None:
+            self._export = self.mgs.fsm.handle
             self._task = self.node.spawn(self._follow(), f"config {self.fsname}")
         return self.targets
 
@@ -133,6 +135,11 @@ class ConfigFollower:
         """What is newer than version `since`."""
         self._take(await self.mgs.call(ConfigRead(self.fsname, since)))
 
+    def _forget_versions(self) -> None:
+        """Another MGS answers, perhaps one that was formatted anew or came from a backup: its versions may have been used before."""
+        self.version = 0
+        self.targets = {name: info._replace(version=0) for name, info in self.targets.items()}
+
     def _take(self, config: Config) -> None:
         self.version = max(self.version, config.version)
         for info in config.targets:
@@ -140,6 +147,8 @@ class ConfigFollower:
             if known is not None and known.version >= info.version:
                 continue
             self.targets[info.name] = info
+            if known is not None and known == info._replace(version=known.version):
+                continue
             if known is not None:
                 self.node.events.emit(
                     "config.changed", target=info.name, nids=list(info.nids), instance=info.instance
@@ -160,6 +169,9 @@ class ConfigFollower:
             try:
                 self._stale.clear()
                 self.locks.release(await self.locks.take_plain(config_resource(self.fsname), CR))
+                if self._export != self.mgs.fsm.handle:
+                    self._export = self.mgs.fsm.handle
+                    self._forget_versions()
                 await self._read(self.version)
                 await self._stale.wait()
             except OpError:

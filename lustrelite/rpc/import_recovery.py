@@ -18,7 +18,7 @@ from lustrelite.recovery.import_fsm import State
 from lustrelite.rpc.lock_replay import replay_locks
 from lustrelite.rpc.request import Request
 from lustrelite.wire.message import BY_CLASS, LOCK_REPLAY_DONE, REPLAY, REQ_REPLAY_DONE, RESENT, ROOT_CRED
-from lustrelite.wire.session import CONNECT_INITIAL, CONNECT_TRANSNO, Connect, ConnectReply, Ping
+from lustrelite.wire.session import CONNECT_INITIAL, CONNECT_REPLAYABLE, CONNECT_TRANSNO, Connect, ConnectReply, Ping
 
 if TYPE_CHECKING:
     from lustrelite.rpc.client_import import ClientImport
@@ -135,7 +135,8 @@ class ImportRecovery:
         self.imp.max_bytes_per_rpc = min(self.imp.node.tunables.max_bytes_per_rpc, reply.max_bytes_per_rpc)
         self.imp.slots.resize(reply.max_mod_rpcs)
         last_committed = request.reply_raw[4]
-        if 0 < last_committed < self.imp.replays.last_committed and reply.instance > 1:
+        replayable = bool(reply.flags & CONNECT_REPLAYABLE)  # an MGS from a backup has lost nothing of ours
+        if replayable and 0 < last_committed < self.imp.replays.last_committed and reply.instance > 1:
             self.imp.node.events.emit(
                 "import.time_went_back", level="error", target=self.imp.target, ours=self.imp.replays.last_committed,
                 theirs=last_committed,

@@ -365,3 +365,38 @@ async def test_an_ost_takes_the_place_of_one_that_is_lost(cluster: Any) -> None:
         c.configs[str(directory)] = config
         await c.oss[0].start()
         assert await c.a.read("/f") == b"y" * 100_000
+
+
+@pytest.mark.parametrize("restarts", [0, 3])
+@pytest.mark.parametrize("what", ["backup", "new"])
+async def test_an_mgs_that_came_from_a_backup_or_is_new_is_believed(cluster: Any, what: str, restarts: int) -> None:
+    """Clients and the MDT took it for an old one, or what it said for old news, until they were started anew."""
+    async with cluster(oss=1, clients=1) as c:
+        directory = c.disks.directory("MGS")
+        await c.mgs.stop()
+        shutil.copytree(directory, c.disks.root / "backup")
+        await c.mgs.start()
+        for _ in range(restarts):
+            await c.mgs.stop()
+            await c.mgs.start()
+        await c.settle()
+        for value in "23456":
+            await c.a.fs.connections.config.set_param("tunables.spin_us", value)
+        await c.oss[0].kill()
+        await c.oss[0].start()
+        await c.settle()
+        await c.mgs.stop()
+        shutil.rmtree(directory)
+        if what == "backup":
+            shutil.copytree(c.disks.root / "backup", directory)
+        else:
+            c.format(c.mgs.configs[0])
+        await c.mgs.start()
+        await c.settle()
+        await c.oss[0].stop()
+        c.oss[0] = SimServer(c, "elsewhere", c.oss[0].configs)
+        await c.oss[0].start()
+        await c.settle()
+        async with asyncio.timeout(60):
+            await c.a.write("/f", b"x")
+        assert c.a.fs.connections.config.params == {}
