@@ -152,14 +152,14 @@ class ParamTree:
         return frozenset(param.name for param in self.find() if param.set is not None)
 
     async def apply(self, params: Mapping[str, str], among: Collection[str] | None = None) -> list[str]:
-        """Set the permanent parameters that are about this process, or about those `among` these names; returns complaints about values."""
+        """Set the permanent parameters that are about this process, or about those `among` these names; returns complaints."""
         complaints = []
         for pattern, value in params.items():
-            if any(param.set is not None and (among is None or param.name in among) for param in self.find(pattern)):
-                try:
+            try:
+                if any(param.set is not None and (among is None or param.name in among) for param in self.find(pattern)):
                     await self.set(pattern, value, among)
-                except ValueError as error:
-                    complaints.append(f"{pattern}: {error}")
+            except ValueError as error:
+                complaints.append(f"{pattern}: {error}")
         return complaints
 
     def level(self, pattern: str, *, below: bool = False) -> dict[str, str]:

@@ -233,6 +233,14 @@ async def test_a_permanent_value_that_cannot_be_is_left_out(node_tree: tuple[Par
     assert (tunables.stripe_count, tunables.spin_us) == (1, 1)
 
 
+@pytest.mark.parametrize("pattern", ["{", "tunables.{spin_us", "[z-a]"])
+async def test_a_permanent_name_that_is_none_ends_nobody(node_tree: tuple[ParamTree, Tunables], pattern: str) -> None:
+    """The MGS keeps what it is told; every process that heard of it died, and its successor."""
+    tree, tunables = node_tree
+    (complaint,) = await tree.apply({pattern: "7", "tunables.spin_us": "1"})
+    assert complaint.startswith(f"{pattern}: bad pattern") and tunables.spin_us == 1
+
+
 @pytest.mark.parametrize(
     ("pattern", "text"),
     [("tunables.stripe_size", "3"), ("tunables/stripe_s*", "0"), ("timeout", "0"), ("tunables.spin_us", "x"),
