@@ -61,5 +61,5 @@ class ControlServer(StreamServer):
             return {"id": number, "ok": True, "result": result}
         except KeyError as error:
             return {"id": number, "ok": False, "error": str(error.args[0]) if error.args else "missing"}
-        except (OpError, ValueError, TypeError, RecursionError, OSError) as error:
+        except (OpError, ValueError, TypeError, ArithmeticError, RecursionError, OSError) as error:
             return {"id": number, "ok": False, "error": str(error) or type(error).__name__}

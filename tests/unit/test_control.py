@@ -79,6 +79,18 @@ async def test_refusals_are_one_line_and_the_connection_lives_on(tmp_path: Path)
     await served(tmp_path / "a.sock", {"refuse": refuse, "ping": lambda _: "pong"}, work)
 
 
+async def test_a_number_that_is_too_large_is_refused_and_the_connection_lives_on(tmp_path: Path) -> None:
+    """JSON has Infinity, as Python writes it: it ended the process."""
+
+    def work() -> None:
+        with ControlClient(tmp_path / "a.sock") as client:
+            with pytest.raises(ControlFailed, match="infinity"):
+                client.call("events", count=float("inf"))
+            assert client.call("ping") == "pong"
+
+    await served(tmp_path / "a.sock", {"events": lambda request: int(request["count"]), "ping": lambda _: "pong"}, work)
+
+
 @pytest.mark.parametrize("line", [b"\n", b"[]\n", b"{\n", b"\xff\xfe\n", b'{"cmd": 3}\n', b"[" * 100_000 + b"\n"])
 async def test_garbage_is_answered_with_an_error(tmp_path: Path, line: bytes) -> None:
     server = ControlServer(tmp_path / "a.sock", {})
