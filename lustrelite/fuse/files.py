@@ -191,7 +191,7 @@ class Files:
             if file.layout is not None:
                 self.inodes.watch(node, file.layout)
             if place != offset and not file.flags & os.O_APPEND:  # else it has no pages of it
-                await self.inodes.drop_misplaced(node, offset, offset + size)
+                await self.inodes.drop_with_answer(node, offset, offset + size)
             elif node.overtaken(withdrawn):
                 self.inodes.drop_later(node, offset, offset + size)
         finally:
@@ -235,7 +235,13 @@ class Files:
         (handle, offset, _, target, target_offset, length, _), _, _ = kernel.decode(request.opcode, body)
         source, to = self.file(handle), self.file(target)
         await self._drop_privileges(request, to, keeps_set_id=not request.uid)
-        done = await source.copy_range(offset, to, target_offset, min(length, COPY_BYTES_MAX))
+        length = min(length, COPY_BYTES_MAX)
+        try:
+            done = await source.copy_range(offset, to, target_offset, length)
+        except BaseException:  # the kernel keeps its pages of what was copied before
+            if self.mount.session.alive:
+                await self.inodes.drop_with_answer(self.inodes.of(to.fid), target_offset, target_offset + length)
+            raise
         return kernel.write_out(done)  # the low half of an u64, if the kernel wants one
 
     async def fsync(self, request: Request, body: memoryview) -> Answer:

@@ -312,8 +312,8 @@ class Inodes:
         """Drop pages that nothing vouches for any more."""
         self.session.invalidate([_inval(node, start, end)])
 
-    async def drop_misplaced(self, node: Node, start: int, end: int) -> None:
-        """The kernel writes pages at another place than we did, and will believe them when it has our answer: drop them then.
+    async def drop_with_answer(self, node: Node, start: int, end: int) -> None:
+        """Something else was changed in [start, end) than the kernel will think when it has our answer: drop its pages then.
 
         It is told before: what it asks of the attributes once it has heard of that, as after our answer, is not thrown away.
         """

@@ -5,6 +5,7 @@ pjdfstest runs if PJDFSTEST names a directory with its built program and `tests/
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import errno
 import fcntl
@@ -22,7 +23,7 @@ import pytest
 
 from lustrelite import acl
 from lustrelite.cli.cluster import child_environment
-from tests.posix.mounts import Mounted, missing
+from tests.posix.mounts import WAIT_S, Mounted, missing, when
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 PJDFSTEST = os.environ.get("PJDFSTEST", "")
@@ -37,6 +38,16 @@ def listed(user: int, mask: int = 7) -> bytes:
     """A list that lets BOB do `user`."""
     entries = ((acl.USER_OBJ, 7), (acl.USER, user, BOB), (acl.GROUP_OBJ, 0), (acl.MASK, mask), (acl.OTHER, 0))
     return acl.pack(tuple(acl.Entry(*entry) for entry in entries))
+
+
+def llfs(m: Mounted, *words: object) -> str:
+    """What it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lustrelite.cli.llfs", *map(str, words)], capture_output=True, text=True, check=False,
+        env={**child_environment(), "LUSTRELITE_RUN_DIR": str(m.run_dir)}, timeout=60,
+    )  # fmt: skip
+    assert not done.returncode, done.stdout + done.stderr
+    return done.stdout
 
 
 def as_bob(path: Path, flags: int) -> int:
@@ -131,6 +142,49 @@ async def test_files_without_names_and_ranges_of_files(world: Any) -> None:
         await m.call(work)
 
 
+COPIER = """
+import os, sys
+try:
+    os.copy_file_range(int(sys.argv[1]), int(sys.argv[2]), 8 << 20, 0, 0)
+except OSError as error:
+    sys.exit(error.errno)
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("how", ["refused", "killed"])
+async def test_what_a_copy_has_copied_that_ends_half_way_is_seen(world: Any, how: str) -> None:
+    """The second half of the source is on an OST that is away; the kernel has the pages that were there before."""
+    options = ("-o", "failout,param=tunables.failout_after_s:1") if how == "refused" else ()
+    async with world(oss=2, clients=0) as w, Mounted(w, "m1", *options) as m, Mounted(w, "m2") as other:
+        half = 4 << 20
+
+        def prepare() -> tuple[int, int]:
+            (m.path / "d").mkdir()
+            llfs(m, "setstripe", "-c", 2, "-S", half, "-i", 0, m.path / "d")
+            (other.path / "d/source").write_bytes(b"n" * 2 * half)
+            (m.path / "d/target").write_bytes(b"o" * half)
+            return os.open(m.path / "d/source", os.O_RDONLY), os.open(m.path / "d/target", os.O_RDWR)
+
+        fds = await m.call(prepare)
+        for _ in range(3):
+            assert await m.call(os.pread, fds[1], half, 0) == b"o" * half
+        await w.oss[1].kill()
+        copier = await asyncio.create_subprocess_exec(sys.executable, "-c", COPIER, *map(str, fds), pass_fds=fds)
+        if how == "refused":
+            w.expect("import.failed_out")
+            assert await asyncio.wait_for(copier.wait(), WAIT_S) == errno.EIO
+        else:
+            await w.eventually(when(lambda: m.tell("fuse")["pending"] == 1), "it copies")
+            await asyncio.sleep(0.5)  # the first half
+            copier.kill()
+            assert await asyncio.wait_for(copier.wait(), WAIT_S) == -signal.SIGKILL
+        assert await m.call(os.pread, fds[1], half, 0) == b"n" * half
+        await w.oss[1].start()
+        await m.call(lambda: [os.close(fd) for fd in fds])
+        await m.call(shutil.rmtree, m.path / "d")
+
+
 def inode_flags(path: Path, new: int | None = None) -> int:
     """FS_IOC_GETFLAGS, or FS_IOC_SETFLAGS if `new` is given; unknown ones are ENOTTY."""
     fd = os.open(path, os.O_RDONLY)
@@ -192,28 +246,20 @@ async def test_immutable_and_append_only_hold_for_root_on_every_mount(world: Any
 async def test_llfs_on_a_mounted_path(world: Any) -> None:
     async with world(oss=2, clients=0) as w, Mounted(w) as m:
 
-        def llfs(*words: object, status: int = 0) -> str:
-            done = subprocess.run(
-                [sys.executable, "-m", "lustrelite.cli.llfs", *map(str, words)], capture_output=True, text=True, check=False,
-                env={**child_environment(), "LUSTRELITE_RUN_DIR": str(m.run_dir)}, timeout=60,
-            )  # fmt: skip
-            assert done.returncode == status, done.stdout + done.stderr
-            return done.stdout
-
         def work() -> None:
             (m.path / "wide").mkdir()
-            llfs("setstripe", "-c", -1, "-S", "64K", m.path / "wide")
+            llfs(m, "setstripe", "-c", -1, "-S", "64K", m.path / "wide")
             (m.path / "wide/f").write_bytes(bytes(200_000))
-            assert llfs("getstripe", "-c", m.path / "wide/f") == "2\n"
-            assert f"{m.path}/wide/f\nlmm_stripe_count:  2\n" in llfs("getstripe", m.path / "wide")
-            fid = llfs("path2fid", m.path / "wide/f").strip()
-            assert llfs("fid2path", m.path, fid) == f"{m.path}/wide/f\n"
-            assert f"{m.path}[OST:1]\n" in llfs("df", m.path)
-            assert llfs("check", "all", m.path).count(" active.\n") == 4
+            assert llfs(m, "getstripe", "-c", m.path / "wide/f") == "2\n"
+            assert f"{m.path}/wide/f\nlmm_stripe_count:  2\n" in llfs(m, "getstripe", m.path / "wide")
+            fid = llfs(m, "path2fid", m.path / "wide/f").strip()
+            assert llfs(m, "fid2path", m.path, fid) == f"{m.path}/wide/f\n"
+            assert f"{m.path}[OST:1]\n" in llfs(m, "df", m.path)
+            assert llfs(m, "check", "all", m.path).count(" active.\n") == 4
             m.signal(signal.SIGSTOP)  # the mount hangs, and nothing is asked through it: nor of it, which would evict it
             try:
-                assert llfs("path2fid", m.path) == "[0x200000007:0x1:0x0]\n"
-                assert "filesystem_summary:" in llfs("df", "-i", m.path)
+                assert llfs(m, "path2fid", m.path) == "[0x200000007:0x1:0x0]\n"
+                assert "filesystem_summary:" in llfs(m, "df", "-i", m.path)
             finally:
                 m.signal(signal.SIGCONT)
             shutil.rmtree(m.path / "wide")
