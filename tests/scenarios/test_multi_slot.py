@@ -13,7 +13,7 @@ import pytest
 from steps import soon
 
 from lustrelite.errors import Deactivated
-from lustrelite.wire.mdt import Close, Create
+from lustrelite.wire.mdt import Close, Create, Unlink
 
 #        id         close      create
 LOST = [
@@ -155,3 +155,20 @@ async def test_no_slot_is_given_out_twice_after_a_deactivation(world: Any) -> No
         await asyncio.gather(*(c.a.create(f"/{i}") for i in range(32)))
         await lost.caught(32)
         c.saw("reply.reconstructed", op="Create", times=32)
+
+
+async def test_a_late_copy_of_a_removal_does_not_remove_what_was_made_since(cluster: Any) -> None:
+    """Its slot was used again. The client has not said that it had the answer, because it still waits for an older one."""
+    async with cluster(clients=1, caching=0) as c:
+        await c.a.create("/f")
+        older = c.net.hold(Create, to=c.a, source=c.mds, reply=True, times=1)
+        creating = soon(c.a.create("/older"))
+        await older.caught()
+        c.net.double(Unlink, delay_s=2.0)
+        await c.a.unlink("/f")
+        await c.a.create("/f")
+        await asyncio.sleep(2.5)
+        assert await c.a.listdir("/") == ["f", "older"]
+        c.saw("request.dropped", op="Unlink", why="its slot was used again")
+        older.release()
+        await creating
