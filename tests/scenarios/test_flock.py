@@ -493,3 +493,16 @@ async def test_a_second_copy_of_a_request_gets_no_lock_that_nobody_knows_of(clus
         await asyncio.sleep(1.0)
         assert held(c, bsd=False) == {}
         await lockf(a, LOCK_EX | LOCK_NB)
+
+
+async def test_a_late_copy_of_a_request_that_was_answered_long_ago_locks_nothing(cluster: Any) -> None:
+    """The client has said that it has the answer, so it is kept no longer; and the lock has been released."""
+    async with cluster(clients=2) as c:
+        a, b = await two_files(c)
+        c.net.double(Enqueue, source=c.a, to=c.mds, delay_s=2.0)
+        await lockf(a, LOCK_EX)
+        await lockf(a, LOCK_UN)
+        await asyncio.sleep(2.5)
+        assert held(c, bsd=False) == {}
+        await lockf(b, LOCK_EX | LOCK_NB)
+        c.saw("request.dropped", op="Enqueue", why="answered long ago")
