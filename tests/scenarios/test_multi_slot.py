@@ -13,7 +13,7 @@ import pytest
 from steps import soon
 
 from lustrelite.errors import Deactivated
-from lustrelite.wire.mdt import Close, Create, Unlink
+from lustrelite.wire.mdt import Close, Create, Rename, Unlink
 
 #        id         close      create
 LOST = [
@@ -172,3 +172,24 @@ async def test_a_late_copy_of_a_removal_does_not_remove_what_was_made_since(clus
         c.saw("request.dropped", op="Unlink", why="its slot was used again")
         older.release()
         await creating
+
+
+async def test_the_replay_of_an_open_whose_file_is_gone_leaves_the_slot_to_who_had_it_since(world: Any) -> None:
+    """Open and close are committed, only the answer to the close was lost: the replay is refused, and that is no answer to the rename."""
+    async with world(clients=1) as c:
+        await c.a.create("/old")
+        file = await c.a.open("/f", create=True)
+        await c.a.unlink("/f")
+        rename = c.drop_reply(Rename)
+        renaming = soon(c.a.rename("/old", "/new"))  # in the slot that the open had
+        await rename.caught()
+        close = c.drop_reply(Close)
+        closing = soon(file.close())
+        await close.caught()
+        await c.mds.commit()
+        await c.fail(c.mds)
+        await renaming
+        await closing
+        c.saw("import.replay_failed", op="Open")
+        c.saw("reply.reconstructed", op="Rename")
+        assert await c.a.listdir("/") == ["new"]
