@@ -364,3 +364,17 @@ async def test_what_is_there_can_be_opened_while_the_mdt_is_full(cluster: Any) -
         await c.a.write_at("/f", 0, b"more")
         assert await c.b.read("/f") == b"more" + b"here" * 999
         await user.rmtree("/u")
+
+
+async def test_what_an_mdt_had_answered_is_replayed_although_it_is_full_by_then(cluster: Any) -> None:
+    """There was room for it; others on the disk have taken that since. Nothing else finds any."""
+    async with cluster(clients=1) as c:
+        await c.replay_barrier(c.mds)
+        for number in range(300):  # more than is reckoned with at once
+            await c.a.mkdir(f"/{number}")
+        c.mds.tunables["reserved_permille"] = 1000
+        await c.fail(c.mds)
+        assert len(await c.a.listdir("/")) == 300
+        with refused(errno.ENOSPC):
+            for number in range(1000):
+                await Mount(c.a).mkdir(f"/more{number}")
