@@ -17,6 +17,7 @@ from mounts import Mount, mounts
 from steps import EVICTION, soon
 
 from lustrelite.ids import Nid
+from lustrelite.wire.ost import OstCreate
 from lustrelite.wire.session import Disconnect
 
 DATA = b"data" * 5000
@@ -389,3 +390,19 @@ async def test_when_a_locked_file_was_read_is_told(cluster: Any, silent: bool) -
         await leaving
         await c.settle()
         assert (await b.stat("/u/f")).atime == atime
+
+
+async def test_what_waits_for_objects_when_its_client_leaves_is_not_made(cluster: Any) -> None:
+    """Who asked for it was interrupted, so the goodbye does not wait for it."""
+    async with cluster(clients=2, oss=1, caching=0) as c:
+        more = c.net.hold(OstCreate, to=c.oss[0])
+        exports = c.mds.target().exports
+        files = soon(asyncio.gather(*(c.b.create(f"/{number}") for number in range(100))))
+        await c.until(lambda: any(export.calls_in_progress() for export in exports.values()))
+        making = c.a.node.spawn(c.a.fs.create("/f"), "create")
+        await asyncio.sleep(0.1)
+        making.cancel()
+        await c.a.unmount()
+        more.release()
+        await files
+        assert "f" not in await c.b.listdir("/")
