@@ -35,6 +35,21 @@ async def test_two_connects_that_meet_in_the_server_do_no_harm(world: Any) -> No
         c.never_saw("import.evicted")
 
 
+async def test_a_connect_that_is_late_does_not_undo_the_next_one(cluster: Any) -> None:
+    """The client has given it up and has come again: its requests would be of a connection that the server knows no more."""
+    async with cluster(clients=1) as c:
+        mdt = next(imp for imp in c.a.imports if "MDT" in imp.target)
+        late = c.net.hold(Connect, source=c.a, to=c.mds, times=1)
+        mdt.connection_failed(0, "broken by the test")
+        await late.caught()
+        mdt.connection_failed(0, "broken by the test")
+        await c.a.create("/f")
+        late.release()
+        await asyncio.sleep(1.0)
+        await c.a.create("/g")
+        c.saw("import.restored", client=c.a, times=1)
+
+
 @pytest.mark.lustre("RS 44b")
 async def test_a_server_that_sits_on_a_reconnect_is_asked_again(world: Any) -> None:
     """For two timeouts, ten times.  Source: lustre/tests/replay-single.sh test_44b"""
