@@ -118,3 +118,14 @@ async def test_an_idle_client_pings_every_interval_and_servers_do_not_take_peace
         b = await c.add_client()
         await b.listdir("/")
         c.never_saw("service.absent")
+
+
+async def test_nobody_is_evicted_while_nobody_is_heard(cluster: Any) -> None:
+    """It is the network then, not they.  Source: ping_evictor_main()"""
+    async with cluster(clients=2) as c:
+        for client in (c.a, c.b):
+            c.net.cut(client, c.mds)
+        await asyncio.sleep(3 * c.tunables.evict_silent_s)
+        c.net.heal()
+        await c.settle()
+        c.never_saw("client.evicted")
