@@ -64,7 +64,7 @@ class Serving:
                     if xid < record.xid and not replay:
                         self._drop(call, "its slot was used again")
                         return
-                    record = export.find_reply(xid) if flags else None
+                    record = None  # of the slot's last request; this is a new one
                 if replay and record is not None and record.transno <= target.boot_committed:
                     record = None  # of an earlier incarnation: the open must be made again
             if target.recovering and twin is None and (
@@ -269,11 +269,7 @@ class Serving:
             tag = call.header.tag
             if tag and transno > target.boot_committed:  # the replay of a committed open must not hide a newer result
                 record = ReplyRecord(call.xid, transno, 0, txn.data, txn.pre_versions, export.generation)
-                previous = export.replies.get(tag)
-                if previous is None or previous.transno <= transno:
-                    txn.writes[schema.REPLIES, schema.reply_key(export.client_index, tag)] = schema.pack_reply(record)
-                else:
-                    record = previous
+                txn.writes[schema.REPLIES, schema.reply_key(export.client_index, tag)] = schema.pack_reply(record)
             else:
                 record = None
             if txn.writes:
@@ -367,10 +363,4 @@ class Serving:
             target.reply(call, -error.errno, None)
             return
         self._ride(call, body)  # its first copy may have a lock: it is found by its handle
-        if target.answers_when_durable(handler, call.body) and record.transno > target.last_committed:
-            call.export.enter(call)
-            target.committer.after(
-                record.transno, lambda: target.reply(call, 0, body, record.transno, record.pre_versions)
-            )
-        else:
-            target.reply(call, 0, body, record.transno, record.pre_versions)
+        target.reply(call, 0, body, record.transno, record.pre_versions)
