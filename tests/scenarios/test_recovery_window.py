@@ -242,3 +242,21 @@ async def test_a_client_tells_how_long_it_took_to_notice(cluster: Any) -> None:
         c.net.heal()
         await creating
         assert c.tunables.rpc_timeout_s < imp.waited_s < 4 * c.tunables.rpc_timeout_s
+
+
+async def test_evictions_in_recovery_take_no_numbers_of_replays(cluster: Any) -> None:
+    """They are durable at once, the replays are not: a must not take these for durable, too, and the MDS dies again."""
+    async with cluster(clients=6) as c:
+        c.expect(*EVICTION)
+        await c.replay_barrier(c.mds)
+        for number in range(5):
+            await c.a.mkdir(f"/{number}")
+        for client in list(c.clients.values())[1:]:
+            await client.kill()
+        await c.mds.kill()
+        c.faults.arm("target.recovery_end", "delay", on=c.mds, keep=True, delay_s=60.0)
+        await c.mds.start()
+        await c.until(lambda: c.mds.target().recovery.window.replayed == 5)
+        await asyncio.sleep(0.5)
+        await c.fail(c.mds)
+        assert await c.a.listdir("/") == [str(number) for number in range(5)]
