@@ -10,6 +10,7 @@ import pytest
 from steps import EVICTION, soon
 
 from lustrelite.faults import Fault
+from lustrelite.wire.mdt import Create
 from lustrelite.wire.session import Ping
 
 
@@ -260,3 +261,16 @@ async def test_evictions_in_recovery_take_no_numbers_of_replays(cluster: Any) ->
         await asyncio.sleep(0.5)
         await c.fail(c.mds)
         assert await c.a.listdir("/") == [str(number) for number in range(5)]
+
+
+async def test_who_replays_is_given_time_for_a_replay_that_is_lost(cluster: Any) -> None:
+    """It comes again after a timeout, which is longer here than recovery waits for who has nothing to say."""
+    async with cluster(clients=1, rpc_timeout_s=5.0, recovery_time_soft_s=3.0, recovery_time_hard_s=60.0) as c:
+        await c.replay_barrier(c.mds)
+        for number in range(4):
+            await c.a.mkdir(f"/{number}")
+        await c.mds.kill()
+        lost = c.net.drop(Create, source=c.a, to=c.mds, skip=1)
+        await c.fail(c.mds)
+        await lost.caught()
+        assert await c.a.listdir("/") == [str(number) for number in range(4)]
