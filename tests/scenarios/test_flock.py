@@ -251,6 +251,34 @@ async def test_a_wish_cancelled_while_it_is_granted_changes_nothing(cluster: Any
         await of_b.close()
 
 
+async def test_a_wish_cancelled_in_the_turn_of_its_grant_leaves_what_was_before(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client has written down what was granted, and nobody was told of it."""
+    async with cluster() as c:
+        of_a, of_b = await two_files(c)
+        await lockf(of_a, LOCK_SH, 0, 20)
+        await lockf(of_b, LOCK_SH, 0, 10)
+        wish = soon(lockf(of_b, LOCK_EX, 0, 30))
+        await still_waits(c, wish)
+        flocks = c.b.fs.connections.flocks
+        completed = flocks.completed
+
+        def completed_and_cancelled(granted: Any) -> Any:
+            status = completed(granted)
+            wish.cancel()
+            return status
+
+        monkeypatch.setattr(flocks, "completed", completed_and_cancelled)
+        await lockf(of_a, LOCK_UN)
+        await asyncio.wait([wish])
+        assert wish.cancelled()
+        await c.settle()
+        assert held(c, bsd=False) == {"b0": [(0, 9, PR)]}
+        await of_a.close()
+        await of_b.close()
+
+
 @pytest.mark.parametrize("step", range(1, 12))
 @pytest.mark.parametrize(("before", "after"), [(LOCK_SH, LOCK_EX), (LOCK_EX, LOCK_SH)])
 async def test_a_change_cancelled_on_its_way_is_made_or_not(cluster: Any, before: int, after: int, step: int) -> None:
@@ -288,6 +316,20 @@ async def test_a_wish_ends_when_its_file_is_closed(cluster: Any) -> None:
             await wish
         assert not waiting(c)
         await of_a.close()
+
+
+async def test_who_closes_a_file_holds_nothing_for_who_locks_it_then(cluster: Any) -> None:
+    """Although the MDT hears of the release later than of the new lock: its message was lost."""
+    async with cluster(clients=1) as c:
+        await c.a.create("/f")
+        first, second = await c.a.open("/f"), await c.a.open("/f")
+        await flock(first, LOCK_EX)
+        lost = c.drop_request(Enqueue)
+        closing = soon(first.close())
+        await lost.caught()
+        await flock(second, LOCK_EX | LOCK_NB)
+        await closing
+        await second.close()
 
 
 # failures -------------------------------------------------------------------------------------------------------
