@@ -160,6 +160,24 @@ async def test_what_was_not_committed_is_sent_again_after_a_connect(one: One) ->
     assert one.world.condemned() == []
 
 
+async def test_an_answer_from_before_a_connect_crosses_nothing_off(one: One) -> None:
+    """The OST has lost what it had answered, and us; what it has done since has higher numbers, and is durable."""
+    one.world.make(ROOT, b"f")
+    one.world.unlink(ROOT, b"f")
+    one.far.durable = False
+    one.world.commit()
+    await settle()
+    one.osp._connected()
+    one.far.gate.clear()
+    one.far.transno += 100
+    one.far.commit()
+    assert one.far.destroyed == [1] and one.world.condemned() == [(0, 1)]
+    one.far.gate.set()
+    await settle()
+    one.far.commit()
+    assert one.far.destroyed == [1, 1] and one.world.condemned() == []
+
+
 async def test_an_eviction_in_the_middle_loses_no_record(one: One) -> None:
     one.world.make(ROOT, b"f")
     one.world.unlink(ROOT, b"f")
