@@ -178,6 +178,21 @@ async def test_an_answer_from_before_a_connect_crosses_nothing_off(one: One) -> 
     assert one.far.destroyed == [1, 1] and one.world.condemned() == []
 
 
+async def test_nothing_is_destroyed_before_the_orphan_pass(one: One) -> None:
+    """An object that the OST has lost is made again by it: a destroy that came before would be outlived."""
+    one.world.make(ROOT, b"f")
+    await settle()
+    one.far.gate.clear()
+    one.osp._connected()
+    one.world.unlink(ROOT, b"f")
+    one.world.commit()
+    await settle()
+    assert not any(isinstance(call, Destroy) for call in one.far.calls)
+    one.far.gate.set()
+    await settle()
+    assert one.far.destroyed == [1] and one.world.condemned() == []
+
+
 async def test_an_eviction_in_the_middle_loses_no_record(one: One) -> None:
     one.world.make(ROOT, b"f")
     one.world.unlink(ROOT, b"f")
