@@ -378,3 +378,13 @@ async def test_what_an_mdt_had_answered_is_replayed_although_it_is_full_by_then(
         with refused(errno.ENOSPC):
             for number in range(1000):
                 await Mount(c.a).mkdir(f"/more{number}")
+
+
+async def test_an_open_that_finds_no_room_leaves_nothing_open(cluster: Any) -> None:
+    async with cluster(clients=1, caching=0) as c:
+        c.mds.target().store.reserved_permille = 1000
+        user = Mount(c.a)
+        with refused(errno.ENOSPC):
+            for number in range(1000):  # what was reckoned with before goes in
+                await user.write_file(f"/{number}", b"")
+        assert not list(c.mds.target().open_handles())
