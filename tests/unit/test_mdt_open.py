@@ -100,6 +100,16 @@ async def test_opens_that_are_refused(mdt: World) -> None:
         mdt.close(handle, fid)
 
 
+async def test_a_resent_exclusive_open_finds_its_own_file_and_no_other(mdt: World) -> None:
+    """Source: LU-15107"""
+    exclusive = wire.OPEN_CREATE | wire.OPEN_EXCL | wire.OPEN_WRITE
+    own = mdt.opening(ROOT, b"f", exclusive)
+    mdt.do(own)
+    assert mdt.do(own, flags=RESENT).disposition == CREATED
+    mdt.fails(errno.EEXIST, own)
+    mdt.fails(errno.EEXIST, mdt.opening(ROOT, b"f", exclusive), flags=RESENT)
+
+
 async def test_truncation_takes_set_id_bits(mdt: World) -> None:
     f = mdt.make(ROOT, b"f", stat.S_IFREG | 0o6777)
     version = mdt.inode(f).version
