@@ -466,6 +466,23 @@ async def test_a_close_in_recovery_keeps_the_orphan_for_others(mdt: World) -> No
     assert not mdt.exists(f)
 
 
+async def test_an_eviction_in_recovery_keeps_the_orphan_for_others(mdt: World) -> None:
+    """One client has opened it again and goes; the other has yet to come."""
+    _, reply = mdt.open(ROOT, b"f", RW | wire.OPEN_CREATE)
+    first, f = mdt.saved, reply.attr.fid
+    mdt.open(ROOT, b"f", RW, client="b")
+    second = mdt.saved
+    mdt.unlink(ROOT, b"f")
+    mdt.commit()
+    await mdt.crash()
+    mdt.replay(first)
+    mdt.mdt.export_gone(mdt.export("a"))
+    assert mdt.exists(f)
+    mdt.replay(second)
+    mdt.end_recovery()
+    assert mdt.exists(f)
+
+
 # ---------------------------------------------------------------- replay
 
 
