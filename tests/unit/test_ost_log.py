@@ -15,6 +15,7 @@ from lustrelite.errors import Evicted, OpError
 from lustrelite.mdt import access, ost_log
 from lustrelite.recovery.import_fsm import State
 from lustrelite.store import schema
+from lustrelite.store.kv import Batch
 from lustrelite.wire import mdt as wire
 from lustrelite.wire.ost import Destroy, SetOwners
 
@@ -191,6 +192,28 @@ async def test_nothing_is_destroyed_before_the_orphan_pass(one: One) -> None:
     one.far.gate.set()
     await settle()
     assert one.far.destroyed == [1] and one.world.condemned() == []
+
+
+async def test_what_comes_during_a_commit_is_sent_after_the_next(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (b"f", b"g"):
+        one.world.make(ROOT, name)
+    mdt, gate = one.world.mdt, asyncio.Event()
+    commit_batch = mdt.commit_batch
+
+    async def slow(batch: Batch) -> None:
+        await gate.wait()
+        await commit_batch(batch)
+
+    monkeypatch.setattr(mdt, "commit_batch", slow)
+    one.world.unlink(ROOT, b"f")
+    mdt.committer.commit_soon()
+    await settle()  # it is sealed
+    one.world.unlink(ROOT, b"g")
+    gate.set()
+    await until(lambda: one.far.destroyed)
+    assert one.far.destroyed == [1]
+    mdt.committer.commit_soon()
+    await until(lambda: len(one.far.destroyed) == 2)
 
 
 async def test_an_eviction_in_the_middle_loses_no_record(one: One) -> None:
