@@ -216,6 +216,21 @@ async def test_the_grant_is_used_up_once_however_often_it_is_answered(rig: Rig) 
     assert (again.status, again.transno, again.body[0][1][0]) == (0, first.transno, 0)
 
 
+async def test_what_the_database_has_no_room_for_is_not_taken_of_the_grant(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does anybody wait until it is durable."""
+    grants, export = rig.ost.grants, rig.ost.exports["writer_UUID"]
+    before = grants.held[export]
+
+    def full(*_: object, **__: object) -> None:
+        raise OpError(errno.ENOSPC)
+
+    monkeypatch.setattr(rig.ost.store, "apply", full)
+    await fails(errno.ENOSPC, rig.client.call(many(part(1, 5000), part(2, 1), undirty=1 << 20), bytes(5001)))
+    monkeypatch.undo()
+    assert grants.held[export] == before and not rig.ost.unsynced
+    grants.check()
+
+
 async def test_a_full_disk_takes_what_was_promised(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     other = Client(rig.service, "poor_UUID")
     await other.connect(rig.ost.uuid)
