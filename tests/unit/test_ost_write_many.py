@@ -328,12 +328,17 @@ def cancelled(rig: Rig) -> None:
     rig.ost.namespace.cancel(rig.ost.exports["writer_UUID"], (102,))
 
 
+@pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize(("what", "number"), [(evicted, errno.ENOTCONN), (cancelled, errno.ESTALE)])
-async def test_the_lock_is_gone_before_it_begins(rig: Rig, what: Callable[[Rig], None], number: int) -> None:
+async def test_the_lock_is_gone_before_it_begins(rig: Rig, what: Callable[[Rig], None], number: int, alone: bool) -> None:
+    """Of many writes together, and of one alone."""
     rig.node.faults.arm("ost.write", Fault("delay", delay_s=0.5))
-    future = rig.client.start(many(part(1, 1), part(2, 1)), b"xy")
+    if alone:
+        future = rig.client.start(Write(2, 0, FILE, 0, S, 102, from_grant=True), b"y")
+    else:
+        future = rig.client.start(many(part(1, 1), part(2, 1)), b"xy")
     await asyncio.sleep(0.02)
     what(rig)
     assert (await future).status == -number
     await asyncio.sleep(0.6)  # an evicted client hears of it before it would have begun
-    assert rig.files() == [] and rig.ost.record(1).owner == NO_FID
+    assert rig.files() == [] and rig.ost.record(1).owner == rig.ost.record(2).owner == NO_FID
