@@ -24,8 +24,10 @@ from lustrelite.wire.message import RESENT
 from lustrelite.wire.ost import (
     CREATE_DELORPHAN,
     OBJECT_EOF,
+    OBJECT_UID,
     WRITE_MANY_MAX,
     Destroy,
+    ObjectSetattr,
     OstCreate,
     Part,
     Write,
@@ -342,3 +344,34 @@ async def test_the_lock_is_gone_before_it_begins(rig: Rig, what: Callable[[Rig],
     assert (await future).status == -number
     await asyncio.sleep(0.6)  # an evicted client hears of it before it would have begun
     assert rig.files() == [] and rig.ost.record(1).owner == rig.ost.record(2).owner == NO_FID
+
+
+async def test_a_lock_that_goes_with_its_last_write_stays_until_that_is_durable(rig: Rig) -> None:
+    """Without an answer it is written again after a crash: what others have written under the next lock would be under it."""
+    export, table = rig.ost.exports["writer_UUID"], rig.ost.namespace.table
+    rig.ost.committer.hold()
+    await rig.client.call(Write(1, 0, FILE, 0, S, 101, from_grant=True, release=True), b"last")
+    assert table.find(export, 101) is not None
+    rig.ost.committer.release()
+    await rig.ost.committed()
+    assert table.find(export, 101) is None
+
+
+async def test_what_two_have_changed_is_shown_to_neither_before_it_is_durable(rig: Rig) -> None:
+    """The loss of the other one could take it back."""
+    other = Client(rig.service, "other_UUID")
+    await other.connect(rig.ost.uuid)
+    await rig.ost.committed()
+    rig.ost.committer.hold()
+    mine, others = (rig.ost.exports[name] for name in ("writer_UUID", "other_UUID"))
+    first = await rig.client.ask(Write(1, 0, FILE, 0, S, 101, from_grant=True), b"x")
+    assert [rig.ost.unsettled(export, resource_of(1)) for export in (mine, others)] == [0, first.transno]
+    changing = other.start(ObjectSetattr(1, OBJECT_UID, 7, 0, 0, 0, S))
+    await rig.settle()
+    both = rig.ost.last_transno
+    assert both > first.transno
+    assert [rig.ost.unsettled(export, resource_of(1)) for export in (mine, others)] == [both, both]
+    rig.ost.committer.release()
+    await changing
+    await rig.ost.committed()
+    assert [rig.ost.unsettled(export, resource_of(1)) for export in (mine, others)] == [0, 0]
