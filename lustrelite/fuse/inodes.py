@@ -305,8 +305,8 @@ class Inodes:
         self.forget_attr(node)
         node.withdrawn += 1
         node.started = node.withdrawn
-        if node.pages and self.session.alive:
-            self.drop_later(node, 0, limits.file_bytes_max)
+        if node.pages and self.session.alive:  # who is reading is overtaken, and reads again: he may wait for another server
+            self.session.invalidate([_inval(node, low, high) for low, high in self._idle_ranges(node, 0, limits.file_bytes_max)])
 
     def drop_later(self, node: Node, start: int, end: int) -> None:
         """Drop pages that nothing vouches for any more."""

@@ -181,6 +181,7 @@ async def serve(process: Process, tell: Callable[[], None], hint: Callable[[str]
             if session.alive:  # it cannot be served (any longer)
                 await _detach(process, device)
             session.close()
+            await asyncio.wait({session.closed}, timeout=BUSY_S)
         stopped.cancel()
         await _leave(process, fs, forced)
         if (lost := len(fs.connections.open_files.untold)) and not forced:

@@ -10,7 +10,9 @@ An answer or a notification that finds nobody is no error. A connection that the
 aborted, `umount -f`: ECONNABORTED) ends the session: `ended` says which.
 
 `notify` returns at once. `invalidate` may wait for pages that are being read or written, so it runs in threads that are
-here for nothing else; who waits for it must be prepared for an answer that needs the loop (inodes.py).
+here for nothing else; who waits for it must be prepared for an answer that needs the loop (inodes.py). Such a thread keeps
+the device open, and cannot be killed before that request is answered: `close` fails all that is asked until it is back, and
+of a process that is killed meanwhile only `umount -f` takes the mount away. So nobody invalidates what he knows to be busy.
 """
 
 from __future__ import annotations
@@ -36,8 +38,11 @@ TURN_REQUESTS = 16  # read in one turn of the loop
 INVALIDATORS = 32  # threads that may wait for the kernel
 SIGNAL_LOOK_S = 0.1  # has the signalled caller of a request got one that it dies of?
 STILL_LOOK_S, STILL_LOOKS = 0.001, 1000  # so often it is looked whether one of them waits for a page
+REFUSE_LOOK_S = 0.005  # so often it is looked, when we hang up, whether one of them is still on its way
 PIECES_MAX = 512  # of one answer: IOV_MAX is 1024
 BACKGROUND = 64  # reads ahead and the like that the kernel may have on their way
+
+_UNANSWERED = (op.FORGET, op.BATCH_FORGET, op.INTERRUPT)
 
 Buffer = bytes | bytearray | memoryview
 Answer = bytes | memoryview | Sequence[memoryview] | None  # several pieces; None: an empty one
@@ -109,6 +114,7 @@ class Session:
         loop = asyncio.get_running_loop()
         self.initialised: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[int] = loop.create_future()  # errno
+        self.closed: asyncio.Future[None] = loop.create_future()
         self.pending: dict[int, Request] = {}  # those that wait, by unique
         self.counts: dict[int, int] = {}  # requests by operation
         self.waited = 0  # requests that needed a task
@@ -119,6 +125,8 @@ class Session:
         self._head = bytearray(WRITE_HEAD_BYTES)
         self._data = self._pool.take(kernel.WRITE_BYTES_MAX)
         self._threads = ThreadPoolExecutor(INVALIDATORS, thread_name_prefix="fuse")
+        self._telling: dict[asyncio.Future[None], None] = {}  # what they are at
+        self._closing = False
 
     def start(self) -> None:
         """Begin to listen."""
@@ -298,12 +306,22 @@ class Session:
     def invalidate(self, messages: Sequence[bytes]) -> asyncio.Future[None]:
         """Tell it to forget pages, one range after the other; done when it has."""
         self.notified += len(messages)
-        return self._loop.run_in_executor(self._threads, _tell_all, self.fd, messages)
+        return self._in_thread(_tell_all, self.fd, messages)
+
+    def _in_thread(self, tell: Callable[..., None], *args: Any) -> asyncio.Future[None]:
+        if self.ended.done():
+            nothing: asyncio.Future[None] = self._loop.create_future()
+            nothing.set_result(None)
+            return nothing
+        work = self._loop.run_in_executor(self._threads, tell, *args)
+        self._telling[work] = None
+        work.add_done_callback(self._telling.pop)
+        return work
 
     async def begin_to_invalidate(self, message: bytes) -> asyncio.Future[None]:
         """The same of one range, but it is done, or waits for a page that is being read or written, when this returns."""
         thread: list[int] = []
-        work = self._loop.run_in_executor(self._threads, _tell, self.fd, message, thread)
+        work = self._in_thread(_tell, self.fd, message, thread)
         for _ in range(STILL_LOOKS):
             await asyncio.wait([work], timeout=STILL_LOOK_S)
             if work.done() or (thread and _stands_still(thread[0])):
@@ -331,12 +349,39 @@ class Session:
                 request.task.cancel()
 
     def close(self) -> None:
-        """Hang up: the kernel fails whatever it still waits for."""
+        """Hang up: whatever the kernel still waits for fails. It is `closed` when no thread needs the device any more."""
         self._end(errno.ENODEV)
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        if self._closing:
+            return
+        self._closing = True
+        for request in list(self.pending.values()):
+            self.fail(request, errno.ECONNABORTED)
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        self._refuse()
+        if self._telling:
+            self._loop.call_later(REFUSE_LOOK_S, self._hang_up)
+            return
+        os.close(self.fd)
+        self.fd = -1
+        self.closed.set_result(None)
+
+    def _refuse(self) -> None:
+        """Fail what the kernel has asked meanwhile, as it does itself when the device is closed."""
+        for _ in range(TURN_REQUESTS):
+            try:
+                length = os.readv(self.fd, (self._head, self._data))
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    continue
+                return
+            if length < HEADER_BYTES:
+                return
+            _, opcode, unique, *_ = HEADER.unpack_from(self._head)
+            if opcode not in _UNANSWERED:
+                self._write((OUT_HEADER.pack(16, -errno.ECONNABORTED, unique),))
 
 
 def _dies(pid: int) -> bool:

@@ -152,3 +152,13 @@ def _params(world: ProcessWorld) -> dict[str, Any]:
     """What the servers got, too."""
     prefix = "tunables."
     return {name.removeprefix(prefix): value for name, value in world.cluster.params.items() if name.startswith(prefix)}
+
+
+def llfs(m: Mounted, *words: object) -> str:
+    """What it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lustrelite.cli.llfs", *map(str, words)], capture_output=True, text=True, check=False,
+        env={**child_environment(), "LUSTRELITE_RUN_DIR": str(m.run_dir)}, timeout=60,
+    )  # fmt: skip
+    assert not done.returncode, done.stdout + done.stderr
+    return done.stdout

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from lustrelite import control
 from lustrelite.alive import runs
 from lustrelite.cli.cluster import child_environment
 from lustrelite.fuse import attach
-from tests.posix.mounts import Mounted, missing, when
+from tests.posix.mounts import Mounted, llfs, missing, when
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -34,6 +36,15 @@ while True:
     number += 1
     time.sleep(0.02)
 print(number)
+"""
+
+
+READER = """
+import os, sys
+try:
+    os.pread(int(sys.argv[1]), 4096, 7 << 20)
+except OSError:
+    sys.exit(1)
 """
 
 
@@ -193,6 +204,51 @@ async def test_a_mount_that_is_mounted_twice(world: Any) -> None:
         assert attach.points_of(device) == [str(other)]
         done = await m.run("umount", str(other))
         await w.eventually(when(lambda: not runs(record)), "its process ends")
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_nobody_hangs_who_was_reading_from_a_dead_server_when_the_mount_was_killed(world: Any, number: signal.Signals) -> None:
+    """Another server evicts the mount meanwhile: whoever then drops the pages of the file must not wait for that reader."""
+    async with world(oss=2, clients=0) as w, Mounted(w) as other:
+        w.expected.update(("client.evicted", "import.evicted", "lock.lost", "lock.expired", "recovery.evicting"))
+        m = Mounted(w, "m2")
+        await m.start()
+        reader, record = None, m.record
+
+        def prepare() -> int:
+            (other.path / "d").mkdir()
+            llfs(other, "setstripe", "-c", "2", "-S", "4M", "-i", "0", str(other.path / "d"))
+            (other.path / "d/f").write_bytes(b"o" * (8 << 20))
+            file = os.open(m.path / "d/f", os.O_RDONLY)
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
+            for offset in 1 << 20, 4 << 20:  # locks, and pages of both objects
+                os.pread(file, 4096, offset)
+            os.fstat(file)
+            return file
+
+        file = await m.call(prepare)
+        try:
+            await w.oss[1].kill()
+            reader = await asyncio.create_subprocess_exec(sys.executable, "-c", READER, str(file), pass_fds=[file])
+            await w.eventually(when(lambda: m.tell("fuse")["pending"]), "it reads what is not there yet")
+            notified = m.tell("fuse")["notified"]
+            await w.oss[0].evict(record["client"])
+            await w.eventually(when(lambda: m.tell("fuse")["notified"] > notified), "pages are dropped")
+            await asyncio.sleep(0.5)
+            m.signal(number)
+            await asyncio.wait_for(reader.wait(), 30)
+            assert reader.returncode == 1
+        finally:
+            if attach.device_of(str(m.path)):
+                attach.detach(str(m.path), attach.MNT_FORCE | attach.MNT_DETACH)  # else who hangs would for ever
+            with contextlib.suppress(OSError):
+                os.close(file)
+            if reader is not None:
+                await reader.wait()
+        await w.oss[1].start()
+        await w.eventually(when(lambda: not m.alive), "the process ends")
+        await other.call(shutil.rmtree, other.path / "d")
 
 
 @pytest.mark.processes

@@ -13,7 +13,6 @@ import os
 import shutil
 import signal
 import stat
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +21,7 @@ from typing import Any
 import pytest
 
 from lustrelite import acl
-from lustrelite.cli.cluster import child_environment
-from tests.posix.mounts import WAIT_S, Mounted, missing, when
+from tests.posix.mounts import WAIT_S, Mounted, llfs, missing, when
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 PJDFSTEST = os.environ.get("PJDFSTEST", "")
@@ -38,16 +36,6 @@ def listed(user: int, mask: int = 7) -> bytes:
     """A list that lets BOB do `user`."""
     entries = ((acl.USER_OBJ, 7), (acl.USER, user, BOB), (acl.GROUP_OBJ, 0), (acl.MASK, mask), (acl.OTHER, 0))
     return acl.pack(tuple(acl.Entry(*entry) for entry in entries))
-
-
-def llfs(m: Mounted, *words: object) -> str:
-    """What it prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "lustrelite.cli.llfs", *map(str, words)], capture_output=True, text=True, check=False,
-        env={**child_environment(), "LUSTRELITE_RUN_DIR": str(m.run_dir)}, timeout=60,
-    )  # fmt: skip
-    assert not done.returncode, done.stdout + done.stderr
-    return done.stdout
 
 
 def as_bob(path: Path, flags: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import Sequence
 from stat import S_IFDIR
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from lustrelite.fuse.inodes import Inodes
+from lustrelite.fuse.kernel import OUT_HEADER, PAGE_BYTES
 from lustrelite.ids import ROOT_FID
 from lustrelite.wire.ost import OBJECT_EOF
 
@@ -24,6 +26,7 @@ class Heard:
 
     def __init__(self) -> None:
         self.told: list[str] = []
+        self.ranges: list[tuple[int, int]] = []  # of pages
         self.blocked = False  # a page is locked for a request that has not arrived
 
     def notify(self, message: bytes) -> bool:
@@ -32,6 +35,7 @@ class Heard:
 
     def invalidate(self, messages: Sequence[bytes]) -> asyncio.Future[None]:
         self.told.append("pages")
+        self.ranges += [struct.unpack_from("<qq", message, OUT_HEADER.size + 8) for message in messages]
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not self.blocked:
             done.set_result(None)
@@ -85,6 +89,19 @@ async def test_locks_that_go_at_the_same_time_all_hear_of_a_request_that_is_in_t
     node.begin(object(), 0, 4096)  # here it is: the others go on without that page
     await asyncio.wait_for(asyncio.gather(*going), 5)
     assert not node.leaving
+
+
+async def test_pages_under_a_lock_that_is_lost_go_but_not_those_that_somebody_waits_for() -> None:
+    """He may wait for another server. If this process were killed while a thread waits for him both would stay for ever."""
+    session: Any = Heard()
+    view: Any = SimpleNamespace(root=ROOT_FID)
+    inodes = Inodes(view, session)
+    node = inodes.root
+    inodes.watch(node, SimpleNamespace(stripes=((0, 7),)))  # type: ignore[arg-type]
+    withdrawn = node.begin(object(), 100, PAGE_BYTES + 1)
+    inodes.lost_data(0, 7)
+    assert session.ranges == [(2 * PAGE_BYTES, 0)]
+    assert node.overtaken(withdrawn), "he reads again before he answers"
 
 
 def changes(*, told_to: tuple[int, ...], by: int, kernel: bool = True, done: bool = True) -> list[str]:

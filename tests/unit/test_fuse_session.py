@@ -8,12 +8,13 @@ import os
 import random
 import socket
 import struct
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
 
 from lustrelite.errors import OpError
-from lustrelite.fuse import kernel
+from lustrelite.fuse import kernel, session
 from lustrelite.fuse.kernel import HEADER, init, op
 from lustrelite.fuse.session import SIGNAL_LOOK_S, WANTED_FLAGS, Answer, Request, Session
 from lustrelite.rpc.node import Node
@@ -226,3 +227,31 @@ async def test_the_end_of_the_connection_ends_what_waits(fake: FakeKernel) -> No
     fake.session.close()
     await asyncio.wait_for(ended, 5)
     assert not fake.session.alive
+
+
+async def test_what_is_asked_fails_until_no_thread_needs_the_device_any_more(fake: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread waits for a page of a READ: only an answer frees it, for closing the device aborts nothing while it is in there."""
+    answered = threading.Event()
+    monkeypatch.setattr(session, "_tell_all", lambda fd, messages: answered.wait(10))
+
+    async def read(request: Request, body: memoryview) -> Answer:
+        return await asyncio.get_running_loop().create_future()
+
+    fake.session.handlers[op.READ] = read
+    fake.send(op.READ, bytes(40), unique=1)
+    await asyncio.sleep(0.05)
+    telling = fake.session.invalidate([b""])
+    fake.send(op.READ, bytes(40), unique=2)
+    fake.send(op.FORGET, bytes(8), unique=3)
+    fake.send(op.READ, bytes(40), unique=4)
+    fake.session.close()
+    failed = [await fake.answer() for _ in range(3)]
+    assert sorted(failed) == [(1, errno.ECONNABORTED, b""), (2, errno.ECONNABORTED, b""), (4, errno.ECONNABORTED, b"")]
+    fake.send(op.GETATTR, bytes(16), unique=5)
+    while (late := await fake.answer())[0] == 1:  # its task has ended, too
+        pass
+    assert late == (5, errno.ECONNABORTED, b"") and not fake.session.closed.done()
+    answered.set()
+    await asyncio.wait_for(fake.session.closed, 5)
+    assert telling.done() and fake.session.fd < 0
+    await fake.session.invalidate([b""])
