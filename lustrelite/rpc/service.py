@@ -125,14 +125,14 @@ class Service:
             self._idle_timer = asyncio.get_running_loop().call_later(self.node.tunables.evict_silent_s, self._close_idle)
 
     def _close_idle(self) -> None:
-        self._idle_timer = None
-        now, limit = self.node.now(), self.node.tunables.evict_silent_s
-        over = [link for link, since in self.idle.items() if now - since >= limit]
-        for link in over:
-            link.link.close("nobody has connected to a target over it")
-        left = min((since for link, since in self.idle.items() if link not in over), default=None)
-        if left is not None and not self.node.dead:
-            self._idle_timer = asyncio.get_running_loop().call_later(left + limit - now, self._close_idle)
+        self._idle_timer, now = None, self.node.now()
+        until = {link: since + self.node.tunables.evict_silent_s for link, since in self.idle.items()}
+        for link, end in until.items():
+            if end <= now:
+                link.link.close("nobody has connected to a target over it")
+        left = [end for end in until.values() if end > now]
+        if left and not self.node.dead:
+            self._idle_timer = asyncio.get_running_loop().call_at(min(left), self._close_idle)
 
     # receiver ---------------------------------------------------------------------------------------------------
 

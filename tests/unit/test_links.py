@@ -11,6 +11,7 @@ import pytest
 from lustrelite.errors import LinkLost
 from lustrelite.ids import Nid
 from lustrelite.rpc.links import LinkPool
+from lustrelite.rpc.service import Service
 from lustrelite.tunables import Tunables
 
 
@@ -40,3 +41,22 @@ async def test_a_link_that_is_lost_before_its_import_has_it_is_not_given_out(tur
         assert not pool.links
     else:
         assert not link.closed
+
+
+@pytest.mark.simulated
+@pytest.mark.parametrize("limit", [6.1, 6.2, 6.3, 6.7, 6.9])
+async def test_links_over_which_nobody_connects_are_closed_in_time(limit: float) -> None:
+    """However their times are rounded: a timer for the rest of such a time, and no time left, came again for ever (seed 10580057)."""
+    now = asyncio.get_running_loop().time
+    node = SimpleNamespace(now=now, dead=False, tunables=Tunables(evict_silent_s=limit))
+    service = Service(cast(Any, node))
+    closed: list[float] = []
+    begun = [now()]
+    for _ in range(50):
+        link = SimpleNamespace()
+        link.close = lambda why, accepted=service._accept(cast(Any, link)): (closed.append(now()), service.idle.pop(accepted))
+        await asyncio.sleep(0.0987654321)
+        begun.append(now())
+    await asyncio.sleep(7)
+    assert closed == pytest.approx([one + limit for one in begun[:50]])
+    service.close()
