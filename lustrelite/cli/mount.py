@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from lustrelite.cli.errors import Refused
+from lustrelite.cli.mounts import check_sockets
 from lustrelite.client.fs import FileSystem
+from lustrelite.errors import OpError
 from lustrelite.events import Event
 from lustrelite.ids import Nid
 from lustrelite.real_node import loop_factory, socket_node
@@ -33,12 +36,17 @@ def caller() -> tuple[int, ...]:
 
 
 async def mount(node: Node, nids: Sequence[Nid], fsname: str, wait_s: float = MOUNT_WAIT_S) -> FileSystem:
-    """The mounted file system; Refused if nobody answers."""
+    """The mounted file system; Refused if nobody answers, nobody there knows it, or this user may not ask."""
+    check_sockets(nids)
     try:
         async with asyncio.timeout(wait_s):
             return await FileSystem.mount(node, nids, fsname, caller())
     except TimeoutError:
         raise Refused(f"no answer from {fsname} at {', '.join(nids)} in {wait_s:g} s: is it up? (`lustrelite status`)") from None
+    except OpError as error:
+        if error.errno == errno.ENOENT:
+            raise Refused(f"the MGS at {', '.join(nids)} knows no file system {fsname!r}: --fsname says which one is meant") from None
+        raise
 
 
 def on_file_system(nids: Sequence[Nid], fsname: str, work: Callable[[FileSystem], Awaitable[_T]]) -> _T:

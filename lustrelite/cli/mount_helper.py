@@ -28,7 +28,7 @@ import click
 from lustrelite import control
 from lustrelite.alive import runs
 from lustrelite.cli.errors import Refused, run
-from lustrelite.cli.mounts import default_run_dir, forget_dead, forget_unmounted, parse_source, record_of
+from lustrelite.cli.mounts import check_sockets, default_run_dir, forget_dead, forget_unmounted, parse_source, record_of
 from lustrelite.errors import OpError
 from lustrelite.fuse import attach
 from lustrelite.ids import Nid
@@ -108,6 +108,7 @@ def mount(options: argparse.Namespace, *, foreground: bool = False) -> int:
         raise Refused(f"{point}: a file system of ours is mounted there already; unmount it first (umount {point})")
     if not os.path.isdir(point):
         raise Refused(f"{point} is no directory: make it first (mkdir)")
+    check_sockets(options.mgsnode)
     forget_dead(options.run_dir)
     # The client and all it needs: for nothing else here is it imported.
     from lustrelite.fuse import process as fuse_process

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +72,23 @@ def _nid(text: str) -> Nid:
     if net == "tcp" and ":" not in address:
         address = f"{address}:{PORT}"
     return parse_nid(f"{address}@{net}")
+
+
+def check_sockets(nids: Sequence[Nid]) -> None:
+    """Refused if all are sockets that only somebody else may connect to: waiting would not help."""
+    if nids and all(_is_private(nid) for nid in nids):
+        raise Refused(f"no permission to connect to the MGS at {', '.join(nids)}: it is another user's")
+
+
+def _is_private(nid: Nid) -> bool:
+    path, _, net = nid.rpartition("@")
+    if net != "unix":
+        return False
+    try:
+        os.stat(path)
+    except OSError as error:
+        return isinstance(error, PermissionError)  # its directory; another error: it is not there yet
+    return not os.access(path, os.W_OK)
 
 
 def default_run_dir() -> Path:

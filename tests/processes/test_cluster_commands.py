@@ -797,6 +797,13 @@ def test_what_is_about_a_state_directory_takes_no_mgsnode(shell: Shell, tmp_path
     assert "/" in elsewhere.run("--mgsnode", mgs, "stat", "/")
 
 
+def test_a_file_system_that_the_mgs_does_not_know_is_named(shell: Shell, tmp_path: Path) -> None:
+    """`lustrelite --mgsnode NID ls /` said "No such file or directory: ConfigRead on MGS" if the name is not lustre."""
+    mgs = shell.status()["mgs"][0]
+    said = Shell(tmp_path / "x").run("--mgsnode", mgs, "--fsname", "other", "ls", "/", status=1)
+    assert f"the MGS at {mgs} knows no file system 'other'" in said
+
+
 def test_a_directory_is_not_copied_over_a_file(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "d" / "e").mkdir(parents=True)
     (tmp_path / "f").write_text("f")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from lustrelite.cli import mount_helper
+from lustrelite.cli import mount_helper, mounts
+from lustrelite.cli.errors import Refused
 from lustrelite.cli.main import lustrelite
+from lustrelite.ids import Nid
 
 ENTRYPOINT = Path(__file__).parents[2] / "deploy" / "entrypoint.sh"
 
@@ -38,3 +41,34 @@ def test_who_is_root_in_a_container_can_mount(tmp_path: Path, monkeypatch: pytes
     subprocess.run(["sh", ENTRYPOINT, "client"], env={"PATH": path, "LUSTRELITE_RUN_DIR": str(run_dir)}, check=True)
     monkeypatch.setenv("LUSTRELITE_RUN_DIR", str(run_dir))
     assert mount_helper.own_run_dir() == run_dir
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes somebody else")
+@pytest.mark.parametrize(
+    ("directory", "socket", "allowed"), [(0o700, 0o777, False), (0o755, 0o755, False), (0o755, 0o777, True), (0o755, None, True)]
+)
+def test_who_may_not_ask_the_mgs_hears_it_at_once(tmp_path: Path, directory: int, socket: int | None, allowed: bool) -> None:
+    """`llfs getstripe` in a mount of root's waited for 30 s, a mount for 60, and then asked whether the MGS was up."""
+    for parent in (tmp_path, *tmp_path.parents[:2]):  # pytest's own
+        parent.chmod(0o755)
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    if socket is not None:
+        (run_dir / "mgs.nid").touch()
+        (run_dir / "mgs.nid").chmod(socket)
+    run_dir.chmod(directory)
+    nids = [Nid(f"{run_dir}/mgs.nid@unix")]
+    mounts.check_sockets(nids)  # root may
+    child = os.fork()
+    if not child:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        try:
+            mounts.check_sockets([*nids, Nid("127.0.0.1:988@tcp")])  # somewhere it may
+            mounts.check_sockets(nids)
+        except Refused as error:
+            os._exit(1 if "no permission" in error.message else 3)
+        finally:
+            os._exit(2 if sys.exception() else 0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (0 if allowed else 1)
