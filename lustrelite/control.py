@@ -44,6 +44,10 @@ class ControlFailed(Exception):
     """The process does not answer, or refuses; the text says what to do."""
 
 
+class NotThere(ControlFailed):
+    """It does not run, or its socket is not ours to open."""
+
+
 class NoAnswer(ControlFailed):
     """It runs and does not answer."""
 
@@ -55,7 +59,7 @@ class ControlClient:
         try:
             self._socket = unix_socket(path, connect=True)
         except OSError as error:
-            raise ControlFailed(f"nobody answers at {path} ({error.strerror}): is the process running?") from None
+            raise NotThere(f"nobody answers at {path} ({error.strerror}): is the process running?") from None
         self._name = path.stem
         self._socket.settimeout(timeout_s)
         self._answers = self._socket.makefile("rb")

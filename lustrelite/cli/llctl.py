@@ -19,7 +19,7 @@ from lustrelite.cli.cluster import Cluster
 from lustrelite.cli.context import DEFAULT_STATE_DIR
 from lustrelite.cli.errors import Refused, run
 from lustrelite.cli.examples import add_examples
-from lustrelite.control import NO_MATCH, ControlFailed, NoAnswer
+from lustrelite.control import NO_MATCH, ControlFailed, NoAnswer, NotThere
 from lustrelite.errors import LinkLost
 from lustrelite.ids import parse_nid, parse_target_name
 from lustrelite.tunables import FAILOVER_MODE
@@ -43,17 +43,19 @@ class Processes:
 
         Who runs and does not answer is named on stderr.
         """
-        results, refusals, silent = {}, [], []
+        results: dict[str, Any] = {}
+        refusals: list[ControlFailed] = []
+        silent: list[str] = []
         for name, path in self.sockets.items():
             try:
                 results[name] = control.call(path, cmd, **fields)
             except NoAnswer as error:
                 silent.append(str(error))
             except ControlFailed as error:
-                refusals.append(str(error))
-        if not results:
-            refusals.sort(key=lambda why: why.startswith(NO_MATCH))  # who has the parameter knows why not
-            raise Refused("; ".join(silent + refusals[:1]) or f"no process runs in {self.run_dir}: see `lustrelite up`")
+                refusals.append(error)
+        if not results:  # who has the parameter knows why not; who was killed left a socket, and knows nothing
+            refusals.sort(key=lambda error: (isinstance(error, NotThere), str(error).startswith(NO_MATCH)))
+            raise Refused("; ".join([*silent, *map(str, refusals[:1])]) or f"no process runs in {self.run_dir}: see `lustrelite up`")
         for why in silent:
             click.echo(f"llctl: {why}", err=True)
         return results

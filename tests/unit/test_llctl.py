@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from lustrelite import control
 from lustrelite.cli.llctl import llctl
+from lustrelite.control import unix_socket
 from lustrelite.control_server import Command, ControlServer
 
 
@@ -56,6 +57,26 @@ async def test_what_the_mgs_does_not_hear_no_other_process_tells_it(tmp_path: Pa
     assert done.exit_code == 1 and done.output == f"Error: tunables.spin_us=7: {why}\n" and len(asked) == 1
     done = await invoked(tmp_path, {"a": {}}, "set_param", "-P", "tunables.spin_us=7")
     assert done.exit_code == 1 and "no process that knows an MGS runs in" in done.output
+
+
+async def test_who_was_killed_is_no_reason(tmp_path: Path) -> None:
+    """After `kill -9` of one server `set_param` of a wrong name asked whether that server runs, and a wrong value did, too."""
+    with unix_socket(tmp_path / "b.sock", connect=False):
+        pass  # nobody listens there any more
+
+    def refusing(why: str) -> dict[str, Command]:
+        def refuse(_: dict[str, Any]) -> None:
+            raise ValueError(why)
+
+        return {"set_param": refuse}
+
+    processes = {"a": refusing("no parameter matches 'x'"), "c": refusing("no parameter matches 'x'")}
+    done = await invoked(tmp_path, processes, "set_param", "x=1")
+    assert done.exit_code == 1 and done.output == "Error: no parameter matches 'x'\n"
+    done = await invoked(tmp_path, {**processes, "c": refusing("x is read only")}, "set_param", "x=1")
+    assert done.exit_code == 1 and done.output == "Error: x is read only\n"
+    done = await invoked(tmp_path, {}, "set_param", "x=1")
+    assert done.exit_code == 1 and "is the process running?" in done.output
 
 
 async def test_who_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
