@@ -85,9 +85,18 @@ class Connections:
     async def connect(self, mgs_nids: Sequence[Nid], *, patient: bool = False) -> None:
         """Learn the configuration, connect, and return once the MDT has answered.  ENOENT: no such file system
 
-        Who is `patient` waits until there is one.
+        Who is `patient` waits until there is one. Who fails or is cancelled has left: a server that took him in would wait
+        for him in its next recovery.
         """
         assert self.config is None, "connect() once"
+        try:
+            await self._connect(mgs_nids, patient=patient)
+        except (Exception, asyncio.CancelledError):
+            if not self.node.dead:
+                await self.give_up()
+            raise
+
+    async def _connect(self, mgs_nids: Sequence[Nid], *, patient: bool) -> None:
         self.config = ConfigFollower(
             self.node, self.links, mgs_nids, self.fsname, client_uuid=self.uuid, xids=self.xids
         )
@@ -241,12 +250,14 @@ class Connections:
                 say_left(imp, len(imp.replays.uncommitted))
                 imp.stop()
         leaving = [imp.disconnect(patient=False) for imp in self.imports.values()]
-        if self.config is not None:
+        if self.config is not None and self.config.mgs.state is State.FULL:
             leaving.append(self.config.disconnect())
         goodbye = self.node.spawn(self.tasks.outcomes(leaving, "disconnect"), "goodbye")
-        await asyncio.wait([goodbye], timeout=GIVE_UP_S)
-        goodbye.cancel()
-        self.stop()
+        try:
+            await asyncio.wait([goodbye], timeout=GIVE_UP_S)
+        finally:
+            goodbye.cancel()
+            self.stop()
 
     def stop(self) -> None:
         """Go without a word: nothing is closed, nobody is told."""

@@ -16,7 +16,9 @@ import pytest
 from mounts import Mount, mounts
 from steps import EVICTION, soon
 
+from lustrelite.client.fs import FileSystem
 from lustrelite.ids import Nid
+from lustrelite.sim.processes import FSNAME, MGS_NID
 from lustrelite.wire.ost import OstCreate
 from lustrelite.wire.session import Disconnect
 
@@ -406,3 +408,18 @@ async def test_what_waits_for_objects_when_its_client_leaves_is_not_made(cluster
         more.release()
         await files
         assert "f" not in await c.b.listdir("/")
+
+
+async def test_who_gives_up_mounting_has_left(cluster: Any) -> None:
+    """A command that waited for a dead MDS, and was interrupted or lost its patience, had been taken in by every OST: the next
+    recovery of each waited for it, and with that everybody else, until its time was over."""
+    async with cluster(clients=1, oss=2) as c:
+        known = [list(oss.target().exports) for oss in c.oss]
+        await c.mds.kill()
+        mounting = c.a.node.spawn(FileSystem.mount(c.a.node, [MGS_NID], FSNAME), "mount")
+        await c.until(lambda: all(len(oss.target().exports) > len(before) for oss, before in zip(c.oss, known, strict=True)))
+        await asyncio.sleep(1.0)
+        mounting.cancel()
+        await asyncio.wait([mounting])
+        assert [list(oss.target().exports) for oss in c.oss] == known
+        await c.mds.start()
