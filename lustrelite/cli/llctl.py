@@ -24,6 +24,7 @@ from lustrelite.errors import LinkLost
 from lustrelite.ids import parse_nid, parse_target_name
 from lustrelite.tunables import FAILOVER_MODE
 
+TARGETS = ("mgs", "mdt", "obdfilter")  # types of devices that are served
 LOOK_S = 1.0  # for a process to say whether it is connected to an MGS
 
 
@@ -81,10 +82,20 @@ class Processes:
 
     def device(self, wanted: str) -> tuple[str, str]:
         """(process, device) of a device's name, or of its number in `dl`."""
-        rows = self.devices()
-        for number, (node, device) in enumerate(rows):
+        node, device = self._device(wanted)
+        return node, device["name"]
+
+    def target(self, wanted: str) -> tuple[str, str]:
+        """`device` of one that a server serves."""
+        node, device = self._device(wanted)
+        if device["type"] not in TARGETS:
+            raise Refused(f"{device['name']} of {node} is a connection ({device['type']}), no target: see `llctl dl`")
+        return node, device["name"]
+
+    def _device(self, wanted: str) -> tuple[str, dict[str, Any]]:
+        for number, (node, device) in enumerate(self.devices()):
             if wanted in (str(number), device["name"]):
-                return node, device["name"]
+                return node, device
         raise Refused(f"no device {wanted!r}: see `llctl dl`")
 
     def devices(self) -> list[tuple[str, dict[str, Any]]]:
@@ -207,7 +218,7 @@ def abort_recovery() -> None:
     wanted: str | None = click.get_current_context().obj[1]
     if wanted is None:
         raise Refused("name the device: llctl --device lustre-MDT0000 abort_recovery")
-    node, device = _processes().device(wanted)
+    node, device = _processes().target(wanted)
     click.echo(_processes().call_on(node, "abort_recovery", target=device))
 
 
@@ -312,14 +323,14 @@ def dump_locks(target: str, resource: str) -> None:
     """
     from lustrelite.status_text import lock_lines
 
-    node, device = _processes().device(target)
+    node, device = _processes().target(target)
     for found in _processes().call_on(node, "dump_locks", target=device, resource=resource):
         for line in found.get("lines") or lock_lines(found):
             click.echo(line)
 
 
 def _command_on(target: str, cmd: str) -> None:
-    node, device = _processes().device(target)
+    node, device = _processes().target(target)
     click.echo(_processes().call_on(node, cmd, target=device))
 
 

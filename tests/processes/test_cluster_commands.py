@@ -358,6 +358,9 @@ def test_commits_can_be_held_and_recovery_aborted(shell: Shell) -> None:
     shell.llctl("commit", "lustre-MDT0000")
     assert "not in recovery" in shell.llctl("--device", "lustre-MDT0000", "abort_recovery")
     assert "no device" in shell.llctl("--device", "lustre-MDT0009", "abort_recovery", status=1)
+    osp = "lustre-OST0000-osc-MDT0000"  # of a client's connection it said which commands the control socket has
+    assert f"{osp} of mds1 is a connection (osp), no target" in shell.llctl("--device", osp, "abort_recovery", status=1)
+    assert "no target" in shell.llctl("commit", osp, status=1)
     assert "has no client" in shell.llctl("set_param", "mdt.*.evict_client=nobody", status=1)
 
 
