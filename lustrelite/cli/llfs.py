@@ -149,7 +149,7 @@ def getstripe(
                 while left:
                     path = left.pop(0)
                     info = await fs.stat(path, follow=False)
-                    shown = place.shown(path) if path != place.path else text
+                    shown = _beneath(text, place, path)
                     if info.is_dir:
                         click.echo(_directory_text(shown, await fs.striping_in(path), field), nl=False)
                         if not self_only:
@@ -163,6 +163,13 @@ def getstripe(
                 raise named(error, text) from None
 
         _on(place, work)
+
+
+def _beneath(text: str, place: Place, path: str) -> str:
+    """`path`, which is `place` or below it, as whoever wrote `text` for that place would write it."""
+    if path == place.path:
+        return text
+    return text.rstrip("/") + path[len(place.path.rstrip("/")) :] if place.prefix else place.shown(path)
 
 
 def _directory_text(path: str, hint: StripeHint, field: str | None) -> str:

@@ -96,6 +96,24 @@ def test_a_name_in_the_current_directory_that_is_mounted_is_a_path(tmp_path: Pat
         assert found("away") == ("away", "/", str(tmp_path / "in")), "a directory of that name, but on no mount"
 
 
+@pytest.mark.parametrize(
+    ("text", "path", "shown"),
+    [
+        ("lustre", "/", "lustre"),
+        ("lustre", "/f", "lustre/f"),
+        ("lustre/d/", "/d", "lustre/d/"),
+        ("lustre/d/", "/d/e/f", "lustre/d/e/f"),
+        ("./lustre/a b/x", "/sub/dir/x/y", "./lustre/a b/x/y"),
+        ("/mnt/lustre", "/f", "/mnt/lustre/f"),
+        ("lustre:/d", "/d/f", "/d/f"),
+    ],
+)
+def test_what_is_below_a_path_is_shown_below_it(monkeypatch: pytest.MonkeyPatch, text: str, path: str, shown: str) -> None:
+    """`llfs getstripe d` named d as d, and what is in it by absolute paths; lfs prints d/f."""
+    monkeypatch.setattr(os, "getcwd", lambda: "/mnt")
+    assert llfs._beneath(text, mounts.place_of(text), path) == shown
+
+
 def test_what_a_mount_does_not_show_keeps_its_own_path() -> None:
     assert mounts.place_of("/mnt/lustre/a b").shown("/elsewhere") == "/elsewhere"
 
