@@ -18,7 +18,7 @@ from lustrelite.cli.context import Where, where, with_file_system
 from lustrelite.cli.errors import Refused
 from lustrelite.client.fs import FileSystem
 from lustrelite.errors import FormatRefused, LinkLost, OpError, StoreFailed
-from lustrelite.fsck import Report
+from lustrelite.fsck import ERROR, Report
 from lustrelite.fsck.changes import Options
 from lustrelite.fsck.repair import FAILED, LEFT, Outcome, Repair
 from lustrelite.ids import parse_target_name
@@ -110,7 +110,8 @@ def _tell_report(report: Report, as_json: bool) -> None:
 
 
 def _tell_problems(report: Report) -> None:
-    for problem in report.problems[:SHOWN_MAX]:
+    others = [problem for problem in report.problems if problem.severity != ERROR]
+    for problem in [*report.errors, *others][:SHOWN_MAX]:
         click.echo(f"{problem.severity}: {problem.kind}: {problem.subject}: {problem.detail}")
 
 
@@ -137,7 +138,7 @@ def summary(report: Report) -> str:
     if report.clean:
         return f"clean: {counts}"
     found = ", ".join(f"{count} {kind}" for kind, count in report.found.items())
-    return f"NOT CLEAN: {found} (of {counts})"
+    return f"{'NOT CLEAN' if report.errors else 'no errors, only warnings'}: {found} (of {counts})"
 
 
 @contextlib.contextmanager

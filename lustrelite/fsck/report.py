@@ -60,7 +60,10 @@ class Problem:
 
 @dataclass
 class Report:
-    """What was read and what was found. The list is cut at `listed_max`, `found` counts all of them by kind."""
+    """What was read and what was found.
+
+    `found` counts all of it by kind; the list is cut at `listed_max` errors, and as many warnings: those hide no error.
+    """
 
     counts: dict[str, int] = field(default_factory=dict)
     found: dict[str, int] = field(default_factory=dict)
@@ -82,7 +85,7 @@ class Report:
         """Note a problem of `kind` about `subject`."""
         severity, meaning = KINDS[kind]
         self.found[kind] = self.found.get(kind, 0) + 1
-        if len(self.problems) < self.listed_max:
+        if sum(count for each, count in self.found.items() if KINDS[each][0] == severity) <= self.listed_max:
             self.problems.append(Problem(kind, subject, detail or meaning, severity, where))
 
     def as_json(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 from damaged_cluster import ABSENT, HARD, LINK, PLANTED, S_LNK, S_REG, DamagedCluster, object_missing
 
 from lustrelite import fsck
+from lustrelite.cli.check import _tell_report, summary
 from lustrelite.ids import ROOT_FID
 from lustrelite.store.kv import Store
 from lustrelite.store.objects import ObjectFiles
@@ -116,3 +117,16 @@ def test_the_list_is_bounded_and_the_count_is_not() -> None:
     assert len(report.problems) == fsck.PROBLEMS_MAX
     assert report.found == {"object-orphan": fsck.PROBLEMS_MAX + 5}
     assert report.errors == []
+
+
+def test_no_number_of_warnings_hides_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """Behind 1000 orphan objects an error was not listed, and the exit status of fsck and of restore was 0."""
+    report = fsck.Report()
+    for number in range(fsck.PROBLEMS_MAX):
+        report.add("object-orphan", f"OST0000:{number}")
+    assert summary(report).startswith(f"no errors, only warnings: {fsck.PROBLEMS_MAX} object-orphan (")
+    report.add("object-missing", "/f")
+    assert [problem.subject for problem in report.errors] == ["/f"]
+    assert summary(report).startswith("NOT CLEAN: ")
+    _tell_report(report, as_json=False)
+    assert capsys.readouterr().out.startswith("error: object-missing: /f: ")
