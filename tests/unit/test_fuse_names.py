@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable
-from stat import S_IFREG
+from stat import S_IFDIR, S_IFLNK, S_IFREG
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,8 +17,10 @@ from lustrelite.fuse import kernel
 from lustrelite.fuse.inodes import Inodes, attributes
 from lustrelite.fuse.names import Names
 from lustrelite.fuse.session import Request, _Rest
+from lustrelite.fuse.walks import KEPT_S, Walks
 from lustrelite.ids import NO_FID, ROOT_FID, SEQ_NORMAL, make_fid
 from lustrelite.mdt.namespace import vanished_attr
+from lustrelite.wire.ldlm import LOOKUP
 from lustrelite.wire.mdt import Attr
 
 pytestmark = pytest.mark.simulated
@@ -172,3 +174,100 @@ async def test_what_is_gone_when_a_lost_answer_comes_again_is_stale_and_no_broke
         with pytest.raises(OpError) as caught:
             await handler(Request(opcode, 1, kernel.ROOT_ID, 0, 0, 1), memoryview(body))
         assert caught.value.errno == errno.ESTALE
+
+
+async def gone(*_: Any, **__: Any) -> Any:
+    """What the servers say of what is not there."""
+    await asyncio.sleep(0)
+    raise OpError(errno.ENOENT)
+
+
+async def refused(later: Any) -> int:
+    with pytest.raises(OpError) as caught:
+        await later
+    return caught.value.errno
+
+
+async def test_what_has_lost_its_last_name_elsewhere_is_stale_and_a_name_is_just_not_there() -> None:
+    """On ESTALE Linux walks the path once more; a program that hears ENOENT of what it has in its hands is misled."""
+    mount = Asked()
+    names, fs = mount.names, mount.names.fs
+    fs.stat_at = fs.readlink_fid = fs.stat_fid = gone  # type: ignore[method-assign]
+
+    def lookup(name: bytes) -> Any:
+        return names.lookup(Request(kernel.op.LOOKUP, 1, kernel.ROOT_ID, 0, 0, 1), memoryview(name + b"\0"))
+
+    fs.stat_at_now = lambda *_: None  # type: ignore[method-assign]
+    assert await refused(lookup(b"f")) == errno.ENOENT
+    assert [await refused(lookup(name)) for name in (b".", b"..")] == [errno.ESTALE] * 2
+    request = Request(kernel.op.READLINK, 1, kernel.ROOT_ID, 0, 0, 1)
+    assert await refused(names.readlink(request, memoryview(b""))) == errno.ESTALE
+    assert await refused(mount.getattr()) == errno.ESTALE
+    names.inodes.root.gone = INODE  # removed from here: somebody has it open
+    assert await refused(names.readlink(request, memoryview(b""))) == errno.ENOENT
+
+
+@pytest.mark.parametrize("how", ["removed from here", "removed elsewhere"])
+async def test_who_is_in_what_was_removed_sees_it_without_links(how: str) -> None:
+    mount = Asked()
+    node = mount.names.inodes.root
+    mount.names.fs.stat_fid = gone  # type: ignore[method-assign]
+    attr = INODE._replace(mode=(S_IFLNK if how == "removed from here" else S_IFDIR) | 0o755, nlink=2)
+    if how == "removed from here":
+        node.gone = attr
+    else:
+        node.latest = merge(attr, None)
+    assert await mount.getattr() == kernel.attr_out(0.0, attributes(merge(attr, None)._replace(nlink=0)))
+
+
+@pytest.mark.parametrize(("nlink", "done", "told"), [(1, True, 0), (1, False, 1), (2, True, 1)])
+async def test_a_removal_spares_other_names_if_it_takes_the_only_one_and_succeeds(nlink: int, done: bool, told: int) -> None:
+    """The kernel drops that one itself; `told` is how often it hears that all are doubtful."""
+    mount = Asked()
+    names, heard = mount.names, []
+    fid = make_fid(SEQ_NORMAL, 7)
+    node = names.inodes.of(fid)
+    node.epoch, node.name_until = names.inodes.epoch, asyncio.get_running_loop().time() + 100
+    known = SimpleNamespace(attr=INODE._replace(fid=fid, nlink=nlink))
+    names.fs.connections.names = SimpleNamespace(files={ROOT_FID: SimpleNamespace(names={b"f": known})})  # type: ignore[assignment]
+    names.inodes.session.notify = lambda message: heard.append(message) or True  # type: ignore[method-assign,func-returns-value]
+    names.inodes.session.alive = True
+
+    async def unlink(*_: Any) -> None:
+        names.inodes.lost(fid, LOOKUP)  # our own lock goes with the request
+        if not done:
+            raise OpError(errno.EACCES)
+
+    names.mount.callers = SimpleNamespace(view=lambda _: SimpleNamespace(unlink_at=unlink))  # type: ignore[assignment]
+    removing = names.unlink(Request(kernel.op.UNLINK, 1, kernel.ROOT_ID, 0, 0, 1), memoryview(b"f\0"))
+    if done:
+        await removing
+    else:
+        assert await refused(removing) == errno.EACCES
+    assert heard == [kernel.inc_epoch()] * told
+
+
+async def test_what_is_found_by_who_walks_once_more_stays_for_a_while() -> None:
+    """It is opened; who could not be, because it has lost the name meanwhile, is looked for again."""
+    files, closed = [make_fid(SEQ_NORMAL, number) for number in (7, 8)], []
+    found = iter(files)
+
+    async def stat_at(*_: Any) -> Stat:
+        return merge(INODE._replace(fid=next(found)), None)
+
+    async def open_fid(fid: Any) -> Any:
+        if fid == files[0]:
+            raise OpError(errno.ENOENT)
+        return SimpleNamespace(close_later=lambda: closed.append(fid))
+
+    walks = Walks(SimpleNamespace(stat_at=stat_at, open_fid=open_fid))  # type: ignore[arg-type]
+    assert not walks.again(1)
+    walks.stale(1)
+    assert walks.again(1) and not walks.again(2)
+    assert (await walks.find(1, ROOT_FID, b"f")).fid == files[1]
+    assert not walks.again(1) and not closed
+    await asyncio.sleep(KEPT_S + 0.1)
+    assert closed == [files[1]]
+    walks.stale(1)
+    await asyncio.sleep(10)
+    assert not walks.again(1), "that was something else"
