@@ -15,7 +15,20 @@ from lustrelite.errors import OpError
 from lustrelite.ids import NO_FID, ROOT_FID, Fid, make_fid
 from lustrelite.ldlm.client_lock import ClientLock
 from lustrelite.ldlm.lru import Holding
-from lustrelite.wire.ldlm import BITS_ALL, IBITS, LAYOUT, LOOKUP, OPEN, PERM, PR, REPLACE_EACH, UPDATE, Ride, Want
+from lustrelite.wire.ldlm import (
+    BITS_ALL,
+    IBITS,
+    LAYOUT,
+    LOOKUP,
+    OPEN,
+    PERM,
+    PR,
+    REPLACE_EACH,
+    UPDATE,
+    XATTR,
+    Ride,
+    Want,
+)
 from lustrelite.wire.locks import Ask
 from lustrelite.wire.mdt import DISP_OPEN_CREATE, Attr, Dirent, DirPage, Layout, OpenReply, RenameReply
 from lustrelite.wire.message import ROOT_CRED
@@ -349,6 +362,35 @@ def test_a_miss_counts_only_if_the_directory_did_not_change_meanwhile(bench: Ben
     bench.learn(ROOT_FID, UPDATE, mode=DIRECTORY)
     bench.cache.found_nothing(question)
     assert bench.look(ROOT_FID, b"a") is None
+
+
+@pytest.mark.parametrize("goes", [True, False])
+def test_attributes_count_only_if_they_were_locked_all_the_time(bench: Bench, goes: bool) -> None:
+    """Others may have changed them since, also if there is a lock again when the answer comes."""
+    d = bench.fid()
+    bench.learn(d, mode=DIRECTORY)
+    bench.cache.own.doubt_attr(d)  # asked for again under the same lock
+    late = bench.cache.question(d, UPDATE)
+    if goes:
+        bench.locks.take_back(d, UPDATE)
+        bench.miss(d, b"a")  # the new lock comes without them
+    bench.cache.found(late, bench.attr(d, DIRECTORY))
+    assert (bench.cache.find(d, UPDATE) is None) == goes
+
+
+@pytest.mark.parametrize("goes", [True, False])
+def test_extended_attributes_count_only_if_they_were_locked_all_the_time(bench: Bench, goes: bool) -> None:
+    fid = bench.fid()
+    bench.learn(fid, STAT | XATTR)
+    late = bench.cache.question(fid, XATTR)
+    if goes:
+        bench.locks.take_back(fid, XATTR)
+        ride = bench.cache.question(fid, XATTR).ride
+        assert ride is not None and ride.want is not None
+        again = bench.locks.grant(ride.want.handle, fid, XATTR)
+        bench.cache._hold(fid, again)
+    bench.cache.found_xattrs(late, fid, {b"user.a": b"old"})
+    assert bench.cache.files[fid].xattrs == (None if goes else {b"user.a": b"old"})
 
 
 def test_missing_names_are_bounded(bench: Bench) -> None:
