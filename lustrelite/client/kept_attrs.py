@@ -187,7 +187,7 @@ def _objects_told(changes: _Changes) -> int:
 
 def _lasts(known: Known) -> bool:
     """Is there a lock under which changes may be kept, and does nobody ask for it?"""
-    return any(not NEEDED & ~lock.bits and lock.ready and lock.asked is None for lock in known.locks)
+    return any(not NEEDED & ~lock.bits and lock.ready for lock in known.locks)
 
 
 def _certain(now: Attr, body: Setattr, cred: Cred) -> bool:
