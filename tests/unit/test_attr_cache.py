@@ -393,6 +393,17 @@ def test_extended_attributes_count_only_if_they_were_locked_all_the_time(bench: 
     assert bench.cache.files[fid].xattrs == (None if goes else {b"user.a": b"old"})
 
 
+def test_nothing_is_known_when_the_lease_is_over(bench: Bench) -> None:
+    d, link = bench.fid(), bench.fid()
+    bench.list(d, [b"a", b"b"])
+    bench.learn(link, mode=stat.S_IFLNK | 0o777)
+    bench.cache.found_target(link, b"target")
+    for valid in (True, False):
+        bench.locks.lease_valid = valid
+        known = bench.cache.page(d, 0, 2, ROOT_CRED), bench.cache.target_of(link), bench.cache.find(link, STAT)
+        assert [one is not None for one in known] == [valid] * 3
+
+
 def test_missing_names_are_bounded(bench: Bench) -> None:
     for number in range(ABSENT_MAX + 3):
         bench.miss(ROOT_FID, b"%d" % number)
