@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 from collections.abc import AsyncIterator
@@ -155,6 +156,27 @@ async def test_a_write_through_whose_lock_is_lost_before_it_is_sent_is_not_sent(
         assert caught.value.errno == errno.EIO
         assert server.bytes_written == 0
         await file.close()
+
+
+async def test_a_truncation_whose_lock_is_lost_while_it_waits_for_a_write_is_not_sent() -> None:
+    async with CachingWorld(1) as world:
+        server = world.osts[0]
+        file = await opened(world)
+        await file.pwrite(b"x" * 100, 0)
+        server.replies = asyncio.Event()
+        flushing = asyncio.get_running_loop().create_task(file.fsync())
+        cutting = asyncio.get_running_loop().create_task(file.truncate(50))
+        await asyncio.sleep(0.1)
+        server.locks.lose_all()
+        server.replies.set()
+        with pytest.raises(OpError) as caught:
+            await cutting
+        assert caught.value.errno == errno.EIO
+        await asyncio.wait([flushing])
+        assert isinstance(flushing.exception(), OpError | None)
+        assert len(world.content(file)) == 100
+        with contextlib.suppress(OpError):
+            await file.close()
 
 
 @asynccontextmanager
