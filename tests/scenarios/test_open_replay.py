@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from typing import Any
@@ -270,3 +271,17 @@ async def test_the_late_copy_of_an_open_that_is_replayed_leaves_nothing_open(clu
         await c.fail(c.mds)
         assert await c.a.exists("/f59")
         c.saw("request.dropped", op="Open", why="a later replay has come: this one was answered")
+
+
+async def test_what_the_mdt_does_not_know_to_be_open_is_not_opened_at_the_next_one(cluster: Any) -> None:
+    """Its close changes nothing. Opened again it would stay so as long as the client lives, and its objects with it."""
+    async with cluster(clients=1) as c:
+        file = await c.a.fs.open("/f", NEW)
+        await asyncio.sleep(2)  # it is durable, and on the replay list because it is open
+        mdt = c.mds.target()
+        mdt.open_files.remove(mdt.exports[c.a.uuid], file.handle)
+        await file.close()
+        await c.fail(c.mds)
+        await c.settle()
+        assert not c.mds.target().exports[c.a.uuid].opens
+        await c.a.fs.unlink("/f")
