@@ -929,12 +929,19 @@ async def test_what_is_on_its_way_when_we_are_evicted_is_reported_once() -> None
         await file.close()
 
 
-async def test_what_was_answered_but_not_durable_when_we_are_evicted_is_reported() -> None:
+@pytest.mark.parametrize("what", ["write", "truncation", "hole"])
+async def test_what_was_answered_but_not_durable_when_we_are_evicted_is_reported(what: str) -> None:
     async with CachingWorld() as world:
         durable, file, clean = [await opened(world, path=path) for path in ("/d", "/f", "/c")]
         await durable.pwrite(b"x", 0)
         await durable.fsync()
-        await file.pwrite(b"x", 0)
+        await file.pwrite(b"x" * 100, 0)
+        if what != "write":
+            await file.fsync()
+        if what == "truncation":
+            await file.truncate(50)
+        elif what == "hole":
+            await file.fallocate(ost.FALLOC_PUNCH_HOLE | ost.FALLOC_KEEP_SIZE, 0, 50)
         await world.osts[0].locks.revoke()
         world.osts[0].locks.lose_all()
         world.data().writeback.evicted()
