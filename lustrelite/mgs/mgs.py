@@ -7,6 +7,7 @@ records: its clients lose nothing when it restarts. Source: mgs/mgs_nids.c; prot
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 
 from lustrelite.errors import OpError
 from lustrelite.ids import check_fsname, parse_nid, parse_target_name, target_name, target_uuid
@@ -65,41 +66,29 @@ class Mgs(Target):
         targets = tuple(r.info for r in self.of(fsname) if r.info.version > since)
         return Config(self.version, targets, tuple(sorted(self.params.get(fsname, {}).items())))
 
-    def write_entry(self, txn: Transaction, record: TargetRecord) -> None:
-        """Store an entry under the next version."""
-        version = self._next_version(txn)
-        record = record._replace(info=record.info._replace(version=version))
-        txn.put(schema.TARGETS, record.info.name.encode(), schema.pack_target(record))
-
-        def applied() -> None:
-            self.version = version
-            self.entries[record.info.name] = record
-
-        txn.then = applied
-
-    def write_param(self, txn: Transaction, fsname: str, name: str, value: str) -> None:
-        """Store or remove a permanent parameter."""
-        version = self._next_version(txn)
-        key = f"{fsname}\0{name}".encode()
-        if value:
-            txn.put(schema.PARAMS, key, value.encode())
-        else:
-            txn.delete(schema.PARAMS, key)
-
-        def applied() -> None:
-            self.version = version
-            params = self.params.setdefault(fsname, {})
-            if value:
-                params[name] = value
-            else:
-                params.pop(name, None)
-
-        txn.then = applied
-
-    def _next_version(self, txn: Transaction) -> int:
+    def write(self, txn: Transaction, fsname: str, params: Mapping[str, str], record: TargetRecord | None = None) -> None:
+        """Store permanent parameters, or remove those without a value, and an entry, under the next version."""
         version = self.version + 1
         txn.writes.update(self.meta_write("config_version", version))
-        return version
+        if record is not None:
+            record = record._replace(info=record.info._replace(version=version))
+            txn.put(schema.TARGETS, record.info.name.encode(), schema.pack_target(record))
+        for name, value in params.items():
+            key = f"{fsname}\0{name}".encode()
+            if value:
+                txn.put(schema.PARAMS, key, value.encode())
+            else:
+                txn.delete(schema.PARAMS, key)
+
+        def applied() -> None:
+            self.version = version
+            if record is not None:
+                self.entries[record.info.name] = record
+            if params:
+                now = {**self.params.get(fsname, {}), **params}
+                self.params[fsname] = {name: value for name, value in now.items() if value}
+
+        txn.then = applied
 
     def notify(self, fsname: str) -> None:
         """The configuration has changed: whoever holds a lock on it is to read it again.  Source: mgs_revoke_lock()"""
@@ -111,14 +100,15 @@ def _free_index(mgs: Mgs, fsname: str, kind: str) -> int:
     return next(i for i in range(_INDEX_MAX + 1) if i not in used)
 
 
-def _take_params(mgs: Mgs, body: TargetRegister, name: str, before: dict[str, str]) -> None:
+def _new_params(mgs: Mgs, body: TargetRegister, name: str, before: dict[str, str]) -> dict[str, str]:
     """What a target was formatted with counts until somebody sets it otherwise; what tunefs has changed or erased since is news."""
-    now = dict(body.params)
+    now, new = dict(body.params), {}
     for key in {**before, **now}:
         value = now.get(key, "")
         full = f"{name}.{key}" if key == FAILOVER_MODE else key
         if value != before.get(key, "") and value != mgs.params.get(body.fsname, {}).get(full, ""):
-            mgs.run(mgs.write_param, body.fsname, full, value)
+            new[full] = value
+    return new
 
 
 async def target_register(call: Call, body: TargetRegister) -> TargetInfo:
@@ -150,8 +140,8 @@ async def target_register(call: Call, body: TargetRegister) -> TargetInfo:
         nids = tuple(dict.fromkeys((*nids, *known.info.nids))) if body.failover_nids else nids
     info = TargetInfo(name, body.kind, index, target_uuid(name), nids, body.instance, 0)
     if known is None or known != TargetRecord(info._replace(version=known.info.version), body.stamp, body.params):
-        mgs.run(mgs.write_entry, TargetRecord(info, body.stamp, body.params))
-        _take_params(mgs, body, name, dict(known.params) if known is not None else {})
+        params = _new_params(mgs, body, name, dict(known.params) if known is not None else {})
+        mgs.run(mgs.write, body.fsname, params, TargetRecord(info, body.stamp, body.params))
         mgs.node.events.emit("mgs.registered", target=name, nids=list(nids), instance=body.instance)
         await mgs.committed()
         mgs.notify(body.fsname)
@@ -178,7 +168,7 @@ async def set_param(call: Call, body: SetParam) -> Empty:
         check_param(body.name, body.value)
     except ValueError as error:
         raise OpError(errno.EINVAL, str(error)) from None
-    mgs.run(mgs.write_param, body.fsname, body.name, body.value)
+    mgs.run(mgs.write, body.fsname, {body.name: body.value})
     await mgs.committed()
     mgs.notify(body.fsname)
     return EMPTY

@@ -20,6 +20,7 @@ from lustrelite.ost.replacement import replace_lost
 from lustrelite.recovery.import_fsm import State
 from lustrelite.sim.processes import MGS_NID, SimServer
 from lustrelite.store.kv import Store
+from lustrelite.store.schema import PARAMS
 from lustrelite.target.addresses import set_addresses
 from lustrelite.wire.mgs import SetParam
 
@@ -233,6 +234,31 @@ async def test_parameters_that_a_target_was_formatted_with_come_and_go_with_it(c
         await c.mgs.start()
         assert await with_params({lot: "3"}) == {lot: "3"}
         assert await with_params({}) == {}
+
+
+async def test_a_full_mgs_takes_a_target_with_its_parameters_or_not_at_all(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took the entry, had no room for the parameters, and answered the next attempt as one that brings nothing new."""
+    async with cluster(oss=1, clients=1) as c:
+        c.expect("target.not_registered")
+        mgs = c.mgs.target()
+        directory, before, version = str(c.disks.directory(OST0)), mgs.entries[OST0], mgs.version
+        apply = mgs.store.apply
+
+        def nearly_full(writes: Any, **options: Any) -> None:
+            if any(table == PARAMS for table, _ in writes):
+                raise OpError(errno.ENOSPC)
+            apply(writes, **options)
+
+        monkeypatch.setattr(mgs.store, "apply", nearly_full)
+        await c.oss[0].stop()
+        c.configs[directory] = c.configs[directory]._replace(params=(("tunables.spin_us", "7"), ("failover.mode", "failout")))
+        await c.oss[0].start()
+        await c.until_saw("target.not_registered", on=c.oss[0])
+        assert mgs.entries[OST0] == before and mgs.version == version
+        monkeypatch.undo()
+        await c.until(lambda: mgs.version > version)
+        assert mgs.params == {"lustre": {"tunables.spin_us": "7", f"{OST0}.failover.mode": "failout"}}
+        await c.until(lambda: c.a.fs.connections.config.params == mgs.params["lustre"])
 
 
 @pytest.mark.parametrize("who", ["mgs", "mds"])
