@@ -19,6 +19,7 @@ from lustrelite.target.target import INDEX_READ_MAX, index_read
 from lustrelite.tunables import limits
 from lustrelite.wire.ldlm import DISCARD_DATA, PR, Granted
 from lustrelite.wire.mdt import StatfsReply
+from lustrelite.wire.message import REPLAY
 from lustrelite.wire.ost import (
     CREATE_DELORPHAN,
     OBJECT_EOF,
@@ -81,8 +82,19 @@ def _check_server(call: Call) -> None:
 
 
 def prepare_create(call: Call, body: OstCreate) -> Awaitable[None] | None:
-    """The fault point."""
+    """Orphans go before the others are settled, and the fault point."""
+    if body.flags & CREATE_DELORPHAN and not call.header.flags & REPLAY:
+        _check_create(call, body)
+        _ost(call).ids.destroy_most(body.upto, call.export)
     return _ost(call).fault("ost.create", call) if call.target.node.faults.any else None
+
+
+def _check_create(call: Call, body: OstCreate) -> None:
+    _check_server(call)
+    if not 0 <= body.upto <= OBJECT_ID_MAX:
+        raise OpError(errno.EINVAL, f"object id {body.upto}")
+    if call.conn_cnt < call.export.conn_cnt:
+        raise OpError(errno.ESTALE, "of an older connection")
 
 
 def create(txn: Transaction, body: OstCreate) -> OstCreateReply:
@@ -92,11 +104,7 @@ def create(txn: Transaction, body: OstCreate) -> OstCreateReply:
     """
     ost, call = _ost(txn), txn.call
     assert call is not None
-    _check_server(call)
-    if not 0 <= body.upto <= OBJECT_ID_MAX:
-        raise OpError(errno.EINVAL, f"object id {body.upto}")
-    if call.conn_cnt < call.export.conn_cnt:
-        raise OpError(errno.ESTALE, "of an older connection")
+    _check_create(call, body)
     txn.data = (ost.ids.settle if body.flags & CREATE_DELORPHAN else ost.ids.grow)(txn, body.upto)
     return OstCreateReply(txn.data)
 
@@ -136,7 +144,10 @@ def set_owners(txn: Transaction, body: SetOwners) -> Empty:
 
 
 def prepare_destroy(call: Call, body: Destroy) -> Awaitable[None] | None:
-    """The fault point."""
+    """Most of many objects go, and the fault point."""
+    _check_server(call)
+    if not call.header.flags & REPLAY:
+        _ost(call).destroy_most(body.objects)
     return _ost(call).fault("ost.destroy", call) if call.target.node.faults.any else None
 
 

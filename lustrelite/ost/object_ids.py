@@ -34,6 +34,7 @@ from lustrelite.store.schema import META, OBJECTS, ObjectRecord
 
 if TYPE_CHECKING:
     from lustrelite.ost.ost import Ost
+    from lustrelite.rpc.export import Export
     from lustrelite.target.transaction import Transaction
 
 LAST_ID = schema.meta_key("last_id")
@@ -178,8 +179,11 @@ class ObjectIds:
                 for oid in self.ost.files.ids():
                     if last < oid <= first:
                         txn.put(OBJECTS, schema.object_key(oid), _BLANK)
+        elif (orphans := self._orphans(used, txn.export)) is None:
+            self.ost.say("ost.orphans_kept", "warning", used=used, last_id=last)
         else:
-            self._destroy_orphans(txn, used, last, new=not used and txn.export is not None and txn.export.incarnation == 1)
+            self.ost.destroy(txn, orphans)
+            self.ost.say("ost.orphans_destroyed", used=used, last_id=last, count=len(orphans))
         go_on = max(last, used, self.granted_before)
         if go_on > last:
             txn.put(META, LAST_ID, schema.pack_meta(go_on))
@@ -192,13 +196,17 @@ class ObjectIds:
     def _unknown_again(self) -> None:
         self.known = False
 
-    def _destroy_orphans(self, txn: Transaction, used: int, last: int, *, new: bool) -> None:
+    def destroy_most(self, used: int, mdt: Export) -> None:
+        """Destroy what `settle` would, but for a few, without its answer.  Errors: see Ost.destroy_most"""
+        self.ost.destroy_most(self._orphans(used, mdt) or [])
+
+    def _orphans(self, used: int, mdt: Export | None) -> list[int] | None:
+        """The objects above `used`; None: so many, or such, that they are to be kept."""
+        new = not used and mdt is not None and mdt.incarnation == 1
         orphans: list[int] = []
         for key, value in self.ost.store.scan(OBJECTS, schema.object_key(used)):
             orphans.append(schema.split_object_key(key))
             stranger = new and schema.unpack_object(value).owner != NO_FID
             if stranger or len(orphans) > ORPHANS_MAX:
-                self.ost.say("ost.orphans_kept", "warning", used=used, last_id=last)
-                return
-        self.ost.destroy(txn, orphans)
-        self.ost.say("ost.orphans_destroyed", used=used, last_id=last, count=len(orphans))
+                return None
+        return orphans

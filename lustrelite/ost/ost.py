@@ -41,6 +41,7 @@ from lustrelite.store import schema
 from lustrelite.store.disk import Space
 from lustrelite.store.kv import Batch, Store
 from lustrelite.store.objects import Buffer, ObjectFiles
+from lustrelite.store.room import DELETION
 from lustrelite.store.schema import OBJECTS, ObjectRecord
 from lustrelite.store.small_log import Data
 from lustrelite.target.handlers import Handler
@@ -54,6 +55,7 @@ from lustrelite.wire.session import FEATURE_SERVER, Connect
 
 STILL_POLL_S = 0.02
 SWEEP_CHUNK = 512
+DESTROYED_MAX = 32  # in one transaction: a full OST has room for that
 LOGGED_BYTES_MAX = 64 << 10
 
 
@@ -408,6 +410,18 @@ class Ost(Target):
                 self._doomed[oid] = None
             txn.when_committed(lambda: self._unlink_later(gone))
         return len(gone)
+
+    def destroy_most(self, oids: Sequence[int]) -> None:
+        """Destroy all but the last few of many, some at a time: a full OST has no room for all of them in one batch.
+
+        Errors: EAGAIN, ENOSPC; then there is room for more after a commit, which comes at once
+        """
+        for start in range(0, len(oids) - DESTROYED_MAX, DESTROYED_MAX):
+            try:
+                self.run(self.destroy, oids[start : start + DESTROYED_MAX], room=DELETION)
+            except OpError:
+                self.committer.commit_soon()
+                raise
 
     def own(self, txn: Transaction, owners: Iterable[tuple[int, int, int, int]]) -> None:
         """(object, uid, gid, project id) of each: record it, if the object is there."""
