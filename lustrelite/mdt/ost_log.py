@@ -123,22 +123,33 @@ class OstLog:
                 self._wanted.set()
 
     async def _sweep(self) -> None:
-        """Send everything that is due and not on its way, in the order of the objects."""
+        """Send everything that is due and not on its way, in the order of the objects.
+
+        An OST that is too full to note owners hears of the destroys behind them all the same: these make room.
+        """
         self._cross_off()
         after = b""
+        refused: OpError | None = None
         while self.osp.synced and not self.mdt.recovering and self.osp.imp.state is State.FULL:
             self._held_back = len(self.sent) >= IN_PROGRESS_MAX
             if self._held_back:
-                return
+                break
             destroys, owners, after = self._due(after)
             if destroys:
                 await self._send(Destroy(tuple([oid for oid, _ in destroys])), destroys)
                 self.destroyed += len(destroys)
             if owners:
                 body = SetOwners(tuple([(oid, *owner) for oid, _, owner in owners]))
-                await self._send(body, [(oid, transno) for oid, transno, _ in owners])
+                try:
+                    await self._send(body, [(oid, transno) for oid, transno, _ in owners])
+                except (Evicted, Deactivated):
+                    raise
+                except OpError as error:
+                    refused = error
             if len(destroys) + len(owners) < RECORDS_MAX:
-                return
+                break
+        if refused is not None:
+            raise refused
 
     def _due(self, after: bytes) -> tuple[list[tuple[int, int]], list[tuple[int, int, Owner]], bytes]:
         """What is durable here and not on its way, after `after`: destroys, owners, and where to go on."""

@@ -6,12 +6,14 @@ import asyncio
 import errno
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mdt_fixture import ALICE, ROOT, make_maps_small
 from one_ost import One, one_ost, settle, until
 
 from lustrelite.errors import Evicted, OpError
+from lustrelite.ids import NO_FID
 from lustrelite.mdt import access, ost_log
 from lustrelite.recovery.import_fsm import State
 from lustrelite.store import schema
@@ -339,3 +341,28 @@ async def test_a_project_keeps_strangers_out(one: One) -> None:
     other = world.make(project, b"g")
     assert world.inode(other).projid == 7
     world.fails(errno.EXDEV, wire.Rename(project, b"g", ROOT, b"f", wire.RENAME_EXCHANGE, world.tick()))
+
+
+async def test_destroys_go_on_while_an_ost_is_too_full_to_note_owners(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else can make room there."""
+    monkeypatch.setattr(ost_log, "RECORDS_MAX", 4)
+    for i in range(10):
+        one.world.make(ROOT, b"f%d" % i)
+    for i in range(5):
+        one.world.setattr(one.world.find(ROOT, b"f%d" % i) or NO_FID, uid=7)
+    for i in range(5, 10):
+        one.world.unlink(ROOT, b"f%d" % i)
+    change = one.far.call_change
+
+    async def full(body: Any) -> int:
+        if isinstance(body, SetOwners):
+            await asyncio.sleep(0)
+            raise OpError(errno.ENOSPC)
+        return await change(body)
+
+    monkeypatch.setattr(one.far, "call_change", full)
+    one.world.commit()
+    await until(lambda: len(one.far.destroyed) == 5)
+    assert not one.far.owners and one.osp.log.length() == 5
+    monkeypatch.setattr(one.far, "call_change", change)
+    await until(lambda: len(one.far.owners) == 5 and not one.osp.log.length())
