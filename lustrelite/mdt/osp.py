@@ -222,9 +222,12 @@ class Osp:
         assert self.mdt.allocator.last_used.get(self.index, 0) == last_used, self.name
         start = max(reply.last_id, last_used)
         if start > last_used:
-            # Ids in between are destroyed: were they left out silently, the replay of the next create would find a gap.
+            # Ids in between are destroyed: the replay of the next create shall find no gap, so they are left out durably.
             self.mdt.run(raise_last_used, self.index, start)
             self.mdt.allocator.last_used[self.index] = start
+            await self.mdt.committed()
+            if connection != self._connection:
+                return
         self.next, self.granted = start + 1, start
         self.synced = True
         self._filled_at = float("-inf")

@@ -468,3 +468,16 @@ async def test_a_replay_that_fails_claims_no_objects(mdt: World, monkeypatch: py
         patch.setattr(mdt.mdt, "reply", lambda *args, **options: None)
         mdt.mdt.serving._mutate(call, mdt.mdt.handlers[type(body)])
     assert not any(mdt.mdt.allocator.last_used.values())
+
+
+async def test_a_replay_jumps_over_no_ids_that_an_orphan_pass_has_skipped(one: One) -> None:
+    """After a restart of an OST these may be very many: a full MDT had no room to condemn them, and threw the client out."""
+    one.far.last_id = 50_000
+    one.osp._connected()
+    await settle()
+    await until(lambda: one.osp.ready)
+    one.world.make(ROOT, b"f")
+    saved = one.world.saved
+    await one.crash()
+    one.world.replay(saved)
+    assert one.world.condemned() == []
