@@ -45,7 +45,7 @@ class Clients:
     def __init__(self, target: Target) -> None:
         self.target = target
         self._client_generation = 0
-        self.going: dict[str, int] = {}  # evicted clients whose records a full disk has no room to remove yet: their indices
+        self.going: dict[str, int] = {}  # clients that have left or were evicted, whose records a full disk has no room to remove yet: their indices
         self._leaving: dict[str, asyncio.TimerHandle] = {}  # clients that have left, and wait until that is durable
 
     def load(self) -> None:
@@ -119,7 +119,7 @@ class Clients:
                 recovery.deny(body.client)
                 raise OpError(errno.EBUSY, "in recovery")
             if body.client in self.going:
-                raise OpError(errno.EBUSY, "it was evicted, and the disk is too full to write that down")
+                raise OpError(errno.EBUSY, "it was evicted, or left, and the disk is too full to write that down")
             export, known = self._new_client(body, call), False
         export.conn_cnt = call.conn_cnt
         export.last_request = self.target.node.now()
@@ -234,6 +234,14 @@ class Clients:
             self.target.reply(call, 0, EMPTY)
 
         self._leaving[export.uuid] = loop.call_later(pause, still_working)
+        if export.uuid in self.going:
+            self.target.spawn(self._when_removed(export.uuid, durable), f"goodbye of {export.uuid}")
+        else:
+            self.target.committer.after(self.target.last_transno, durable)
+
+    async def _when_removed(self, client: str, durable: Callable[[], None]) -> None:
+        while client in self.going:
+            await asyncio.sleep(AGAIN_S)
         self.target.committer.after(self.target.last_transno, durable)
 
     def close(self) -> None:
@@ -241,10 +249,10 @@ class Clients:
         for timer in self._leaving.values():
             timer.cancel()
 
-    def _remove(self, export: Export, *, unaware: bool = False, evicted: bool = False) -> None:
+    def _remove(self, export: Export, *, unaware: bool = False) -> None:
         """Forget a client: its record and reply records, in one transaction, then what it had open.
 
-        Errors: ENOSPC, nothing was changed; not if it is `evicted`: then its records go later.
+        If the disk is too full for that the records go later.
         """
         index, tags = export.client_index, list(export.replies)
 
@@ -256,14 +264,11 @@ class Clients:
                 for tag in tags:
                     txn.delete(schema.REPLIES, schema.reply_key(index, tag))
 
-        if not evicted:
-            self.target.run(remove)
-        else:
-            try:
-                self.target.run(remove, room=OWED)
-            except OpError:
-                self.going[export.uuid] = index
-                self.target.spawn(self._remove_later(export.uuid, remove), f"remove {export.uuid}")
+        try:
+            self.target.run(remove, room=OWED)
+        except OpError:
+            self.going[export.uuid] = index
+            self.target.spawn(self._remove_later(export.uuid, remove), f"remove {export.uuid}")
         export.failed = True
         self.target.export_gone(export)
         export.forget_opens()
@@ -272,7 +277,7 @@ class Clients:
             self.target.service.forget(export)
 
     async def _remove_later(self, client: str, remove: Callable[[Transaction], None]) -> None:
-        """Many are evicted at once. Should we die before, our successor waits for this one as if we had died sooner."""
+        """Many are evicted, or leave, at once. Should we die before, our successor waits for this one as if we had died sooner."""
         while client in self.going:
             await self.target.committed()
             try:
@@ -303,7 +308,7 @@ class Clients:
             recovering=self.target.recovering,
         )  # fmt: skip
         lease_left_s = export.last_request + self.target.namespace.deadlines.lease_told_s - self.target.node.now()
-        self._remove(export, unaware=lease_left_s > 0 and self.target.recoverable, evicted=True)
+        self._remove(export, unaware=lease_left_s > 0 and self.target.recoverable)
         self.target.namespace.owner_evicted(export, lease_left_s)
         self._drop_calls(export, -errno.ENOTCONN)
         if self.target.recovery is not None and self.target.recovering:

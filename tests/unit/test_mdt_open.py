@@ -20,7 +20,7 @@ from lustrelite.recovery.versions import ABSENT
 from lustrelite.store.schema import CLIENTS, ReplyRecord, client_key, unpack_client, unpack_pool
 from lustrelite.wire import mdt as wire
 from lustrelite.wire.message import RESENT
-from lustrelite.wire.session import Connect
+from lustrelite.wire.session import Connect, Disconnect
 
 RW = wire.OPEN_READ | wire.OPEN_WRITE
 
@@ -397,6 +397,37 @@ async def test_a_full_mdt_evicts_many_clients_at_once(tmp_path: Path, small_map:
     while clients.going:
         assert len(list(target.store.scan(CLIENTS))) == len(clients.going) + 1
         await asyncio.sleep(0.01)
+    await mdt.stop()
+
+
+async def test_a_full_mdt_lets_many_clients_leave_at_once(
+    tmp_path: Path, small_map: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The goodbye of some was refused: they went all the same, and what they had done might be lost; the next recovery waited for them."""
+    mdt = World(tmp_path)
+    await mdt.start()
+    target, clients = mdt.mdt, mdt.mdt.clients
+    for i in range(100):
+        target.exports[f"c{i}"] = clients._new_client(Connect("", f"c{i}", 1, 0, 0, 0, 0, 0, 0, "", 0), mdt.call(wire.GetRoot()))
+    fill(mdt)
+    answers: dict[str, int] = {}
+    left_behind: list[str] = []
+
+    def reply(call: Any, status: int, *_: Any) -> None:
+        answers[call.export.uuid] = status
+        with target.store._env.begin() as txn:
+            if txn.get(client_key(call.export.client_index), db=target.store._dbs[CLIENTS]) is not None:
+                left_behind.append(call.export.uuid)
+
+    monkeypatch.setattr(target, "reply", reply)
+    for export in list(target.exports.values()):
+        call = mdt.call(Disconnect(), timeout_ms=60_000)
+        call.export = export
+        target.handle(call)
+    assert not target.exports
+    while len(answers) < 100:
+        await asyncio.sleep(0.01)
+    assert set(answers.values()) == {0} and not left_behind and not list(target.store.scan(CLIENTS))
     await mdt.stop()
 
 
