@@ -81,11 +81,15 @@ class Ownership:
             raise Owned(self.directory, self.owner())
 
     def update(self, record: Owner) -> None:
-        """Say anew who we are: the address and instance are known only later."""
+        """Say anew who we are: the address and instance are known only later. A full disk may have no room for that."""
         assert self._fd >= 0, "only the owner may say who it is"
         text = json.dumps(record._asdict()).encode() + b"\n"
-        os.pwrite(self._fd, text, 0)
-        os.ftruncate(self._fd, len(text))
+        try:
+            os.pwrite(self._fd, text, 0)
+            os.ftruncate(self._fd, len(text))
+        except OSError as error:
+            if error.errno not in disk.NO_ROOM:
+                raise
 
     def owner(self) -> Owner | None:
         """What the present or last owner wrote; None if there is nothing that can be read."""

@@ -146,3 +146,20 @@ def test_flock_takes_over_where_there_are_no_ofd_locks(tmp_path: Path, monkeypat
     assert not second.try_acquire(OTHER)
     first.release()
     assert second.try_acquire(OTHER)
+
+
+def test_a_full_disk_keeps_nobody_from_his_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record has lost its block when its predecessor left; what it says is for people."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        mine = Ownership(tmp_path)
+        assert mine.try_acquire(Owner("n", 1, 0, ""))
+        mine.update(Owner("n", 1, 2, "n@sim"))
+    assert mine.owner() is None and not Ownership(tmp_path).try_acquire(Owner("other", 2, 0, ""))
+    mine.update(Owner("n", 1, 2, "n@sim"))
+    assert mine.owner() == Owner("n", 1, 2, "n@sim")
+    mine.release()
