@@ -33,6 +33,7 @@ from lustrelite.wire.mgs import (
 from lustrelite.wire.session import Empty
 
 _INDEX_MAX = 0xFFFF
+_NIDS_MAX = 16  # of a target, with those where it was before
 
 
 class Mgs(Target):
@@ -137,7 +138,8 @@ async def target_register(call: Call, body: TargetRegister) -> TargetInfo:
         raise OpError(errno.ESTALE, f"{name} runs elsewhere as a newer incarnation")
     if known is not None and known.stamp == body.stamp:
         # the standby's address stays known when it is not the one that serves
-        nids = tuple(dict.fromkeys((*nids, *known.info.nids))) if body.failover_nids else nids
+        before = known.info.nids if body.failover_nids else ()
+        nids = tuple(dict.fromkeys((*nids, *before)))[: max(_NIDS_MAX, len(nids))]
     info = TargetInfo(name, body.kind, index, target_uuid(name), nids, body.instance, 0)
     if known is None or known != TargetRecord(info._replace(version=known.info.version), body.stamp, body.params):
         params = _new_params(mgs, body, name, dict(known.params) if known is not None else {})

@@ -22,7 +22,7 @@ from lustrelite.sim.processes import MGS_NID, SimServer
 from lustrelite.store.kv import Store
 from lustrelite.store.schema import PARAMS
 from lustrelite.target.addresses import set_addresses
-from lustrelite.wire.mgs import SetParam
+from lustrelite.wire.mgs import SetParam, TargetRegister
 
 OST0 = "lustre-OST0000"
 
@@ -259,6 +259,17 @@ async def test_a_full_mgs_takes_a_target_with_its_parameters_or_not_at_all(clust
         await c.until(lambda: mgs.version > version)
         assert mgs.params == {"lustre": {"tunables.spin_us": "7", f"{OST0}.failover.mode": "failout"}}
         await c.until(lambda: c.a.fs.connections.config.params == mgs.params["lustre"])
+
+
+async def test_a_failover_target_that_is_elsewhere_at_each_start_does_not_pile_up_addresses(cluster: Any) -> None:
+    """Who looks for it tries them all; the last ones may be those of its standbys."""
+    async with cluster(oss=1, clients=1) as c:
+        config = c.a.fs.connections.config
+        target = TargetRegister("other", "OST", 7, "a stamp", (), ("standby@sim",), 1, (), False)
+        for start in range(100):
+            place = target._replace(nids=(f"n{start}@sim",), instance=start + 1)
+            info = await c.a.unrecorded(config.mgs.call(place))
+        assert info.nids[:4] == ("n99@sim", "standby@sim", "n98@sim", "n97@sim") and len(info.nids) == 16
 
 
 @pytest.mark.parametrize("who", ["mgs", "mds"])
