@@ -420,10 +420,10 @@ class Target:
         """
         if self.evictions or self.get_meta(UNAWARE, False):
             await asyncio.sleep(max(0.0, self.started_at + self.lease_s - self.node.now()))
-            self.store.apply(self.meta_write(UNAWARE, False), kind=ESSENTIAL)
+            self.store.apply(self.meta_write(UNAWARE, False), reckoned=True)
         epoch = epoch_of(self.last_transno) + 1
         self.last_transno = first_transno(epoch)
-        self.store.apply(self.meta_write("epoch", epoch), kind=ESSENTIAL)
+        self.store.apply(self.meta_write("epoch", epoch), reckoned=True)
         await self.committer.wait(forced=True)
         self.recovering = False
         if self.namespace.frozen:
@@ -435,7 +435,7 @@ class Target:
 
     def _all_aware(self) -> None:
         """No lease is left of anybody who was evicted."""
-        self.store.apply(self.meta_write(UNAWARE, False), kind=ESSENTIAL)
+        self.store.apply(self.meta_write(UNAWARE, False), reckoned=True)
         self.committer.changed()
 
     def uncommitted(self) -> int:

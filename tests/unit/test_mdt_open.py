@@ -14,10 +14,14 @@ from mdt_fixture import ALICE, REGULAR, ROOT, World, make_maps_small
 
 from lustrelite.errors import OpError
 from lustrelite.faults import Fault
-from lustrelite.ids import NO_FID, SEQ_NORMAL, make_fid
+from lustrelite.ids import NO_FID, SEQ_NORMAL, epoch_of, make_fid
 from lustrelite.mdt.open import CREATED, FOUND
+from lustrelite.mdt.ost_log import condemn
 from lustrelite.recovery.versions import ABSENT
+from lustrelite.store.room import ESSENTIAL
 from lustrelite.store.schema import CLIENTS, ReplyRecord, client_key, unpack_client, unpack_pool
+from lustrelite.target.clients import UNAWARE
+from lustrelite.target.target import Target
 from lustrelite.wire import mdt as wire
 from lustrelite.wire.message import RESENT
 from lustrelite.wire.session import Connect, Disconnect
@@ -428,6 +432,30 @@ async def test_a_full_mdt_lets_many_clients_leave_at_once(
     while len(answers) < 100:
         await asyncio.sleep(0.01)
     assert set(answers.values()) == {0} and not left_behind and not list(target.store.scan(CLIENTS))
+    await mdt.stop()
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+async def test_recovery_ends_when_replays_have_used_up_the_room(tmp_path: Path, small_map: None, sealed: bool) -> None:
+    """The server ended there, and its successors at the same place."""
+    mdt = World(tmp_path)
+    await mdt.start()
+    fill(mdt)
+    await mdt.crash()
+    target = mdt.mdt
+    target.store.apply(target.meta_write(UNAWARE, True), kind=ESSENTIAL)
+    target.started_at = float("-inf")  # no lease is left
+    with pytest.raises(OpError, match="ENOSPC"):
+        for oid in range(100_000):
+            target.run(condemn, 0, oid)
+    if sealed:
+        target.committer.commit_soon()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    before = epoch_of(target.last_transno)
+    await Target.finish_recovery(target)
+    assert not target.recovering and epoch_of(target.last_transno) == before + 1
+    target._all_aware()
     await mdt.stop()
 
 
