@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from lustrelite.errors import OpError
 from lustrelite.ost import changes, lockless
 from lustrelite.ost.changes import INLINE_BYTES_MAX, check_lock, lock_on
-from lustrelite.store.room import DELETION
+from lustrelite.store.room import DELETION, OWED
 from lustrelite.store.schema import OBJECT_ID_MAX
 from lustrelite.target.handlers import EMPTY, LATER, Handler, mutating, reading, waiting
 from lustrelite.target.target import INDEX_READ_MAX, index_read
@@ -290,7 +290,7 @@ def shrink_grant(txn: Transaction, body: GrantShrink) -> Empty:
     call = txn.call
     assert call is not None
     if not txn.replay and body.connection == call.export.conn_cnt:
-        _ost(txn).grants.given_back(call.export, body.amount)
+        txn.then = lambda: _ost(txn).grants.given_back(call.export, body.amount)
     return EMPTY
 
 
@@ -333,7 +333,7 @@ HANDLERS: dict[type, Handler] = {
     ObjectGetattr: reading(getattr_),
     Destroy: mutating(destroy, prepare=prepare_destroy, room=DELETION),
     SetOwners: mutating(set_owners),
-    GrantShrink: mutating(shrink_grant, room=DELETION),
+    GrantShrink: mutating(shrink_grant, room=OWED),
     OstStatfs: waiting(statfs),
     OstSync: waiting(sync),
     IndexRead: waiting(read_index),

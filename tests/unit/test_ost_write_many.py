@@ -17,6 +17,7 @@ from lustrelite.faults import Fault
 from lustrelite.ids import NO_FID
 from lustrelite.ost import object_ids
 from lustrelite.ost.changes import INLINE_BYTES_MAX
+from lustrelite.store.room import ORDINARY, OWED
 from lustrelite.tunables import limits
 from lustrelite.wire.ldlm import BLOCK_GRANTED, EXTENT, PR, PW, Want
 from lustrelite.wire.locks import Enqueue
@@ -27,6 +28,7 @@ from lustrelite.wire.ost import (
     OBJECT_UID,
     WRITE_MANY_MAX,
     Destroy,
+    GrantShrink,
     ObjectSetattr,
     OstCreate,
     Part,
@@ -375,3 +377,21 @@ async def test_what_two_have_changed_is_shown_to_neither_before_it_is_durable(ri
     await changing
     await rig.ost.committed()
     assert [rig.ost.unsettled(export, resource_of(1)) for export in (mine, others)] == [0, 0]
+
+
+@pytest.mark.parametrize("why", [errno.EAGAIN, errno.ENOSPC])
+async def test_grant_that_a_full_ost_was_given_back_is_counted_once(rig: Rig, monkeypatch: pytest.MonkeyPatch, why: int) -> None:
+    """Who was told to come again gave it back twice; what he wrote by what he thought he had could be refused."""
+    grants, export = rig.ost.grants, rig.ost.exports["writer_UUID"]
+    before = grants.held[export]
+    shrink = GrantShrink(rig.client.conn_cnt, 1 << 20)
+
+    def full(writes: Any, *, kind: int = ORDINARY, **_: Any) -> None:
+        raise OpError(errno.EAGAIN if kind == OWED else why)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.ost.store, "apply", full)
+        await fails(errno.EAGAIN, rig.client.call(shrink))
+    await rig.client.call(shrink)
+    assert grants.held[export] == before - (1 << 20)
+    grants.check()
