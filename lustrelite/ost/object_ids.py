@@ -31,6 +31,7 @@ from lustrelite.ost.replacement import REPLACES
 from lustrelite.recovery.versions import ABSENT
 from lustrelite.store import schema
 from lustrelite.store.schema import META, OBJECTS, ObjectRecord
+from lustrelite.tunables import limits
 
 if TYPE_CHECKING:
     from lustrelite.ost.ost import Ost
@@ -41,7 +42,9 @@ LAST_ID = schema.meta_key("last_id")
 ID_LIMIT = schema.meta_key("id_limit")
 
 GRANT_JUMP_MAX = 100_000  # ids in one OstCreate; more above last_id means that one side lost its memory
-ORPHANS_MAX = 20_000  # objects that one orphan pass destroys; with more the MDT's last_used is not to be trusted
+# Objects that one orphan pass destroys; with more the MDT's last_used is not to be trusted. It may have one and a half of the
+# largest batches left over, and lose what it used of them since its last commit.
+ORPHANS_MAX = 2 * limits.precreate_max
 RECREATE_MAX = 20_000  # with more than GRANT_JUMP_MAX missing, only the newest are made again, and those with data
 INODES_AMPLE = 20_000  # free ones: nobody counts how many objects have no file yet
 AHEAD = 4  # the limit is raised to so many grants ahead, when only half of that is left

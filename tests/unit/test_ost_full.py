@@ -12,7 +12,9 @@ from mdt_fixture import make_maps_small
 from ost_harness import Rig, running
 
 from lustrelite.errors import OpError
+from lustrelite.store import schema
 from lustrelite.store.schema import OBJECTS
+from lustrelite.tunables import limits
 from lustrelite.wire.ost import CREATE_DELORPHAN, Destroy, OstCreate
 
 
@@ -56,3 +58,14 @@ async def test_a_full_ost_destroys_many_orphans(rig: Rig) -> None:
     used = rig.ost.last_id - 3000
     assert (await again_and_again(rig, OstCreate(used, CREATE_DELORPHAN))).last_id == used + 3000
     assert rig.ost.exists(used) and not any(rig.ost.exists(oid) for oid in range(used + 1, used + 3001))
+
+
+async def test_the_most_that_an_mdt_can_have_left_over_is_destroyed(tmp_path: Path) -> None:
+    """With the largest batches it asks for the next one when half of the last is left. That was taken for a loss of memory."""
+    async with running(tmp_path) as rig:
+        batch = limits.precreate_max
+        await rig.grant(batch)
+        await rig.grant(2 * batch)
+        used = batch // 2 + 1
+        assert (await rig.mdt.call(OstCreate(used, CREATE_DELORPHAN))).last_id == 2 * batch
+        assert [schema.split_object_key(key) for key, _ in rig.ost.store.scan(OBJECTS)] == list(range(1, used + 1))
