@@ -207,6 +207,8 @@ class Osp:
     def _refused(self, error: OpError) -> None:
         self.node.events.emit("osp.refused", level="warning", ost=self.name, why=str(error))
         self.refusing = error.errno if error.errno in (errno.ENOSPC, errno.EROFS) else 0
+        if self.refusing == errno.ENOSPC:
+            self.batch = max(self.batch // 2, self._least)  # for fewer it may have room
         if self.refusing and not self.full:
             self._look_wanted.set()  # has it no room for data, either?
         self.mdt.allocator.refresh()

@@ -481,3 +481,19 @@ async def test_a_replay_jumps_over_no_ids_that_an_orphan_pass_has_skipped(one: O
     await one.crash()
     one.world.replay(saved)
     assert one.world.condemned() == []
+
+
+async def test_an_ost_that_has_no_room_for_so_many_ids_is_asked_for_fewer(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes room in its database: it was asked for the same again and again, and no file was made there any more."""
+    call, one.osp.batch = one.far.call, 8192
+
+    async def nearly_full(body: Any) -> Any:
+        if isinstance(body, OstCreate) and body.upto > one.far.last_id + 100:
+            await asyncio.sleep(0)
+            raise OpError(errno.ENOSPC)
+        return await call(body)
+
+    monkeypatch.setattr(one.far, "call", nearly_full)
+    last, one.osp.next = one.osp.granted, one.osp.granted + 1  # all are used
+    one.osp.wake()
+    await until(lambda: one.osp.granted > last and not one.osp.refusing)
