@@ -359,13 +359,13 @@ def last_used_ids_are_not_saved(patch):
 
 @mutation
 def orphan_cleanup_destroys_one_too_many(patch):
-    destroy = ObjectIds._destroy_orphans
-    patch.setattr(ObjectIds, "_destroy_orphans", lambda self, txn, used, last: destroy(self, txn, max(0, used - 1), last))
+    orphans = ObjectIds._orphans
+    patch.setattr(ObjectIds, "_orphans", lambda self, used, mdt: orphans(self, max(0, used - 1), mdt))
 
 
 @mutation
 def orphan_objects_are_never_destroyed(patch):
-    patch.setattr(ObjectIds, "_destroy_orphans", lambda self, txn, used, last: None)
+    patch.setattr(ObjectIds, "_orphans", lambda self, used, mdt: [])
 
 
 @mutation
