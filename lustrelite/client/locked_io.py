@@ -168,6 +168,8 @@ class LockedIo:
                     if buffer is None:
                         buffer = memoryview(bytearray(size))
                     done = await self._read_past(grip, buffer, offset, cred)
+                    if done is None:
+                        continue
                     if views is not None:
                         views.append(buffer[:done])
                     return done
@@ -216,25 +218,38 @@ class LockedIo:
             raise found
         return found.size
 
-    async def _read_past(self, grip: Grip, buffer: memoryview, offset: int, cred: Cred) -> int:
-        """Past the cache, under the locks: what the OSTs have when everything dirty is written back."""
-        believable = grip.believable
+    async def _read_past(self, grip: Grip, buffer: memoryview, offset: int, cred: Cred) -> int | None:
+        """Past the cache, under the locks: what the OSTs have when everything dirty is written back.
 
-        results(await grip.each([(one, read_past(one, buffer, cred)) for one in grip.held], grip.give_way))
+        None if some of it is from before a change of the size, and some from after it.
+        """
+        layout, held, believable = grip.layout, list(grip.held), grip.believable
+        resized = [one.cached.resized for one in held]
+        ends = results(await grip.each([(one, read_past(one, buffer, cred)) for one in held], grip.give_way))
         believable = believable and grip.believable
-        length = self._length(grip.layout, grip.held, offset, len(buffer), None) if believable else None
+        sizes = [min(one.cached.size, end) for one, end in zip(held, ends, strict=True)]  # as they were then
+        length = self._length(layout, held, offset, len(buffer), None, sizes) if believable else None
         if length is None:
             length = min(max(await self._size_asked(grip) - offset, 0), len(buffer))
+        if resized != [one.cached.resized for one in held]:
+            return None
+        for one, end in zip(held, ends, strict=True):
+            grown = one.cached.size > end
+            if grown and striping.to_file(one.extent.stripe, end, layout.stripe_size, len(layout.stripes)) < offset + length:
+                return None
         return length
 
-    def _length(self, layout: Layout, held: list[Held], offset: int, size: int, reach: int | None) -> int | None:
+    def _length(
+        self, layout: Layout, held: list[Held], offset: int, size: int, reach: int | None, sizes: Sequence[int] = (),
+    ) -> int | None:  # fmt: skip
         """How much of [offset, offset + size) is file; None if the sizes of objects must be asked for.
 
-        `reach` is what asking has brought.
+        `reach` is what asking has brought. `sizes`: not as they are now.
         """
         count, unit = len(layout.stripes), layout.stripe_size
         end = offset + size
-        least = max(striping.reach(one.extent.stripe, one.cached.size, unit, count) for one in held)
+        sizes = sizes or [one.cached.size for one in held]
+        least = max(striping.reach(one.extent.stripe, had, unit, count) for one, had in zip(held, sizes, strict=True))
         if least >= end:
             return size
         exact = True

@@ -380,3 +380,91 @@ async def test_what_is_changed_past_the_cache_is_no_hole_for_who_is_reading(what
             old, new = b"x" * 128 * KIB, b"y" * 4096 + b"x" * 124 * KIB
             assert found == old or (what != "fallocate" and found == new), {byte: found.count(byte) for byte in set(found)}
         await file.close()
+
+
+@pytest.mark.parametrize("what", ["cached", "sync", "direct"])
+async def test_a_direct_read_of_a_file_that_grows_meanwhile_finds_no_zeros(what: str) -> None:
+    """The OST has read the object, and somebody here writes behind its end before the answer comes."""
+    async with CachingWorld(1) as world:
+        file = await opened(world)
+        await file.pwrite(b"x" * 100, 0)
+        await file.fsync()
+        flags = {"direct": os.O_DIRECT, "sync": os.O_SYNC}.get(what, 0)
+        async with await opened(world, os.O_RDONLY | os.O_DIRECT) as direct, await opened(world, os.O_RDWR | flags) as other:
+            world.osts[0].read_replies = asyncio.Event()
+            reading = asyncio.get_running_loop().create_task(direct.pread(4096, 0))
+            await asyncio.sleep(0.1)
+            await other.pwrite(b"y" * 100, 100)
+            world.osts[0].read_replies.set()
+            assert await reading in (b"x" * 100, b"x" * 100 + b"y" * 100)
+        await file.close()
+
+
+async def test_a_direct_read_finds_a_file_as_it_was_before_a_truncation_or_after_it() -> None:
+    """Of two objects; the OST of the second cuts it before it reads it, that of the first has not heard of either."""
+    async with CachingWorld(2) as world:
+        file = await opened(world, stripes=2)
+        await file.pwrite(b"x" * 128 * KIB, 0)
+        await file.fsync()
+        async with await opened(world, os.O_RDONLY | os.O_DIRECT) as direct:
+            world.osts[1].reads, world.osts[0].replies = asyncio.Event(), asyncio.Event()
+            reading = asyncio.get_running_loop().create_task(direct.pread(128 * KIB, 0))
+            await asyncio.sleep(0.1)
+            cutting = asyncio.get_running_loop().create_task(file.truncate(10))
+            await asyncio.sleep(0.1)
+            world.osts[1].reads.set()
+            await asyncio.sleep(0.1)
+            world.osts[0].replies.set()
+            found = await reading
+            await cutting
+            assert found in (b"x" * 128 * KIB, b"x" * 10), (len(found), found.count(0))
+        await file.close()
+
+
+async def test_a_direct_read_of_two_objects_that_grow_meanwhile_finds_no_zeros() -> None:
+    """The first is read before somebody writes on across its end, the second after that."""
+    async with CachingWorld(2) as world:
+        file = await opened(world, stripes=2)
+        await file.pwrite(b"x" * 128 * KIB, 0)
+        await file.truncate(100)  # with the locks of both
+        async with await opened(world, os.O_RDONLY | os.O_DIRECT) as direct:
+            world.osts[0].read_replies, world.osts[1].reads = asyncio.Event(), asyncio.Event()
+            reading = asyncio.get_running_loop().create_task(direct.pread(128 * KIB, 0))
+            await asyncio.sleep(0.1)
+            await file.pwrite(b"y" * 128 * KIB, 100)
+            await file.fsync()
+            world.osts[1].reads.set()
+            world.osts[0].read_replies.set()
+            found = await reading
+            assert found in (b"x" * 100, b"x" * 100 + b"y" * (128 * KIB - 100)), (len(found), found.count(0))
+        await file.close()
+
+
+async def test_a_direct_read_finds_no_zeros_where_a_file_grows_while_its_dirty_data_is_written_back() -> None:
+    async with CachingWorld(1) as world:
+        file = await opened(world)
+        await file.pwrite(b"x" * 100, 0)
+        async with await opened(world, os.O_RDONLY | os.O_DIRECT) as direct:
+            world.osts[0].replies = asyncio.Event()
+            reading = asyncio.get_running_loop().create_task(direct.pread(4096, 0))
+            await asyncio.sleep(0.1)
+            await file.pwrite(b"y" * 100, 100)
+            world.osts[0].replies.set()
+            assert await reading in (b"x" * 100, b"x" * 100 + b"y" * 100)
+        await file.close()
+
+
+async def test_a_direct_read_does_not_take_a_part_of_what_is_written_for_the_end_of_the_file() -> None:
+    """Of a write of two MiB the first is on the OST when the object is read."""
+    async with CachingWorld(1) as world:
+        file = await opened(world)
+        await file.pwrite(b"x" * 100, 0)
+        async with await opened(world, os.O_RDONLY | os.O_DIRECT) as direct:
+            world.osts[0].reads = asyncio.Event()
+            reading = asyncio.get_running_loop().create_task(direct.pread(2 * MIB, 0))
+            await asyncio.sleep(0.1)
+            await file.pwrite(b"y" * MIB, 100)
+            await world.data().writeback.flush(next(iter(world.data().objects.values())), 0, 4096)
+            world.osts[0].reads.set()
+            assert len(await reading) in (100, MIB + 100)
+        await file.close()
