@@ -188,8 +188,10 @@ class Lov:
     def check_range(self, layout: Layout, offset: int, length: int) -> None:
         """May [offset, offset + length) of the file be written?  EFBIG"""
         end = offset + length
-        _, last = striping.to_object(max(end - 1, 0), layout.stripe_size, len(layout.stripes))
-        if end > limits.file_bytes_max or last >= limits.object_bytes_max:
+        if end <= limits.object_bytes_max:  # as most are
+            return
+        ranges = striping.holes(offset, end, layout.stripe_size, len(layout.stripes))
+        if end > limits.file_bytes_max or any(part.end > limits.object_bytes_max for part in ranges):
             raise OpError(errno.EFBIG)
 
     async def on(self, layout: Layout, stripe: int, operation: Coroutine[Any, Any, _T]) -> _T:

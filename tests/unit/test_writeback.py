@@ -16,9 +16,11 @@ from file_model import FileModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lustrelite.client import striping
 from lustrelite.client.file import File
 from lustrelite.client.page_cache import PAGE_BYTES
 from lustrelite.errors import OpError
+from lustrelite.tunables import limits
 from lustrelite.wire import ost
 from lustrelite.wire.ldlm import DISCARD_DATA, PR, PW, Lvb
 from lustrelite.wire.mdt import StripeHint
@@ -1300,4 +1302,16 @@ async def test_a_loop_of_cached_reads_lets_others_have_their_turn() -> None:
             await file.pwrite(b"y", 0)
         task.cancel()
         assert turns > 5
+        await file.close()
+
+
+async def test_no_object_of_several_is_written_beyond_what_an_ost_takes() -> None:
+    """The last byte is one that its object may have, but the object before it becomes too long."""
+    async with CachingWorld(2) as world:
+        file = await opened(world, stripes=2)
+        unit = world.mdt.stripe_size
+        offset = striping.to_file(0, limits.object_bytes_max // unit * unit, unit, 2)
+        await fails(errno.EFBIG, file.pwrite(bytes(unit + 100), offset))
+        await fails(errno.EFBIG, file.fallocate(0, offset, unit + 100))
+        assert not any(world.data(index).writeback.dirty for index in range(2))
         await file.close()
