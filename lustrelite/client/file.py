@@ -125,10 +125,10 @@ class File:
             raise TypeError("the buffer to read into is read-only")
         self._check(self.readable, offset)
         layout = await self._current_layout()
-        if layout is None or not len(view):
-            return 0
         if offset + len(view) > limits.file_bytes_max:
             view = view[: max(limits.file_bytes_max - offset, 0)]
+        if layout is None or not len(view):
+            return 0
         self._reading += len(view)  # until the caller can ask for more
         try:
             return await self._read_into(layout, view, offset)

@@ -356,7 +356,9 @@ class Lov:
         for stripe, low, high in striping.holes(start, end, layout.stripe_size, len(layout.stripes)):
             obj = layout.stripes[stripe][1]
             if hole:
-                bodies[stripe] = Punch(obj, low, min(high, OBJECT_EOF - 1), owner, stripe, time)
+                high = min(high, OBJECT_EOF - 1)  # else it were a truncation
+                if low < high:
+                    bodies[stripe] = Punch(obj, low, high, owner, stripe, time)
             else:
                 bodies[stripe] = Fallocate(obj, low, high, mode, owner, stripe, time)
         if self.locked is not None:

@@ -1315,3 +1315,13 @@ async def test_no_object_of_several_is_written_beyond_what_an_ost_takes() -> Non
         await fails(errno.EFBIG, file.fallocate(0, offset, unit + 100))
         assert not any(world.data(index).writeback.dirty for index in range(2))
         await file.close()
+
+
+@pytest.mark.parametrize("stripes", [1, 2])
+async def test_at_the_last_place_of_all_files_there_is_nothing(stripes: int) -> None:
+    async with CachingWorld(2) as world:
+        file = await opened(world, stripes=stripes)
+        await file.punch(limits.file_bytes_max - 1, limits.file_bytes_max)
+        assert await file.pread(10, limits.file_bytes_max) == b""
+        assert (await file.fstat()).size == 0
+        await file.close()
