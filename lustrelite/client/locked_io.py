@@ -53,6 +53,10 @@ TRIES = 3  # to find locks that may be believed in when the work is done
 ASKS_MAX = 5  # about a size that changes from here meanwhile
 
 
+def _always() -> bool:
+    return True
+
+
 class LockedIo:
     """Reads, writes and sizes of files whose OSTs' data is cached."""
 
@@ -439,9 +443,15 @@ class LockedIo:
                         continue  # lost meanwhile: others may have written there
                     self.lov.check_range(layout, offset, len(buffer))
                     extents = {extent.stripe: extent for extent in _whole(layout, offset, len(buffer))}
-                    parts = [one._replace(extent=extents[s]) for s, one in enumerate(grip.held) if s in extents]
-                    await self._write(grip, owner, parts, buffer, time, cred, through, keep)
-                    return offset
+                    held = list(grip.held)
+                    parts = [one._replace(extent=extents[s]) for s, one in enumerate(held) if s in extents]
+
+                    def still(held: list[Held] = held, offset: int = offset) -> bool:
+                        """Has nobody here written behind the end, while this waits for room?"""
+                        return striping.file_size([one.cached.size for one in held], layout.stripe_size) == offset
+
+                    if await self._write(grip, owner, parts, buffer, time, cred, through, keep, still):
+                        return offset
                 except GaveWay:
                     continue
                 finally:
@@ -459,18 +469,22 @@ class LockedIo:
 
     async def _write(
         self, grip: Grip, owner: Fid, parts: list[Held], buffer: memoryview, time: int, cred: Cred, through: bool,
-        keep: bool,
-    ) -> None:  # fmt: skip
+        keep: bool, still: Callable[[], bool] = _always,
+    ) -> bool:  # fmt: skip
+        """False: nothing was written; it had to wait, and was `still` wanted no more. Several parts are written in any case."""
         if not grip.believable:
             through, keep = True, False
+        if len(parts) > 1:
+            still = _always
         if not through:  # in one turn, as far as there is room: nobody here sees half of it
             parts = [one for one in parts if not _accept(one, buffer, time, owner)]
         if not parts:
-            return
+            return True
         busy = {one.extent.stripe: None for one in parts}
 
-        async def write(one: Held) -> None:
+        async def write(one: Held) -> bool:
             one.cached.cred = cred
+            written = True
             extent, writeback = one.extent, one.data.writeback
             pieces = [buffer[start : start + length] for start, length in extent.pieces]
             if through:
@@ -478,10 +492,13 @@ class LockedIo:
                     one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe, keep=keep
                 )
             else:
-                await writeback.write(one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe)
+                written = await writeback.write(
+                    one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe, still
+                )
             del busy[one.extent.stripe]
+            return written
 
-        results(await grip.each([(one, write(one)) for one in parts], lambda: grip.let_go_asked(busy)))
+        return all(results(await grip.each([(one, write(one)) for one in parts], lambda: grip.let_go_asked(busy))))
 
     async def truncate(self, layout: Layout, owner: Fid, ends: Sequence[int], time: int, cred: Cred) -> None:
         """Make each object as long as `ends` says. Runs to its end even if the caller is cancelled."""

@@ -160,25 +160,28 @@ class WriteBack:
 
     async def write(
         self, cached: CachedObject, lock: ClientLock, start: int, pieces: list[memoryview], time: int, owner: Fid,
-        stripe: int,
-    ) -> None:  # fmt: skip
+        stripe: int, still: Callable[[], bool] = lambda: True,
+    ) -> bool:  # fmt: skip
         """Write `pieces` at `start` under `lock`: into the cache if there is room, soon if there will be, else through.
 
+        False: it had to wait, and when it could be written it was `still` wanted no more.
         Errors: of `Through.write`; EIO, the lock was lost meanwhile
         """
         end = start + sum(map(len, pieces))
         while True:
             if lock.data is not cached:
                 raise Evicted(self.osc.name)
+            if not still():
+                return False
             if self.accept(cached, start, end, pieces, time, owner, stripe):
-                return
+                return True
             cost = cached.pages.write_cost(start, end)
             tunables = self.node.tunables
             too_much = cost > min(tunables.max_dirty_bytes, tunables.max_cached_bytes // 2)
             wanted = lock.asked is not None and not cached.resizing  # what we wait for may be another server
             if too_much or wanted or (not self.grant.reserved and cost > self.grant.available):
                 await self.through.write(cached, lock, start, pieces, time, owner, stripe)
-                return
+                return True
             for writeback in self.shared.writebacks if self.shared.full(cost) else [self]:
                 writeback.write_back_soon()
             await self.shared.landing(tunables.lock_callback_s / 4)

@@ -468,3 +468,37 @@ async def test_a_direct_read_does_not_take_a_part_of_what_is_written_for_the_end
             world.osts[0].reads.set()
             assert len(await reading) in (100, MIB + 100)
         await file.close()
+
+
+@pytest.mark.parametrize("stripes", [1, 2])
+async def test_an_append_that_waits_for_who_writes_the_end_anew_comes_behind_him(stripes: int) -> None:
+    """He writes through, and waits himself for what is on its way there; when the append goes on the file is longer."""
+    async with CachingWorld(2) as world:
+        file = await opened(world, stripes=stripes)
+        await file.pwrite(b"x" * 4096, 0)
+        async with await opened(world, os.O_RDWR | os.O_SYNC) as sync:
+            world.osts[0].replies = asyncio.Event()
+            writing = asyncio.get_running_loop().create_task(sync.pwrite(b"y" * 8192, 0))
+            await asyncio.sleep(0.1)
+            appending = asyncio.get_running_loop().create_task(file.append(b"z" * 100))
+            await asyncio.sleep(0.1)
+            world.osts[0].replies.set()
+            await writing
+            where = await appending
+            assert (where, await file.pread(MIB, 0)) == (8192, b"y" * 8192 + b"z" * 100)
+        await file.close()
+
+
+async def test_an_append_that_waits_for_room_does_not_overwrite_what_comes_behind_the_end_meanwhile() -> None:
+    async with CachingWorld(1, grant=8192) as world:
+        world.osts[0].gives = 8192
+        file = await opened(world)
+        await file.pwrite(b"x" * 4096, 0)
+        world.osts[0].replies = asyncio.Event()
+        appending = asyncio.get_running_loop().create_task(file.append(b"z" * 8192))
+        await asyncio.sleep(0.1)
+        await file.pwrite(b"y" * 4096, 4096)
+        world.osts[0].replies.set()
+        where = await appending
+        assert (where, await file.pread(MIB, 0)) == (8192, b"x" * 4096 + b"y" * 4096 + b"z" * 8192)
+        await file.close()
