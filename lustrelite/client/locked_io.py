@@ -435,20 +435,23 @@ class LockedIo:
                 grip = self._grip(layout)
                 try:
                     await grip.take(_everything(layout), PW)
-                    sizes = results(await grip.each([(one, self._size(one, cred)) for one in grip.held], grip.give_way))
-                    offset = striping.file_size(sizes, layout.stripe_size)
-                    if not grip.believable:
-                        offset = await self._size_asked(grip)
+                    results(await grip.each([(one, self._have_size(one, cred)) for one in grip.held], grip.give_way))
+                    asked = await self._size_asked(grip) if not grip.believable else None
                     if any(one.lock.data is not one.cached for one in grip.held):
                         continue  # lost meanwhile: others may have written there
+                    if any(one.lock.handle in one.cached.unsized for one in grip.held):
+                        continue  # a write from here has failed meanwhile
+                    # Now, and not when each was there: others here may have written since.
+                    sizes = [one.cached.size for one in grip.held]
+                    offset = striping.file_size(sizes, layout.stripe_size) if asked is None else asked
                     self.lov.check_range(layout, offset, len(buffer))
                     extents = {extent.stripe: extent for extent in _whole(layout, offset, len(buffer))}
                     held = list(grip.held)
                     parts = [one._replace(extent=extents[s]) for s, one in enumerate(held) if s in extents]
 
-                    def still(held: list[Held] = held, offset: int = offset) -> bool:
-                        """Has nobody here written behind the end, while this waits for room?"""
-                        return striping.file_size([one.cached.size for one in held], layout.stripe_size) == offset
+                    def still(held: list[Held] = held, sizes: list[int] = sizes) -> bool:
+                        """Has nobody here written behind the end, while this waits for its turn, or for room?"""
+                        return sizes == [one.cached.size for one in held]
 
                     if await self._write(grip, owner, parts, buffer, time, cred, through, keep, still):
                         return offset
@@ -457,43 +460,44 @@ class LockedIo:
                 finally:
                     grip.release()
 
-    async def _size(self, one: Held, cred: Cred) -> int:
-        """The size of an object under a lock on all of it."""
+    async def _have_size(self, one: Held, cred: Cred) -> None:
+        """Know the size of an object under a lock on all of it."""
         cached = one.cached
         while one.lock.handle in cached.unsized:  # the lock came without a word about it
             resized = cached.resized
             attr = await one.data.osc.getattr(cached.obj, cred=cred)
             if cached.seen(attr.size, one.lock, resized):
                 cached.unsized.pop(one.lock.handle, None)
-        return cached.size
 
     async def _write(
         self, grip: Grip, owner: Fid, parts: list[Held], buffer: memoryview, time: int, cred: Cred, through: bool,
         keep: bool, still: Callable[[], bool] = _always,
     ) -> bool:  # fmt: skip
-        """False: nothing was written; it had to wait, and was `still` wanted no more. Several parts are written in any case."""
+        """False: nothing was written; it had to wait, and was `still` wanted no more. Of several parts the first decides."""
         if not grip.believable:
             through, keep = True, False
-        if len(parts) > 1:
-            still = _always
+        count = len(parts)
         if not through:  # in one turn, as far as there is room: nobody here sees half of it
             parts = [one for one in parts if not _accept(one, buffer, time, owner)]
         if not parts:
             return True
+        decided = [True] if len(parts) < count else []
         busy = {one.extent.stripe: None for one in parts}
 
         async def write(one: Held) -> bool:
             one.cached.cred = cred
-            written = True
+            if not decided:
+                decided.append(still())
+            written = decided[0]
             extent, writeback = one.extent, one.data.writeback
             pieces = [buffer[start : start + length] for start, length in extent.pieces]
-            if through:
+            if written and through:
                 await writeback.through.write(
                     one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe, keep=keep
                 )
-            else:
+            elif written:
                 written = await writeback.write(
-                    one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe, still
+                    one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe, still if count == 1 else _always
                 )
             del busy[one.extent.stripe]
             return written

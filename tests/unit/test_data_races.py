@@ -502,3 +502,26 @@ async def test_an_append_that_waits_for_room_does_not_overwrite_what_comes_behin
         where = await appending
         assert (where, await file.pread(MIB, 0)) == (8192, b"x" * 4096 + b"y" * 4096 + b"z" * 8192)
         await file.close()
+
+
+@pytest.mark.parametrize("start", [100, 64 * KIB - 5])
+@pytest.mark.parametrize("flags", [0, os.O_SYNC])
+async def test_an_append_to_several_objects_comes_behind_what_is_written_while_it_waits_for_them(flags: int, start: int) -> None:
+    async with CachingWorld(2) as world:
+        file = await opened(world, RW | flags, stripes=2)
+        other = await opened(world)
+        await file.pwrite(b"x" * 128 * KIB, 0)  # with the locks of both
+        await file.truncate(start)
+        for turns in range(8):
+            end = (await file.fstat()).size
+            appending = asyncio.get_running_loop().create_task(file.append(b"z" * 10))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await other.pwrite(b"y" * 100, end)
+            where = await appending
+            assert where in (end, end + 100)
+            found = await file.pread(MIB, end)
+            assert found == (b"y" * 100 if where == end else b"y" * 100 + b"z" * 10), (turns, where)
+            await file.truncate(start)
+        await file.close()
+        await other.close()
