@@ -6,6 +6,8 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,15 +45,21 @@ def test_who_is_root_in_a_container_can_mount(tmp_path: Path, monkeypatch: pytes
     assert mount_helper.own_run_dir() == run_dir
 
 
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A directory into which everybody may look; pytest's are its own."""
+    with tempfile.TemporaryDirectory() as path:
+        os.chmod(path, 0o755)
+        yield Path(path)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes somebody else")
 @pytest.mark.parametrize(
     ("directory", "socket", "allowed"), [(0o700, 0o777, False), (0o755, 0o755, False), (0o755, 0o777, True), (0o755, None, True)]
 )
-def test_who_may_not_ask_the_mgs_hears_it_at_once(tmp_path: Path, directory: int, socket: int | None, allowed: bool) -> None:
+def test_who_may_not_ask_the_mgs_hears_it_at_once(open_path: Path, directory: int, socket: int | None, allowed: bool) -> None:
     """`llfs getstripe` in a mount of root's waited for 30 s, a mount for 60, and then asked whether the MGS was up."""
-    for parent in (tmp_path, *tmp_path.parents[:2]):  # pytest's own
-        parent.chmod(0o755)
-    run_dir = tmp_path / "run"
+    run_dir = open_path / "run"
     run_dir.mkdir()
     if socket is not None:
         (run_dir / "mgs.nid").touch()
