@@ -491,14 +491,13 @@ class LockedIo:
             written = decided[0]
             extent, writeback = one.extent, one.data.writeback
             pieces = [buffer[start : start + length] for start, length in extent.pieces]
+            wanted = still if count == 1 else _always
             if written and through:
-                await writeback.through.write(
-                    one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe, keep=keep
+                written = await writeback.through.write(
+                    one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe, keep=keep, still=wanted
                 )
             elif written:
-                written = await writeback.write(
-                    one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe, still if count == 1 else _always
-                )
+                written = await writeback.write(one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe, wanted)
             del busy[one.extent.stripe]
             return written
 

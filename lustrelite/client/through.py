@@ -21,7 +21,7 @@ Who waits until nothing of his range is dirty or on its way claims it: nobody he
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -59,10 +59,11 @@ class Through:
 
     async def write(
         self, cached: CachedObject, lock: ClientLock, start: int, pieces: list[memoryview], time: int, owner: Fid,
-        stripe: int, *, keep: bool = True,
-    ) -> None:  # fmt: skip
+        stripe: int, *, keep: bool = True, still: Callable[[], bool] = lambda: True,
+    ) -> bool:  # fmt: skip
         """Write `pieces` at `start` and return when they are durable; with `keep` they are cached then.
 
+        False: it had to wait for its turn, and was `still` wanted no more.
         Errors: ENOSPC, EIO, ENOENT, EFBIG; any part may be written
         """
         cached.owner, cached.stripe = owner, stripe
@@ -70,6 +71,8 @@ class Through:
         data = pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
         end = start + len(data)
         await self._quiet(cached, start, end)
+        if not still():
+            return False
         cuts = [start, *range((start // size + 1) * size, end, size), end]
         flights = []
         for low, high in pairwise(cuts):  # all in this turn, however long they wait for their RPCs
@@ -80,6 +83,7 @@ class Through:
         cached.grow(end)
         cached.changed(time)
         results([await asyncio.shield(flight.done) for flight in flights])
+        return True
 
     async def _write(self, cached: CachedObject, lock: ClientLock, flight: Flight, keep: bool) -> None:
         await self.osc.redeem(lock.handle)

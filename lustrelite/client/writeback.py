@@ -180,8 +180,7 @@ class WriteBack:
             too_much = cost > min(tunables.max_dirty_bytes, tunables.max_cached_bytes // 2)
             wanted = lock.asked is not None and not cached.resizing  # what we wait for may be another server
             if too_much or wanted or (not self.grant.reserved and cost > self.grant.available):
-                await self.through.write(cached, lock, start, pieces, time, owner, stripe)
-                return True
+                return await self.through.write(cached, lock, start, pieces, time, owner, stripe, still=still)
             for writeback in self.shared.writebacks if self.shared.full(cost) else [self]:
                 writeback.write_back_soon()
             await self.shared.landing(tunables.lock_callback_s / 4)

@@ -525,3 +525,22 @@ async def test_an_append_to_several_objects_comes_behind_what_is_written_while_i
             await file.truncate(start)
         await file.close()
         await other.close()
+
+
+async def test_an_append_that_waits_for_its_turn_comes_behind_who_had_his_before() -> None:
+    """Both write through, and wait for a hole that is made where they write; the other one makes the file longer."""
+    async with CachingWorld(1) as world:
+        file = await opened(world)
+        async with await opened(world, RW | os.O_SYNC) as other:
+            await file.pwrite(b"x" * 100, 0)
+            await file.fsync()
+            world.osts[0].replies = asyncio.Event()
+            works = [file.punch(10, 1000), other.pwrite(b"y" * 200, 50), other.append(b"z" * 10)]
+            tasks = []
+            for work in works:
+                tasks.append(asyncio.get_running_loop().create_task(work))  # type: ignore[arg-type]
+                await asyncio.sleep(0.1)
+            world.osts[0].replies.set()
+            _, _, where = await asyncio.gather(*tasks)
+            assert (where, await file.pread(MIB, 0)) == (250, b"x" * 10 + bytes(40) + b"y" * 200 + b"z" * 10)
+        await file.close()
