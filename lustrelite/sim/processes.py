@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import stat
@@ -212,7 +213,11 @@ class SimServer(SimProcess):
 
         settled: list[str] = []
         if self.partner is None:
-            await self.cluster.finish(node, boot(), "boot")
+            try:
+                await self.cluster.finish(node, boot(), "boot")
+            except asyncio.CancelledError:
+                self.kill(silent=False)  # nobody goes on with it
+                raise
         else:
             node.spawn(boot(), "boot")
             await self.cluster.until(lambda: node.dead or set(settled) == set(self.targets))

@@ -259,3 +259,17 @@ async def test_names_of_messages_are_checked_by_the_faults(cluster):
         assert not c.mds.alive
         await c.mds.start()
         await creating
+
+
+async def test_a_server_whose_start_is_given_up_is_dead(cluster):
+    """The nemesis was stopped while it started one: it was for ever about to run (seed 10600048)."""
+    async with cluster(oss=1, clients=1) as c:
+        starting = asyncio.get_running_loop().create_task(c.add_oss(1))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        starting.cancel()
+        await asyncio.wait([starting])
+        assert starting.cancelled() and not c.oss[1].alive
+        await c.recover()
+        await c.settle()
+        assert c.oss[1].running
