@@ -33,7 +33,7 @@ from lustrelite.client.part_read import PartRead, pieces_of, read_past
 from lustrelite.client.read_ahead import ReadAhead
 from lustrelite.client.striping import Extent
 from lustrelite.client.tasks import results
-from lustrelite.client.through import Cut
+from lustrelite.client.through import Cut, always
 from lustrelite.client.writeback import Shared
 from lustrelite.errors import OpError
 from lustrelite.ids import Fid
@@ -51,10 +51,6 @@ if TYPE_CHECKING:
 WHOLE = 1 << 62  # one extent for each object
 TRIES = 3  # to find locks that may be believed in when the work is done
 ASKS_MAX = 5  # about a size that changes from here meanwhile
-
-
-def _always() -> bool:
-    return True
 
 
 class LockedIo:
@@ -92,11 +88,10 @@ class LockedIo:
             index, obj = stripes[0]
         else:
             unit = layout.stripe_size
-            number, within = divmod(offset, unit)
-            if within + size > unit:
+            if offset % unit + size > unit:
                 return None
-            index, obj = stripes[number % len(stripes)]
-            offset = number // len(stripes) * unit + within
+            stripe, offset = striping.to_object(offset, unit, len(stripes))
+            index, obj = stripes[stripe]
         data = self.caches.get(index)
         if data is None:
             return None
@@ -471,7 +466,7 @@ class LockedIo:
 
     async def _write(
         self, grip: Grip, owner: Fid, parts: list[Held], buffer: memoryview, time: int, cred: Cred, through: bool,
-        keep: bool, still: Callable[[], bool] = _always,
+        keep: bool, still: Callable[[], bool] = always,
     ) -> bool:  # fmt: skip
         """False: nothing was written; it had to wait, and was `still` wanted no more. Of several parts the first decides."""
         if not grip.believable:
@@ -491,7 +486,7 @@ class LockedIo:
             written = decided[0]
             extent, writeback = one.extent, one.data.writeback
             pieces = [buffer[start : start + length] for start, length in extent.pieces]
-            wanted = still if count == 1 else _always
+            wanted = still if count == 1 else always
             if written and through:
                 written = await writeback.through.write(
                     one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe, keep=keep, still=wanted

@@ -39,6 +39,11 @@ if TYPE_CHECKING:
     from lustrelite.client.writeback import WriteBack
 
 
+def always() -> bool:
+    """Of a write that is wanted whatever happens while it waits."""
+    return True
+
+
 class Cut(NamedTuple):
     """An object that the OST has cut, and we have not."""
 
@@ -59,7 +64,7 @@ class Through:
 
     async def write(
         self, cached: CachedObject, lock: ClientLock, start: int, pieces: list[memoryview], time: int, owner: Fid,
-        stripe: int, *, keep: bool = True, still: Callable[[], bool] = lambda: True,
+        stripe: int, *, keep: bool = True, still: Callable[[], bool] = always,
     ) -> bool:  # fmt: skip
         """Write `pieces` at `start` and return when they are durable; with `keep` they are cached then.
 

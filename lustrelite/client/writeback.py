@@ -40,7 +40,7 @@ from lustrelite.client.grant import Grant
 from lustrelite.client.intervals import Intervals
 from lustrelite.client.page_cache import Buffer, Flight, PageCache
 from lustrelite.client.tasks import Tasks
-from lustrelite.client.through import Through
+from lustrelite.client.through import Through, always
 from lustrelite.errors import Evicted, OpError
 from lustrelite.ids import Fid, fid_text
 from lustrelite.ldlm.client_lock import ClientLock
@@ -160,7 +160,7 @@ class WriteBack:
 
     async def write(
         self, cached: CachedObject, lock: ClientLock, start: int, pieces: list[memoryview], time: int, owner: Fid,
-        stripe: int, still: Callable[[], bool] = lambda: True,
+        stripe: int, still: Callable[[], bool] = always,
     ) -> bool:  # fmt: skip
         """Write `pieces` at `start` under `lock`: into the cache if there is room, soon if there will be, else through.
 

@@ -239,8 +239,7 @@ class Files:
         try:
             done = await source.copy_range(offset, to, target_offset, length)
         except BaseException:  # the kernel keeps its pages of what was copied before
-            if self.mount.session.alive:
-                await self.inodes.drop_with_answer(self.inodes.of(to.fid), target_offset, target_offset + length)
+            await self.inodes.drop_with_answer(self.inodes.of(to.fid), target_offset, target_offset + length)
             raise
         return kernel.write_out(done)  # the low half of an u64, if the kernel wants one
 

@@ -18,6 +18,7 @@ from lustrelite.ids import NO_FID, SEQ_NORMAL, epoch_of, make_fid
 from lustrelite.mdt.open import CREATED, FOUND
 from lustrelite.mdt.ost_log import condemn
 from lustrelite.recovery.versions import ABSENT
+from lustrelite.rpc.export import Export
 from lustrelite.store.room import ESSENTIAL
 from lustrelite.store.schema import CLIENTS, ReplyRecord, client_key, unpack_client, unpack_pool
 from lustrelite.target.clients import UNAWARE
@@ -383,20 +384,30 @@ async def test_a_full_mdt_closes_what_was_closed_before(mdt: World, monkeypatch:
     assert not mdt.orphans() and not mdt.exists(reply.attr.fid)
 
 
-async def test_a_full_mdt_evicts_many_clients_at_once(tmp_path: Path, small_map: None) -> None:
-    """Their records go as there is room: until then nobody gets their place, nor may they come again."""
+def new_client(mdt: World, name: str) -> Export:
+    return mdt.mdt.clients._new_client(Connect("", name, 1, 0, 0, 0, 0, 0, 0, "", 0), mdt.call(wire.GetRoot()))
+
+
+async def full_of_clients(tmp_path: Path) -> World:
+    """It has a hundred, c0 to c99, and no room."""
     mdt = World(tmp_path)
     await mdt.start()
-    target, clients = mdt.mdt, mdt.mdt.clients
-    for i in range(100):
-        target.exports[f"c{i}"] = clients._new_client(Connect("", f"c{i}", 1, 0, 0, 0, 0, 0, 0, "", 0), mdt.call(wire.GetRoot()))
+    for name in (f"c{number}" for number in range(100)):
+        mdt.mdt.exports[name] = new_client(mdt, name)
     fill(mdt)
+    return mdt
+
+
+async def test_a_full_mdt_evicts_many_clients_at_once(tmp_path: Path, small_map: None) -> None:
+    """Their records go as there is room: until then nobody gets their place, nor may they come again."""
+    mdt = await full_of_clients(tmp_path)
+    target, clients = mdt.mdt, mdt.mdt.clients
     for export in list(target.exports.values()):
         target.evict(export, "a test")
     assert not target.exports
     left = list(target.store.scan(CLIENTS))
     assert left
-    late = clients._new_client(Connect("", "late", 1, 0, 0, 0, 0, 0, 0, "", 0), mdt.call(wire.GetRoot()))
+    late = new_client(mdt, "late")
     assert client_key(late.client_index) not in dict(left)
     while clients.going:
         assert len(list(target.store.scan(CLIENTS))) == len(clients.going) + 1
@@ -408,12 +419,8 @@ async def test_a_full_mdt_lets_many_clients_leave_at_once(
     tmp_path: Path, small_map: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The goodbye of some was refused: they went all the same, and what they had done might be lost; the next recovery waited for them."""
-    mdt = World(tmp_path)
-    await mdt.start()
-    target, clients = mdt.mdt, mdt.mdt.clients
-    for i in range(100):
-        target.exports[f"c{i}"] = clients._new_client(Connect("", f"c{i}", 1, 0, 0, 0, 0, 0, 0, "", 0), mdt.call(wire.GetRoot()))
-    fill(mdt)
+    mdt = await full_of_clients(tmp_path)
+    target = mdt.mdt
     answers: dict[str, int] = {}
     left_behind: list[str] = []
 
