@@ -36,7 +36,6 @@ class CachedObject:
         self.size = 0
         self.cut: Punch | None = None  # a truncation that the OST was asked for and has not answered
         self.resized = 0  # counts beginnings and ends of truncations: a size that is older than the last one is none
-        self.claims: list[tuple[int, int]] = []  # where somebody waits to be alone with the OST: see client/through.py
         self.blocks = 0
         self.atime = self.mtime = self.ctime = 0
         self.owner: Fid = NO_FID  # whose object it is: known to who writes
@@ -120,10 +119,6 @@ class CachedObject:
     def resizing(self) -> bool:
         """Is a truncation under way?"""
         return bool(self.resized % 2)
-
-    def claimed(self, start: int, end: int) -> bool:
-        """Does somebody wait until nothing of [start, end) is dirty or on its way?"""
-        return any(low < end and start < high for low, high in self.claims)
 
     def seen(self, size: int, lock: ClientLock, since: int) -> bool:
         """The OST said that it has `size` bytes, in answer to what was asked under `lock` when `resized` was `since`.

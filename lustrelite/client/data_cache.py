@@ -109,11 +109,6 @@ class DataCache:
                 self.unwritten.pop(obj, None)
         return cached
 
-    def resizing(self, obj: int) -> bool:
-        """Is the object being cut, or made longer, from here?"""
-        cached = self.objects.get(obj)
-        return cached is not None and cached.resizing
-
     def known(self, obj: int) -> Lvb | None:
         """All that can be known of the object: somebody who asks the OST would learn no more."""
         if obj in self.unwritten and self.shared.metadata_leased():

@@ -2,7 +2,8 @@
 
 An operation takes the locks of all the objects it touches first, one on each, in stripe order, and gives them back when
 it is done with all of them (grip.py); so it is atomic towards other clients. Once the locks are there, data comes out
-of the cache and goes into it in one turn of the loop.
+of the cache and goes into it in one turn of the loop. Where that cannot be, because there is no room, or it goes past the
+cache, others of this client wait (range_locks.py).
 
 The commonest cases need no lock but one that is there, and no wait: `read_now` and `write_now` either do everything in
 this turn, or nothing.
@@ -18,10 +19,8 @@ Source: cl_io, lov/lov_io.c; vvp_io_read_start(), vvp_prep_size(), llite/vvp_io.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import errno
-from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lustrelite.client import striping
@@ -30,10 +29,11 @@ from lustrelite.client.cached_object import CachedObject
 from lustrelite.client.data_cache import DataCache, copy_out, views_of
 from lustrelite.client.grip import GaveWay, Grip, Held
 from lustrelite.client.part_read import PartRead, pieces_of, read_past
+from lustrelite.client.range_locks import RangeLock, RangeLocks
 from lustrelite.client.read_ahead import ReadAhead
 from lustrelite.client.striping import Extent
 from lustrelite.client.tasks import results
-from lustrelite.client.through import Cut, always
+from lustrelite.client.through import Cut
 from lustrelite.client.writeback import Shared
 from lustrelite.errors import OpError
 from lustrelite.ids import Fid
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 WHOLE = 1 << 62  # one extent for each object
 TRIES = 3  # to find locks that may be believed in when the work is done
 ASKS_MAX = 5  # about a size that changes from here meanwhile
+_SIZE = limits.file_bytes_max, limits.file_bytes_max + 1  # behind all data: who changes the size from here has this, too
 
 
 class LockedIo:
@@ -60,7 +61,7 @@ class LockedIo:
         self.lov = lov
         self.shared = shared
         self.caches: dict[int, DataCache] = {}  # by OST index
-        self._resizing: dict[tuple[int, int], asyncio.Future[None]] = {}  # by a file's first object
+        self.ranges = RangeLocks()
 
     # locks ------------------------------------------------------------------------------------------------------
 
@@ -83,6 +84,8 @@ class LockedIo:
 
     def read_bytes(self, layout: Layout, offset: int, size: int) -> bytes | None:
         """`size` bytes at `offset` if all of them are cached, in one object: the fast path."""
+        if not self.ranges.whole(layout, offset, offset + size):
+            return None
         stripes = layout.stripes
         if len(stripes) == 1:
             index, obj = stripes[0]
@@ -96,7 +99,7 @@ class LockedIo:
         if data is None:
             return None
         cached = data.objects.get(obj)
-        if cached is None or cached.resizing:
+        if cached is None:
             return None
         lock = data.locks.match_extent(cached.resource, offset, offset + size - 1, PR)
         return cached.pages.get(offset, size) if lock is not None and lock.data is cached else None
@@ -121,9 +124,8 @@ class LockedIo:
 
     def _cached(self, layout: Layout, offset: int, size: int) -> tuple[list[Held], int] | None:
         """The objects of [offset, offset + size), and how much of it is file, if all of it is cached."""
-        extents = _whole(layout, offset, size)
-        held = self._match(layout, extents, PR)
-        if held is None or any(one.cached.resizing for one in held):
+        held = self._match(layout, _whole(layout, offset, size), PR)
+        if held is None or not self.ranges.whole(layout, offset, offset + size):
             return None
         for one in held:
             end = one.extent.offset + one.extent.length
@@ -156,22 +158,30 @@ class LockedIo:
         direct: bool, past: Callable[[], bool],
     ) -> int:  # fmt: skip
         """Into `buffer`, or, without one, to be seen by `views`."""
+        length = await self._read_cached(layout, offset, size, buffer, views, cred, past) if not direct else None
+        if length is None:
+            if buffer is None:
+                buffer = memoryview(bytearray(size))
+            async with self.ranges.hold(layout, offset, offset + size, alone=False):
+                length = await self._read_past(layout, buffer, offset, cred)
+            if views is not None:
+                views.append(buffer[:length])
+        return length
+
+    async def _read_cached(
+        self, layout: Layout, offset: int, size: int, buffer: memoryview | None, views: list[memoryview] | None, cred: Cred,
+        past: Callable[[], bool],
+    ) -> int | None:  # fmt: skip
+        """None: it could not be believed in."""
         extents = _whole(layout, offset, size)
         left, changed = TRIES, False
-        await self._cut(layout)
-        while True:
+        while left:
+            await self.ranges.until_whole(layout, offset, offset + size)
             grip = self._grip(layout)
             try:
                 await grip.take(extents, PR)
-                if direct or not left or not grip.believable:
-                    if buffer is None:
-                        buffer = memoryview(bytearray(size))
-                    done = await self._read_past(grip, buffer, offset, cred)
-                    if done is None:
-                        continue
-                    if views is not None:
-                        views.append(buffer[:done])
-                    return done
+                if not grip.believable:
+                    return None
                 go_past = not changed and past()
                 length = await self._read(grip, offset, size, buffer, views, cred, past=go_past)
                 if length is not None:
@@ -182,6 +192,7 @@ class LockedIo:
                 continue
             finally:
                 grip.release()
+        return None
 
     async def _read(
         self, grip: Grip, offset: int, size: int, buffer: memoryview | None, views: list[memoryview] | None, cred: Cred, *,
@@ -197,6 +208,8 @@ class LockedIo:
             while (length := self._length(grip.layout, held, offset, size, reach)) is None:
                 reach = await self._size_asked(grip)
             if not grip.believable or any(read.changed for read in reads):
+                return None
+            if not self.ranges.whole(grip.layout, offset, offset + size):
                 return None
             if resized != [one.cached.resized for one in held]:  # the size may be from before, and the data not
                 return None
@@ -217,38 +230,33 @@ class LockedIo:
             raise found
         return found.size
 
-    async def _read_past(self, grip: Grip, buffer: memoryview, offset: int, cred: Cred) -> int | None:
-        """Past the cache, under the locks: what the OSTs have when everything dirty is written back.
+    async def _read_past(self, layout: Layout, buffer: memoryview, offset: int, cred: Cred) -> int:
+        """Past the cache, under the locks: what the OSTs have when everything dirty is written back."""
+        extents = _whole(layout, offset, len(buffer))
+        while True:
+            grip = self._grip(layout)
+            try:
+                await grip.take(extents, PR)
+                held, believable = list(grip.held), grip.believable
+                results(await grip.each([(one, read_past(one, buffer, cred)) for one in held], grip.give_way))
+                believable = believable and grip.believable
+                length = self._length(layout, held, offset, len(buffer), None) if believable else None
+                if length is None:
+                    length = min(max(await self._size_asked(grip) - offset, 0), len(buffer))
+                return length
+            except GaveWay:
+                continue
+            finally:
+                grip.release()
 
-        None if some of it is from before a change of the size, and some from after it.
-        """
-        layout, held, believable = grip.layout, list(grip.held), grip.believable
-        resized = [one.cached.resized for one in held]
-        ends = results(await grip.each([(one, read_past(one, buffer, cred)) for one in held], grip.give_way))
-        believable = believable and grip.believable
-        sizes = [min(one.cached.size, end) for one, end in zip(held, ends, strict=True)]  # as they were then
-        length = self._length(layout, held, offset, len(buffer), None, sizes) if believable else None
-        if length is None:
-            length = min(max(await self._size_asked(grip) - offset, 0), len(buffer))
-        if resized != [one.cached.resized for one in held]:
-            return None
-        for one, end in zip(held, ends, strict=True):
-            grown = one.cached.size > end
-            if grown and striping.to_file(one.extent.stripe, end, layout.stripe_size, len(layout.stripes)) < offset + length:
-                return None
-        return length
-
-    def _length(
-        self, layout: Layout, held: list[Held], offset: int, size: int, reach: int | None, sizes: Sequence[int] = (),
-    ) -> int | None:  # fmt: skip
+    def _length(self, layout: Layout, held: list[Held], offset: int, size: int, reach: int | None) -> int | None:
         """How much of [offset, offset + size) is file; None if the sizes of objects must be asked for.
 
-        `reach` is what asking has brought. `sizes`: not as they are now.
+        `reach` is what asking has brought.
         """
         count, unit = len(layout.stripes), layout.stripe_size
         end = offset + size
-        sizes = sizes or [one.cached.size for one in held]
-        least = max(striping.reach(one.extent.stripe, had, unit, count) for one, had in zip(held, sizes, strict=True))
+        least = max(striping.reach(one.extent.stripe, one.cached.size, unit, count) for one in held)
         if least >= end:
             return size
         exact = True
@@ -317,7 +325,7 @@ class LockedIo:
     async def getattr_many(self, layouts: Sequence[Layout]) -> list[ObjectsAttr | OpError]:
         """The same of many files, in one request to each OST."""
         for layout in layouts:
-            await self._cut(layout)
+            await self.ranges.until_whole(layout, *_SIZE)
         lvbs: dict[tuple[int, int], Lvb | OpError] = {}  # by OST index and object
         asked: dict[int, list[int]] = {}  # by OST index: objects
         for layout in layouts:
@@ -362,7 +370,7 @@ class LockedIo:
         known = self.known_attr(layout)
         if known is not None:
             return known.size
-        await self._cut(layout)
+        await self.ranges.until_whole(layout, *_SIZE)
         grip = self._grip(layout)
         try:
             await grip.take(_everything(layout), PR)
@@ -376,6 +384,8 @@ class LockedIo:
 
     def write_now(self, layout: Layout, owner: Fid, buffer: memoryview, offset: int, time: int) -> bool:
         """Write into the cache in this turn, or not at all."""
+        if not self.ranges.free(layout, offset, offset + len(buffer)):
+            return False
         held = self._match(layout, _whole(layout, offset, len(buffer)), PW)
         return held is not None and len(held) == 1 and _accept(held[0], buffer, time, owner)
 
@@ -387,12 +397,13 @@ class LockedIo:
 
         Errors: ENOSPC, EIO, EFBIG; any part may be written
         """
-        grip = self._grip(layout)
-        try:
-            await grip.take(_whole(layout, offset, len(buffer)), PW)
-            await self._write(grip, owner, list(grip.held), buffer, time, cred, through, keep)
-        finally:
-            grip.release()
+        async with self.ranges.hold(layout, offset, offset + len(buffer)) as range_lock:
+            grip = self._grip(layout)
+            try:
+                await grip.take(_whole(layout, offset, len(buffer)), PW)
+                await self._write(grip, range_lock, owner, list(grip.held), buffer, time, cred, through, keep)
+            finally:
+                grip.release()
 
     def write_under(
         self, leaving: Container[ClientLock], layout: Layout, owner: Fid, buffer: memoryview, offset: int, time: int
@@ -425,35 +436,46 @@ class LockedIo:
         keep: bool = True,
     ) -> int:  # fmt: skip
         """Write `buffer` at the end of the file and return where that was: nobody else writes there meanwhile."""
-        async with self._alone(layout):
-            while True:
-                grip = self._grip(layout)
-                try:
-                    await grip.take(_everything(layout), PW)
-                    results(await grip.each([(one, self._have_size(one, cred)) for one in grip.held], grip.give_way))
-                    asked = await self._size_asked(grip) if not grip.believable else None
-                    if any(one.lock.data is not one.cached for one in grip.held):
-                        continue  # lost meanwhile: others may have written there
-                    if any(one.lock.handle in one.cached.unsized for one in grip.held):
-                        continue  # a write from here has failed meanwhile
-                    # Now, and not when each was there: others here may have written since.
-                    sizes = [one.cached.size for one in grip.held]
-                    offset = striping.file_size(sizes, layout.stripe_size) if asked is None else asked
-                    self.lov.check_range(layout, offset, len(buffer))
-                    extents = {extent.stripe: extent for extent in _whole(layout, offset, len(buffer))}
-                    held = list(grip.held)
-                    parts = [one._replace(extent=extents[s]) for s, one in enumerate(held) if s in extents]
+        while True:
+            start = striping.file_size([self._size_here(*place) for place in layout.stripes], layout.stripe_size)
+            async with self.ranges.hold(layout, start, limits.file_bytes_max) as range_lock:
+                offset = await self._append(range_lock, layout, owner, buffer, time, cred, through, keep)
+            if offset is not None:
+                return offset
 
-                    def still(held: list[Held] = held, sizes: list[int] = sizes) -> bool:
-                        """Has nobody here written behind the end, while this waits for its turn, or for room?"""
-                        return sizes == [one.cached.size for one in held]
+    def _size_here(self, index: int, obj: int) -> int:
+        data = self.caches.get(index)
+        cached = data.objects.get(obj) if data is not None else None
+        return cached.size if cached is not None else 0
 
-                    if await self._write(grip, owner, parts, buffer, time, cred, through, keep, still):
-                        return offset
-                except GaveWay:
-                    continue
-                finally:
-                    grip.release()
+    async def _append(
+        self, range_lock: RangeLock, layout: Layout, owner: Fid, buffer: memoryview, time: int, cred: Cred, through: bool,
+        keep: bool,
+    ) -> int | None:  # fmt: skip
+        """None: the file ends before what we hold of it; somebody else has made it shorter."""
+        while True:
+            grip = self._grip(layout)
+            try:
+                await grip.take(_everything(layout), PW)
+                results(await grip.each([(one, self._have_size(one, cred)) for one in grip.held], grip.give_way))
+                asked = await self._size_asked(grip) if not grip.believable else None
+                if any(one.lock.data is not one.cached for one in grip.held):
+                    continue  # lost meanwhile: others may have written there
+                if any(one.lock.handle in one.cached.unsized for one in grip.held):
+                    continue  # a write from here has failed meanwhile
+                sizes = [one.cached.size for one in grip.held]
+                offset = striping.file_size(sizes, layout.stripe_size) if asked is None else asked
+                if offset < range_lock.start:
+                    return None
+                self.lov.check_range(layout, offset, len(buffer))
+                extents = {extent.stripe: extent for extent in _whole(layout, offset, len(buffer))}
+                parts = [one._replace(extent=extents[s]) for s, one in enumerate(grip.held) if s in extents]
+                await self._write(grip, range_lock, owner, parts, buffer, time, cred, through, keep)
+                return offset
+            except GaveWay:
+                continue
+            finally:
+                grip.release()
 
     async def _have_size(self, one: Held, cred: Cred) -> None:
         """Know the size of an object under a lock on all of it."""
@@ -465,38 +487,32 @@ class LockedIo:
                 cached.unsized.pop(one.lock.handle, None)
 
     async def _write(
-        self, grip: Grip, owner: Fid, parts: list[Held], buffer: memoryview, time: int, cred: Cred, through: bool,
-        keep: bool, still: Callable[[], bool] = always,
-    ) -> bool:  # fmt: skip
-        """False: nothing was written; it had to wait, and was `still` wanted no more. Of several parts the first decides."""
+        self, grip: Grip, range_lock: RangeLock, owner: Fid, parts: list[Held], buffer: memoryview, time: int, cred: Cred,
+        through: bool, keep: bool,
+    ) -> None:  # fmt: skip
         if not grip.believable:
             through, keep = True, False
         count = len(parts)
-        if not through:  # in one turn, as far as there is room: nobody here sees half of it
+        if not through:  # in one turn, as far as there is room
             parts = [one for one in parts if not _accept(one, buffer, time, owner)]
         if not parts:
-            return True
-        decided = [True] if len(parts) < count else []
+            return
+        range_lock.torn = count > 1
         busy = {one.extent.stripe: None for one in parts}
 
-        async def write(one: Held) -> bool:
+        async def write(one: Held) -> None:
             one.cached.cred = cred
-            if not decided:
-                decided.append(still())
-            written = decided[0]
             extent, writeback = one.extent, one.data.writeback
             pieces = [buffer[start : start + length] for start, length in extent.pieces]
-            wanted = still if count == 1 else always
-            if written and through:
-                written = await writeback.through.write(
-                    one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe, keep=keep, still=wanted
+            if through:
+                await writeback.through.write(
+                    one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe, keep=keep
                 )
-            elif written:
-                written = await writeback.write(one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe, wanted)
+            else:
+                await writeback.write(one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe)
             del busy[one.extent.stripe]
-            return written
 
-        return all(results(await grip.each([(one, write(one)) for one in parts], lambda: grip.let_go_asked(busy))))
+        results(await grip.each([(one, write(one)) for one in parts], lambda: grip.let_go_asked(busy)))
 
     async def truncate(self, layout: Layout, owner: Fid, ends: Sequence[int], time: int, cred: Cred) -> None:
         """Make each object as long as `ends` says. Runs to its end even if the caller is cancelled."""
@@ -504,7 +520,7 @@ class LockedIo:
 
     async def _truncate(self, layout: Layout, owner: Fid, ends: Sequence[int], time: int, cred: Cred) -> None:
         extents = [Extent(stripe, end, OBJECT_EOF + 1 - end, ()) for stripe, end in enumerate(ends)]
-        async with self._alone(layout):
+        async with self.ranges.hold(layout, 0, _SIZE[1]) as range_lock:
             grip = self._grip(layout)
             cuts: dict[int, Cut] = {}  # by stripe: what is cut there and not yet here
 
@@ -523,6 +539,7 @@ class LockedIo:
 
             try:
                 await grip.take(extents, PW)
+                range_lock.torn = True
                 outcomes = await grip.each([(one, cut_off(one)) for one in grip.held], asked)
                 for one in grip.held:  # in one turn
                     if one.extent.stripe in cuts:
@@ -531,9 +548,11 @@ class LockedIo:
             finally:
                 grip.release()
 
-    async def change(self, layout: Layout, bodies: Mapping[int, ost.Punch | ost.Fallocate], cred: Cred) -> None:
-        """Make holes or find room, by stripe.  ENOSPC, EIO, EOPNOTSUPP; any part may be done"""
-        grip = self._grip(layout)
+    async def change(
+        self, layout: Layout, start: int, end: int, bodies: Mapping[int, ost.Punch | ost.Fallocate], cred: Cred
+    ) -> None:
+        """Make holes or find room in [start, end) of the file, by stripe.  ENOSPC, EIO, EOPNOTSUPP; any part may be done"""
+        extents = [Extent(stripe, body.start, body.end - body.start, ()) for stripe, body in bodies.items()]
         busy = dict(bodies)
 
         async def change(one: Held) -> None:
@@ -542,11 +561,14 @@ class LockedIo:
             await one.data.writeback.through.change(one.cached, one.lock, bodies[stripe])
             del busy[stripe]
 
-        try:
-            await grip.take([Extent(stripe, body.start, body.end - body.start, ()) for stripe, body in bodies.items()], PW)
-            results(await grip.each([(one, change(one)) for one in grip.held], lambda: grip.let_go_asked(busy)))
-        finally:
-            grip.release()
+        async with self.ranges.hold(layout, start, end) as range_lock:
+            grip = self._grip(layout)
+            try:
+                await grip.take(extents, PW)
+                range_lock.torn = len(extents) > 1
+                results(await grip.each([(one, change(one)) for one in grip.held], lambda: grip.let_go_asked(busy)))
+            finally:
+                grip.release()
 
     async def seek(self, layout: Layout, offset: int, whence: int, cred: Cred) -> list[ost.SeekReply]:
         """What the OST of each object says when everything dirty from `offset` on is written back."""
@@ -559,36 +581,16 @@ class LockedIo:
             await one.data.osc.redeem(one.lock.handle)
             return await one.data.osc.seek(one.cached.obj, start, whence, cred=cred, lock=one.lock.handle)
 
-        while True:
-            grip = self._grip(layout)
-            try:
-                await grip.take([Extent(s, start, OBJECT_EOF + 1 - start, ()) for s, start in enumerate(starts)], PR)
-                return results(await grip.each([(one, ask(one)) for one in grip.held], grip.give_way))
-            except GaveWay:
-                continue
-            finally:
-                grip.release()
-
-    @contextlib.asynccontextmanager
-    async def _alone(self, layout: Layout) -> AsyncIterator[None]:
-        """One operation at a time of those here that must know the size of a file and change it."""
-        key = layout.stripes[0]
-        while key in self._resizing:
-            await asyncio.wait([self._resizing[key]])
-        over = self._resizing[key] = asyncio.get_running_loop().create_future()
-        try:
-            yield
-        finally:
-            del self._resizing[key]
-            over.set_result(None)
-
-    async def _cut(self, layout: Layout) -> None:
-        """Return when no truncation is under way here: others may see what we do not know to be done."""
-        key = layout.stripes[0]
-        while key in self._resizing and any(
-            index in self.caches and self.caches[index].resizing(obj) for index, obj in layout.stripes
-        ):
-            await asyncio.wait([self._resizing[key]])
+        async with self.ranges.hold(layout, offset, limits.file_bytes_max, alone=False):
+            while True:
+                grip = self._grip(layout)
+                try:
+                    await grip.take([Extent(s, start, OBJECT_EOF + 1 - start, ()) for s, start in enumerate(starts)], PR)
+                    return results(await grip.each([(one, ask(one)) for one in grip.held], grip.give_way))
+                except GaveWay:
+                    continue
+                finally:
+                    grip.release()
 
     # durability -------------------------------------------------------------------------------------------------
 

@@ -362,7 +362,7 @@ class Lov:
             else:
                 bodies[stripe] = Fallocate(obj, low, high, mode, owner, stripe, time)
         if self.locked is not None:
-            await self.locked.change(layout, bodies, cred)
+            await self.locked.change(layout, start, end, bodies, cred)
             return
         works = [self._change(layout, stripe, body, cred) for stripe, body in bodies.items()]
         await self._tasks.gather(works, "fallocate")

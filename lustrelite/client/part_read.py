@@ -21,7 +21,6 @@ from lustrelite.client import striping
 from lustrelite.client.data_cache import copy_out, zero
 from lustrelite.client.striping import Extent
 from lustrelite.wire.message import Cred
-from lustrelite.wire.ost import OBJECT_EOF
 
 if TYPE_CHECKING:
     from lustrelite.client.grip import Held
@@ -77,25 +76,20 @@ class PartRead:
             pages.end_watch(watch)
 
 
-async def read_past(one: Held, buffer: memoryview, cred: Cred) -> int:
-    """What the OST has of it, when everything dirty is written back.  Errors: EIO, ENOENT
-
-    Returns how long the object may be for this to be all of it: if it is longer now, it has grown meanwhile.
-    """
-    extent, data, cached = one.extent, one.data, one.cached
-    parts, known = striping.parts(extent, data.osc.bytes_max), cached.size
-    await data.writeback.flush(cached, extent.offset, extent.offset + extent.length)
-    found = await data.shared.tasks.gather([_read_part(one, part, buffer, cred) for part in parts], "read")
-    return known if sum(found) < extent.length else OBJECT_EOF
+async def read_past(one: Held, buffer: memoryview, cred: Cred) -> None:
+    """What the OST has of it, when everything dirty is written back.  Errors: EIO, ENOENT"""
+    extent, data = one.extent, one.data
+    parts = striping.parts(extent, data.osc.bytes_max)
+    await data.writeback.flush(one.cached, extent.offset, extent.offset + extent.length)
+    await data.shared.tasks.gather([_read_part(one, part, buffer, cred) for part in parts], "read")
 
 
-async def _read_part(one: Held, part: Extent, buffer: memoryview, cred: Cred) -> int:
+async def _read_part(one: Held, part: Extent, buffer: memoryview, cred: Cred) -> None:
     pieces = [buffer[start : start + length] for start, length in part.pieces]
-    found = done = await one.data.read(one.cached, one.lock, part.offset, pieces, cred)
+    done = await one.data.read(one.cached, one.lock, part.offset, pieces, cred)
     for piece in pieces:
         zero(piece[min(done, len(piece)) :])
         done = max(done - len(piece), 0)
-    return found
 
 
 def pieces_of(extent: Extent, buffer: memoryview, length: int) -> Sequence[memoryview]:

@@ -15,14 +15,13 @@ caller. Meanwhile readers here, and whoever is told a size by us, must not see h
 If one fails nobody knows what the object is like: its lock is given back, and the next one says; until then the OST is
 asked for the size, whatever other locks are here.
 
-Who waits until nothing of his range is dirty or on its way claims it: nobody here writes there anew before him.
+Nobody here writes there anew while somebody waits until nothing of his range is dirty or on its way (range_locks.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Coroutine
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,11 +36,6 @@ from lustrelite.wire.ost import OBJECT_EOF, ObjectAttr
 
 if TYPE_CHECKING:
     from lustrelite.client.writeback import WriteBack
-
-
-def always() -> bool:
-    """Of a write that is wanted whatever happens while it waits."""
-    return True
 
 
 class Cut(NamedTuple):
@@ -64,11 +58,10 @@ class Through:
 
     async def write(
         self, cached: CachedObject, lock: ClientLock, start: int, pieces: list[memoryview], time: int, owner: Fid,
-        stripe: int, *, keep: bool = True, still: Callable[[], bool] = always,
-    ) -> bool:  # fmt: skip
+        stripe: int, *, keep: bool = True,
+    ) -> None:  # fmt: skip
         """Write `pieces` at `start` and return when they are durable; with `keep` they are cached then.
 
-        False: it had to wait for its turn, and was `still` wanted no more.
         Errors: ENOSPC, EIO, ENOENT, EFBIG; any part may be written
         """
         cached.owner, cached.stripe = owner, stripe
@@ -76,8 +69,6 @@ class Through:
         data = pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
         end = start + len(data)
         await self._quiet(cached, start, end)
-        if not still():
-            return False
         cuts = [start, *range((start // size + 1) * size, end, size), end]
         flights = []
         for low, high in pairwise(cuts):  # all in this turn, however long they wait for their RPCs
@@ -88,7 +79,6 @@ class Through:
         cached.grow(end)
         cached.changed(time)
         results([await asyncio.shield(flight.done) for flight in flights])
-        return True
 
     async def _write(self, cached: CachedObject, lock: ClientLock, flight: Flight, keep: bool) -> None:
         await self.osc.redeem(lock.handle)
@@ -126,21 +116,8 @@ class Through:
 
     async def _quiet(self, cached: CachedObject, start: int, end: int) -> None:
         """Return when nothing of the range is dirty or on its way, in that turn of the loop."""
-        if cached.pages.busy(start, end):
-            with self._claim(cached, start, end):
-                while cached.pages.busy(start, end):
-                    await self.back.flush(cached, start, end)
-
-    @contextmanager
-    def _claim(self, cached: CachedObject, start: int, end: int) -> Iterator[None]:
-        """Who writes into the range waits: else a busy writer would be waited for without an end."""
-        claim = start, end
-        cached.claims.append(claim)
-        try:
-            yield
-        finally:
-            cached.claims.remove(claim)
-            self.shared.landed()
+        while cached.pages.busy(start, end):
+            await self.back.flush(cached, start, end)
 
     def _begin(self, cached: CachedObject, lock: ClientLock, start: int, end: int) -> Flight:
         if lock.data is not cached:
@@ -177,9 +154,8 @@ class Through:
         """Have the OST make the object `body.start` bytes long. `finish` it, whatever comes.  Errors: EIO, ENOENT"""
         pages = cached.pages
         await self.osc.redeem(lock.handle)
-        with self._claim(cached, body.start, OBJECT_EOF):
-            while flights := pages.flights_in(body.start, OBJECT_EOF):
-                await asyncio.wait([flights[0].done])
+        while flights := pages.flights_in(body.start, OBJECT_EOF):
+            await asyncio.wait([flights[0].done])
         if lock.data is not cached:
             raise Evicted(self.osc.name)
         cached.owner, cached.stripe = body.owner, body.stripe

@@ -40,7 +40,7 @@ from lustrelite.client.grant import Grant
 from lustrelite.client.intervals import Intervals
 from lustrelite.client.page_cache import Buffer, Flight, PageCache
 from lustrelite.client.tasks import Tasks
-from lustrelite.client.through import Through, always
+from lustrelite.client.through import Through
 from lustrelite.errors import Evicted, OpError
 from lustrelite.ids import Fid, fid_text
 from lustrelite.ldlm.client_lock import ClientLock
@@ -125,7 +125,7 @@ class WriteBack:
 
         A PW lock must be held.
         """
-        if cached.resizing or cached.claimed(start, end):  # what is written now must come after that
+        if cached.resizing:  # what is written through a mapping now must come after that
             return False
         pages, shared = cached.pages, self.shared
         cost = pages.write_cost(start, end)
@@ -160,27 +160,25 @@ class WriteBack:
 
     async def write(
         self, cached: CachedObject, lock: ClientLock, start: int, pieces: list[memoryview], time: int, owner: Fid,
-        stripe: int, still: Callable[[], bool] = always,
-    ) -> bool:  # fmt: skip
+        stripe: int,
+    ) -> None:  # fmt: skip
         """Write `pieces` at `start` under `lock`: into the cache if there is room, soon if there will be, else through.
 
-        False: it had to wait, and when it could be written it was `still` wanted no more.
         Errors: of `Through.write`; EIO, the lock was lost meanwhile
         """
         end = start + sum(map(len, pieces))
         while True:
             if lock.data is not cached:
                 raise Evicted(self.osc.name)
-            if not still():
-                return False
             if self.accept(cached, start, end, pieces, time, owner, stripe):
-                return True
+                return
             cost = cached.pages.write_cost(start, end)
             tunables = self.node.tunables
             too_much = cost > min(tunables.max_dirty_bytes, tunables.max_cached_bytes // 2)
-            wanted = lock.asked is not None and not cached.resizing  # what we wait for may be another server
+            wanted = lock.asked is not None  # what we wait for may be another server
             if too_much or wanted or (not self.grant.reserved and cost > self.grant.available):
-                return await self.through.write(cached, lock, start, pieces, time, owner, stripe, still=still)
+                await self.through.write(cached, lock, start, pieces, time, owner, stripe)
+                return
             for writeback in self.shared.writebacks if self.shared.full(cost) else [self]:
                 writeback.write_back_soon()
             await self.shared.landing(tunables.lock_callback_s / 4)

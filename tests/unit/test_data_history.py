@@ -1,7 +1,9 @@
-"""Random reads, writes and changes of one object, by tasks of one mount: some order of them explains what each has seen.
+"""Random reads, writes and changes of one file, by tasks of one mount: some order of them explains what each has seen.
 
-Buffered, through and direct writers share a file; answers come late, and grants are short. The model is bytes; the search
-is that of Wing and Gong, as in sim/oracle.py.
+Buffered, through and direct readers and writers share a file of one object or of two; answers come late, locks are wanted
+elsewhere, and grants are short. The model is bytes; the search is that of Wing and Gong, as in sim/oracle.py.
+Sizes that are asked for while somebody writes are judged for one object only, as no disk's file system promises more,
+and while nobody else wants the locks, because these servers then ask nobody for a size.
 """
 
 from __future__ import annotations
@@ -17,11 +19,16 @@ from caching_world import CachingWorld
 
 from lustrelite.client.file import File
 from lustrelite.wire import ost
+from lustrelite.wire.mdt import StripeHint
 
 pytestmark = pytest.mark.simulated
 
-KINDS = ("write", "write", "sync", "direct", "append", "truncate", "punch", "zero", "read", "read", "read", "stat", "fsync")
+KINDS = (
+    "write", "write", "sync", "direct", "append", "truncate", "punch", "zero", "read", "read", "read", "past", "past", "fsync",
+)  # fmt: skip
 WRITES = ("write", "sync", "direct")
+READS = ("read", "past")
+STRIPE_BYTES = 64 << 10
 SEEDS = 800
 
 
@@ -52,7 +59,7 @@ def model(data: bytes, op: Op) -> tuple[bytes, Any]:
         end = op.end if op.kind == "zero" else min(op.end, len(data))
         grown = data.ljust(end, b"\0")
         return grown[: op.start] + bytes(max(end - op.start, 0)) + grown[max(end, op.start) :], None
-    if op.kind == "read":
+    if op.kind in READS:
         return data, data[op.start : op.end]
     return data, len(data) if op.kind == "stat" else None
 
@@ -78,7 +85,7 @@ def explained(ops: list[Op], data: bytes) -> bool:
     return search(frozenset(range(len(ops))), data)
 
 
-async def perform(op: Op, files: dict[str, File], random: random.Random) -> Any:
+async def perform(op: Op, files: dict[str, File], random: random.Random, world: CachingWorld) -> Any:
     """Do it; the answer."""
     file, length = files.get(op.kind, files["write"]), op.end - op.start
     if op.kind in WRITES:
@@ -91,16 +98,18 @@ async def perform(op: Op, files: dict[str, File], random: random.Random) -> Any:
         await file.punch(op.start, op.end)
     elif op.kind == "zero":
         await file.fallocate(ost.FALLOC_ZERO_RANGE, op.start, length)
-    elif op.kind == "read":
+    elif op.kind in READS:
         return await file.pread(length, op.start)
     elif op.kind == "stat":
         return (await file.fstat()).size
-    else:
+    elif op.kind == "fsync":
         await file.fsync()
+    else:
+        await random.choice(world.osts).locks.revoke()
     return None
 
 
-async def history(seed: int) -> tuple[list[Op], bytes]:
+async def history(seed: int, stripes: int) -> tuple[list[Op], bytes]:
     """What three tasks did to a file, and what was in it before."""
     drawn = random.Random(seed)
     ops: list[Op] = []
@@ -111,21 +120,24 @@ async def history(seed: int) -> tuple[list[Op], bytes]:
         count += 1
         return count
 
-    async with CachingWorld(1, grant=drawn.choice([0, 64 << 10, 8 << 20]), seed=seed) as world:
-        travel = world.osts[0]._travel
+    grant = drawn.choice([0, 64 << 10, 8 << 20])
+    async with CachingWorld(stripes, stripe_size=STRIPE_BYTES, grant=grant, seed=seed) as world:
+        for server in world.osts:
 
-        async def slowly(body: Any) -> None:
-            await travel(body)
-            for _ in range(drawn.choice([0, 3, 10, 40])):
-                await asyncio.sleep(0)
+            async def slowly(body: Any, travel: Any = server._travel) -> None:
+                await travel(body)
+                for _ in range(drawn.choice([0, 3, 10, 40])):
+                    await asyncio.sleep(0)
 
-        world.osts[0]._travel = slowly  # type: ignore[method-assign]
-        if drawn.random() < 0.3:
-            world.osts[0].gives = drawn.choice([0, 1 << 17])
+            server._travel = slowly  # type: ignore[method-assign]
+            if drawn.random() < 0.3:
+                server.gives = drawn.choice([0, 1 << 17])
         if drawn.random() < 0.3:
             world.data().shared.pages.bytes_max = lambda: 1 << 15  # type: ignore[method-assign]
         flags = {"write": os.O_CREAT, "sync": os.O_SYNC, "direct": os.O_DIRECT}
-        files = {kind: await world.fs.open("/f", os.O_RDWR | flag, 0o644) for kind, flag in flags.items()}
+        hint = StripeHint(stripes, 0, -1)
+        files = {kind: await world.fs.open("/f", os.O_RDWR | flag, 0o644, hint) for kind, flag in flags.items()}
+        files["past"] = files["direct"]
         unit = drawn.choice([100, 7000, 32768])
         before = b"\xff" * (drawn.randrange(7) * unit)
         await files["write"].pwrite(before, 0)
@@ -133,9 +145,10 @@ async def history(seed: int) -> tuple[list[Op], bytes]:
         async def work() -> None:
             for _ in range(drawn.choice([2, 3, 4])):
                 start = drawn.randrange(7) * unit
-                op = Op(drawn.choice(KINDS), start, start + drawn.randrange(1, 6) * unit, len(ops) + 1, tick())
+                kind = drawn.choice((*KINDS, "stat" if stripes == 1 else "revoke"))
+                op = Op(kind, start, start + drawn.randrange(1, 6) * unit, len(ops) + 1, tick())
                 ops.append(op)
-                op.result = await perform(op, files, drawn)
+                op.result = await perform(op, files, drawn, world)
                 op.ended = tick()
                 for _ in range(drawn.choice([0, 0, 5, 30])):
                     await asyncio.sleep(0)
@@ -143,18 +156,19 @@ async def history(seed: int) -> tuple[list[Op], bytes]:
         await asyncio.gather(*(work() for _ in range(3)))
         for kind in ("read", "stat"):
             op = Op(kind, 0, 1 << 20, 0, tick())
-            op.result = await perform(op, files, drawn)
+            op.result = await perform(op, files, drawn, world)
             op.ended = tick()
             ops.append(op)
-        for file in files.values():
+        for file in set(files.values()):
             await file.close()
         await asyncio.sleep(0.02)  # nobody waits for some answers
     return ops, before
 
 
-async def test_some_order_explains_what_all_have_seen_of_one_object() -> None:
+@pytest.mark.parametrize("stripes", [1, 2])
+async def test_some_order_explains_what_all_have_seen(stripes: int) -> None:
     for seed in range(SEEDS):
-        ops, before = await history(seed)
+        ops, before = await history(seed, stripes)
         assert explained(ops, before), f"seed {seed}, {len(before)} bytes before: " + "\n".join(map(str, ops))
 
 

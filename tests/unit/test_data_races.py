@@ -394,9 +394,11 @@ async def test_a_direct_read_of_a_file_that_grows_meanwhile_finds_no_zeros(what:
             world.osts[0].read_replies = asyncio.Event()
             reading = asyncio.get_running_loop().create_task(direct.pread(4096, 0))
             await asyncio.sleep(0.1)
-            await other.pwrite(b"y" * 100, 100)
+            writing = asyncio.get_running_loop().create_task(other.pwrite(b"y" * 100, 100))
+            await asyncio.sleep(0.1)
             world.osts[0].read_replies.set()
             assert await reading in (b"x" * 100, b"x" * 100 + b"y" * 100)
+            await writing
         await file.close()
 
 
@@ -431,12 +433,14 @@ async def test_a_direct_read_of_two_objects_that_grow_meanwhile_finds_no_zeros()
             world.osts[0].read_replies, world.osts[1].reads = asyncio.Event(), asyncio.Event()
             reading = asyncio.get_running_loop().create_task(direct.pread(128 * KIB, 0))
             await asyncio.sleep(0.1)
-            await file.pwrite(b"y" * 128 * KIB, 100)
+            writing = asyncio.get_running_loop().create_task(file.pwrite(b"y" * 128 * KIB, 100))
+            await asyncio.sleep(0.1)
             await file.fsync()
             world.osts[1].reads.set()
             world.osts[0].read_replies.set()
             found = await reading
             assert found in (b"x" * 100, b"x" * 100 + b"y" * (128 * KIB - 100)), (len(found), found.count(0))
+            await writing
         await file.close()
 
 
@@ -448,9 +452,11 @@ async def test_a_direct_read_finds_no_zeros_where_a_file_grows_while_its_dirty_d
             world.osts[0].replies = asyncio.Event()
             reading = asyncio.get_running_loop().create_task(direct.pread(4096, 0))
             await asyncio.sleep(0.1)
-            await file.pwrite(b"y" * 100, 100)
+            writing = asyncio.get_running_loop().create_task(file.pwrite(b"y" * 100, 100))
+            await asyncio.sleep(0.1)
             world.osts[0].replies.set()
             assert await reading in (b"x" * 100, b"x" * 100 + b"y" * 100)
+            await writing
         await file.close()
 
 
@@ -463,10 +469,12 @@ async def test_a_direct_read_does_not_take_a_part_of_what_is_written_for_the_end
             world.osts[0].reads = asyncio.Event()
             reading = asyncio.get_running_loop().create_task(direct.pread(2 * MIB, 0))
             await asyncio.sleep(0.1)
-            await file.pwrite(b"y" * MIB, 100)
+            writing = asyncio.get_running_loop().create_task(file.pwrite(b"y" * MIB, 100))
+            await asyncio.sleep(0.1)
             await world.data().writeback.flush(next(iter(world.data().objects.values())), 0, 4096)
             world.osts[0].reads.set()
             assert len(await reading) in (100, MIB + 100)
+            await writing
         await file.close()
 
 
@@ -497,10 +505,12 @@ async def test_an_append_that_waits_for_room_does_not_overwrite_what_comes_behin
         world.osts[0].replies = asyncio.Event()
         appending = asyncio.get_running_loop().create_task(file.append(b"z" * 8192))
         await asyncio.sleep(0.1)
-        await file.pwrite(b"y" * 4096, 4096)
+        writing = asyncio.get_running_loop().create_task(file.pwrite(b"y" * 4096, 4096))
+        await asyncio.sleep(0.1)
         world.osts[0].replies.set()
         where = await appending
-        assert (where, await file.pread(MIB, 0)) == (8192, b"x" * 4096 + b"y" * 4096 + b"z" * 8192)
+        await writing
+        assert (where, await file.pread(MIB, 0)) == (4096, b"x" * 4096 + b"y" * 4096 + b"z" * 4096)
         await file.close()
 
 
@@ -543,4 +553,54 @@ async def test_an_append_that_waits_for_its_turn_comes_behind_who_had_his_before
             world.osts[0].replies.set()
             _, _, where = await asyncio.gather(*tasks)
             assert (where, await file.pread(MIB, 0)) == (250, b"x" * 10 + bytes(40) + b"y" * 200 + b"z" * 10)
+        await file.close()
+
+
+async def test_nobody_sees_half_of_a_write_to_two_objects_that_waits_for_room() -> None:
+    """There is room for the first part; a reader waits for the other one, and so does who writes into the range."""
+    async with CachingWorld(2, grant=1 << 20) as world:
+        file = await opened(world, stripes=2)
+        await file.pwrite(b"x" * 128 * KIB, 0)
+        await file.fsync()
+        world.data(1).writeback.grant.available = world.osts[1].gives = 0
+        world.osts[1].replies = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        writing = loop.create_task(file.pwrite(b"y" * 128 * KIB, 0))
+        await asyncio.sleep(0.1)
+        reading = loop.create_task(file.pread(128 * KIB, 0))
+        other = loop.create_task(file.pwrite(b"z" * 10, 5))
+        await asyncio.sleep(0.1)
+        assert not writing.done() and not reading.done() and not other.done()
+        world.osts[1].replies.set()
+        await writing
+        await other
+        assert await reading in (b"y" * 128 * KIB, b"y" * 5 + b"z" * 10 + b"y" * (128 * KIB - 15))
+        assert await file.pread(20, 0) == b"y" * 5 + b"z" * 10 + b"y" * 5
+        await file.close()
+
+
+async def test_who_waits_holds_up_nobody_who_need_not_wait_for_him() -> None:
+    """An append waits for room, and a reader for what is not in the cache: others read and write what is there."""
+    async with CachingWorld(1) as world:
+        file = await opened(world)
+        await file.pwrite(b"x" * 128 * KIB, 0)
+        await file.fsync()
+        data = world.data()
+        data.shared.pages.bytes_max = lambda: 0  # type: ignore[method-assign]
+        data.shared.pages.shrink()
+        data.shared.pages.bytes_max = lambda: 1 << 30  # type: ignore[method-assign]
+        assert await file.pread(64 * KIB, 64 * KIB) == b"x" * 64 * KIB
+        data.writeback.grant.available, world.osts[0].gives = 8192, 0
+        world.osts[0].replies = world.osts[0].read_replies = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        appending = loop.create_task(file.append(b"z" * MIB))
+        reading = loop.create_task(file.pread(64 * KIB, 0))
+        await asyncio.sleep(0.1)
+        assert not appending.done() and not reading.done()
+        assert await file.pread(64 * KIB, 64 * KIB) == b"x" * 64 * KIB
+        await file.pwrite(b"y" * 100, 1000)
+        assert await file.pread(100, 1000) == b"y" * 100
+        world.osts[0].replies.set()
+        assert (await reading)[1000:1100] in (b"x" * 100, b"y" * 100)
+        assert await appending == 128 * KIB
         await file.close()
