@@ -497,7 +497,9 @@ class LockedIo:
             parts = [one for one in parts if not _accept(one, buffer, time, owner)]
         if not parts:
             return
-        range_lock.torn = count > 1
+        if len(parts) < count:
+            range_lock.tear()
+        begins = range_lock.tear if count > 1 else _whole_at_once
         busy = {one.extent.stripe: None for one in parts}
 
         async def write(one: Held) -> None:
@@ -506,10 +508,10 @@ class LockedIo:
             pieces = [buffer[start : start + length] for start, length in extent.pieces]
             if through:
                 await writeback.through.write(
-                    one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe, keep=keep
+                    one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe, begins, keep=keep
                 )
             else:
-                await writeback.write(one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe)
+                await writeback.write(one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe, begins)
             del busy[one.extent.stripe]
 
         results(await grip.each([(one, write(one)) for one in parts], lambda: grip.let_go_asked(busy)))
@@ -528,7 +530,7 @@ class LockedIo:
                 stripe = one.extent.stripe
                 one.cached.cred = cred
                 body = ost.Punch(one.cached.obj, one.extent.offset, OBJECT_EOF, owner, stripe, time)
-                cuts[stripe] = await one.data.writeback.through.cut_off(one.cached, one.lock, body)
+                cuts[stripe] = await one.data.writeback.through.cut_off(one.cached, one.lock, body, range_lock.tear)
 
             def asked() -> None:
                 for one in list(grip.held):
@@ -539,7 +541,6 @@ class LockedIo:
 
             try:
                 await grip.take(extents, PW)
-                range_lock.torn = True
                 outcomes = await grip.each([(one, cut_off(one)) for one in grip.held], asked)
                 for one in grip.held:  # in one turn
                     if one.extent.stripe in cuts:
@@ -558,14 +559,14 @@ class LockedIo:
         async def change(one: Held) -> None:
             one.cached.cred = cred
             stripe = one.extent.stripe
-            await one.data.writeback.through.change(one.cached, one.lock, bodies[stripe])
+            await one.data.writeback.through.change(one.cached, one.lock, bodies[stripe], begins)
             del busy[stripe]
 
         async with self.ranges.hold(layout, start, end) as range_lock:
+            begins = range_lock.tear if len(bodies) > 1 else _whole_at_once
             grip = self._grip(layout)
             try:
                 await grip.take(extents, PW)
-                range_lock.torn = len(extents) > 1
                 results(await grip.each([(one, change(one)) for one in grip.held], lambda: grip.let_go_asked(busy)))
             finally:
                 grip.release()
@@ -620,6 +621,10 @@ class LockedIo:
             data.writeback.stop()
             data.shrinker.stop()
         self.shared.tasks.stop()
+
+
+def _whole_at_once() -> None:
+    """A change of one object begins: nobody sees half of it."""
 
 
 def _whole(layout: Layout, offset: int, length: int) -> list[Extent]:

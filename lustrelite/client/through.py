@@ -21,7 +21,7 @@ Nobody here writes there anew while somebody waits until nothing of his range is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,10 +58,11 @@ class Through:
 
     async def write(
         self, cached: CachedObject, lock: ClientLock, start: int, pieces: list[memoryview], time: int, owner: Fid,
-        stripe: int, *, keep: bool = True,
+        stripe: int, begins: Callable[[], None], *, keep: bool = True,
     ) -> None:  # fmt: skip
         """Write `pieces` at `start` and return when they are durable; with `keep` they are cached then.
 
+        `begins` is called in the turn from which on the OST may have some of it.
         Errors: ENOSPC, EIO, ENOENT, EFBIG; any part may be written
         """
         cached.owner, cached.stripe = owner, stripe
@@ -69,6 +70,7 @@ class Through:
         data = pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
         end = start + len(data)
         await self._quiet(cached, start, end)
+        begins()
         cuts = [start, *range((start // size + 1) * size, end, size), end]
         flights = []
         for low, high in pairwise(cuts):  # all in this turn, however long they wait for their RPCs
@@ -94,9 +96,12 @@ class Through:
             if keep:
                 cached.pages.keep(flight.start, flight.data)
 
-    async def change(self, cached: CachedObject, lock: ClientLock, body: ost.Punch | ost.Fallocate) -> None:
-        """Make a hole (the size stays), or find room.  Errors: EIO, ENOENT, ENOSPC, EOPNOTSUPP"""
+    async def change(
+        self, cached: CachedObject, lock: ClientLock, body: ost.Punch | ost.Fallocate, begins: Callable[[], None]
+    ) -> None:
+        """Make a hole (the size stays), or find room. `begins` as in `write`.  Errors: EIO, ENOENT, ENOSPC, EOPNOTSUPP"""
         await self._quiet(cached, body.start, body.end)
+        begins()
         cached.owner, cached.stripe = body.owner, body.stripe
         flight = self._begin(cached, lock, body.start, body.end)
         cached.changed(body.time)
@@ -150,8 +155,11 @@ class Through:
 
     # truncation -------------------------------------------------------------------------------------------------
 
-    async def cut_off(self, cached: CachedObject, lock: ClientLock, body: ost.Punch) -> Cut:
-        """Have the OST make the object `body.start` bytes long. `finish` it, whatever comes.  Errors: EIO, ENOENT"""
+    async def cut_off(self, cached: CachedObject, lock: ClientLock, body: ost.Punch, begins: Callable[[], None]) -> Cut:
+        """Have the OST make the object `body.start` bytes long. `finish` it, whatever comes.
+
+        `begins` as in `write`.  Errors: EIO, ENOENT
+        """
         pages = cached.pages
         await self.osc.redeem(lock.handle)
         while flights := pages.flights_in(body.start, OBJECT_EOF):
@@ -161,6 +169,7 @@ class Through:
         cached.owner, cached.stripe = body.owner, body.stripe
         flight = pages.hold(body.start, OBJECT_EOF)
         flight.done = asyncio.get_running_loop().create_future()
+        begins()
         cached.resized += 1
         cached.cut = body._replace(lock=lock.handle)
 

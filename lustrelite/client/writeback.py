@@ -160,10 +160,11 @@ class WriteBack:
 
     async def write(
         self, cached: CachedObject, lock: ClientLock, start: int, pieces: list[memoryview], time: int, owner: Fid,
-        stripe: int,
+        stripe: int, begins: Callable[[], None],
     ) -> None:  # fmt: skip
         """Write `pieces` at `start` under `lock`: into the cache if there is room, soon if there will be, else through.
 
+        `begins` is called in the turn from which on somebody may see some of it.
         Errors: of `Through.write`; EIO, the lock was lost meanwhile
         """
         end = start + sum(map(len, pieces))
@@ -171,13 +172,14 @@ class WriteBack:
             if lock.data is not cached:
                 raise Evicted(self.osc.name)
             if self.accept(cached, start, end, pieces, time, owner, stripe):
+                begins()
                 return
             cost = cached.pages.write_cost(start, end)
             tunables = self.node.tunables
             too_much = cost > min(tunables.max_dirty_bytes, tunables.max_cached_bytes // 2)
             wanted = lock.asked is not None  # what we wait for may be another server
             if too_much or wanted or (not self.grant.reserved and cost > self.grant.available):
-                await self.through.write(cached, lock, start, pieces, time, owner, stripe)
+                await self.through.write(cached, lock, start, pieces, time, owner, stripe, begins)
                 return
             for writeback in self.shared.writebacks if self.shared.full(cost) else [self]:
                 writeback.write_back_soon()

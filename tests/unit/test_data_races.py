@@ -604,3 +604,62 @@ async def test_who_waits_holds_up_nobody_who_need_not_wait_for_him() -> None:
         assert (await reading)[1000:1100] in (b"x" * 100, b"y" * 100)
         assert await appending == 128 * KIB
         await file.close()
+
+
+async def test_a_write_of_two_objects_that_has_to_wait_for_room_and_has_not_begun_holds_up_no_reader() -> None:
+    """What is dirty elsewhere, on a server that is away, is all that the mount may have."""
+    async with CachingWorld(3) as world:
+        file = await opened(world, stripes=2)
+        await file.pwrite(b"x" * 128 * KIB, 0)
+        await file.fsync()
+        elsewhere = await world.fs.open("/g", RW, 0o644, StripeHint(1, 0, 2))
+        await elsewhere.pwrite(bytes(4096), 0)
+        for index in range(2):  # they have room
+            await file.pwrite(b"x", index * 64 * KIB)
+        world.data().shared.full = lambda cost: cost > 0  # type: ignore[method-assign]
+        for server in world.osts:
+            server.replies = asyncio.Event()
+        writing = asyncio.get_running_loop().create_task(file.pwrite(b"y" * 128 * KIB, 0))
+        await asyncio.sleep(0.1)
+        assert not writing.done()
+        async with asyncio.timeout(1):
+            assert await file.pread(128 * KIB, 0) == b"x" * 128 * KIB
+        del world.data().shared.full  # type: ignore[misc]
+        for server in world.osts:
+            assert server.replies is not None
+            server.replies.set()
+        await writing
+        assert await file.pread(128 * KIB, 0) == b"y" * 128 * KIB
+        for one in (file, elsewhere):
+            await one.close()
+
+
+@pytest.mark.parametrize("how", ["truncate", "punch", "sync"])
+async def test_a_change_that_waits_for_what_is_being_written_back_holds_up_no_reader(how: str) -> None:
+    """The server is away; what is in the cache can be read, as long as nothing has been changed."""
+    async with CachingWorld(2) as world:
+        file = await opened(world, stripes=2)
+        through = await opened(world, os.O_RDWR | os.O_SYNC)
+        await file.pwrite(b"x" * 256 * KIB, 0)
+        for server in world.osts:
+            server.replies = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        syncing = loop.create_task(file.fsync())
+        await asyncio.sleep(0.1)
+        work = {"truncate": file.truncate(100), "punch": file.punch(0, 256 * KIB), "sync": through.pwrite(b"y" * 128 * KIB, 0)}
+        changing = loop.create_task(work.pop(how))
+        for coro in work.values():
+            coro.close()
+        await asyncio.sleep(0.1)
+        assert not changing.done()
+        async with asyncio.timeout(1):
+            assert await file.pread(256 * KIB, 0) == b"x" * 256 * KIB
+            assert (await file.fstat()).size == 256 * KIB
+        for server in world.osts:
+            assert server.replies is not None
+            server.replies.set()
+        await changing
+        await syncing
+        assert await file.pread(3, 0) == {"truncate": b"xxx", "punch": bytes(3), "sync": b"yyy"}[how]
+        for one in (file, through):
+            await one.close()
