@@ -203,15 +203,12 @@ class LockedIo:
         reads = [PartRead(one, buffer, cred, past=past) for one in held]
         try:
             results(await grip.each([(read.one, read.bring()) for read in reads], grip.give_way))
-            resized = [one.cached.resized for one in held]
             reach: int | None = None
             while (length := self._length(grip.layout, held, offset, size, reach)) is None:
                 reach = await self._size_asked(grip)
             if not grip.believable or any(read.changed for read in reads):
                 return None
             if not self.ranges.whole(grip.layout, offset, offset + size):
-                return None
-            if resized != [one.cached.resized for one in held]:  # the size may be from before, and the data not
                 return None
             if views is not None:
                 views += _views(held, length)

@@ -568,11 +568,13 @@ async def test_nobody_sees_half_of_a_write_to_two_objects_that_waits_for_room() 
         writing = loop.create_task(file.pwrite(b"y" * 128 * KIB, 0))
         await asyncio.sleep(0.1)
         reading = loop.create_task(file.pread(128 * KIB, 0))
+        little = loop.create_task(file.pread(5, 0))
         other = loop.create_task(file.pwrite(b"z" * 10, 5))
         await asyncio.sleep(0.1)
-        assert not writing.done() and not reading.done() and not other.done()
+        assert not writing.done() and not reading.done() and not little.done() and not other.done()
         world.osts[1].replies.set()
         await writing
+        assert await little == b"y" * 5
         await other
         assert await reading in (b"y" * 128 * KIB, b"y" * 5 + b"z" * 10 + b"y" * (128 * KIB - 15))
         assert await file.pread(20, 0) == b"y" * 5 + b"z" * 10 + b"y" * 5
@@ -592,12 +594,13 @@ async def test_who_waits_holds_up_nobody_who_need_not_wait_for_him() -> None:
         assert await file.pread(64 * KIB, 64 * KIB) == b"x" * 64 * KIB
         data.writeback.grant.available, world.osts[0].gives = 8192, 0
         world.osts[0].replies = world.osts[0].read_replies = asyncio.Event()
+        await file.pwrite(b"d" * 100, 5000)  # on its way, so that there will be room
         loop = asyncio.get_running_loop()
         appending = loop.create_task(file.append(b"z" * MIB))
         reading = loop.create_task(file.pread(64 * KIB, 0))
         await asyncio.sleep(0.1)
         assert not appending.done() and not reading.done()
-        assert await file.pread(64 * KIB, 64 * KIB) == b"x" * 64 * KIB
+        assert await file.pread(MIB, 64 * KIB) == b"x" * 64 * KIB
         await file.pwrite(b"y" * 100, 1000)
         assert await file.pread(100, 1000) == b"y" * 100
         world.osts[0].replies.set()
@@ -663,3 +666,89 @@ async def test_a_change_that_waits_for_what_is_being_written_back_holds_up_no_re
         assert await file.pread(3, 0) == {"truncate": b"xxx", "punch": bytes(3), "sync": b"yyy"}[how]
         for one in (file, through):
             await one.close()
+
+
+async def test_a_read_that_waits_for_the_ost_is_not_overtaken_by_half_a_write() -> None:
+    """The write finds room for its first part when the read has begun, and none for its second when that is answered."""
+    async with CachingWorld(2) as world:
+        file = await opened(world, stripes=2)
+        await file.pwrite(b"x" * 256 * KIB, 0)
+        await file.fsync()
+        data = world.data(1)
+        data.shared.pages.bytes_max = lambda: 0  # type: ignore[method-assign]
+        data.shared.pages.shrink()
+        data.shared.pages.bytes_max = lambda: 1 << 30  # type: ignore[method-assign]
+        await file.pwrite(b"d" * 100, 200 * KIB)  # on its way to the second OST, so that there will be room
+        world.osts[1].replies, world.osts[1].read_replies = asyncio.Event(), asyncio.Event()
+        data.writeback.grant.available = 0
+        loop = asyncio.get_running_loop()
+        reading = loop.create_task(file.pread(128 * KIB, 0))
+        await asyncio.sleep(0.1)
+        writing = loop.create_task(file.pwrite(b"y" * 128 * KIB, 0))
+        await asyncio.sleep(0.1)
+        world.osts[1].read_replies.set()
+        await asyncio.sleep(0.1)
+        assert not reading.done() and not writing.done()
+        world.osts[1].replies.set()
+        await writing
+        assert await reading == b"y" * 128 * KIB
+        await file.close()
+
+
+async def test_a_seek_looks_at_no_file_that_is_half_cut() -> None:
+    async with CachingWorld(2) as world:
+        file = await opened(world, stripes=2)
+        await file.pwrite(b"x" * 128 * KIB, 0)
+        await file.fsync()
+        late, travel = asyncio.Event(), world.osts[0]._travel
+
+        async def slowly(body: Any) -> None:
+            if isinstance(body, ost.Punch):
+                await late.wait()
+            await travel(body)
+
+        world.osts[0]._travel = slowly  # type: ignore[method-assign]
+        loop = asyncio.get_running_loop()
+        cutting = loop.create_task(file.truncate(5))
+        await asyncio.sleep(0.1)
+        seeking = loop.create_task(file.find(0, os.SEEK_HOLE))
+        await asyncio.sleep(0.1)
+        late.set()
+        assert await seeking in (5, 128 * KIB)
+        await cutting
+        await file.close()
+
+
+async def test_a_read_to_the_end_knows_what_others_may_know_of_a_file_that_is_made_longer() -> None:
+    async with CachingWorld(1) as world:
+        file = await opened(world)
+        await file.pwrite(b"x" * 100, 0)
+        await file.fsync()
+        world.osts[0].replies = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        growing = loop.create_task(file.truncate(200))
+        await asyncio.sleep(0.1)
+        reading = loop.create_task(file.pread(-1, 0))
+        await asyncio.sleep(0.1)
+        world.osts[0].replies.set()
+        assert await reading == b"x" * 100 + bytes(100)
+        await growing
+        await file.close()
+
+
+async def test_what_is_written_through_a_mapping_while_the_file_is_cut_waits_for_that() -> None:
+    async with CachingWorld(1) as world:
+        file = await opened(world)
+        await file.pwrite(b"x" * 100, 0)
+        await file.fsync()
+        world.osts[0].replies = asyncio.Event()
+        cutting = asyncio.get_running_loop().create_task(file.truncate(50))
+        await asyncio.sleep(0.1)
+        (cached,) = world.data().objects.values()
+        leaving = set(cached.locks.values())
+        assert not file.write_mapped(memoryview(b"y" * 10), 0, leaving)
+        world.osts[0].replies.set()
+        await cutting
+        assert file.write_mapped(memoryview(b"y" * 10), 0, leaving)
+        assert await file.pread(MIB, 0) == b"y" * 10 + b"x" * 40
+        await file.close()
