@@ -496,7 +496,6 @@ class LockedIo:
             return
         if len(parts) < count:
             range_lock.tear()
-        begins = range_lock.tear if count > 1 else _whole_at_once
         busy = {one.extent.stripe: None for one in parts}
 
         async def write(one: Held) -> None:
@@ -505,10 +504,12 @@ class LockedIo:
             pieces = [buffer[start : start + length] for start, length in extent.pieces]
             if through:
                 await writeback.through.write(
-                    one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe, begins, keep=keep
+                    one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe, range_lock.tear, keep=keep
                 )
             else:
-                await writeback.write(one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe, begins)
+                await writeback.write(
+                    one.cached, one.lock, extent.offset, pieces, time, owner, extent.stripe, range_lock.tear
+                )
             del busy[one.extent.stripe]
 
         results(await grip.each([(one, write(one)) for one in parts], lambda: grip.let_go_asked(busy)))
@@ -556,11 +557,10 @@ class LockedIo:
         async def change(one: Held) -> None:
             one.cached.cred = cred
             stripe = one.extent.stripe
-            await one.data.writeback.through.change(one.cached, one.lock, bodies[stripe], begins)
+            await one.data.writeback.through.change(one.cached, one.lock, bodies[stripe], range_lock.tear)
             del busy[stripe]
 
         async with self.ranges.hold(layout, start, end) as range_lock:
-            begins = range_lock.tear if len(bodies) > 1 else _whole_at_once
             grip = self._grip(layout)
             try:
                 await grip.take(extents, PW)
@@ -618,10 +618,6 @@ class LockedIo:
             data.writeback.stop()
             data.shrinker.stop()
         self.shared.tasks.stop()
-
-
-def _whole_at_once() -> None:
-    """A change of one object begins: nobody sees half of it."""
 
 
 def _whole(layout: Layout, offset: int, length: int) -> list[Extent]:

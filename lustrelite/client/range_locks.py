@@ -6,7 +6,7 @@ alone to change it, else shared. What conflicts goes in the order in which it ca
 asks whether the range is `free`, and is done in one turn.
 
 Reads through the cache hold nothing: they take what is there, in one turn at their end. But they wait while a range is
-`torn`, which is when some objects of a file have been changed and others have not: not before the first one is.
+`torn`: from when the first object of the file is changed until all of them are.
 
 Nothing else is held while somebody waits here: the locks of OSTs are taken afterwards, so there is no circle.
 Source: range_lock(), lustre/llite/range_lock.c; ll_file_io_generic()
@@ -33,11 +33,11 @@ class RangeLock:
         self.end = end
         self.alone = alone
         self.held = False
-        self.torn = False  # half of it is done
+        self.torn = False  # it is being done
         self.over: asyncio.Future[None] | None = None  # if anybody waits for it
 
     def tear(self) -> None:
-        """From this turn of the loop on half of it is done."""
+        """From this turn of the loop on some of it is done."""
         self.torn = True
 
     def overlaps(self, start: int, end: int) -> bool:
