@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Container, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from lustrelite.client.cached_object import CachedObject
 from lustrelite.client.data_cache import DataCache
@@ -49,7 +49,7 @@ class Held(NamedTuple):
 
 
 class Grip:
-    """The locks of one operation."""
+    """The locks of one operation; a context manager that gives them back."""
 
     def __init__(self, lov: Lov, shared: Shared, layout: Layout) -> None:
         self.lov = lov
@@ -57,6 +57,12 @@ class Grip:
         self.held: list[Held] = []
         self._tasks = shared.tasks
         self._patience_s = shared.node.tunables.lock_callback_s / PATIENCE
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     @property
     def believable(self) -> bool:

@@ -177,21 +177,19 @@ class LockedIo:
         left, changed = TRIES, False
         while left:
             await self.ranges.until_whole(layout, offset, offset + size)
-            grip = self._grip(layout)
             try:
-                await grip.take(extents, PR)
-                if not grip.believable:
-                    return None
-                go_past = not changed and past()
-                length = await self._read(grip, offset, size, buffer, views, cred, past=go_past)
-                if length is not None:
-                    return length
-                left -= not go_past
-                changed = True
+                with self._grip(layout) as grip:
+                    await grip.take(extents, PR)
+                    if not grip.believable:
+                        return None
+                    go_past = not changed and past()
+                    length = await self._read(grip, offset, size, buffer, views, cred, past=go_past)
+                    if length is not None:
+                        return length
+                    left -= not go_past
+                    changed = True
             except GaveWay:
                 continue
-            finally:
-                grip.release()
         return None
 
     async def _read(
@@ -231,20 +229,18 @@ class LockedIo:
         """Past the cache, under the locks: what the OSTs have when everything dirty is written back."""
         extents = _whole(layout, offset, len(buffer))
         while True:
-            grip = self._grip(layout)
             try:
-                await grip.take(extents, PR)
-                held, believable = list(grip.held), grip.believable
-                results(await grip.each([(one, read_past(one, buffer, cred)) for one in held], grip.give_way))
-                believable = believable and grip.believable
-                length = self._length(layout, held, offset, len(buffer), None) if believable else None
-                if length is None:
-                    length = min(max(await self._size_asked(grip) - offset, 0), len(buffer))
-                return length
+                with self._grip(layout) as grip:
+                    await grip.take(extents, PR)
+                    held, believable = list(grip.held), grip.believable
+                    results(await grip.each([(one, read_past(one, buffer, cred)) for one in held], grip.give_way))
+                    believable = believable and grip.believable
+                    length = self._length(layout, held, offset, len(buffer), None) if believable else None
+                    if length is None:
+                        length = min(max(await self._size_asked(grip) - offset, 0), len(buffer))
+                    return length
             except GaveWay:
                 continue
-            finally:
-                grip.release()
 
     def _length(self, layout: Layout, held: list[Held], offset: int, size: int, reach: int | None) -> int | None:
         """How much of [offset, offset + size) is file; None if the sizes of objects must be asked for.
@@ -368,13 +364,10 @@ class LockedIo:
         if known is not None:
             return known.size
         await self.ranges.until_whole(layout, *_SIZE)
-        grip = self._grip(layout)
-        try:
+        with self._grip(layout) as grip:
             await grip.take(_everything(layout), PR)
             if grip.believable and all(one.lock.handle not in one.cached.unsized for one in grip.held):
                 return striping.file_size([one.cached.size for one in grip.held], layout.stripe_size)
-        finally:
-            grip.release()
         return (await self.getattr(layout)).size
 
     # writing ----------------------------------------------------------------------------------------------------
@@ -395,12 +388,9 @@ class LockedIo:
         Errors: ENOSPC, EIO, EFBIG; any part may be written
         """
         async with self.ranges.hold(layout, offset, offset + len(buffer)) as range_lock:
-            grip = self._grip(layout)
-            try:
+            with self._grip(layout) as grip:
                 await grip.take(_whole(layout, offset, len(buffer)), PW)
                 await self._write(grip, range_lock, owner, list(grip.held), buffer, time, cred, through, keep)
-            finally:
-                grip.release()
 
     def write_under(
         self, leaving: Container[ClientLock], layout: Layout, owner: Fid, buffer: memoryview, offset: int, time: int
@@ -422,11 +412,8 @@ class LockedIo:
 
     async def lock_to_write(self, layout: Layout, offset: int, length: int) -> None:
         """Have locks of the range under which it may be written: somebody may do so without telling us (a mapping)."""
-        grip = self._grip(layout)
-        try:
+        with self._grip(layout) as grip:
             await grip.take(_whole(layout, offset, length), PW)
-        finally:
-            grip.release()
 
     async def append(
         self, layout: Layout, owner: Fid, buffer: memoryview, time: int, cred: Cred, *, through: bool = False,
@@ -451,28 +438,26 @@ class LockedIo:
     ) -> int | None:  # fmt: skip
         """None: the file ends before what we hold of it; somebody else has made it shorter."""
         while True:
-            grip = self._grip(layout)
             try:
-                await grip.take(_everything(layout), PW)
-                results(await grip.each([(one, self._have_size(one, cred)) for one in grip.held], grip.give_way))
-                asked = await self._size_asked(grip) if not grip.believable else None
-                if any(one.lock.data is not one.cached for one in grip.held):
-                    continue  # lost meanwhile: others may have written there
-                if any(one.lock.handle in one.cached.unsized for one in grip.held):
-                    continue  # a write from here has failed meanwhile
-                sizes = [one.cached.size for one in grip.held]
-                offset = striping.file_size(sizes, layout.stripe_size) if asked is None else asked
-                if offset < range_lock.start:
-                    return None
-                self.lov.check_range(layout, offset, len(buffer))
-                extents = {extent.stripe: extent for extent in _whole(layout, offset, len(buffer))}
-                parts = [one._replace(extent=extents[s]) for s, one in enumerate(grip.held) if s in extents]
-                await self._write(grip, range_lock, owner, parts, buffer, time, cred, through, keep)
-                return offset
+                with self._grip(layout) as grip:
+                    await grip.take(_everything(layout), PW)
+                    results(await grip.each([(one, self._have_size(one, cred)) for one in grip.held], grip.give_way))
+                    asked = await self._size_asked(grip) if not grip.believable else None
+                    if any(one.lock.data is not one.cached for one in grip.held):
+                        continue  # lost meanwhile: others may have written there
+                    if any(one.lock.handle in one.cached.unsized for one in grip.held):
+                        continue  # a write from here has failed meanwhile
+                    sizes = [one.cached.size for one in grip.held]
+                    offset = striping.file_size(sizes, layout.stripe_size) if asked is None else asked
+                    if offset < range_lock.start:
+                        return None
+                    self.lov.check_range(layout, offset, len(buffer))
+                    extents = {extent.stripe: extent for extent in _whole(layout, offset, len(buffer))}
+                    parts = [one._replace(extent=extents[s]) for s, one in enumerate(grip.held) if s in extents]
+                    await self._write(grip, range_lock, owner, parts, buffer, time, cred, through, keep)
+                    return offset
             except GaveWay:
                 continue
-            finally:
-                grip.release()
 
     async def _have_size(self, one: Held, cred: Cred) -> None:
         """Know the size of an object under a lock on all of it."""
@@ -521,31 +506,28 @@ class LockedIo:
     async def _truncate(self, layout: Layout, owner: Fid, ends: Sequence[int], time: int, cred: Cred) -> None:
         extents = [Extent(stripe, end, OBJECT_EOF + 1 - end, ()) for stripe, end in enumerate(ends)]
         async with self.ranges.hold(layout, 0, _SIZE[1]) as range_lock:
-            grip = self._grip(layout)
-            cuts: dict[int, Cut] = {}  # by stripe: what is cut there and not yet here
+            with self._grip(layout) as grip:
+                cuts: dict[int, Cut] = {}  # by stripe: what is cut there and not yet here
 
-            async def cut_off(one: Held) -> None:
-                stripe = one.extent.stripe
-                one.cached.cred = cred
-                body = ost.Punch(one.cached.obj, one.extent.offset, OBJECT_EOF, owner, stripe, time)
-                cuts[stripe] = await one.data.writeback.through.cut_off(one.cached, one.lock, body, range_lock.tear)
+                async def cut_off(one: Held) -> None:
+                    stripe = one.extent.stripe
+                    one.cached.cred = cred
+                    body = ost.Punch(one.cached.obj, one.extent.offset, OBJECT_EOF, owner, stripe, time)
+                    cuts[stripe] = await one.data.writeback.through.cut_off(one.cached, one.lock, body, range_lock.tear)
 
-            def asked() -> None:
-                for one in list(grip.held):
-                    cut = cuts.pop(one.extent.stripe, None) if one.lock.asked is not None else None
-                    if cut is not None:
-                        one.data.writeback.through.finish(cut)
-                        grip.let_go(one)
+                def asked() -> None:
+                    for one in list(grip.held):
+                        cut = cuts.pop(one.extent.stripe, None) if one.lock.asked is not None else None
+                        if cut is not None:
+                            one.data.writeback.through.finish(cut)
+                            grip.let_go(one)
 
-            try:
                 await grip.take(extents, PW)
                 outcomes = await grip.each([(one, cut_off(one)) for one in grip.held], asked)
                 for one in grip.held:  # in one turn
                     if one.extent.stripe in cuts:
                         one.data.writeback.through.finish(cuts[one.extent.stripe])
                 results(outcomes)
-            finally:
-                grip.release()
 
     async def change(
         self, layout: Layout, start: int, end: int, bodies: Mapping[int, ost.Punch | ost.Fallocate], cred: Cred
@@ -561,12 +543,9 @@ class LockedIo:
             del busy[stripe]
 
         async with self.ranges.hold(layout, start, end) as range_lock:
-            grip = self._grip(layout)
-            try:
+            with self._grip(layout) as grip:
                 await grip.take(extents, PW)
                 results(await grip.each([(one, change(one)) for one in grip.held], lambda: grip.let_go_asked(busy)))
-            finally:
-                grip.release()
 
     async def seek(self, layout: Layout, offset: int, whence: int, cred: Cred) -> list[ost.SeekReply]:
         """What the OST of each object says when everything dirty from `offset` on is written back."""
@@ -581,14 +560,12 @@ class LockedIo:
 
         async with self.ranges.hold(layout, offset, limits.file_bytes_max, alone=False):
             while True:
-                grip = self._grip(layout)
                 try:
-                    await grip.take([Extent(s, start, OBJECT_EOF + 1 - start, ()) for s, start in enumerate(starts)], PR)
-                    return results(await grip.each([(one, ask(one)) for one in grip.held], grip.give_way))
+                    with self._grip(layout) as grip:
+                        await grip.take([Extent(s, start, OBJECT_EOF + 1 - start, ()) for s, start in enumerate(starts)], PR)
+                        return results(await grip.each([(one, ask(one)) for one in grip.held], grip.give_way))
                 except GaveWay:
                     continue
-                finally:
-                    grip.release()
 
     # durability -------------------------------------------------------------------------------------------------
 

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from caching_world import CachingWorld
@@ -23,6 +23,15 @@ pytestmark = pytest.mark.simulated
 RW = os.O_RDWR | os.O_CREAT
 KIB = 1 << 10
 MIB = 1 << 20
+
+_T = TypeVar("_T")
+
+
+async def begun(work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+    """A task that has come as far as it can."""
+    task = asyncio.get_running_loop().create_task(work)
+    await asyncio.sleep(0.1)
+    return task
 
 
 async def opened(world: CachingWorld, flags: int = RW, path: str = "/f", stripes: int = 0) -> File:
@@ -165,8 +174,7 @@ async def test_a_truncation_whose_lock_is_lost_while_it_waits_for_a_write_is_not
         await file.pwrite(b"x" * 100, 0)
         server.replies = asyncio.Event()
         flushing = asyncio.get_running_loop().create_task(file.fsync())
-        cutting = asyncio.get_running_loop().create_task(file.truncate(50))
-        await asyncio.sleep(0.1)
+        cutting = await begun(file.truncate(50))
         server.locks.lose_all()
         server.replies.set()
         with pytest.raises(OpError) as caught:
@@ -187,8 +195,7 @@ async def waiting_truncation(world: CachingWorld) -> AsyncIterator[File]:
     await file.pwrite(b"x" * 128 * KIB, 0)
     late = world.osts[1]
     late.replies = asyncio.Event()
-    cut = asyncio.get_running_loop().create_task(file.truncate(0))
-    await asyncio.sleep(0.1)
+    cut = await begun(file.truncate(0))
     try:
         yield other
     finally:
@@ -326,8 +333,7 @@ async def test_a_read_that_asks_for_the_size_does_not_mix_it_with_what_a_truncat
         file = await opened(world, stripes=2)
         await file.pwrite(b"x" * 100, 0)
         late = await late_glimpse(world, 1, asked=False)
-        reading = asyncio.get_running_loop().create_task(file.pread(200, 0))
-        await asyncio.sleep(0.1)
+        reading = await begun(file.pread(200, 0))
         await file.truncate(5)
         await world.osts[1].locks.revoke()
         late.set()
@@ -342,8 +348,7 @@ async def test_a_size_is_not_put_together_from_before_and_after_a_truncation() -
         await file.fsync()
         await world.osts[1].locks.revoke()
         late = await late_glimpse(world, 1, asked=True)
-        asking = asyncio.get_running_loop().create_task(file.fstat())
-        await asyncio.sleep(0.1)
+        asking = await begun(file.fstat())
         await file.truncate(5)
         late.set()
         assert (await asking).size in (64 * KIB + 100, 5)
@@ -366,11 +371,9 @@ async def test_what_is_changed_past_the_cache_is_no_hole_for_who_is_reading(what
             world.data(1).shared.pages.shrink()
             await file.pread(64 * KIB, 0)
             world.osts[0].replies, world.osts[1].read_replies = asyncio.Event(), asyncio.Event()
-            reading = asyncio.get_running_loop().create_task(file.pread(128 * KIB, 0))
-            await asyncio.sleep(0.1)
+            reading = await begun(file.pread(128 * KIB, 0))
             work = other.fallocate(0, 0, 4096) if what == "fallocate" else other.pwrite(b"y" * 4096, 0)
-            changing = asyncio.get_running_loop().create_task(work)
-            await asyncio.sleep(0.1)
+            changing = await begun(work)
             first, second = (world.osts[0].replies, world.osts[1].read_replies)[:: 1 if done == "before" else -1]
             first.set()
             await asyncio.sleep(0.1)
@@ -392,10 +395,8 @@ async def test_a_direct_read_of_a_file_that_grows_meanwhile_finds_no_zeros(what:
         flags = {"direct": os.O_DIRECT, "sync": os.O_SYNC}.get(what, 0)
         async with await opened(world, os.O_RDONLY | os.O_DIRECT) as direct, await opened(world, os.O_RDWR | flags) as other:
             world.osts[0].read_replies = asyncio.Event()
-            reading = asyncio.get_running_loop().create_task(direct.pread(4096, 0))
-            await asyncio.sleep(0.1)
-            writing = asyncio.get_running_loop().create_task(other.pwrite(b"y" * 100, 100))
-            await asyncio.sleep(0.1)
+            reading = await begun(direct.pread(4096, 0))
+            writing = await begun(other.pwrite(b"y" * 100, 100))
             world.osts[0].read_replies.set()
             assert await reading in (b"x" * 100, b"x" * 100 + b"y" * 100)
             await writing
@@ -410,10 +411,8 @@ async def test_a_direct_read_finds_a_file_as_it_was_before_a_truncation_or_after
         await file.fsync()
         async with await opened(world, os.O_RDONLY | os.O_DIRECT) as direct:
             world.osts[1].reads, world.osts[0].replies = asyncio.Event(), asyncio.Event()
-            reading = asyncio.get_running_loop().create_task(direct.pread(128 * KIB, 0))
-            await asyncio.sleep(0.1)
-            cutting = asyncio.get_running_loop().create_task(file.truncate(10))
-            await asyncio.sleep(0.1)
+            reading = await begun(direct.pread(128 * KIB, 0))
+            cutting = await begun(file.truncate(10))
             world.osts[1].reads.set()
             await asyncio.sleep(0.1)
             world.osts[0].replies.set()
@@ -431,10 +430,8 @@ async def test_a_direct_read_of_two_objects_that_grow_meanwhile_finds_no_zeros()
         await file.truncate(100)  # with the locks of both
         async with await opened(world, os.O_RDONLY | os.O_DIRECT) as direct:
             world.osts[0].read_replies, world.osts[1].reads = asyncio.Event(), asyncio.Event()
-            reading = asyncio.get_running_loop().create_task(direct.pread(128 * KIB, 0))
-            await asyncio.sleep(0.1)
-            writing = asyncio.get_running_loop().create_task(file.pwrite(b"y" * 128 * KIB, 100))
-            await asyncio.sleep(0.1)
+            reading = await begun(direct.pread(128 * KIB, 0))
+            writing = await begun(file.pwrite(b"y" * 128 * KIB, 100))
             await file.fsync()
             world.osts[1].reads.set()
             world.osts[0].read_replies.set()
@@ -450,10 +447,8 @@ async def test_a_direct_read_finds_no_zeros_where_a_file_grows_while_its_dirty_d
         await file.pwrite(b"x" * 100, 0)
         async with await opened(world, os.O_RDONLY | os.O_DIRECT) as direct:
             world.osts[0].replies = asyncio.Event()
-            reading = asyncio.get_running_loop().create_task(direct.pread(4096, 0))
-            await asyncio.sleep(0.1)
-            writing = asyncio.get_running_loop().create_task(file.pwrite(b"y" * 100, 100))
-            await asyncio.sleep(0.1)
+            reading = await begun(direct.pread(4096, 0))
+            writing = await begun(file.pwrite(b"y" * 100, 100))
             world.osts[0].replies.set()
             assert await reading in (b"x" * 100, b"x" * 100 + b"y" * 100)
             await writing
@@ -467,10 +462,8 @@ async def test_a_direct_read_does_not_take_a_part_of_what_is_written_for_the_end
         await file.pwrite(b"x" * 100, 0)
         async with await opened(world, os.O_RDONLY | os.O_DIRECT) as direct:
             world.osts[0].reads = asyncio.Event()
-            reading = asyncio.get_running_loop().create_task(direct.pread(2 * MIB, 0))
-            await asyncio.sleep(0.1)
-            writing = asyncio.get_running_loop().create_task(file.pwrite(b"y" * MIB, 100))
-            await asyncio.sleep(0.1)
+            reading = await begun(direct.pread(2 * MIB, 0))
+            writing = await begun(file.pwrite(b"y" * MIB, 100))
             await world.data().writeback.flush(next(iter(world.data().objects.values())), 0, 4096)
             world.osts[0].reads.set()
             assert len(await reading) in (100, MIB + 100)
@@ -486,10 +479,8 @@ async def test_an_append_that_waits_for_who_writes_the_end_anew_comes_behind_him
         await file.pwrite(b"x" * 4096, 0)
         async with await opened(world, os.O_RDWR | os.O_SYNC) as sync:
             world.osts[0].replies = asyncio.Event()
-            writing = asyncio.get_running_loop().create_task(sync.pwrite(b"y" * 8192, 0))
-            await asyncio.sleep(0.1)
-            appending = asyncio.get_running_loop().create_task(file.append(b"z" * 100))
-            await asyncio.sleep(0.1)
+            writing = await begun(sync.pwrite(b"y" * 8192, 0))
+            appending = await begun(file.append(b"z" * 100))
             world.osts[0].replies.set()
             await writing
             where = await appending
@@ -503,10 +494,8 @@ async def test_an_append_that_waits_for_room_does_not_overwrite_what_comes_behin
         file = await opened(world)
         await file.pwrite(b"x" * 4096, 0)
         world.osts[0].replies = asyncio.Event()
-        appending = asyncio.get_running_loop().create_task(file.append(b"z" * 8192))
-        await asyncio.sleep(0.1)
-        writing = asyncio.get_running_loop().create_task(file.pwrite(b"y" * 4096, 4096))
-        await asyncio.sleep(0.1)
+        appending = await begun(file.append(b"z" * 8192))
+        writing = await begun(file.pwrite(b"y" * 4096, 4096))
         world.osts[0].replies.set()
         where = await appending
         await writing
@@ -548,8 +537,7 @@ async def test_an_append_that_waits_for_its_turn_comes_behind_who_had_his_before
             works = [file.punch(10, 1000), other.pwrite(b"y" * 200, 50), other.append(b"z" * 10)]
             tasks = []
             for work in works:
-                tasks.append(asyncio.get_running_loop().create_task(work))  # type: ignore[arg-type]
-                await asyncio.sleep(0.1)
+                tasks.append(await begun(work))  # type: ignore[arg-type]
             world.osts[0].replies.set()
             _, _, where = await asyncio.gather(*tasks)
             assert (where, await file.pread(MIB, 0)) == (250, b"x" * 10 + bytes(40) + b"y" * 200 + b"z" * 10)
@@ -565,12 +553,10 @@ async def test_nobody_sees_half_of_a_write_to_two_objects_that_waits_for_room() 
         world.data(1).writeback.grant.available = world.osts[1].gives = 0
         world.osts[1].replies = asyncio.Event()
         loop = asyncio.get_running_loop()
-        writing = loop.create_task(file.pwrite(b"y" * 128 * KIB, 0))
-        await asyncio.sleep(0.1)
+        writing = await begun(file.pwrite(b"y" * 128 * KIB, 0))
         reading = loop.create_task(file.pread(128 * KIB, 0))
         little = loop.create_task(file.pread(5, 10))
-        other = loop.create_task(file.pwrite(b"z" * 10, 5))
-        await asyncio.sleep(0.1)
+        other = await begun(file.pwrite(b"z" * 10, 5))
         assert not writing.done() and not reading.done() and not little.done() and not other.done()
         world.osts[1].replies.set()
         await writing
@@ -597,8 +583,7 @@ async def test_who_waits_holds_up_nobody_who_need_not_wait_for_him() -> None:
         await file.pwrite(b"d" * 100, 5000)  # on its way, so that there will be room
         loop = asyncio.get_running_loop()
         appending = loop.create_task(file.append(b"z" * MIB))
-        reading = loop.create_task(file.pread(64 * KIB, 0))
-        await asyncio.sleep(0.1)
+        reading = await begun(file.pread(64 * KIB, 0))
         assert not appending.done() and not reading.done()
         assert await file.pread(MIB, 64 * KIB) == b"x" * 64 * KIB
         await file.pwrite(b"y" * 100, 1000)
@@ -622,8 +607,7 @@ async def test_a_write_of_two_objects_that_has_to_wait_for_room_and_has_not_begu
         world.data().shared.full = lambda cost: cost > 0  # type: ignore[method-assign]
         for server in world.osts:
             server.replies = asyncio.Event()
-        writing = asyncio.get_running_loop().create_task(file.pwrite(b"y" * 128 * KIB, 0))
-        await asyncio.sleep(0.1)
+        writing = await begun(file.pwrite(b"y" * 128 * KIB, 0))
         assert not writing.done()
         async with asyncio.timeout(1):
             assert await file.pread(128 * KIB, 0) == b"x" * 128 * KIB
@@ -633,8 +617,7 @@ async def test_a_write_of_two_objects_that_has_to_wait_for_room_and_has_not_begu
         assert world.osts[0].replies is not None
         world.osts[0].replies.set()
         await asyncio.sleep(writeback.node.tunables.lock_callback_s)
-        reading = asyncio.get_running_loop().create_task(file.pread(128 * KIB, 0))
-        await asyncio.sleep(0.1)
+        reading = await begun(file.pread(128 * KIB, 0))
         assert not writing.done() and not reading.done(), "half of it is there"
         del writeback.accept  # type: ignore[misc]
         for server in world.osts:
@@ -656,8 +639,7 @@ async def test_a_change_that_waits_for_what_is_being_written_back_holds_up_no_re
         for server in world.osts:
             server.replies = asyncio.Event()
         loop = asyncio.get_running_loop()
-        syncing = loop.create_task(file.fsync())
-        await asyncio.sleep(0.1)
+        syncing = await begun(file.fsync())
         work = {"truncate": file.truncate(100), "punch": file.punch(0, 256 * KIB), "sync": through.pwrite(b"y" * 128 * KIB, 0)}
         changing = loop.create_task(work.pop(how))
         for coro in work.values():
@@ -690,11 +672,8 @@ async def test_a_read_that_waits_for_the_ost_is_not_overtaken_by_half_a_write() 
         await file.pwrite(b"d" * 100, 200 * KIB)  # on its way to the second OST, so that there will be room
         world.osts[1].replies, world.osts[1].read_replies = asyncio.Event(), asyncio.Event()
         data.writeback.grant.available = 0
-        loop = asyncio.get_running_loop()
-        reading = loop.create_task(file.pread(128 * KIB, 0))
-        await asyncio.sleep(0.1)
-        writing = loop.create_task(file.pwrite(b"y" * 128 * KIB, 0))
-        await asyncio.sleep(0.1)
+        reading = await begun(file.pread(128 * KIB, 0))
+        writing = await begun(file.pwrite(b"y" * 128 * KIB, 0))
         world.osts[1].read_replies.set()
         await asyncio.sleep(0.1)
         assert not reading.done() and not writing.done()
@@ -718,11 +697,8 @@ async def test_a_seek_looks_at_no_file_in_the_middle_of_a_change() -> None:
             await travel(body)
 
         world.osts[0]._travel = slowly  # type: ignore[method-assign]
-        loop = asyncio.get_running_loop()
-        seeking = loop.create_task(file.find(0, os.SEEK_DATA))
-        await asyncio.sleep(0.1)
-        punching = loop.create_task(file.punch(0, 128 * KIB))
-        await asyncio.sleep(0.1)
+        seeking = await begun(file.find(0, os.SEEK_DATA))
+        punching = await begun(file.punch(0, 128 * KIB))
         late.set()
         assert await seeking == 0
         await punching
@@ -738,11 +714,8 @@ async def test_a_read_to_the_end_knows_what_others_may_know_of_a_file_that_is_ma
         await file.pwrite(b"x" * 100, 0)
         await file.fsync()
         world.osts[0].replies = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        growing = loop.create_task(file.truncate(200))
-        await asyncio.sleep(0.1)
-        reading = loop.create_task(file.pread(-1, 0))
-        await asyncio.sleep(0.1)
+        growing = await begun(file.truncate(200))
+        reading = await begun(file.pread(-1, 0))
         world.osts[0].replies.set()
         assert await reading == b"x" * 100 + bytes(100)
         await growing
@@ -755,8 +728,7 @@ async def test_what_is_written_through_a_mapping_while_the_file_is_cut_waits_for
         await file.pwrite(b"x" * 100, 0)
         await file.fsync()
         world.osts[0].replies = asyncio.Event()
-        cutting = asyncio.get_running_loop().create_task(file.truncate(50))
-        await asyncio.sleep(0.1)
+        cutting = await begun(file.truncate(50))
         (cached,) = world.data().objects.values()
         leaving = set(cached.locks.values())
         assert not file.write_mapped(memoryview(b"y" * 10), 0, leaving)
